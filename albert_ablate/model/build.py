@@ -1,0 +1,41 @@
+"""From a configuration to a model."""
+
+from collections.abc import Mapping
+
+import torch
+from hydra.utils import instantiate
+
+from albert_ablate.config import check
+from albert_ablate.model.decoder import Decoder, Parts
+from albert_ablate.model.dropout import Clock
+
+
+def build(node: Mapping, *args):
+    """The component a node describes; lists and dictionaries in it stay plain. A `_partial_` is called with `args`."""
+    made = instantiate(dict(node), _convert_="all")
+    return made(*args) if node.get("_partial_") else made
+
+
+def assemble(cfg: Mapping) -> Decoder:
+    """The model of a checked configuration on the meta device: shapes without values."""
+    with torch.device("meta"):
+        parts = Parts(
+            vocabulary=build(cfg["tokenizer"]).vocabulary,
+            norm=instantiate(cfg["norm_type"]),
+            placement=instantiate(cfg["norm"]),
+            attention=instantiate(cfg["attention"]),
+            dropout=build(cfg["dropout"]),
+            clock=Clock(cfg["seed"]),
+        )
+        return build(cfg["model"], parts)
+
+
+def build_model(cfg: Mapping, device: torch.device | str = "cpu") -> Decoder:
+    """The model of a configuration with its initial weights: `model(tokens)` gives logits, (B, T) -> (B, T, V).
+
+    Raises ConfigError with one sentence where the configuration is not allowed.
+    """
+    cfg = check(cfg)
+    model = assemble(cfg)
+    model.initial_draws = model.fill(cfg["seed"], device)
+    return model

@@ -1,0 +1,209 @@
+"""A decoder-only transformer for ablation. B batch, T tokens, D width, V vocabulary.
+
+The trunk knows nothing of a particular placement, norm or dropout: it builds them from factories and asks them.
+Parameters are made on the meta device and filled by name, so that none keeps an unseeded default.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from albert_ablate.config import Count
+from albert_ablate.model.dropout import Clock, Dropout, NoDropout, Uniform
+from albert_ablate.model.placements import Placement, Site
+from albert_ablate.streams import digest, stream_seed
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+    "silu": F.silu,
+}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a decoder is assembled from: factories for norm, placement and attention, the dropout schedule, the clock."""
+
+    vocabulary: int
+    norm: Callable[[int], nn.Module]
+    placement: Callable[[Site], Placement]
+    attention: Callable[..., nn.Module]
+    dropout: NoDropout | Uniform
+    clock: Clock
+
+    def dropout_site(self, kind: str, name: str, rate: float) -> Dropout:
+        """The dropout named `name`, of rate 0 where the schedule leaves out sites of this kind."""
+        return Dropout(rate if kind in self.dropout.sites else 0.0, name, self.clock)
+
+
+class MLP(nn.Module):
+    """W_down a(W_up x)."""
+
+    roles = {"up": ("up",), "down": ("down",)}
+
+    def __init__(self, width: int, hidden: int, activation: str, bias: bool):
+        super().__init__()
+        self.up = nn.Linear(width, hidden, bias=bias)
+        self.down = nn.Linear(hidden, width, bias=bias)
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor, dropout: Dropout) -> Tensor:
+        return self.down(dropout(self.activation(self.up(x))))
+
+
+class Block(nn.Module):
+    """Attention and MLP, each joined to the residual stream by its placement."""
+
+    def __init__(self, parts: Parts, attention: nn.Module, mlp: nn.Module, width: int, layer: int, layers: int):
+        super().__init__()
+        self.attention, self.mlp = attention, mlp
+        norm = partial(parts.norm, width)
+        self.around_attention = parts.placement(Site(norm, layer, layers, "attention"))
+        self.around_mlp = parts.placement(Site(norm, layer, layers, "mlp", sibling=self.around_attention))
+        self.rate = parts.dropout.rate(layer / (layers - 1) if layers > 1 else 0.5)
+        site = partial(parts.dropout_site, rate=self.rate)
+        self.drop_weights = site("attention", f"blocks.{layer}.attention.weights")
+        self.drop_hidden = site("hidden", f"blocks.{layer}.mlp.hidden")
+        self.drop_attention = site("residual", f"blocks.{layer}.attention.residual")
+        self.drop_mlp = site("residual", f"blocks.{layer}.mlp.residual")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.around_attention(x, lambda h: self.drop_attention(self.attention(h, self.drop_weights)))
+        return self.around_mlp(x, lambda h: self.drop_mlp(self.mlp(h, self.drop_hidden)))
+
+    def matrices(self) -> Iterator[tuple[str, nn.Linear, list[float]]]:
+        """(name, matrix, gains): the gains are those of the roles its rows play, in equal parts."""
+        for part, around in (("attention", self.around_attention), ("mlp", self.around_mlp)):
+            module = getattr(self, part)
+            for leaf, roles in module.roles.items():
+                yield f"{part}.{leaf}", getattr(module, leaf), [around.gain(role) for role in roles]
+
+
+class Decoder(nn.Module):
+    """Token embedding, blocks, head; `model(tokens)` gives logits, (B, T) integers -> (B, T, V).
+
+    hidden: width of the MLP, 4 * width where null. tied: the head is the embedding, which then has standard deviation
+    1/sqrt(D) and is scaled by sqrt(D) on entry (Vaswani et al. 2017, 1706.03762, section 3.4). shared: all blocks use
+    the first one's parameters (ALBERT: Lan et al. 2019, 1909.11942). bias: in the matrices of the blocks.
+
+    Initial draws are normal, of unit variance, one stream per parameter name, times: Xavier's sqrt(2 / (in + out)) and
+    the placement's gain for block matrices, Xavier for the head, 1 for the embedding, 0.5 for learned positions.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        /,
+        layers: Count,
+        width: Count,
+        heads: Count,
+        context: Count,
+        hidden: Count | None = None,
+        activation: Literal["gelu", "gelu_tanh", "relu", "relu2", "silu"] = "gelu",
+        tied: bool = False,
+        shared: bool = False,
+        bias: bool = False,
+    ):
+        super().__init__()
+        self.width, self.context, self.tied, self.clock = width, context, tied, parts.clock
+        self.embedding = nn.Embedding(parts.vocabulary, width)
+        self.blocks = nn.ModuleList(
+            Block(
+                parts,
+                parts.attention(width, heads, context, bias),
+                MLP(width, hidden or 4 * width, activation, bias),
+                width,
+                layer,
+                layers,
+            )
+            for layer in range(layers)
+        )
+        positions = getattr(self.blocks[0].attention, "positions", None)
+        self.positions = nn.Embedding(context, width) if positions == "learned" else None
+        self.drop_embedding = parts.dropout_site("embedding", "embedding", parts.dropout.mean)
+        placement = self.blocks[0].around_attention
+        self.embedding_norm = parts.norm(width) if placement.embedding_norm else nn.Identity()
+        self.final_norm = parts.norm(width) if self.blocks[-1].around_mlp.final_norm else nn.Identity()
+        self.head = nn.Linear(width, parts.vocabulary, bias=False)
+        if tied:
+            self.head.weight = self.embedding.weight
+        if shared:
+            for block in self.blocks[1:]:
+                for name, parameter in self.blocks[0].named_parameters(remove_duplicate=False):
+                    _set_parameter(block, name, parameter)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        if self.tied:
+            x = x * self.width**0.5
+        if self.positions is not None:
+            x = x + self.positions.weight[: tokens.shape[1]]
+        x = self.drop_embedding(self.embedding_norm(x))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.final_norm(x))
+
+    def initial_scales(self) -> dict[str, list[float]]:
+        """Standard deviation of each drawn parameter, by name; several where its rows play several roles."""
+        scales = {"embedding.weight": [self.width**-0.5 if self.tied else 1.0]}
+        if self.positions is not None:
+            scales["positions.weight"] = [0.5]
+        if not self.tied:
+            scales["head.weight"] = [xavier(*self.head.weight.shape)]
+        for layer, block in enumerate(self.blocks):
+            for name, matrix, gains in block.matrices():
+                rows, columns = matrix.weight.shape
+                std = xavier(rows // len(gains), columns)
+                scales[f"blocks.{layer}.{name}.weight"] = [std * gain for gain in gains]
+        return scales
+
+    @torch.no_grad()
+    def fill(self, seed: int, device: torch.device | str = "cpu") -> dict[str, str]:
+        """Move from the meta device and fill every parameter by name; gives the hash of each initial draw."""
+        names: dict[nn.Parameter, list[str]] = {}
+        for name, parameter in self.named_parameters(remove_duplicate=False):
+            names.setdefault(parameter, []).append(name)
+        self.to_empty(device=device)
+        for first, *others in names.values():  # to_empty forgets which parameters are one
+            for name in others:
+                _set_parameter(self, name, self.get_parameter(first))
+        for parameter in self.parameters():
+            parameter.fill_(torch.nan)
+        for module in self.modules():
+            own = list(module.parameters(recurse=False))
+            if own and all(p.ndim < 2 for p in own) and hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+        draws, scales = {}, self.initial_scales()
+        for name, parameter in self.named_parameters():
+            if name in scales:
+                draw = initial_draw(seed, name, parameter.shape)
+                draws[name] = digest(draw.numpy().tobytes())
+                scale = torch.tensor(scales[name]).repeat_interleave(len(draw) // len(scales[name]))
+                parameter.copy_(draw * scale[:, None])
+            elif name.endswith(".bias") and parameter.isnan().all():
+                parameter.zero_()
+            assert not parameter.isnan().any(), f"{name} was left unfilled"
+        return draws
+
+
+def initial_draw(seed: int, name: str, shape: torch.Size) -> Tensor:
+    """Standard normal draws of stream `init/<name>`, always made on the CPU, so that devices agree."""
+    generator = torch.Generator().manual_seed(stream_seed(seed, "init", name))
+    return torch.randn(shape, generator=generator)
+
+
+def xavier(rows: int, columns: int) -> float:
+    """Glorot's normal standard deviation sqrt(2 / (fan in + fan out)) (Glorot and Bengio 2010)."""
+    return (2 / (rows + columns)) ** 0.5
+
+
+def _set_parameter(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    path, _, leaf = name.rpartition(".")
+    module.get_submodule(path).register_parameter(leaf, parameter)

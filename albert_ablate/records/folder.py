@@ -1,0 +1,94 @@
+"""One run's folder: its record, its lock, where its files lie."""
+
+import fcntl
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from albert_ablate.config import ConfigError
+from albert_ablate.records.atomic import replace_file
+
+DONE = ("finished", "diverged")  # outcomes: never redone. running, stopped and failed go on
+
+
+class Busy(ConfigError):
+    """Another process is training this run."""
+
+
+_held: set[str] = set()  # POSIX locks do not exclude the process that holds them
+
+
+class RunFolder:
+    """runs/<setting>/seed<N>/."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+
+    def record(self) -> dict[str, Any] | None:
+        """The record, None where there is none."""
+        try:
+            return json.loads((self.path / "record.json").read_text())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"{self.path / 'record.json'} cannot be read ({error}); remove the folder to train it again."
+            ) from None
+
+    def write(self, record: Mapping) -> None:
+        """Replace the record. Non-finite numbers become null: JSON has no word for them."""
+        replace_file(self.path / "record.json", (json.dumps(plain(record), indent=1) + "\n").encode())
+
+    def create(self) -> None:
+        """Make the folders, or one sentence why they cannot be."""
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            probe = self.path / ".write"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise ConfigError(
+                f"paths.runs={self.path.parent.parent} cannot be written to: {error.strerror or error}."
+            ) from None
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for this process: an fcntl lock, which the kernel frees when the process dies.
+
+        Raises Busy where another process, or another thread of this one, holds it.
+        """
+        key = str(self.path.resolve())
+        fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            try:
+                if key in _held:
+                    raise BlockingIOError
+                fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                owner = os.pread(fd, 100, 0).decode(errors="replace").strip() or "another process"
+                raise Busy(f"This run is being trained by {owner}: {self.path}.") from None
+            _held.add(key)
+            try:
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+                yield
+            finally:
+                _held.discard(key)
+        finally:
+            os.close(fd)
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

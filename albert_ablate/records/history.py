@@ -1,0 +1,109 @@
+"""Append-only, crash-safe columnar histories (Arrow).
+
+While a run goes on, a history is an Arrow IPC stream `<name>.arrows` that only grows; what counts is its committed
+length, kept beside it, since a torn or zero-filled tail can look like data. When the run is done it is rewritten into
+one Arrow IPC file `<name>.arrow`.
+"""
+
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.ipc
+
+from albert_ablate.records.atomic import replace_file
+
+_AXES = [("step", pa.int64()), ("tokens", pa.int64()), ("seconds", pa.float64()), ("flops", pa.float64())]
+_SPLIT = [("split", pa.string()), ("loss", pa.float64()), ("bits_per_byte", pa.float64())]
+SCHEMAS = {
+    # a row per optimizer step; loss of the training batch, gradient norm before clipping, share clipped
+    "steps": pa.schema(
+        [*_AXES, *((name, pa.float64()) for name in ("loss", "lr", "grad_norm", "clipped"))],
+    ),
+    # a row per evaluation and split, in evaluation mode; data_order: chained hash of the batches so far
+    "evals": pa.schema(
+        [*_AXES, *_SPLIT, ("perplexity", pa.float64()), ("accuracy", pa.float64()), ("data_order", pa.string())],
+    ),
+    # a row per logged step and block
+    "layers": pa.schema(
+        [*_AXES, ("layer", pa.int32()), *((n, pa.float64()) for n in ("grad_norm", "weight_norm", "dropout"))],
+    ),
+}
+BATCH_ROWS = 200
+
+
+class History:
+    """The growing history `name` in `folder`: `append` rows, `commit` them to disk."""
+
+    def __init__(self, folder: Path, name: str):
+        self.path, self.schema = folder / f"{name}.arrows", SCHEMAS[name]
+        self.pending: list[Mapping] = []
+        self._file: io.FileIO | None = None
+
+    def cut(self, length: int) -> None:
+        """Open the history at its committed length: what lies behind it was never committed."""
+        self.close()
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
+        self._file = io.FileIO(fd, "r+", closefd=True)
+        if length > self._file.seek(0, os.SEEK_END):
+            raise OSError(f"{self.path} is shorter than what was committed; remove the run folder to start again")
+        self._file.truncate(length)
+        self._file.seek(length)
+        if length == 0:
+            self._write(self.schema.serialize())
+
+    def table(self) -> pa.Table:
+        """The committed rows."""
+        assert self._file is not None
+        return read_stream(self.path, self._file.tell())
+
+    def append(self, **row) -> None:
+        self.pending.append(row)
+
+    def commit(self) -> int:
+        """Write and fsync what is pending; gives the committed length in bytes."""
+        assert self._file is not None
+        for start in range(0, len(self.pending), BATCH_ROWS):
+            rows = self.pending[start : start + BATCH_ROWS]
+            columns = [pa.array([row.get(f.name) for row in rows], f.type) for f in self.schema]
+            self._write(pa.record_batch(columns, schema=self.schema).serialize())
+        self.pending = []
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def _write(self, buffer: pa.Buffer) -> None:
+        assert self._file is not None
+        view = memoryview(buffer)
+        while view:
+            view = view[self._file.write(view) :]
+
+    def finish(self) -> None:
+        """Rewrite the committed rows into one batch of a finished Arrow file beside the stream."""
+        table = read_stream(self.path, self.commit()).combine_chunks()
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, self.schema) as writer:
+            writer.write_table(table)
+        replace_file(self.path.with_suffix(".arrow"), sink.getvalue().to_pybytes())
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def read_stream(path: Path, length: int) -> pa.Table:
+    """The rows in the first `length` bytes of a growing history."""
+    with path.open("rb") as file:
+        return pa.ipc.open_stream(pa.py_buffer(file.read(length))).read_all()
+
+
+def read_history(folder: Path, name: str, lengths: Mapping[str, int] | None) -> pa.Table:
+    """The history `name` of a run folder; `lengths` are those committed in its record, None once it is done."""
+    if lengths is None:
+        with pa.memory_map(str(folder / f"{name}.arrow")) as source:
+            return pa.ipc.open_file(source).read_all()
+    if not lengths.get(name):
+        return SCHEMAS[name].empty_table()
+    return read_stream(folder / f"{name}.arrows", lengths[name])

@@ -1,0 +1,24 @@
+"""Checkpoints that are whole or absent, and that hold nothing but tensors and plain values."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+from albert_ablate.records.atomic import replace_file
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Temporary file beside the checkpoint, fsync, rename; loaded without unpickling anything."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        replace_file(Path(path), lambda file: torch.save(checkpoint, file))
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
+        return load_checkpoint(Path(path))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's contents on the CPU; refuses anything that would have to be unpickled."""
+    return torch.load(path, map_location="cpu", weights_only=True)

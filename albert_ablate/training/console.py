@@ -1,0 +1,96 @@
+"""What a person sees of a run: the banner before it, a bar during it, a table after it."""
+
+import sys
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+
+def count(n: float) -> str:
+    """1_234_567 -> 1.23 M."""
+    for size, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(n) >= size:
+            return f"{n / size:.3g} {unit}"
+    return f"{n:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """3723 -> 1 h 2 min; 75 -> 1 min 15 s."""
+    s = round(seconds)
+    if s >= 3600:
+        return f"{s // 3600} h {s % 3600 // 60} min"
+    return f"{s // 60} min {s % 60} s" if s >= 60 else f"{s} s"
+
+
+def banner(record: Mapping, estimate: float | None) -> str:
+    """What is trained, in a few lines."""
+    model, data, budget = record["model"], record["data"], record["budget"]
+    lines = [
+        f"{record['label']}, seed {record['seed']}",
+        f"  model   {count(model['parameters'])} parameters, {model['layers']} layers, width {model['width']}",
+        f"  data    {data['name']}, {count(data['train_tokens'])} training tokens, {budget['passes']:.2g} passes",
+        f"  budget  {count(budget['tokens'])} tokens in {budget['steps']} steps, {count(budget['flops'])}FLOP"
+        + (f", about {duration(estimate)}" if estimate else ""),
+    ]
+    if record.get("resumed_at"):
+        lines.append(f"  goes on from step {record['resumed_at']}")
+    return "\n".join(lines)
+
+
+ROWS = [
+    ("status", "status", "{}"),
+    ("train loss", "train_loss", "{:.4f} nats/token"),
+    ("validation loss", "val_loss", "{:.4f} nats/token"),
+    ("bits per byte", "val_bits_per_byte", "{:.4f}"),
+    ("gap", "gap", "{:+.4f} nats/token"),
+    ("test loss at best", "test_loss", "{:.4f} nats/token"),
+    ("gradient norm", "grad_norm", "{:.3g}"),
+    ("tokens/s", "tokens_per_second", "{:,.0f}"),
+    ("seconds", "seconds", "{:.1f}"),
+]
+
+
+def show_result(record: Mapping) -> None:
+    """The small table at the end, from the record."""
+    status = record["status"]
+    if kind := record["summary"].get("divergence"):
+        status += f" ({kind})"
+    values = {**record["summary"], **record["cost"], "status": status}
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for title, key, form in ROWS:
+        value = values.get(key)
+        table.add_row(title, form.format(value) if value is not None else "not finite" if "loss" in key else "-")
+    Console(file=sys.stdout, highlight=False).print(table)
+
+
+class Progress:
+    """A bar over the run's tokens with loss and tokens/s, on stderr; rarely redrawn where nobody watches."""
+
+    def __init__(self, steps: int, tokens_per_step: int, shown: bool = True):
+        self.steps, self.tokens_per_step, self.shown = steps, tokens_per_step, shown
+        self.bar: tqdm | None = None
+
+    def start(self, step: int) -> None:
+        watched = sys.stderr.isatty()
+        self.bar = tqdm(
+            total=self.steps * self.tokens_per_step,
+            initial=step * self.tokens_per_step,
+            unit="tok",
+            unit_scale=True,
+            mininterval=0.2 if watched else 10.0,
+            disable=not self.shown,
+            dynamic_ncols=watched,
+            file=sys.stderr,
+        )
+
+    def update(self, step: int, loss: float) -> None:
+        assert self.bar is not None
+        self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+        self.bar.update(self.tokens_per_step)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None

@@ -1,0 +1,60 @@
+"""Loss and its kin on a fixed sample of each split, in evaluation mode."""
+
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.text import Perplexity
+
+from albert_ablate.data.packed import Packed, held_out_sample, take_blocks
+
+BATCH_TOKENS = 4096  # a constant, so that results depend on nothing but weights and text
+
+
+class Evaluator:
+    """Evaluates a model on the same blocks of every split each time."""
+
+    def __init__(self, packed: Packed, context: int, tokens: int):
+        self.packed, self.context = packed, context
+        self.sample = {
+            split: held_out_sample(getattr(packed, split), context, tokens, split)
+            for split in ("train", "validation", "test")
+        }
+
+    def batches(self, split: str) -> Iterator[np.ndarray]:
+        per = max(1, BATCH_TOKENS // self.context)
+        for start in range(0, len(self.sample[split]), per):
+            yield take_blocks(getattr(self.packed, split), self.sample[split][start : start + per], self.context)
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, split: str, precision: AbstractContextManager) -> dict[str, float]:
+        """loss: nats per token. bits_per_byte: loss / ln 2 / bytes per token. accuracy: share of tokens ranked first."""
+        device = next(model.parameters()).device
+        loss, perplexity = MeanMetric().to(device), Perplexity().to(device)
+        accuracy = MulticlassAccuracy(self.packed.vocabulary, average="micro").to(device)
+        training = model.training
+        model.eval()
+        with precision:
+            for rows in self.batches(split):
+                tokens = torch.from_numpy(rows).to(device)
+                logits, targets = model(tokens[:, :-1]).float(), tokens[:, 1:]
+                if not logits.isfinite().all():
+                    model.train(training)
+                    return {"loss": math.nan, "bits_per_byte": math.nan, "perplexity": math.nan, "accuracy": math.nan}
+                loss.update(F.cross_entropy(logits.flatten(0, 1), targets.flatten()), targets.numel())
+                perplexity.update(logits, targets)
+                accuracy.update(logits.argmax(-1).flatten(), targets.flatten())
+        model.train(training)
+        nats = loss.compute().item()
+        return {
+            "loss": nats,
+            "bits_per_byte": nats / math.log(2) / self.packed.bytes_per_token,
+            "perplexity": perplexity.compute().item(),
+            "accuracy": accuracy.compute().item(),
+        }

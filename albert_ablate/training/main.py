@@ -1,0 +1,102 @@
+"""The command `run.py`: Hydra composes, `run` trains or finds, a table is shown, the exit code tells what happened."""
+
+import os
+import signal
+import sys
+import traceback
+from typing import Any
+
+from albert_ablate.config import ConfigError, as_config_error, conf_folder, options, with_choices
+
+HELP = """Train one arm of an ablation, or find it if it is already trained.
+
+  python run.py norm=pre_ln dropout=depth_decay          one arm
+  python run.py -m norm=pre_ln,post_ln seed=0,1,2        a grid of arms and seeds
+  python run.py model=deep_96 budget.tokens=1_000_000 data=text_files data.path=my.txt
+
+Choose one option in each group (the default stands first):
+
+{groups}
+
+Any number can be set by its key: seed=1 budget.tokens=1e6 model.layers=12 dropout.mean=0.2 optimizer.lr=3e-4
+schedule.warmup=0.1 data.batch=32 data.train_size=200_000 evaluation.every=50_000 trainer.threads=1 paths.runs=DIR
+force=true (train a finished run again and compare) debug=true (tracebacks)
+`python run.py --cfg job` shows the whole configuration; --hydra-help is Hydra's own help.
+"""
+
+
+def help_text() -> str:
+    """Groups and options from the folder listing of conf/; the defaults from its config.yaml, read as text."""
+    defaults = {}
+    for line in (conf_folder() / "config.yaml").read_text().splitlines():
+        group, colon, option = line.strip().removeprefix("- ").partition(": ")
+        if line.startswith("  - ") and colon:
+            defaults[group] = option
+    rows = []
+    for group, names in options().items():
+        first = [n for n in names if n == defaults.get(group)]
+        rows.append(f"  {group:<11} {' '.join(first + [n for n in names if n not in first])}")
+    return HELP.format(groups="\n".join(rows))
+
+
+def main() -> int:
+    """Exit code: 0 finished or diverged; 130 Ctrl-C, 143 SIGTERM; 2 the user's mistake; 1 anything later."""
+    arguments = sys.argv[1:]
+    if arguments in (["--help"], ["-h"]):
+        print(help_text(), end="")
+        return 0
+    import hydra
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    codes: list[int] = []
+
+    @hydra.main(config_path=str(conf_folder()), config_name="config", version_base="1.3")
+    def task(cfg: Any) -> float | None:
+        code, objective = _one(cfg, debug="debug=true" in arguments)
+        codes.append(code)
+        if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+            raise KeyboardInterrupt  # the rest of a grid is left for next time
+        return objective
+
+    try:
+        task()
+    except KeyboardInterrupt:
+        return codes[-1] if codes and codes[-1] else 128 + signal.SIGINT
+    except Exception as error:
+        if "debug=true" in arguments:
+            traceback.print_exc()
+        return _say(as_config_error(error, [a for a in arguments if "=" in a]), 2)
+    return max(codes, default=0)
+
+
+def _one(cfg: Any, debug: bool) -> tuple[int, float | None]:
+    """One job: its exit code and its objective, the validation loss."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from albert_ablate.training.console import show_result
+    from albert_ablate.training.run import RunFailed, run
+
+    try:
+        record = run(with_choices(cfg, HydraConfig.get().runtime.choices), verbose=True)
+    except ConfigError as error:
+        if debug:
+            traceback.print_exc()
+        return _say(error, 2), None
+    except RunFailed as error:
+        if debug:
+            traceback.print_exc()
+        return _say(error, 1), None
+    if record.get("found"):
+        print(f"{record['label']}, seed {record['seed']}: this run is done (force=true trains it again).")
+    if record.get("reproduction"):
+        print(f"Trained again: {record['reproduction']}.")
+    if record["status"] == "stopped":
+        print(f"Stopped at step {record['progress']['step']}; the same command goes on from there.")
+    show_result(record)
+    print(record["folder"])
+    return (128 + record["signal"] if record["status"] == "stopped" else 0), record["summary"]["val_loss"]
+
+
+def _say(error: Exception, code: int) -> int:
+    print(error, file=sys.stderr)
+    return code

@@ -1,0 +1,103 @@
+"""The LightningModule and its data: one optimizer step is `accumulate` micro-batches."""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+
+import pytorch_lightning as pl
+import torch
+from hydra.utils import instantiate
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, IterableDataset
+
+from albert_ablate.config import ConfigError
+from albert_ablate.data.packed import Order, Packed, take_blocks
+from albert_ablate.model.build import build
+from albert_ablate.model.decoder import Decoder
+from albert_ablate.optim.clipping import global_norm
+from albert_ablate.optim.optimizers import assert_covers, decay_groups
+
+
+class LanguageModel(pl.LightningModule):
+    """Next-token prediction: forward, loss, clipping and optimizer of one arm."""
+
+    def __init__(self, model: Decoder, cfg: Mapping, steps: int):
+        super().__init__()
+        self.model, self.cfg, self.steps = model, cfg, steps
+        self.loss: Callable = instantiate(cfg["loss"])
+        self.clip = build(cfg["clip"])
+        self.micro_batches = 0  # seen so far: names the dropout masks
+        self.halt = False  # set by the recorder: take no further step
+        self.losses: list[Tensor] = []  # of the micro-batches of this step
+        self.grad_norm = self.clipped = torch.zeros(())
+        self.lr = 0.0  # of this step
+        self.grad_norms: list[Tensor] = []  # one per parameter, before clipping
+        self.named = list(self.model.named_parameters())
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.model(tokens)
+
+    def on_fit_start(self) -> None:
+        if self.trainer.gradient_clip_val is not None:
+            raise ConfigError(
+                f"gradient_clip_val={self.trainer.gradient_clip_val} on the Trainer would be ignored: "
+                "clipping is chosen by clip=."
+            )
+
+    def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> int | None:
+        return -1 if self.halt else None
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        self.model.clock.set(self.micro_batches, self.global_rank)
+        self.micro_batches += 1
+        objective, plain = self.loss(self.model(batch[:, :-1]), batch[:, 1:])
+        self.losses.append(plain.detach())
+        return objective
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        with torch.no_grad():
+            gradients = [p.grad for _, p in self.named if p.grad is not None]
+            self.grad_norm, self.grad_norms = global_norm(gradients)
+            self.clipped = self.clip(self.named, self.grad_norm)
+        self.lr = optimizer.param_groups[0]["lr"]
+
+    def configure_optimizers(self):
+        # with 16-mixed the fused step would undo the loss scale itself, after our clipping
+        fused = self.cfg["trainer"]["precision"] != "16-mixed"
+        optimizer = build(self.cfg["optimizer"], decay_groups(self.model), fused)
+        assert_covers(optimizer, self.model)
+        shape = instantiate(self.cfg["schedule"])
+        scheduler = LambdaLR(optimizer, lambda step: shape(min((step + 0.5) / self.steps, 1.0)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["micro_batches"] = self.micro_batches
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.micro_batches = checkpoint["micro_batches"]
+
+
+class Blocks(IterableDataset):
+    """Micro-batches of the training text from step `start` on, without end: (sequences, context + 1) integers.
+
+    Endless, because a loader that ends with the budget makes Lightning replay data after a resume.
+    """
+
+    def __init__(self, packed: Packed, order: Order, context: int, accumulate: int, start: int):
+        self.packed, self.order, self.context, self.accumulate, self.start = packed, order, context, accumulate, start
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for step in itertools.count(self.start):
+            rows = torch.from_numpy(take_blocks(self.packed.train, self.order.indices(step), self.context))
+            yield from rows.chunk(self.accumulate)
+
+
+class TextData(pl.LightningDataModule):
+    """The training stream as Lightning wants it. Evaluation has its own fixed samples (evaluation.py)."""
+
+    def __init__(self, blocks: Blocks):
+        super().__init__()
+        self.blocks = blocks
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self.blocks, batch_size=None, pin_memory=torch.cuda.is_available())
