@@ -2,7 +2,10 @@
 
 import sys
 
-from albert_ablate.training.main import main
-
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        from albert_ablate.training.main import main
+
+        sys.exit(main())
+    except KeyboardInterrupt:  # before there is anything to stop
+        sys.exit(130)

@@ -1,7 +1,7 @@
 """What a configuration may hold: types, ranges, checks across groups, and the identity of an arm, a setting and a run.
 
 The schema is read off the code: root keys from the dataclass `Config`, the keys of a component (a node with
-`_target_`) from the signature of its target. Parameters before a `/` are filled in by the code and cannot be configured.
+`_target_`) from the signature of its target. Parameters before a `/` are filled in by the code, not configured.
 Whatever a user can get wrong raises `ConfigError` with one sentence naming the key, its value and what is allowed.
 """
 
@@ -41,17 +41,21 @@ class Range:
     def __str__(self) -> str:
         words = []
         if self.low > -math.inf:
-            words.append(f"{'above' if self.open_low else 'at least'} {self.low:g}")
+            words.append(f"{'above' if self.open_low else 'at least'} {_written(self.low)}")
         if self.high < math.inf:
-            words.append(f"{'below' if self.open_high else 'at most'} {self.high:g}")
+            words.append(f"{'below' if self.open_high else 'at most'} {_written(self.high)}")
         return " and ".join(words)
+
+
+def _written(x: float) -> str:
+    return f"{x:_}" if isinstance(x, int) and x <= 10**6 else f"{x:g}"
 
 
 class Elsewhere:
     """Marks an argument that says where something lies, not what it is: it stays out of the identity."""
 
 
-Count = Annotated[int, Range(1)]
+Count = Annotated[int, Range(1, 10**15)]
 Whole = Annotated[int, Range(0)]
 Positive = Annotated[float, Range(0, open_low=True)]
 NonNegative = Annotated[float, Range(0)]
@@ -91,9 +95,9 @@ class Evaluation:
 @dataclass
 class Trainer:
     accelerator: Literal["auto", "cpu", "gpu"]
-    devices: Count | Literal["auto"] = 1
+    devices: Literal[1] = 1  # several would each train the whole run
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"] = "32-true"
-    threads: Count | None = None
+    threads: Annotated[int, Range(1, 1024)] | None = None
     deterministic: bool = False
 
 
@@ -119,7 +123,7 @@ class Config:
     paths: Paths
     checkpoint: Checkpoint
     diagnostics: Diagnostics
-    seed: Annotated[int, Range(0, 2**62)] = 0
+    seed: Annotated[int, Range(0, 10**18)] = 0
     force: bool = False
     debug: bool = False
     choices: dict | None = None
@@ -154,7 +158,7 @@ def describe(annotation: Any) -> str:
         inner = [a for a in args if a is not Ellipsis]
         if origin is tuple and Ellipsis not in args:
             return f"a list of {len(args)} values, each {describe(inner[0])}"
-        return f"a list whose items are {describe(inner[0])}"
+        return f"a list of one or more, each {describe(inner[0])}"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
     return words.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
@@ -164,8 +168,7 @@ def checked(value: Any, annotation: Any, key: str) -> Any:
     try:
         return _fit(value, annotation)
     except ValueError:
-        shown = "null" if value is None else value
-        raise ConfigError(f"{key}={shown} is not allowed: it must be {describe(annotation)}.") from None
+        raise ConfigError(f"{key}={_shown(value)} is not allowed: it must be {describe(annotation)}.") from None
 
 
 def _fit(value: Any, annotation: Any) -> Any:
@@ -189,14 +192,16 @@ def _fit(value: Any, annotation: Any) -> Any:
             raise ValueError
         return value
     if origin in (list, tuple):
-        if not isinstance(value, list | tuple):
+        if not isinstance(value, list | tuple) or not value:
             raise ValueError
         if origin is tuple and Ellipsis not in args and len(value) != len(args):
             raise ValueError
         inner = args if origin is tuple and Ellipsis not in args else [args[0]] * len(value)
         return [_fit(v, a) for v, a in zip(value, inner, strict=True)]
     if annotation is bool or annotation is str or annotation is type(None):
-        if not isinstance(value, annotation):
+        if annotation is str and type(value) is int:  # a folder may be named 2024
+            value = str(value)
+        if not isinstance(value, annotation) or value == "":
             raise ValueError
         return value
     if annotation in (int, float):
@@ -237,47 +242,66 @@ def parameters_of(path: str) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def _check_component(node: Any, key: str) -> dict:
-    if not isinstance(node, Mapping) or "_target_" not in node:
-        raise ConfigError(f"{key}={node} is not allowed: it must be one of the options in conf/{key}/.")
+def _check_component(node: Any, key: str, choice: str | None) -> dict:
+    """The node with the defaults of its target's signature filled in."""
+    if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
+        raise ConfigError(f"{key}={_shown(node)} is not allowed: it must be one of {_listed(options()[key])}.")
+    option = f"{key}={choice}" if choice else f"this {key}"
     known = parameters_of(node["_target_"])
-    out = {}
     for name, value in node.items():
-        if name in HYDRA_KEYS:
-            out[name] = value
-        elif name not in known:
-            what = nearest(name, known) or "nothing, it takes no options"
-            raise ConfigError(f"{key}.{name}={value} is unknown: this option of {key} takes {what}.")
-        else:
-            out[name] = checked(value, known[name][0], f"{key}.{name}")
+        if name not in known and name not in HYDRA_KEYS:
+            takes = f"{option} takes {nearest(str(name), known) if known else 'no numbers'}"
+            others = [o for o in _options_with(key, str(name)) if o != choice]
+            there = f"; it belongs to {key}={' or '.join(others)}" if others else ""
+            raise ConfigError(f"{key}.{name}={_shown(value)} is unknown: {takes}{there}.")
+    out = {name: value for name, value in node.items() if name in HYDRA_KEYS}
     for name, (annotation, default) in known.items():
-        if default is MISSING and name not in out:
-            raise ConfigError(f"{key}.{name} is missing: it must be {describe(annotation)}.")
+        value = node.get(name, default)
+        if value is MISSING or value == "???":
+            raise ConfigError(f"{key}.{name} is missing: {option} needs {describe(annotation)}.")
+        out[name] = checked(value, annotation, f"{key}.{name}")
     return out
 
 
-def _check_section(node: Any, schema: type, key: str) -> dict:
+def _check_section(node: Any, schema: type, key: str, choices: Mapping) -> dict:
     hints = typing.get_type_hints(schema, include_extras=True)
+    prefix = f"{key}." if key else ""
     if not isinstance(node, Mapping):
-        raise ConfigError(f"{key or 'the configuration'}={node} is not allowed: it holds {', '.join(hints)}.")
-    for name in node:
+        raise ConfigError(f"{key}={_shown(node)} is not allowed: it holds {', '.join(prefix + h for h in hints)}.")
+    for name, value in node.items():
         if name not in hints:
-            dotted = f"{key}.{name}" if key else str(name)
-            raise ConfigError(f"{dotted}={node[name]} is unknown: the nearest keys are {nearest(str(name), hints)}.")
+            close = [prefix + n for n in nearest(str(name), hints).split(", ")[:5]]
+            raise ConfigError(f"{prefix}{name}={_shown(value)} is unknown: the nearest keys are {', '.join(close)}.")
     out = {}
     for f in fields(schema):
-        dotted, annotation = f"{key}.{f.name}" if key else f.name, hints[f.name]
-        if f.name not in node:
-            if f.default is MISSING:
-                raise ConfigError(f"{dotted} is missing.")
-            out[f.name] = f.default
-        elif annotation is Component:
-            out[f.name] = _check_component(node[f.name], dotted)
-        elif is_dataclass(annotation):
-            out[f.name] = _check_section(node[f.name], annotation, dotted)
+        dotted, annotation = f"{prefix}{f.name}", hints[f.name]
+        value = node.get(f.name, f.default)
+        if value is MISSING or value == "???":
+            group = options().get(f.name) if not key else None
+            must = f"one of {_listed(group)}" if group else describe(annotation)
+            raise ConfigError(f"{dotted} is missing: it must be {must}.")
+        if annotation is Component:
+            out[f.name] = _check_component(value, dotted, choices.get(f.name))
+        elif isinstance(annotation, type) and is_dataclass(annotation):
+            out[f.name] = _check_section(value, typing.cast(type, annotation), dotted, choices)
         else:
-            out[f.name] = checked(node[f.name], annotation, dotted)
+            out[f.name] = checked(value, annotation, dotted)
     return out
+
+
+def _shown(value: Any) -> str:
+    """A value as a person would write it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _listed(names: typing.Iterable[str]) -> str:
+    return ", ".join(sorted(names))
+
+
+def _options_with(group: str, name: str) -> list[str]:
+    """The options of a group whose YAML sets `name`."""
+    files = sorted((conf_folder() / group).glob("*.yaml"))
+    return [f.stem for f in files if any(line.startswith(f"{name}:") for line in f.read_text().splitlines())]
 
 
 def check(cfg: Mapping) -> dict:
@@ -291,10 +315,12 @@ def check(cfg: Mapping) -> dict:
 
     if isinstance(cfg, DictConfig):
         try:
-            cfg = typing.cast(dict, OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+            cfg = typing.cast(dict, OmegaConf.to_container(cfg, resolve=True))
         except OmegaConfBaseException as error:
-            raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}.") from None
-    out = _check_section({k: v for k, v in cfg.items() if k != "hydra"}, Config, "")
+            raise ConfigError(f"{error.full_key} cannot be resolved: {str(error).splitlines()[0]}.") from None
+    choices = cfg.get("choices")
+    nodes = {k: v for k, v in cfg.items() if k != "hydra"}
+    out = _check_section(nodes, Config, "", choices if isinstance(choices, Mapping) else {})
     _check_together(out)
     return out
 
@@ -304,27 +330,32 @@ def _check_together(cfg: dict) -> None:
     model, data, steps = cfg["model"], cfg["data"], steps_of(cfg)
     if model["width"] % model["heads"]:
         raise ConfigError(f"model.width={model['width']} is not divisible by model.heads={model['heads']}.")
-    if cfg["attention"].get("positions") == "rotary" and (model["width"] // model["heads"]) % 2:
+    if cfg["attention"]["positions"] == "rotary" and (model["width"] // model["heads"]) % 2:
         raise ConfigError(
             f"attention.positions=rotary turns pairs of dimensions: model.width={model['width']} over "
             f"model.heads={model['heads']} leaves an odd number per head."
         )
-    accumulate = data.get("accumulate", 1)
-    if data["batch"] % accumulate:
-        raise ConfigError(f"data.batch={data['batch']} is not divisible by data.accumulate={accumulate}.")
+    if data["batch"] % data["accumulate"]:
+        raise ConfigError(f"data.batch={data['batch']} is not divisible by data.accumulate={data['accumulate']}.")
+    trainer = cfg["trainer"]
+    if trainer["precision"] == "16-mixed" and trainer["accelerator"] == "cpu":  # Lightning would take bf16-mixed
+        raise ConfigError("trainer.precision=16-mixed needs a GPU: on trainer=cpu take bf16-mixed.")
     if steps < 1:
         raise ConfigError(
             f"budget.tokens={cfg['budget']['tokens']} is less than one batch of data.batch={data['batch']} sequences "
             f"of model.context={model['context']} tokens."
         )
-    placement = target_of(cfg["norm"]["_target_"])
     norm_type = cfg["norm_type"]
-    kind, changed = norm_type["_target_"].rpartition(".")[2], component_arguments(norm_type)
-    if not getattr(placement, "uses_norm", True) and (kind != "layer_norm" or changed):
-        raise ConfigError(
-            f"norm_type={kind} {changed or ''}would do nothing: norm={placement.__name__} uses no normalization; "
-            "leave norm_type at layer_norm."
+    if not getattr(target_of(cfg["norm"]["_target_"]), "uses_norm", True):
+        kind, changed = norm_type["_target_"].rpartition(".")[2], component_arguments(norm_type)
+        idle = (
+            [f"norm_type.{k}={_shown(v)}" for k, v in changed.items()]
+            if kind == "layer_norm"
+            else [f"norm_type={kind}"]
         )
+        if idle:
+            norm = (cfg["choices"] or {}).get("norm") or target_of(cfg["norm"]["_target_"]).__name__
+            raise ConfigError(f"{idle[0]} would do nothing: norm={norm} uses no normalization; leave it out.")
     for key in COMPONENTS:
         verify = getattr(target_of(cfg[key]["_target_"]), "verify", None)
         if verify:
@@ -410,82 +441,71 @@ def compose(overrides: typing.Sequence[str] = ()) -> Any:
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
+    overrides = prepared(overrides)
     try:
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            cfg = hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
+            cfg = hydra.compose("config", overrides=overrides, return_hydra_config=True)
     except Exception as error:
-        raise as_config_error(error, overrides) from None
+        raise as_config_error(error) from None
     return OmegaConf.create(check(with_choices(cfg, cfg.hydra.runtime.choices)))
+
+
+def prepared(overrides: typing.Iterable[str]) -> list[str]:
+    """Overrides as Hydra is to see them: `key=value` as `++key=value`, so that keys are judged by `check`, not by it.
+
+    A choice in a group stays as it is, and is refused where the group has no such option.
+    """
+    groups, out = options(), []
+    for override in overrides:
+        plain = override.lstrip("+")
+        key, equals, value = plain.partition("=")
+        if equals and key in groups:
+            for choice in [] if "(" in value else value.split(","):  # choice(), glob(): Hydra's own
+                if choice.strip(" '\"") not in groups[key]:
+                    near = nearest(choice, groups[key])
+                    raise ConfigError(f"{key}={choice} is not an option: {key} is one of {near}.")
+            out.append(plain)
+        elif equals and key.isascii() and key.replace(".", "_").isidentifier() and not key.startswith("hydra."):
+            home = value.startswith("~/") and "'" not in value  # the shell leaves it, Hydra cannot read it unquoted
+            out.append(f"++{key}='{value}'" if home else f"++{plain}")
+        else:
+            out.append(override)
+    return out
 
 
 def with_choices(cfg: Any, choices: Mapping) -> Any:
     """A copy of a composed configuration without its `hydra` node, the options taken noted in `choices`."""
     from omegaconf import OmegaConf, open_dict
 
+    if cfg.get("choices") is not None:
+        raise ConfigError(f"choices={cfg.choices} is not allowed: it is filled in, an option is taken by group=option.")
     groups = options()
-    taken = {k: v for k, v in choices.items() if k in groups}
     cfg = OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"])
     with open_dict(cfg):
-        cfg.choices = taken
+        cfg.choices = {k: v for k, v in choices.items() if k in groups}
     return cfg
 
 
-def as_config_error(error: Exception, overrides: typing.Sequence[str] = ()) -> ConfigError:
-    """One sentence for what Hydra or OmegaConf has to say about an override; any other error is raised as it is."""
-    from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+def as_config_error(error: Exception) -> ConfigError:
+    """One sentence for what Hydra or OmegaConf has to say about a configuration; any other error is raised as it is."""
+    from hydra.errors import HydraException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
 
-    while error.__cause__ is not None and not isinstance(error, ConfigError | MissingConfigException):
-        if isinstance(error.__cause__, HydraException | OmegaConfBaseException | ConfigError):
-            error = error.__cause__  # type: ignore[assignment]
-        else:
-            break
+    theirs = (ConfigError, HydraException, OmegaConfBaseException)
+    while isinstance(error.__cause__, theirs) and not isinstance(error, ConfigError):
+        error = typing.cast(Exception, error.__cause__)
     if isinstance(error, ConfigError):
         return error
-    if isinstance(error, OverrideParseException):
-        return ConfigError(f"'{error.override}' cannot be read as key=value: {str(error).splitlines()[0]}.")
-    if not isinstance(error, HydraException | OmegaConfBaseException):
+    if not isinstance(error, theirs):
         raise error
-    groups = options()
-    for override in overrides:
-        key, _, value = override.lstrip("+~").partition("=")
-        if key in groups and "," not in value and value not in ("null", "") and value not in groups[key]:
-            return ConfigError(f"{key}={value} is not an option: {key} is one of {nearest(value, groups[key])}.")
-    for override in overrides:
-        key, _, value = override.partition("=")
-        if key.startswith(("+", "~", "hydra")):
-            continue
-        known = known_keys(overrides)
-        if key not in known:
-            return ConfigError(f"{override} is unknown: the nearest keys are {_few_nearest(key, known)}.")
-    return ConfigError(" ".join(str(error).split()).rstrip(".") + ".")
-
-
-def known_keys(overrides: typing.Sequence[str]) -> set[str]:
-    """All dotted keys of the configuration with the group choices among `overrides`."""
-    import hydra
-    from hydra.core.global_hydra import GlobalHydra
-    from omegaconf import OmegaConf
-
-    groups = options()
-    picks = [
-        o for o in overrides if o.partition("=")[0] in groups and o.partition("=")[2] in groups[o.partition("=")[0]]
-    ]
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        tree = OmegaConf.to_container(hydra.compose("config", overrides=picks), resolve=False)
-    return set(groups) | set(_dotted(typing.cast(dict, tree)))
-
-
-def _dotted(tree: Mapping, prefix: str = "") -> typing.Iterator[str]:
-    for name, value in tree.items():
-        if name in HYDRA_KEYS:
-            continue
-        yield f"{prefix}{name}"
-        if isinstance(value, Mapping):
-            yield from _dotted(value, f"{prefix}{name}.")
-
-
-def _few_nearest(key: str, known: set[str]) -> str:
-    return ", ".join(nearest(key, known).split(", ")[:5])
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, OverrideParseException):
+        why = next((x for x in lines if not x.startswith(("Error parsing", "See https"))), "").rstrip(".")
+        if "NoViableAlt" in why:
+            why = "a value with special characters needs quotes of its own, \"key='value'\""
+        return ConfigError(f"'{error.override.removeprefix('++')}' cannot be read as key=value: {why}.")
+    if lines and lines[0].startswith("Ambiguous value for argument"):
+        several = lines[0].split("'")[1].removeprefix("++")
+        return ConfigError(f"{several} are several values: add -m to train one after the other.")
+    return ConfigError(" ".join(lines).replace("'++", "'").rstrip(".") + ".")

@@ -17,15 +17,16 @@ from albert_ablate.config import ConfigError
 from albert_ablate.data.corpora import SPLITS, Corpus
 from albert_ablate.streams import digest, stream_seed
 
-FORMAT = 1  # raised when the files of the cache change
+FORMAT = 2  # raised when the files of the cache change
 
 
 @dataclass(frozen=True)
 class Packed:
     """The token arrays of a corpus, (tokens,) each, and what is known about its text.
 
-    fingerprint: hash of the tokens of all splits. bytes: size of each split's text. unigram: nats per token of the
+    fingerprint: hash of the tokens of all splits. bytes_per_token: of each split's text. unigram: nats per token of the
     validation tokens under the training tokens' frequencies (plus one), what a model that ignores context can reach.
+    folder: where the arrays and the trained tokenizer lie.
     """
 
     train: np.ndarray
@@ -33,16 +34,17 @@ class Packed:
     test: np.ndarray
     vocabulary: int
     fingerprint: str
-    bytes_per_token: float
+    bytes_per_token: dict[str, float]
     unigram: float
+    folder: Path
 
     def keep(self, size: int | None) -> "Packed":
         """With the first `size` bytes of training text only (the documents are in hash order: a fair sample)."""
         if size is None:
             return self
-        tokens = round(size / self.bytes_per_token)
+        tokens = round(size / self.bytes_per_token["train"])
         if tokens > len(self.train):
-            most = int(len(self.train) * self.bytes_per_token)
+            most = int(len(self.train) * self.bytes_per_token["train"])
             raise ConfigError(f"data.train_size={size} is more than the {most} bytes of training text there are.")
         return Packed(**{**self.__dict__, "train": self.train[:tokens]})
 
@@ -61,20 +63,24 @@ def pack(corpus: Corpus, tokenizer, cache: Path) -> Packed:
     if not (folder / "facts.json").exists():
         _write(corpus, tokenizer, folder)
     facts = json.loads((folder / "facts.json").read_text())
-    return Packed(**{s: np.load(folder / f"{s}.npy", mmap_mode="r") for s in SPLITS}, **facts)
+    return Packed(**{s: np.load(folder / f"{s}.npy", mmap_mode="r") for s in SPLITS}, **facts, folder=folder)
 
 
 def _write(corpus: Corpus, tokenizer, folder: Path) -> None:
-    texts = {split: corpus.separator.join(documents) for split, documents in corpus.split().items()}
-    tokens = {split: tokenizer.encode(text) for split, text in texts.items()}
+    documents = corpus.split()
+    codec = tokenizer.fit(documents["train"])
+    texts = {split: corpus.separator.join(found) for split, found in documents.items()}
+    tokens = {split: codec.encode(text) for split, text in texts.items()}
     for split in SPLITS:
         if len(tokens[split]) < 2:
-            raise ConfigError(f"The text is too short: its {split} split holds {len(tokens[split])} tokens.")
-    size = sum(len(text.encode()) for text in texts.values())
+            raise ConfigError(
+                f"The text of data={type(corpus).__name__} is too short: its {split} split holds {len(tokens[split])} "
+                "tokens, at least 2 are needed."
+            )
     facts = {
         "vocabulary": tokenizer.vocabulary,
         "fingerprint": digest(*(np.ascontiguousarray(tokens[s]).tobytes() for s in SPLITS)),
-        "bytes_per_token": size / sum(map(len, tokens.values())),
+        "bytes_per_token": {s: len(texts[s].encode()) / len(tokens[s]) for s in SPLITS},
         "unigram": unigram_loss(tokens["train"], tokens["validation"], tokenizer.vocabulary),
     }
     try:
@@ -82,7 +88,10 @@ def _write(corpus: Corpus, tokenizer, folder: Path) -> None:
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
             for split in SPLITS:
                 np.save(Path(scratch) / f"{split}.npy", tokens[split])
+            codec.save(Path(scratch) / "tokenizer.json")
             folder.mkdir(exist_ok=True)
+            if (Path(scratch) / "tokenizer.json").exists():
+                os.replace(Path(scratch) / "tokenizer.json", folder / "tokenizer.json")
             for split in SPLITS:
                 os.replace(Path(scratch) / f"{split}.npy", folder / f"{split}.npy")
             (Path(scratch) / "facts.json").write_text(json.dumps(facts))
@@ -111,11 +120,13 @@ class Order:
 
     def indices(self, step: int) -> np.ndarray:
         """Block numbers of batch `step`, shape (batch,)."""
-        first = step * self.batch
-        passes = range(first // self.blocks, (first + self.batch - 1) // self.blocks + 1)
-        order = np.concatenate([_permutation(self.seed, p, self.blocks) for p in passes])
-        start = first - passes[0] * self.blocks
-        return order[start : start + self.batch]
+        taken: list[np.ndarray] = []
+        at, left = step * self.batch, self.batch
+        while left:
+            number, start = divmod(at, self.blocks)
+            taken.append(_permutation(self.seed, number, self.blocks)[start : start + left])
+            at, left = at + len(taken[-1]), left - len(taken[-1])
+        return np.concatenate(taken)
 
 
 @lru_cache(maxsize=4)

@@ -40,7 +40,7 @@ class CausalAttention(nn.Module):
         from albert_ablate.config import ConfigError, component_arguments
 
         given = component_arguments(cfg["attention"])
-        if "rotary_base" in given and given.get("positions") != "rotary":
+        if "rotary_base" in given and cfg["attention"]["positions"] != "rotary":
             raise ConfigError(
                 f"attention.rotary_base={given['rotary_base']} would do nothing: it belongs to "
                 "attention.positions=rotary."

@@ -7,17 +7,18 @@ Parameters are made on the meta device and filled by name, so that none keeps an
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from albert_ablate.config import Count
+from albert_ablate.config import Count, Range
 from albert_ablate.model.dropout import Clock, Dropout, NoDropout, Uniform
 from albert_ablate.model.placements import Placement, Site
 from albert_ablate.streams import digest, stream_seed
 
+Width = Annotated[int, Range(1, 1_000_000)]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
@@ -29,7 +30,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Parts:
-    """What a decoder is assembled from: factories for norm, placement and attention, the dropout schedule, the clock."""
+    """What a decoder is assembled from: factories for norm, placement and attention, dropout schedule, clock."""
 
     vocabulary: int
     norm: Callable[[int], nn.Module]
@@ -101,17 +102,18 @@ class Decoder(nn.Module):
         self,
         parts: Parts,
         /,
-        layers: Count,
-        width: Count,
-        heads: Count,
+        layers: Annotated[int, Range(1, 10_000)],
+        width: Width,
+        heads: Width,
         context: Count,
-        hidden: Count | None = None,
+        hidden: Width | None = None,
         activation: Literal["gelu", "gelu_tanh", "relu", "relu2", "silu"] = "gelu",
         tied: bool = False,
         shared: bool = False,
         bias: bool = False,
     ):
         super().__init__()
+        self.initial_draws: dict[str, str] = {}  # parameter -> hash of its draw, once filled
         self.width, self.context, self.tied, self.clock = width, context, tied, parts.clock
         self.embedding = nn.Embedding(parts.vocabulary, width)
         self.blocks = nn.ModuleList(
@@ -128,9 +130,9 @@ class Decoder(nn.Module):
         positions = getattr(self.blocks[0].attention, "positions", None)
         self.positions = nn.Embedding(context, width) if positions == "learned" else None
         self.drop_embedding = parts.dropout_site("embedding", "embedding", parts.dropout.mean)
-        placement = self.blocks[0].around_attention
-        self.embedding_norm = parts.norm(width) if placement.embedding_norm else nn.Identity()
-        self.final_norm = parts.norm(width) if self.blocks[-1].around_mlp.final_norm else nn.Identity()
+        first, last = self.stack[0].around_attention, self.stack[-1].around_mlp
+        self.embedding_norm = parts.norm(width) if first.embedding_norm else nn.Identity()
+        self.final_norm = parts.norm(width) if last.final_norm else nn.Identity()
         self.head = nn.Linear(width, parts.vocabulary, bias=False)
         if tied:
             self.head.weight = self.embedding.weight
@@ -138,6 +140,11 @@ class Decoder(nn.Module):
             for block in self.blocks[1:]:
                 for name, parameter in self.blocks[0].named_parameters(remove_duplicate=False):
                     _set_parameter(block, name, parameter)
+
+    @property
+    def stack(self) -> list[Block]:
+        """The blocks, typed."""
+        return cast(list[Block], list(self.blocks))
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embedding(tokens)
@@ -157,7 +164,7 @@ class Decoder(nn.Module):
             scales["positions.weight"] = [0.5]
         if not self.tied:
             scales["head.weight"] = [xavier(*self.head.weight.shape)]
-        for layer, block in enumerate(self.blocks):
+        for layer, block in enumerate(self.stack):
             for name, matrix, gains in block.matrices():
                 rows, columns = matrix.weight.shape
                 std = xavier(rows // len(gains), columns)
@@ -179,7 +186,7 @@ class Decoder(nn.Module):
         for module in self.modules():
             own = list(module.parameters(recurse=False))
             if own and all(p.ndim < 2 for p in own) and hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+                cast(Callable[[], None], module.reset_parameters)()
         draws, scales = {}, self.initial_scales()
         for name, parameter in self.named_parameters():
             if name in scales:

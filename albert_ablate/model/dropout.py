@@ -53,6 +53,10 @@ class DepthDecay(Uniform):
     ):
         super().__init__(mean, sites)
         self.spread = spread
+
+    @staticmethod
+    def verify(cfg: dict) -> None:
+        mean, spread = cfg["dropout"]["mean"], cfg["dropout"]["spread"]
         if mean * (1 + spread) >= 1:
             raise ConfigError(
                 f"dropout.mean={mean} with dropout.spread={spread} asks for a rate of {mean * (1 + spread):g} at one "
@@ -86,8 +90,8 @@ class Clock:
 class Dropout(nn.Module):
     """x * mask / (1 - rate), mask ~ Bernoulli(1 - rate), in training; x in evaluation.
 
-    The mask keeps an element where a uniform draw of the stream `dropout/<site>` is at least the rate: masks of one seed
-    are nested across rates, and no site moves another site's draws.
+    The mask keeps an element where a uniform draw of the stream `dropout/<site>` is at least the rate: masks of one
+    seed are nested across rates, and no site moves another site's draws.
     """
 
     def __init__(self, rate: float, site: str, clock: Clock):

@@ -131,7 +131,11 @@ class ReZero(Placement):
 
     def __init__(self, site: Site, /):
         super().__init__(site)
-        self.gate = nn.Parameter(torch.zeros(())) if site.sibling is None else site.sibling.gate
+        self.gate: nn.Parameter
+        if isinstance(site.sibling, ReZero):
+            self.gate = site.sibling.gate
+        else:
+            self.gate = nn.Parameter(torch.zeros(()))
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.gate)

@@ -58,29 +58,32 @@ class AdaptiveClip:
         self.factor, self.eps = factor, eps
 
     def __call__(self, named: Named, norm: Tensor) -> Tensor:
-        shapes: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+        shapes: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for name, p in named:
             if p.grad is not None and not name.startswith("head."):
-                shapes[p.shape].append(p)
+                shapes[p.shape].append((p.detach(), p.grad))
         clipped, units = [], 0
         for alike in shapes.values():
-            grads = [p.grad for p in alike]
-            scale = self.factor * unit_norms(alike).clamp_(min=self.eps) / unit_norms(grads).clamp_(min=1e-6)
+            weights, grads = map(list, zip(*alike, strict=True))
+            scale = self.factor * unit_norms(weights).clamp_(min=self.eps) / unit_norms(grads).clamp_(min=1e-6)
             clipped.append((scale < 1).sum())
             units += scale.numel()
-            torch._foreach_mul_(grads, list(scale.clamp_(max=1).unbind()))
+            torch._foreach_mul_(grads, scale.clamp_(max=1).unbind())
         return torch.stack(clipped).sum() / units
 
 
 def unit_norms(tensors: Sequence[Tensor]) -> Tensor:
-    """Norms of the units of n tensors of one shape: (n, out, 1, ...) for matrices, (n, 1) or (n,) for vectors, scalars."""
+    """Norms of the units of n tensors of one shape, a unit being an output row, or a whole vector or scalar.
+
+    (n, out, 1, ...) for matrices, (n, 1) for vectors, (n,) for scalars.
+    """
     stacked = torch.stack([t.detach() for t in tensors])
     if stacked.ndim < 3:
         return stacked.norm(dim=1, keepdim=True) if stacked.ndim == 2 else stacked.abs()
     return torch.linalg.vector_norm(stacked, dim=tuple(range(2, stacked.ndim)), keepdim=True)
 
 
-def global_norm(gradients: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+def global_norm(gradients: list[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
     """(norm over all, norm of each), the first from the second."""
     each = torch._foreach_norm(gradients)
     return torch.linalg.vector_norm(torch.stack(each)), each

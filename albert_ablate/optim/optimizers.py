@@ -31,7 +31,7 @@ def adam(
     weight_decay: NonNegative = 0.0,
 ) -> torch.optim.Adam:
     """Adam with coupled L2: g <- g + wd w before the moments (Kingma and Ba 2014, 1412.6980)."""
-    return torch.optim.Adam(groups, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay, fused=fused)
+    return torch.optim.Adam(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, weight_decay=weight_decay, fused=fused)
 
 
 def adamw(
@@ -44,7 +44,7 @@ def adamw(
     weight_decay: NonNegative = 0.1,
 ) -> torch.optim.AdamW:
     """w <- w (1 - lr wd) - lr m_hat / (sqrt(v_hat) + eps) (Loshchilov and Hutter 2017, 1711.05101)."""
-    return torch.optim.AdamW(groups, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay, fused=fused)
+    return torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, weight_decay=weight_decay, fused=fused)
 
 
 def decay_groups(model: nn.Module) -> list[dict]:
@@ -52,7 +52,7 @@ def decay_groups(model: nn.Module) -> list[dict]:
     parameters = list(model.parameters())
     decayed = [p for p in parameters if p.ndim >= 2]
     plain = [p for p in parameters if p.ndim < 2]
-    groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+    groups: list[dict] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 

@@ -17,14 +17,16 @@ def constant(t: float, /, warmup: Fraction = 0.0) -> float:
 
 def warmup_cosine(t: float, /, warmup: Fraction = 0.05, final: Fraction = 0.1) -> float:
     """t / w, then final + (1 - final) (1 + cos(pi (t - w) / (1 - w))) / 2 (Loshchilov and Hutter 2016, 1608.03983)."""
-    if t < warmup:
+    if t < warmup or warmup == 1:
         return t / warmup
     return final + (1 - final) * (1 + math.cos(math.pi * (t - warmup) / (1 - warmup))) / 2
 
 
 def warmup_linear(t: float, /, warmup: Fraction = 0.05, final: Fraction = 0.0) -> float:
     """t / w, then 1 - (1 - final) (t - w) / (1 - w); to zero by default (Bergsma et al. 2025, 2502.15938)."""
-    return t / warmup if t < warmup else 1 - (1 - final) * (t - warmup) / (1 - warmup)
+    if t < warmup or warmup == 1:
+        return t / warmup
+    return 1 - (1 - final) * (t - warmup) / (1 - warmup)
 
 
 def wsd(
@@ -34,7 +36,7 @@ def wsd(
     decay: Fraction = 0.2,
     shape: Literal["linear", "cosine", "sqrt", "square"] = "sqrt",
 ) -> float:
-    """t / w, then 1, then over the last `decay`, with u its progress: 1 - u, (1 + cos(pi u)) / 2, 1 - sqrt(u) or 1 - u^2.
+    """t / w, then 1, then over the last `decay`, u its progress: 1 - u, (1 + cos(pi u)) / 2, 1 - sqrt(u) or 1 - u^2.
 
     Warmup, stable, decay (Hu et al. 2024, 2404.06395; shapes: Haegele et al. 2024, 2405.18392).
     """
@@ -47,7 +49,7 @@ def wsd(
 
 
 def _verify_wsd(cfg: dict) -> None:
-    warmup, decay = cfg["schedule"].get("warmup", 0.05), cfg["schedule"].get("decay", 0.2)
+    warmup, decay = cfg["schedule"]["warmup"], cfg["schedule"]["decay"]
     if warmup + decay > 1:
         raise ConfigError(f"schedule.warmup={warmup} and schedule.decay={decay} are more than the whole budget.")
 

@@ -4,6 +4,8 @@ import fcntl
 import json
 import math
 import os
+import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +21,9 @@ class Busy(ConfigError):
     """Another process is training this run."""
 
 
-_held: set[str] = set()  # POSIX locks do not exclude the process that holds them
+# POSIX locks do not exclude the process that holds them: its own are kept here, by process, since a fork inherits none
+_held: set[tuple[int, str]] = set()
+_taking = threading.Lock()
 
 
 class RunFolder:
@@ -32,10 +36,13 @@ class RunFolder:
     def record(self) -> dict[str, Any] | None:
         """The record, None where there is none."""
         try:
-            return json.loads((self.path / "record.json").read_text())
-        except FileNotFoundError:
+            record = json.loads((self.path / "record.json").read_text())
+            if "status" not in record:
+                raise ValueError("it has no status")
+            return record
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise ConfigError(
                 f"{self.path / 'record.json'} cannot be read ({error}); remove the folder to train it again."
             ) from None
@@ -48,9 +55,8 @@ class RunFolder:
         """Make the folders, or one sentence why they cannot be."""
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            probe = self.path / ".write"
-            probe.touch()
-            probe.unlink()
+            with tempfile.TemporaryFile(dir=self.path):  # has no name: leaves a folder in use as it is
+                pass
         except OSError as error:
             raise ConfigError(
                 f"paths.runs={self.path.parent.parent} cannot be written to: {error.strerror or error}."
@@ -62,25 +68,39 @@ class RunFolder:
 
         Raises Busy where another process, or another thread of this one, holds it.
         """
-        key = str(self.path.resolve())
-        fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            try:
-                if key in _held:
-                    raise BlockingIOError
-                fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                owner = os.pread(fd, 100, 0).decode(errors="replace").strip() or "another process"
-                raise Busy(f"This run is being trained by {owner}: {self.path}.") from None
+        key = (os.getpid(), str(self.path.resolve()))
+        with _taking:
+            if key in _held:  # not even opened: closing any descriptor of the file would free the lock
+                raise Busy(f"This run is being trained by another thread of this process: {self.path}.")
             _held.add(key)
+        try:
+            fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
+                try:
+                    fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except (BlockingIOError, PermissionError):
+                    owner = os.pread(fd, 100, 0).decode(errors="replace").strip() or "another process"
+                    raise Busy(f"This run is being trained by {owner}: {self.path}.") from None
                 os.ftruncate(fd, 0)
                 os.pwrite(fd, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
                 yield
             finally:
-                _held.discard(key)
+                os.close(fd)
         finally:
-            os.close(fd)
+            _held.discard(key)
+
+    def clear(self) -> None:
+        """Remove what an attempt that never committed left behind; the record first, since it speaks for the rest."""
+        (self.path / "record.json").unlink(missing_ok=True)
+        self.tidy()
+        for file in [*self.path.glob("*.arrow"), *self.checkpoints.glob("*.ckpt")]:
+            file.unlink(missing_ok=True)
+
+    def tidy(self) -> None:
+        """Remove what only an unfinished run needs, and checkpoints that a killed process left half-written."""
+        for pattern in ("*.arrows", "checkpoints/resume.ckpt", "checkpoints/.*.tmp"):
+            for file in self.path.glob(pattern):
+                file.unlink(missing_ok=True)
 
 
 def plain(value: Any) -> Any:

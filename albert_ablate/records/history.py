@@ -101,9 +101,12 @@ def read_stream(path: Path, length: int) -> pa.Table:
 
 def read_history(folder: Path, name: str, lengths: Mapping[str, int] | None) -> pa.Table:
     """The history `name` of a run folder; `lengths` are those committed in its record, None once it is done."""
-    if lengths is None:
-        with pa.memory_map(str(folder / f"{name}.arrow")) as source:
-            return pa.ipc.open_file(source).read_all()
-    if not lengths.get(name):
-        return SCHEMAS[name].empty_table()
-    return read_stream(folder / f"{name}.arrows", lengths[name])
+    if lengths is not None:
+        if not lengths.get(name):
+            return SCHEMAS[name].empty_table()
+        try:
+            return read_stream(folder / f"{name}.arrows", lengths[name])
+        except FileNotFoundError:
+            pass  # the run has ended since its record was read
+    with pa.memory_map(str(folder / f"{name}.arrow")) as source:
+        return pa.ipc.open_file(source).read_all()

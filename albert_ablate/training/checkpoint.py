@@ -13,7 +13,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Temporary file beside the checkpoint, fsync, rename; loaded without unpickling anything."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        replace_file(Path(path), lambda file: torch.save(checkpoint, file))
+        try:
+            replace_file(Path(path), lambda file: torch.save(checkpoint, file))
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # a full disk, behind what torch's zip writer makes of it
+                raise error.__context__ from None
+            raise
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
         return load_checkpoint(Path(path))

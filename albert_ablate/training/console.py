@@ -45,6 +45,7 @@ ROWS = [
     ("validation loss", "val_loss", "{:.4f} nats/token"),
     ("bits per byte", "val_bits_per_byte", "{:.4f}"),
     ("gap", "gap", "{:+.4f} nats/token"),
+    ("excess loss", "excess_loss", "{:.4f} nats/token"),
     ("test loss at best", "test_loss", "{:.4f} nats/token"),
     ("gradient norm", "grad_norm", "{:.3g}"),
     ("tokens/s", "tokens_per_second", "{:,.0f}"),
@@ -61,7 +62,10 @@ def show_result(record: Mapping) -> None:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for title, key, form in ROWS:
         value = values.get(key)
-        table.add_row(title, form.format(value) if value is not None else "not finite" if "loss" in key else "-")
+        if key == "excess_loss" and value is None:  # known for synthetic languages only
+            continue
+        missing = "not finite" if status.startswith("diverged") and "loss" in key else "-"
+        table.add_row(title, missing if value is None else form.format(value))
     Console(file=sys.stdout, highlight=False).print(table)
 
 

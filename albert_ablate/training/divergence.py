@@ -3,18 +3,19 @@
 import math
 
 STUCK = 0.98  # share of the unigram model's loss that a run must get below by its end
-PATIENCE = 0.1  # share of the budget that the loss may lie above the initial loss
+ABOVE = 1.02  # times the initial loss: a single batch of an unchanged model may lie a little above it
+PATIENCE = 10  # the loss may lie above the initial loss for less than 1/10 of the budget
 
 
 class Divergence:
     """Watches the training loss, step by step.
 
-    "non_finite": a loss or gradient norm is not a number. "above_initial": the loss lay above the initial loss for
-    10 % of the budget's steps without a break. The third kind, "stuck", is seen at the end (`stuck`).
+    "non_finite": a loss or gradient norm is not a number. "above_initial": the loss lay above the initial loss (by more
+    than 2 %) for 10 % of the budget's steps without a break. The third kind, "stuck", is seen at the end (`end_kind`).
     """
 
     def __init__(self, steps: int):
-        self.limit = max(1, math.ceil(PATIENCE * steps))
+        self.limit = math.ceil(steps / PATIENCE)
         self.initial = math.inf
         self.above = 0
 
@@ -22,10 +23,12 @@ class Divergence:
         """The kind of divergence this step completes, None where there is none."""
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             return "non_finite"
-        self.above = self.above + 1 if loss > self.initial else 0
+        self.above = self.above + 1 if loss > ABOVE * self.initial else 0
         return "above_initial" if self.above >= self.limit else None
 
 
-def stuck(val_loss: float, unigram: float) -> str | None:
-    """ "stuck" where the validation loss is not at least 2 % below that of the text's unigram model."""
-    return None if val_loss < STUCK * unigram else "stuck"
+def end_kind(val_loss: float, unigram: float) -> str | None:
+    """ "stuck" where the last validation loss is not at least 2 % below that of the text's unigram model."""
+    if not math.isfinite(val_loss):
+        return "non_finite"
+    return None if val_loss <= STUCK * unigram else "stuck"

@@ -14,7 +14,7 @@ from torchmetrics.text import Perplexity
 
 from albert_ablate.data.packed import Packed, held_out_sample, take_blocks
 
-BATCH_TOKENS = 4096  # a constant, so that results depend on nothing but weights and text
+BATCH_TOKENS = 2048  # a constant, so that results depend on nothing but weights and text
 
 
 class Evaluator:
@@ -34,7 +34,7 @@ class Evaluator:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: str, precision: AbstractContextManager) -> dict[str, float]:
-        """loss: nats per token. bits_per_byte: loss / ln 2 / bytes per token. accuracy: share of tokens ranked first."""
+        """loss: nats per token. bits_per_byte: loss / ln 2 / bytes per token. accuracy: share ranked first."""
         device = next(model.parameters()).device
         loss, perplexity = MeanMetric().to(device), Perplexity().to(device)
         accuracy = MulticlassAccuracy(self.packed.vocabulary, average="micro").to(device)
@@ -54,7 +54,7 @@ class Evaluator:
         nats = loss.compute().item()
         return {
             "loss": nats,
-            "bits_per_byte": nats / math.log(2) / self.packed.bytes_per_token,
+            "bits_per_byte": nats / math.log(2) / self.packed.bytes_per_token[split],
             "perplexity": perplexity.compute().item(),
             "accuracy": accuracy.compute().item(),
         }

@@ -3,10 +3,11 @@
 import os
 import signal
 import sys
+import tempfile
 import traceback
 from typing import Any
 
-from albert_ablate.config import ConfigError, as_config_error, conf_folder, options, with_choices
+from albert_ablate.config import ConfigError, as_config_error, conf_folder, options, prepared, with_choices
 
 HELP = """Train one arm of an ablation, or find it if it is already trained.
 
@@ -42,31 +43,66 @@ def help_text() -> str:
 def main() -> int:
     """Exit code: 0 finished or diverged; 130 Ctrl-C, 143 SIGTERM; 2 the user's mistake; 1 anything later."""
     arguments = sys.argv[1:]
-    if arguments in (["--help"], ["-h"]):
+    if "--help" in arguments or "-h" in arguments:
         print(help_text(), end="")
         return 0
+    debug = any(a.lower() == "debug=true" for a in arguments)
+    try:
+        with tempfile.TemporaryDirectory(prefix="albert_ablate_") as scratch:
+            return _compose_and_run(arguments, debug, scratch)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        return _say(as_config_error(error), 2)
+
+
+def _compose_and_run(arguments: list[str], debug: bool, scratch: str) -> int:
+    """All jobs of one command. Hydra's own files, which nobody reads, go to `scratch`."""
     import hydra
 
     os.environ["HYDRA_FULL_ERROR"] = "1"
     codes: list[int] = []
+    _check_arguments(arguments)
+    overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
+    given = [a for a in arguments if a not in overrides] + prepared(overrides)  # argparse wants them in one piece
+    if not any(a.startswith("hydra.sweep.dir=") for a in overrides):
+        given.append(f"hydra.sweep.dir='{scratch}'")
 
     @hydra.main(config_path=str(conf_folder()), config_name="config", version_base="1.3")
     def task(cfg: Any) -> float | None:
-        code, objective = _one(cfg, debug="debug=true" in arguments)
+        code, objective = _one(cfg, debug)
         codes.append(code)
         if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
             raise KeyboardInterrupt  # the rest of a grid is left for next time
         return objective
 
+    before, sys.argv = sys.argv, [sys.argv[0], *given]
     try:
         task()
     except KeyboardInterrupt:
-        return codes[-1] if codes and codes[-1] else 128 + signal.SIGINT
-    except Exception as error:
-        if "debug=true" in arguments:
-            traceback.print_exc()
-        return _say(as_config_error(error, [a for a in arguments if "=" in a]), 2)
+        if not codes or not codes[-1]:
+            raise
+        return codes[-1]
+    finally:
+        sys.argv = before
     return max(codes, default=0)
+
+
+def _check_arguments(arguments: list[str]) -> None:
+    """What Hydra would answer with a page of usage: an unknown flag, no key. Of a key given twice the last counts."""
+    from hydra._internal.utils import get_args_parser
+
+    flags = get_args_parser()._option_string_actions
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        key = name.lstrip("-+~")
+        if name.startswith("-") and name not in flags:
+            write = f"{key}={value}" if equals else f"{key}=VALUE"
+            raise ConfigError(f"{argument} is unknown: settings are written without dashes, {write}.")
+        if equals and not key:
+            raise ConfigError(f"'{argument}' cannot be read as key=value: it names no key.")
 
 
 def _one(cfg: Any, debug: bool) -> tuple[int, float | None]:

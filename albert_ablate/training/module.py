@@ -31,7 +31,7 @@ class LanguageModel(pl.LightningModule):
         self.losses: list[Tensor] = []  # of the micro-batches of this step
         self.grad_norm = self.clipped = torch.zeros(())
         self.lr = 0.0  # of this step
-        self.grad_norms: list[Tensor] = []  # one per parameter, before clipping
+        self.grad_norms: tuple[Tensor, ...] = ()  # one per parameter, before clipping
         self.named = list(self.model.named_parameters())
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ follows. What was written after the last commit is cut off on resume.
 """
 
 import math
+import signal
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +23,7 @@ from albert_ablate.streams import digest
 from albert_ablate.training.checkpoint import load_checkpoint
 from albert_ablate.training.console import Progress
 from albert_ablate.training.cost import PeakMemory
-from albert_ablate.training.divergence import Divergence, stuck
+from albert_ablate.training.divergence import Divergence, end_kind
 from albert_ablate.training.evaluation import Evaluator
 from albert_ablate.training.module import LanguageModel
 
@@ -56,7 +58,7 @@ class Recorder(pl.Callback):
         self.seconds = 0.0  # of training and evaluation, over all sessions
         self.training_seconds = 0.0
         self.order_hash = digest(record["data"]["fingerprint"].encode())
-        self.best = {"loss": math.inf, "step": -1}
+        self.best: dict[str, Any] = {"loss": math.inf, "step": -1}
         self.last: dict[str, dict[str, float]] = {}  # split -> its latest evaluation
         self.grad_norm: float | None = None  # of the latest step, before clipping
         self.lengths: dict[str, int] = dict.fromkeys(SCHEMAS, 0)
@@ -79,9 +81,11 @@ class Recorder(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, module: LanguageModel) -> None:  # type: ignore[override]
         for name, history in self.histories.items():
             history.cut(self.lengths[name])
-        self.committed = self.mark = time.perf_counter()
-        self.progress.start(self.step)
+        self._keep_best(trainer, module)
+        self.listen()  # Lightning has just put its own SIGTERM handler first, which ends a run without a commit
         self.logger.open(self.folder.path, self.record, {n: h.table() for n, h in self.histories.items()})
+        self.committed = self.mark = time.perf_counter()  # waiting for a tracker's server is not the run's time
+        self.progress.start(self.step)
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: LanguageModel, *args: Any) -> None:  # type: ignore[override]
         if not module.losses:  # not within a step's micro-batches
@@ -102,7 +106,9 @@ class Recorder(pl.Callback):
         every = self.cfg["diagnostics"]["every"]
         if every and (self.step % every == 0 or self.step == 1):
             self._layers(module)
-        self.kind = self.divergence.update(loss, norm)
+        # with 16-mixed the loss scaler skips a step whose gradients overflow, which is its working
+        scaled = self.cfg["trainer"]["precision"] == "16-mixed"
+        self.kind = self.divergence.update(loss, 0.0 if scaled else norm)
         if self.kind:
             self._stop(trainer, module, "diverged")
         self.progress.update(self.step, loss)
@@ -120,7 +126,18 @@ class Recorder(pl.Callback):
         if self.signal:
             self._stop(trainer, module, "stopped")
         if evaluated or self.signal or time.perf_counter() - self.committed >= self.cfg["checkpoint"]["seconds"]:
-            self._commit(trainer)
+            self._commit(trainer, module)
+
+    def listen(self) -> dict[int, Any]:
+        """Take over Ctrl-C and SIGTERM; gives the handlers before. Only the main thread can, and owns its signals."""
+        if threading.current_thread() is not threading.main_thread():
+            return {}
+        return {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self.signal is not None:
+            raise SystemExit(128 + number)  # Lightning turns a KeyboardInterrupt into exit code 1
+        self.signal = number
 
     def _stop(self, trainer: pl.Trainer, module: LanguageModel, outcome: str) -> None:
         self.outcome = outcome
@@ -142,20 +159,27 @@ class Recorder(pl.Callback):
 
     def _evaluate(self, trainer: pl.Trainer, module: LanguageModel) -> None:
         for split in ("validation", "train"):
-            self._evaluate_split(trainer, module, split, self.step)
+            self._evaluate_split(trainer, module, split, self.step, self.order_hash)
         loss = self.last["validation"]["loss"]
         if self.step == 0:
             self.divergence.initial = loss
         if loss < self.best["loss"]:
-            self.best = {"loss": loss, "step": self.step}
+            self.best = {"loss": loss, "step": self.step, "data_order": self.order_hash}
+
+    def _keep_best(self, trainer: pl.Trainer, module: LanguageModel) -> None:
+        """Save the weights if they are the best so far. Only once that is committed, so that best.ckpt never belongs to
+        a step that a resumed run has yet to take."""
+        if self.best["step"] == self.step:
             self._save_weights(trainer, module, "best")
 
-    def _evaluate_split(self, trainer: pl.Trainer, module: LanguageModel, split: str, step: int) -> None:
+    def _evaluate_split(
+        self, trainer: pl.Trainer, module: LanguageModel, split: str, step: int, data_order: str
+    ) -> None:
         self._clock()
         result = self.evaluator.evaluate(module.model, split, trainer.precision_plugin.forward_context())
         self._clock()
         self.last[split] = {**result, "step": step}
-        self.histories["evals"].append(**self._axes(step), split=split, data_order=self.order_hash, **result)
+        self.histories["evals"].append(**self._axes(step), split=split, data_order=data_order, **result)
 
     def _layers(self, module: LanguageModel) -> None:
         """A row per block: norms over its parameters, of the gradient before clipping and of the weights."""
@@ -193,9 +217,10 @@ class Recorder(pl.Callback):
     def tokens_per_second(self) -> float | None:
         return self.step * self.tokens_per_step / self.training_seconds if self.training_seconds else None
 
-    def _commit(self, trainer: pl.Trainer) -> None:
+    def _commit(self, trainer: pl.Trainer, module: LanguageModel) -> None:
         rows = self._flush()
         trainer.save_checkpoint(self.folder.checkpoints / "resume.ckpt")
+        self._keep_best(trainer, module)
         self._write(trainer, "running", self.lengths)
         self.logger.send(rows)
         self._clock()
@@ -212,14 +237,15 @@ class Recorder(pl.Callback):
     def _finish(self, trainer: pl.Trainer, module: LanguageModel) -> None:
         if not self._evaluated():
             self._evaluate(trainer, module)
+        self._keep_best(trainer, module)
         self._save_weights(trainer, module, "last")
         final_weights = weights_hash(module.model)
-        self._evaluate_split(trainer, module, "test", self.step)
+        self._evaluate_split(trainer, module, "test", self.step, self.order_hash)
         self.last["test_last"] = self.last["test"]
         if 0 <= self.best["step"] < self.step:
             module.model.load_state_dict(load_checkpoint(self.folder.checkpoints / "best.ckpt")["state_dict"])
-            self._evaluate_split(trainer, module, "test", self.best["step"])
-        self.kind = self.kind or stuck(self.last["validation"]["loss"], self.evaluator.packed.unigram)
+            self._evaluate_split(trainer, module, "test", self.best["step"], self.best["data_order"])
+        self.kind = self.kind or end_kind(self.last["validation"]["loss"], self.evaluator.packed.unigram)
         self.outcome = "diverged" if self.kind else "finished"
         rows = self._flush()
         for history in self.histories.values():
@@ -269,6 +295,7 @@ class Recorder(pl.Callback):
             "test_loss_last": test_last.get("loss"),
             "initial_loss": self.divergence.initial,
             "unigram_loss": self.evaluator.packed.unigram,
+            "excess_loss": self._excess(validation.get("loss")),  # over the entropy rate, where that is known
             "grad_norm": self.grad_norm,
             "tokens": self.step * self.tokens_per_step,
             "steps": self.step,
@@ -278,6 +305,12 @@ class Recorder(pl.Callback):
             "mean_dropout": self.record["model"]["mean_dropout"],
         }
 
+    def _excess(self, loss: float | None) -> float | None:
+        rate = self.record["data"].get("entropy_rate")
+        if rate is None or loss is None:
+            return None
+        return loss - rate * self.evaluator.packed.bytes_per_token["validation"]
+
     def close(self) -> None:
         self.progress.close()
         for history in self.histories.values():
@@ -286,5 +319,5 @@ class Recorder(pl.Callback):
 
 def weights_hash(model: torch.nn.Module) -> str:
     """Hash of all parameters, in the order of their names."""
-    parts = (p.detach().float().cpu().contiguous().numpy().tobytes() for _, p in sorted(model.named_parameters()))
-    return digest(*parts)
+    values = (p.detach().cpu().reshape(-1) for _, p in sorted(model.named_parameters()))
+    return digest(*(v.view(torch.uint8).numpy().tobytes() for v in values))

@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from albert_ablate.config import ConfigError, check, identity, steps_of
+from albert_ablate.config import ConfigError, as_config_error, check, identity, steps_of
 from albert_ablate.data.packed import Order, Packed, block_count, cache_folder, pack
-from albert_ablate.records.folder import DONE, RunFolder
+from albert_ablate.records.atomic import replace_file
+from albert_ablate.records.folder import DONE, RunFolder, plain
 from albert_ablate.records.provenance import provenance
 
 
@@ -37,17 +38,32 @@ def run(cfg: Mapping, verbose: bool = False) -> dict[str, Any]:
 
 def _find_or_train(cfg: dict, packed: Packed, who: Any, folder: RunFolder, verbose: bool) -> dict[str, Any]:
     record = folder.record()
-    done = record is not None and record["status"] in DONE
-    if done and not cfg["force"]:
+    if record is not None and record["status"] in DONE and not cfg["force"]:
+        folder.tidy()  # it may have been killed between its last word and this
         return {**record, "found": True}
+    _check_machine(cfg)
     folder.create()
     with folder.lock():
-        record = folder.record()  # another process may have finished it while we waited
+        record = folder.record()  # another process may have finished it since
         if record is None or record["status"] not in DONE:
             return _train(cfg, packed, who, folder, record, verbose)
         if not cfg["force"]:
             return {**record, "found": True}
         return _reproduce(cfg, packed, who, folder, record, verbose)
+
+
+def _check_machine(cfg: dict) -> None:
+    """What only building shows to be the user's mistake, seen before there is a folder."""
+    import torch
+
+    from albert_ablate.model.build import assemble
+
+    if cfg["trainer"]["accelerator"] == "gpu" and not torch.cuda.is_available():
+        raise ConfigError("trainer.accelerator=gpu is not allowed here: torch finds no GPU; take trainer=cpu or auto.")
+    try:
+        assemble(cfg)
+    except Exception as error:
+        raise as_config_error(error) from None
 
 
 def _prepare(cfg: dict) -> tuple[Packed, Any]:
@@ -68,6 +84,8 @@ def _prepare(cfg: dict) -> tuple[Packed, Any]:
 
 
 def _reproduce(cfg: dict, packed: Packed, who: Any, folder: RunFolder, record: dict, verbose: bool) -> dict[str, Any]:
+    threads = cfg["trainer"]["threads"] or record["provenance"]["threads"]
+    cfg = {**cfg, "trainer": {**cfg["trainer"], "threads": threads}}
     again = RunFolder(folder.path / "reproduction")
     kept = again.record()
     if kept is not None and kept["status"] in DONE:
@@ -98,20 +116,19 @@ def _train(
 
     from albert_ablate.training.checkpoint import load_checkpoint
 
-    resume = folder.checkpoints / "resume.ckpt"
-    start = 0
-    if record is not None and resume.exists():
-        start = load_checkpoint(resume)["step"]
-    else:
-        _clear(folder)
+    committed = folder.checkpoints / "resume.ckpt"
+    resume = committed if record is not None and committed.exists() else None
+    if resume is None:
+        folder.clear()
         record = None
     threads = record["provenance"]["threads"] if record else cfg["trainer"]["threads"] or os.cpu_count() or 1
     torch.set_num_threads(threads)
-    record = _new_record(cfg, packed, who, threads) | (record or {}) | {"status": "running", "error": None}
-    record["sessions"] = record.get("sessions", 0) + 1
-    record["resumed_at"] = start
+    fresh = _new_record(cfg, packed, who, threads)
+    record = _continued(record, fresh) if record else fresh
+    record["sessions"] += 1
+    record["resumed_at"] = load_checkpoint(resume)["global_step"] if resume else 0
     try:
-        return _fit(cfg, packed, folder, record, start, verbose)
+        return plain(_fit(cfg, packed, folder, record, resume, verbose))
     except ConfigError:
         raise
     except Exception as error:
@@ -124,13 +141,22 @@ def _train(
         raise RunFailed(f"The run failed: {type(error).__name__}: {error}. Its record: {folder.path}") from error
 
 
-def _clear(folder: RunFolder) -> None:
-    """Remove what an attempt that never committed left behind."""
-    for file in [*folder.path.glob("*.arrow*"), *folder.checkpoints.glob("*.ckpt"), folder.path / "record.json"]:
-        file.unlink(missing_ok=True)
+def _continued(record: dict, fresh: dict) -> dict[str, Any]:
+    """The record of an unfinished run as its next session begins: how it is watched may have changed since."""
+    old, new = record["config"]["evaluation"]["tokens"], fresh["config"]["evaluation"]["tokens"]
+    if old != new:
+        raise ConfigError(
+            f"evaluation.tokens={new} is not allowed: this run was begun with {old}, and its evaluations are compared."
+        )
+    if record["provenance"] != fresh["provenance"]:
+        record["resumed_under"] = fresh["provenance"]
+    now = {key: fresh[key] for key in ("status", "error", "signal", "config", "choices")}
+    return fresh | record | now
 
 
-def _fit(cfg: dict, packed: Packed, folder: RunFolder, record: dict, start: int, verbose: bool) -> dict[str, Any]:
+def _fit(
+    cfg: dict, packed: Packed, folder: RunFolder, record: dict, resume: Path | None, verbose: bool
+) -> dict[str, Any]:
     import pytorch_lightning as pl
     import yaml
 
@@ -144,7 +170,7 @@ def _fit(cfg: dict, packed: Packed, folder: RunFolder, record: dict, start: int,
 
     model, context, batch = build_model(cfg), cfg["model"]["context"], cfg["data"]["batch"]
     order = Order(block_count(packed.train, context), batch, cfg["seed"])
-    steps = steps_of(cfg)
+    start, steps = record["resumed_at"], steps_of(cfg)
     flops = flops_per_token(cfg) * batch * context
     record["budget"]["flops"] = flops * steps
     record["proof"]["initial_draws"] = model.initial_draws
@@ -152,9 +178,9 @@ def _fit(cfg: dict, packed: Packed, folder: RunFolder, record: dict, start: int,
         "parameters": sum(p.numel() for p in model.parameters()),
         "layers": len(model.blocks),
         "width": cfg["model"]["width"],
-        "mean_dropout": sum(block.rate for block in model.blocks) / len(model.blocks),
+        "mean_dropout": sum(block.rate for block in model.stack) / len(model.blocks),
     }
-    (folder.path / "config.yaml").write_text(yaml.safe_dump(cfg, sort_keys=False))
+    replace_file(folder.path / "config.yaml", yaml.safe_dump(cfg, sort_keys=False).encode())
     module = LanguageModel(model, cfg, steps)
     progress = Progress(steps, batch * context, shown=verbose)
     recorder = Recorder(
@@ -189,16 +215,14 @@ def _fit(cfg: dict, packed: Packed, folder: RunFolder, record: dict, start: int,
         default_root_dir=str(folder.path),
     )
     data = TextData(Blocks(packed, order, context, cfg["data"].get("accumulate", 1), start))
-    resume = str(folder.checkpoints / "resume.ckpt") if start or record["sessions"] > 1 else None
     try:
         with _signals(recorder):
-            trainer.fit(module, datamodule=data, ckpt_path=resume)
+            trainer.fit(module, datamodule=data, ckpt_path=None if resume is None else str(resume))
         if recorder.outcome == "stopped":
             record |= {"status": "stopped", "signal": recorder.signal}
             folder.write(record)
         else:
-            for leftover in [folder.checkpoints / "resume.ckpt", *folder.path.glob("*.arrows")]:
-                leftover.unlink(missing_ok=True)
+            folder.tidy()
     finally:
         recorder.close()
         recorder.logger.close(record)
@@ -206,7 +230,10 @@ def _fit(cfg: dict, packed: Packed, folder: RunFolder, record: dict, start: int,
 
 
 def _new_record(cfg: dict, packed: Packed, who: Any, threads: int) -> dict[str, Any]:
+    from albert_ablate.model.build import build
+
     steps, per_step = steps_of(cfg), cfg["data"]["batch"] * cfg["model"]["context"]
+    corpus = build(cfg["data"])
     return {
         "status": "running",
         "label": label(cfg),
@@ -223,16 +250,21 @@ def _new_record(cfg: dict, packed: Packed, who: Any, threads: int) -> dict[str, 
             "passes": steps * cfg["data"]["batch"] / block_count(packed.train, cfg["model"]["context"]),
         },
         "data": {
-            "name": cfg["data"]["_target_"].rpartition(".")[2],
+            "name": type(corpus).__name__,
             "fingerprint": packed.fingerprint,
             "train_tokens": len(packed.train),
-            "bytes_per_token": packed.bytes_per_token,
+            "bytes_per_token": packed.bytes_per_token["train"],
+            "entropy_rate": getattr(corpus, "entropy_rate", None),  # nats per byte, known for synthetic languages
+            "revision": getattr(corpus, "commit", None),
         },
         "summary": {},
         "proof": {},
         "provenance": {**provenance(), "threads": threads, "precision": cfg["trainer"]["precision"]},
         "cost": {},
+        "histories": {},
         "error": None,
+        "signal": None,
+        "sessions": 0,
         "created": time.time(),
     }
 
@@ -243,7 +275,7 @@ TUNING_SEEDS = 1_000_000
 def label(cfg: Mapping) -> str:
     """A name for people: the options taken in the groups that make an arm."""
     choices = cfg.get("choices") or {}
-    groups = ("model", "norm", "norm_type", "dropout", "optimizer", "schedule", "clip", "data")
+    groups = ("recipe", "model", "norm", "dropout", "optimizer", "clip", "data")
     return " ".join(f"{g}={choices[g]}" for g in groups if choices.get(g)) or "run"
 
 
@@ -277,17 +309,7 @@ def _quiet() -> None:
 @contextmanager
 def _signals(recorder: Any) -> Iterator[None]:
     """Ctrl-C and SIGTERM stop the run at the next boundary, committed and resumable; a second one stops it at once."""
-
-    def note(number: int, frame: Any) -> None:
-        if recorder.signal is not None:
-            raise KeyboardInterrupt
-        recorder.signal = number
-
-    try:
-        before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: whoever owns it also owns its signals
-        yield
-        return
+    before = recorder.listen()
     try:
         yield
     finally:

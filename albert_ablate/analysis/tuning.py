@@ -1,0 +1,212 @@
+"""The tuned learning rate and its slack; planning: what pairs can reach, and the false positives of a pool of runs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf, sqrt
+
+import numpy as np
+
+from albert_ablate.analysis.effects import refuse_bootstrap
+from albert_ablate.analysis.statistics import (
+    ALPHA,
+    FIRST,
+    MOST_PAIRS,
+    PAIRS,
+    nominal,
+    p_effect,
+    refuse_unusable,
+)
+
+TUNING_SEEDS = 3
+
+
+@dataclass(frozen=True)
+class TunedRate:
+    rate: float
+    best: float  # the grid's best point; never itself the answer unless it is the vertex
+    edge: bool  # the best point is the grid's first or last: extend the grid
+    trains: bool  # False: every rate diverged, and so do the arm's runs
+    slack: float  # expected loss above the optimum, in nats; nan without two finished neighbors
+    curve: list[float]  # mean loss per rate; inf where a seed diverged, nan where it was not run on every tuning seed
+
+
+def tuned_rate(rates: Sequence[float], losses, seeds: int = TUNING_SEEDS) -> TunedRate:
+    """Vertex of the parabola through the best grid point and its neighbors, in log rate, at most half a step away.
+
+    losses (tuning seeds, rates) at the full budget, in nats: inf = diverged, nan = not run (halving dropped it). The
+    curve is the mean over seeds. The grid's best point alone gives 13 to 62 % false positives, the vertex 5 to 9 %.
+    With x in steps of the grid: vertex = (y- - y+) / (2 (y- - 2 y0 + y+)). Beside a diverged neighbor that is half a
+    step away from it, the formula's limit.
+    """
+    grid, losses = np.asarray(rates, float), np.asarray(losses, float)
+    if losses.ndim != 2 or losses.shape[1] != len(grid):
+        raise ValueError(f"Losses have shape (tuning seeds, {len(grid)} rates), got {losses.shape}.")
+    if len(grid) < 3 or (grid <= 0).any() or (np.diff(grid) <= 0).any():
+        raise ValueError(f"A grid has at least 3 positive rates in rising order, got {grid.tolist()}.")
+    steps = np.diff(np.log(grid))
+    # written to three digits, a grid of sqrt(10) has steps of 1.151 +- 0.01
+    if np.ptp(steps) > 0.02 * steps.mean():
+        raise ValueError(f"The parabola needs a grid with equal steps in log rate, got {grid.tolist()}.")
+    ran = (~np.isnan(losses)).sum(0)
+    whole = ran >= seeds
+    if not whole.any():
+        raise ValueError(
+            f"Tuning ends with {seeds} tuning seeds at the best rates, and no rate has more than {ran.max()}."
+        )
+    mean = np.full(len(grid), np.nan)
+    mean[whole] = np.nanmean(losses[:, whole], axis=0)
+    curve, best = mean.tolist(), int(np.nanargmin(mean))
+    top = float(grid[best])
+    if not np.isfinite(mean[best]):
+        return TunedRate(float(grid[whole][0]), top, edge=False, trains=False, slack=np.nan, curve=curve)
+    if best in (0, len(grid) - 1):
+        return TunedRate(top, top, edge=True, trains=True, slack=np.nan, curve=curve)
+    three = slice(best - 1, best + 2)
+    if not whole[three].all():
+        missing = grid[three][~whole[three]].tolist()
+        raise ValueError(f"The best rate {top:g} needs its neighbors on {seeds} tuning seeds: run {missing}.")
+    left, middle, right = mean[three]
+    rate = top * float(np.exp(_vertex(left, middle, right) * steps.mean()))
+    return TunedRate(rate, top, edge=False, trains=True, slack=_slack(losses[:, three]), curve=curve)
+
+
+def tuning_slack(s: float, c: float, h: float, r: int) -> float:
+    """s^2 / (8 c h^2 r): expected loss above the optimum of a vertex from three points, each a mean of r runs.
+
+    s spread of a run, c curvature (loss = c x^2, x the log rate), h the grid's step in x. It is c times the variance of
+    the vertex, (h/2)^2 (2 s^2 / r) / (2 c h^2)^2, for a vertex on the grid; v steps beside it 1 + 12 v^2 times as much.
+    """
+    return s**2 / (8 * c * h**2 * r)
+
+
+def pairs_to_margin(d, margin: float, level: float = ALPHA, coverage: float = 0.8) -> tuple[float, float, float]:
+    """Pairs at which the half-width reaches the margin, and their range, from s and its 80 % interval (chi squared).
+
+    Not "seeds needed" from the observed effect, which is off by orders of magnitude. A claim of n pairs is one named
+    with N = n; beyond 60, where the level formula ends, with the level of N = 60.
+    """
+    d = np.asarray(d, float)
+    d = d[np.isfinite(d)]
+    refuse_unusable(d)
+    if margin <= 0:
+        raise ValueError(f"A half-width reaches only a positive margin, got {margin:g}.")
+    s, low, high = spread(d, 1 - coverage)
+    return _pairs(margin / s, level), _pairs(margin / low, level), _pairs(margin / high, level)
+
+
+def spread(values, level: float = 0.05) -> tuple[float, float, float]:
+    """Standard deviation over seeds with its chi-squared interval: s sqrt((n - 1) / chi2)."""
+    from scipy.stats import chi2
+
+    values = np.asarray(values, float)
+    refuse_unusable(values)
+    n, s = len(values), float(values.std(ddof=1))
+    high, low = np.sqrt((n - 1) / chi2.ppf([level / 2, 1 - level / 2], n - 1))
+    return s, s * float(low), s * float(high)
+
+
+def half_width(s: float, n: int, level: float = ALPHA) -> float:
+    """t(1 - a/2, n - 1) s / sqrt(n) after n pairs of a claim named with N = n (at most 60's level)."""
+    from scipy.special import stdtrit
+
+    return -float(stdtrit(n - 1, nominal(level, min(max(n, FIRST), MOST_PAIRS)) / 2)) * s / sqrt(n)
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What the paired spread of a few pairs implies for a claim, at planning time."""
+
+    s: float
+    low: float
+    high: float
+    half_widths: dict[int, float]
+    reached: dict[int, bool]  # whether the half-width of the 90 % interval, which "no effect" needs, is in the margin
+
+
+def reach(d, margin: float, pairs: Sequence[int] = (10, 20, 40)) -> Reach:
+    """Half-widths (95 %) at 10, 20, 40 pairs from the paired spread so far, and whether "no effect" is within reach.
+
+    Reached is generous: with a margin under .75 s (N = 20) or .55 s (N = 40) "no effect" is rare.
+    """
+    s, low, high = spread(d)
+    return Reach(s, low, high, {n: half_width(s, n) for n in pairs},
+                 {n: half_width(s, n, 2 * ALPHA) <= margin for n in pairs})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FalsePositives:
+    rate: float
+    low: float  # bootstrap over the runs: what another pool of as many runs might have shown
+    high: float
+    runs: int
+    pairs: int
+    pairings: int
+
+
+def false_positive_rate(finals, rng: np.random.Generator, N: int | None = None, level: float = ALPHA,
+                        pairings: int = 10_000, resamples: int = 200) -> FalsePositives:  # fmt: skip
+    """Share of random pairings of one arm's K finals in which the sequential test finds an effect: about this pool.
+
+    Each pairing splits the K runs into K // 2 pairs and looks at every one from the fourth to N. The interval is a
+    bootstrap over the K runs (percentiles, hence K >= 20): what another pool of K might have shown; a run drawn twice
+    may meet its copy, a difference of 0. inf or nan = diverged.
+    """
+    finals = np.asarray(finals, float)
+    finals = np.where(np.isnan(finals), inf, finals)
+    K = len(finals)
+    refuse_bootstrap(K)
+    N = min(K // 2, PAIRS) if N is None else N
+    if N > K // 2:
+        raise ValueError(f"{K} runs give at most {K // 2} pairs, not {N}.")
+    if not np.isfinite(finals).any() or not np.ptp(finals[np.isfinite(finals)]):
+        raise ValueError("All finals are equal or diverged: there is no random measure to pair.")
+    runs = np.broadcast_to(np.arange(K), (pairings, K))
+    rate = _share_found(finals, rng.permuted(runs, axis=1)[:, : 2 * N], level, N)
+    size = max(1000, pairings // 10)
+    drawn = []
+    for _ in range(resamples):
+        pool = rng.integers(K, size=K)
+        order = rng.permuted(np.broadcast_to(pool, (size, K)), axis=1)
+        drawn.append(_share_found(finals, order[:, : 2 * N], level, N))
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return FalsePositives(rate, float(low), float(high), K, N, pairings)
+
+
+def _share_found(finals: np.ndarray, order: np.ndarray, level: float, N: int) -> float:
+    a, b = finals[order[:, ::2]], finals[order[:, 1::2]]
+    both_diverged = np.isinf(a) & np.isinf(b)
+    d = np.where(both_diverged, np.nan, np.where(both_diverged, 0, a) - np.where(both_diverged, 0, b))
+    a = nominal(level, N)
+    return float(np.mean(np.any([p_effect(d[:, :n]) <= a for n in range(FIRST, N + 1)], axis=0)))
+
+
+def _vertex(left: float, middle: float, right: float) -> float:
+    """Vertex in grid steps from the middle; within half a step, since the middle is the least of the three."""
+    if np.isinf(left) or np.isinf(right):
+        return 0.5 * (np.isinf(left) - float(np.isinf(right)))
+    bend = left - 2 * middle + right
+    return float((left - right) / (2 * bend)) if bend > 0 else 0.0
+
+
+def _slack(losses: np.ndarray) -> float:
+    """Tuning slack from three columns (seeds, 3); s is the residual after rates and seeds, since seeds are shared."""
+    losses = losses[~np.isnan(losses).any(1)]
+    r = len(losses)
+    if r < 2 or not np.isfinite(losses).all():
+        return np.nan
+    residual = losses - losses.mean(0) - losses.mean(1, keepdims=True) + losses.mean()
+    s = sqrt((residual**2).sum() / (2 * (r - 1)))
+    left, middle, right = losses.mean(0)
+    bend = left - 2 * middle + right
+    return float(tuning_slack(s, bend / 2, 1.0, r)) if bend > 0 else inf
+
+
+def _pairs(ratio: float, level: float) -> float:
+    """Least n with half_width(1, n) <= ratio; inf beyond a million."""
+    low, high = 2, 1_000_000
+    if half_width(1.0, high, level) > ratio:
+        return inf
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if half_width(1.0, middle, level) <= ratio else (middle + 1, high)
+    return low

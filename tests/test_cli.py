@@ -1,0 +1,170 @@
+"""The command `run.py`: exit codes, one sentence on stderr for each mistake, nothing left behind."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from albert_ablate.config import options
+from albert_ablate.training.main import main
+
+RUN = Path(__file__).parent.parent / "run.py"
+TINY = (
+    "model=nano model.layers=2 model.width=16 model.context=16 budget.tokens=512 data=text_files data.batch=4 "
+    "trainer=cpu trainer.threads=1 evaluation.tokens=64 evaluation.every=512"
+).split()
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """Overrides of a run of eight steps whose every file lies under tmp_path."""
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"line {i * i} of a text about nothing\n" for i in range(2000)))
+    return [*TINY, f"data.path={text}", f"paths.runs={tmp_path}/runs", f"paths.cache={tmp_path}/cache"]
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path, capsys):
+    """`python run.py ...` in this process, from an empty folder: (exit code, stdout, stderr)."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    here = tmp_path / "here"
+    scratch = tmp_path / "scratch"
+    here.mkdir()
+    scratch.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
+        GlobalHydra.instance().clear()
+        capsys.readouterr()
+        code = main()
+        out = capsys.readouterr()
+        assert sys.argv == ["run.py", *arguments]
+        assert not list(here.iterdir()) and not list(scratch.glob("albert*"))
+        return code, out.out, out.err
+
+    return call
+
+
+MISTAKES = [
+    ("norm=pre_lm", "norm=pre_lm is not an option: norm is one of pre_ln, "),
+    ("nrom=pre_ln", "nrom=pre_ln is unknown: the nearest keys are norm, "),
+    ("+nrom=pre_ln", "nrom=pre_ln is unknown: the nearest keys are norm, "),
+    ("model.layres=3", "model.layres=3 is unknown: model=mini takes layers, "),
+    ("+model.foo=1", "model.foo=1 is unknown: model=mini takes "),
+    ("+trainer.gradient_clip_val=1", "trainer.gradient_clip_val=1 is unknown"),
+    ("seed=abc", "seed=abc is not allowed: it must be a whole number"),
+    ("optimizer.lr=nan", "optimizer.lr=nan is not allowed: it must be a number above 0"),
+    ("optimizer.lr=", "optimizer.lr= is not allowed: it must be a number above 0"),
+    ("dropout=uniform dropout.mean=1.2", "dropout.mean=1.2 is not allowed: it must be a number at least 0 and below 1"),
+    ("dropout=none dropout.mean=0.1", "dropout.mean=0.1 is unknown: dropout=none takes no numbers"),
+    ("norm=none norm_type=rms_norm", "norm_type=rms_norm would do nothing"),
+    ("model.heads=3", "model.width=64 is not divisible by model.heads=3"),
+    ("budget.tokens=-1", "budget.tokens=-1 is not allowed"),
+    ("data=text_files", "data.path is missing"),
+    ("data=text_files data.path=/nowhere", "data.path=/nowhere does not exist"),
+    ("norm=pre_ln,post_ln", "norm=pre_ln,post_ln are several values: add -m"),
+    ("seed=0,1", "seed=0,1 are several values: add -m"),
+    ("seed=0 -m norm=pre_ln,pre_lm", "norm=pre_lm is not an option"),
+    ("norm=[", "norm=[ is not an option"),
+    ("seed=[", "'seed=[' cannot be read as key=value"),
+    ("=3", "'=3' cannot be read as key=value"),
+    ("foo", "'foo' cannot be read as key=value"),
+    ("seed 3", "'seed' cannot be read as key=value"),
+    ("--norm=post_ln", "--norm=post_ln is unknown: settings are written without dashes, norm=post_ln"),
+    ("--seed 3", "--seed is unknown: settings are written without dashes"),
+    ("~norm", "norm is missing"),
+    ("seed=${foo}", "seed cannot be resolved: Interpolation key 'foo' not found"),
+    ("--config-name=x", "Cannot find primary config 'x'"),
+    ("trainer=cpu trainer.precision=16-mixed", "trainer.precision=16-mixed needs a GPU"),
+    ("hydra.foo=1", "'foo'"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), MISTAKES, ids=[a for a, _ in MISTAKES])
+def test_a_mistake_gives_one_sentence_exit_code_2_and_nothing_else(arguments, words, command, tmp_path):
+    code, out, err = command(*arguments.split(), f"paths.runs={tmp_path}/runs", f"paths.cache={tmp_path}/cache")
+    assert (code, out) == (2, "") and words in err
+    assert err.count("\n") == 1 and err.endswith(".\n")
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "cache").exists()
+
+
+def test_debug_shows_the_traceback_before_the_sentence(command):
+    code, _, err = command("nrom=pre_ln", "debug=true")
+    assert code == 2 and "Traceback" in err and err.splitlines()[-1].startswith("nrom=pre_ln is unknown")
+
+
+def test_one_bad_seed_does_not_stop_the_others(command, tiny, tmp_path):
+    code, out, err = command(*tiny, "-m", "seed=abc,0,-1,3")
+    assert code == 2
+    assert "seed=abc is not allowed" in err and "seed=-1 is not allowed" in err and "Traceback" not in err
+    assert sorted(p.name for p in (tmp_path / "runs").glob("*/*")) == ["seed0", "seed3"]
+    assert [line for line in out.splitlines() if line.startswith(str(tmp_path))] == [
+        str(p) for p in sorted((tmp_path / "runs").glob("*/*"))
+    ]
+
+
+def test_a_run_asked_for_again_is_found_at_once_and_forced_is_compared(command, tiny):
+    code, first, _ = command(*tiny)
+    assert code == 0 and "validation loss" in first
+    began = time.perf_counter()
+    code, second, _ = command(*tiny)
+    assert code == 0 and "seed 0: this run is done" in second and time.perf_counter() - began < 5
+    assert first.splitlines()[-1] == second.splitlines()[-1]
+    code, third, _ = command(*tiny, "force=true")
+    assert code == 0 and "Trained again: reproduced." in third
+
+
+def test_help_is_read_from_the_folder_and_imports_nothing_heavy():
+    script = (
+        "import sys; sys.argv = ['run.py', '--help']; from albert_ablate.training.main import main; code = main();"
+        "assert code == 0; heavy = {'torch', 'hydra', 'omegaconf', 'pytorch_lightning', 'numpy', 'pandas'};"
+        "print('HEAVY', sorted(heavy & set(sys.modules)))"
+    )
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert time.perf_counter() - began < 2  # 0.1 s on an idle machine
+    assert done.stdout.splitlines()[-1] == "HEAVY []" and not done.stderr
+    lines = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line.startswith("  ")}
+    for group, names in options().items():
+        assert sorted(lines[group]) == names
+    assert (lines["norm"][0], lines["model"][0], lines["dropout"][0]) == ("pre_ln", "mini", "none")
+    assert "python run.py norm=pre_ln dropout=depth_decay" in done.stdout and " -m " in done.stdout
+
+
+def test_a_grid_from_the_shell_trains_every_arm_and_seed_and_leaves_nothing_beside_the_runs(tiny, tmp_path):
+    here, scratch = tmp_path / "cwd", tmp_path / "tmp"
+    here.mkdir()
+    scratch.mkdir()
+    done = subprocess.run(
+        [sys.executable, str(RUN), "-m", "norm=pre_ln,post_ln", "seed=0,1", *tiny],
+        cwd=here,
+        env={**os.environ, "TMPDIR": str(scratch), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not list(here.iterdir()) and not list(scratch.iterdir())
+    folders = [Path(line) for line in done.stdout.splitlines() if line.startswith(str(tmp_path / "runs"))]
+    assert [f.name for f in folders] == ["seed0", "seed1"] * 2
+    assert len({f.parent for f in folders}) == 2 and all((f / "record.json").exists() for f in folders)
+
+
+def test_a_notebook_can_do_it_from_any_folder(tiny, tmp_path, monkeypatch):
+    import torch
+
+    from albert_ablate import build_model, compose, run
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["notebook", "--weird", "seed=5"])
+    cfg = compose([*tiny, "seed=0", "seed=3", "paths.runs=mine"])
+    assert cfg.seed == 3 and cfg.choices.norm == "pre_ln"
+    assert build_model(cfg)(torch.zeros(2, 16, dtype=torch.long)).shape == (2, 16, 256)
+    record = run(cfg)
+    assert record["status"] in ("finished", "diverged") and Path(record["folder"]).is_relative_to(tmp_path / "mine")
+    assert run(cfg)["found"]

@@ -1,0 +1,182 @@
+"""One contract per kind, run on every option found in conf/: it builds, it trains, and each of its numbers counts.
+
+A new option is picked up from disk. What an option cannot promise stands in EXCEPTIONS with its reason.
+"""
+
+import copy
+import math
+from dataclasses import MISSING
+
+import pytest
+import torch
+from hydra.utils import instantiate
+
+from albert_ablate import build_model, compose
+from albert_ablate.config import COMPONENTS, HYDRA_KEYS, check, identity, options, parameters_of
+from albert_ablate.model.build import assemble, build
+from albert_ablate.optim.clipping import global_norm
+from albert_ablate.optim.optimizers import assert_covers, decay_groups
+
+OPTIONS = options()
+ALL = [(group, option) for group, names in OPTIONS.items() for option in names]
+TINY = ["model=nano", "model.layers=2", "model.width=16", "model.context=16", "data.batch=4", "budget.tokens=320"]
+# options that cannot be composed without a value only the user knows
+NEEDS = {
+    ("data", "text_files"): ["data.path=somewhere"],
+    ("data", "hub"): ["data.name=somewhere"],
+    ("tokenizer", "file"): ["tokenizer.path=somewhere"],
+}
+UNLISTED = {("attention", "learned"): {"rotary_base"}}  # would do nothing there
+TRAINED = [pair for pair in ALL if pair[0] not in ("data", "tokenizer", "logger", "trainer", "evaluation")]
+STEPS = 5  # of which the first three must move every parameter
+
+
+def configuration(group, option, *more):
+    tiny = [o for o in TINY if group not in ("model", "recipe") or not o.startswith("model=")]
+    return compose([f"{group}={option}", *tiny, *NEEDS.get((group, option), []), *more])
+
+
+def batches(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(0, 256, (4, 17), generator=generator) for _ in range(STEPS)]
+
+
+def train(cfg, steps=STEPS):
+    """`steps` steps with the arm's own loss, clipping, optimizer and schedule: model, gradient seen, clipped shares."""
+    torch.set_num_threads(1)
+    cfg = check(cfg)
+    model = build_model(cfg).train()
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    optimizer = build(cfg["optimizer"], decay_groups(model), True)
+    assert_covers(optimizer, model)
+    loss, clip, shape = instantiate(cfg["loss"]), build(cfg["clip"]), instantiate(cfg["schedule"])
+    named, peak = list(model.named_parameters()), [g["lr"] for g in optimizer.param_groups]
+    seen = dict.fromkeys(before, False)
+    trace = []
+    for step, rows in enumerate(batches()[:steps]):
+        model.clock.set(step, 0)
+        for group, lr in zip(optimizer.param_groups, peak, strict=True):
+            group["lr"] = lr * shape((step + 0.5) / STEPS)
+        optimizer.zero_grad(set_to_none=True)
+        objective, plain = loss(model(rows[:, :-1]), rows[:, 1:])
+        objective.backward()
+        for name, p in named:
+            seen[name] |= p.grad is not None and bool(p.grad.ne(0).any())
+        with torch.no_grad():
+            norm, _ = global_norm([p.grad for _, p in named])
+            share = clip(named, norm)
+        optimizer.step()
+        trace.append([plain.item(), norm.item(), float(share)])
+    moved = {n: bool((p != before[n]).any()) for n, p in model.named_parameters()}
+    return model, seen, moved, trace
+
+
+def state(cfg):
+    """All that a number of an option can change: what is built and every step's figures and weights."""
+    model, *_, trace = train(cfg)
+    weights = {n: p.detach().clone() for n, p in model.named_parameters()}
+    return str(model), trace, weights
+
+
+def differ(a, b):
+    same = a[0] == b[0] and a[1] == b[1] and a[2].keys() == b[2].keys()
+    return not (same and all(torch.equal(a[2][n], b[2][n]) for n in a[2]))
+
+
+@pytest.mark.parametrize(("group", "option"), ALL)
+def test_option_composes_and_its_arguments_bind(group, option):
+    cfg = configuration(group, option)
+    assert check(cfg) == check(check(cfg))
+    for key in COMPONENTS:
+        node = cfg[key]
+        known = parameters_of(node["_target_"])
+        assert set(node) - HYDRA_KEYS <= set(known)
+        assert all(default is not MISSING or name in node for name, (_, default) in known.items())
+    assert cfg.choices[group] == option
+    if group in COMPONENTS:  # else `group.name=value` could not be set without a plus
+        missing = set(parameters_of(cfg[group]["_target_"])) - set(cfg[group]) - UNLISTED.get((group, option), set())
+        assert not missing, f"conf/{group}/{option}.yaml does not list {missing}"
+
+
+@pytest.mark.parametrize("option", OPTIONS["model"])
+def test_model_is_built_on_the_meta_device_at_its_own_size(option):
+    cfg = compose([f"model={option}"])
+    model = assemble(check(cfg))
+    assert len(model.blocks) == cfg.model.layers and all(p.is_meta for p in model.parameters())
+
+
+@pytest.mark.parametrize(("group", "option"), TRAINED)
+def test_option_trains_three_steps_and_every_parameter_takes_part(group, option):
+    _, seen, moved, trace = train(configuration(group, option), steps=3)
+    assert all(math.isfinite(x) for row in trace for x in row)
+    assert all(seen.values()), [n for n, s in seen.items() if not s]
+    assert all(moved.values()), [n for n, m in moved.items() if not m]
+
+
+def perturbed(key, value):
+    """A nearby allowed value of another size, None where there is none to try."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value * 2 if key in ("model.width", "model.heads") else value + 1
+    if isinstance(value, float):
+        return 0.05 if value == 0 else value * 0.5
+    return None
+
+
+# (group, number): what makes the number count, where the tiny arm alone would not show it
+CIRCUMSTANCES = {
+    ("clip", "max_norm"): ["clip.max_norm=0.01"],
+    ("clip", "max_value"): ["clip.max_value=0.001"],
+    ("clip", "eps"): ["clip.eps=0.5"],
+    ("schedule", "warmup"): ["schedule.warmup=0.4"],
+    ("norm_type", "eps"): ["norm_type.eps=0.01"],
+    ("attention", "rotary_base"): ["attention.rotary_base=100"],
+    ("optimizer", "eps"): ["optimizer.eps=1e-3"],
+    ("schedule", "decay"): ["schedule.decay=0.4"],
+}
+NUMBERED = [
+    (group, option, name)
+    for group, option in TRAINED
+    if group not in ("recipe",)
+    for name, (annotation, default) in (
+        parameters_of(compose([f"{group}={option}", *NEEDS.get((group, option), [])])[group]["_target_"]).items()
+    )
+]
+
+
+@pytest.mark.parametrize(("group", "option", "name"), NUMBERED)
+def test_every_argument_of_an_option_changes_something(group, option, name):
+    if name in UNLISTED.get((group, option), set()):
+        pytest.skip("refused here")
+    cfg = configuration(group, option, *CIRCUMSTANCES.get((group, name), []))
+    value = cfg[group].get(name, parameters_of(cfg[group]["_target_"])[name][1])
+    other = copy.deepcopy(cfg)
+    if name == "positions":
+        tried = "rotary" if value == "learned" else "learned"
+    elif name == "activation":
+        tried = "relu"
+    elif name == "hidden":
+        tried = 24
+    elif name == "betas":
+        tried = [0.8, 0.99]
+    elif name == "sites":
+        tried = ["hidden", "attention"]
+    elif name == "shape":
+        tried = "linear" if value != "linear" else "cosine"
+    else:
+        tried = perturbed(f"{group}.{name}", value)
+    assert tried is not None, f"no way to perturb {group}.{name}={value}: add one"
+    from omegaconf import OmegaConf
+
+    OmegaConf.set_struct(other, False)
+    other[group][name] = tried
+    assert differ(state(cfg), state(other)), f"{group}.{name}={value} -> {tried} changes nothing"
+    assert identity(cfg, "text").setting != identity(other, "text").setting
+
+
+def test_the_seed_changes_the_run_and_not_the_setting():
+    a, b = configuration("norm", "pre_ln"), configuration("norm", "pre_ln", "seed=1")
+    assert identity(a, "t").setting == identity(b, "t").setting and identity(a, "t").run != identity(b, "t").run
+    assert differ(state(a), state(b))
+    assert not differ(state(a), state(a))

@@ -1,0 +1,85 @@
+"""The project's own rules: layers, what imports torch, the README, the picture."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from albert_ablate import compose, run
+from albert_ablate.config import options
+
+ROOT = Path(__file__).parent.parent
+LAYERS = [
+    {"config", "streams", "records"},
+    {"data", "model", "optim"},
+    {"training", "analysis", "studies"},
+]
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+
+
+def imported(tree):
+    """Modules of the package imported while a module is loaded (not inside its functions)."""
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("albert_ablate."):
+            yield node.module.split(".")[1]
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "albert_ablate").rglob("*.py")), ids=lambda f: f.stem)
+def test_a_module_imports_only_from_layers_to_its_left(file):
+    parts = file.relative_to(ROOT / "albert_ablate").with_suffix("").parts
+    if parts == ("__init__",):
+        return
+    for other in imported(ast.parse(file.read_text())):
+        assert other == parts[0] or RANK[other] < RANK[parts[0]] or RANK[other] == RANK[parts[0]] == 0, other
+        if parts[0] == "analysis":
+            assert other in ("analysis", "config", "records")
+
+
+def test_records_and_analysis_are_read_without_torch():
+    modules = ["records.folder", "records.history", "records.wandb", "config", "analysis.charts", "analysis.verdicts"]
+    code = "import sys; sys.modules['torch'] = None\n" + "\n".join(f"import albert_ablate.{m}" for m in modules)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_readme_names_every_option_on_disk():
+    readme = (ROOT / "README.md").read_text()
+    missing = [f"{group}={name}" for group, names in options().items() for name in names if f"`{name}`" not in readme]
+    assert set(missing) <= {"evaluation=standard", "loss=cross_entropy"}, missing
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A short run on a language whose entropy rate is known."""
+    runs = tmp_path_factory.mktemp("runs")
+    tiny = ["model=nano", "model.layers=2", "model.width=32", "data=markov", "data.symbols=8", "data.length=60_000"]
+    tiny += ["optimizer.lr=1e-2", "budget.tokens=150_000", "evaluation.every=30_000", "trainer.threads=1"]
+    return run(compose([*tiny, f"paths.runs={runs}"]))
+
+
+def test_a_small_model_comes_near_the_entropy_rate_of_its_language(finished):
+    summary = finished["summary"]
+    assert finished["status"] == "finished"
+    assert summary["excess_loss"] == pytest.approx(summary["val_loss"] - finished["data"]["entropy_rate"])
+    assert -0.02 < summary["excess_loss"] < 0.1
+    assert summary["initial_loss"] > 5 and summary["unigram_loss"] > finished["data"]["entropy_rate"] + 0.1
+
+
+@pytest.mark.parametrize("kind", ["html", "png"])
+def test_a_run_can_be_drawn(finished, tmp_path, kind):
+    pytest.importorskip("vl_convert")
+    from albert_ablate.analysis.charts import curves
+
+    target = tmp_path / f"run.{kind}"
+    curves(Path(finished["folder"])).save(target)
+    assert target.stat().st_size > 5_000 and (kind == "html" or target.read_bytes().startswith(b"\x89PNG"))
+
+
+def test_the_run_folder_says_nothing_of_the_environment(finished, monkeypatch):
+    for file in Path(finished["folder"]).glob("*.*"):
+        text = file.read_bytes()
+        for name, value in os.environ.items():
+            if any(word in name for word in ("KEY", "TOKEN", "SECRET", "PASSWORD")) and len(value) > 6:
+                assert value.encode() not in text, name

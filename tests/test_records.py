@@ -1,0 +1,295 @@
+"""The run folder: histories cut anywhere, records whole or absent, one writer at a time."""
+
+import io
+import json
+import math
+import os
+import threading
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from forking import Child, forked
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from albert_ablate.config import ConfigError
+from albert_ablate.records.atomic import replace_file
+from albert_ablate.records.folder import Busy, RunFolder
+from albert_ablate.records.history import BATCH_ROWS, History, read_history
+
+# --- histories -------------------------------------------------------------------------------------------------------
+
+
+def row(step: int) -> dict:
+    return {"step": step, "tokens": 10 * step, "seconds": 0.5, "flops": 1e9, "loss": 1 / (step + 1), "lr": 0.1}
+
+
+def opened(folder: Path, length: int = 0) -> History:
+    history = History(folder, "steps")
+    history.cut(length)
+    return history
+
+
+@given(st.lists(st.integers(0, 450), max_size=4), st.data())
+@settings(max_examples=60, deadline=None)
+def test_whatever_follows_the_committed_length_the_committed_rows_are_read_and_gone_on_from(
+    tmp_path_factory, sizes, data
+):
+    folder = tmp_path_factory.mktemp("history")
+    history, steps, lengths = opened(folder), 0, []
+    for size in sizes:
+        for _ in range(size):
+            history.append(**row(steps))
+            steps += 1
+        lengths.append((history.commit(), steps))
+        assert history.pending == []
+    history.close()
+    if not lengths:
+        return
+    committed, kept = data.draw(st.sampled_from(lengths))
+    stream = folder / "steps.arrows"
+    whole = stream.read_bytes()
+    end = data.draw(st.integers(committed, len(whole)))
+    stream.write_bytes(whole[:end] + data.draw(st.sampled_from([b"", b"\0" * 5000, b"\xff" * 64])))
+    assert read_history(folder, "steps", {"steps": committed})["step"].to_pylist() == list(range(kept))
+    again = opened(folder, committed)
+    assert again.table()["step"].to_pylist() == list(range(kept))
+    again.append(**row(kept))
+    again.finish()
+    again.close()
+    assert read_history(folder, "steps", None)["step"].to_pylist() == list(range(kept + 1))
+
+
+def test_a_finished_history_is_its_stream_in_one_batch(tmp_path):
+    history = opened(tmp_path)
+    for step in range(3 * BATCH_ROWS + 7):
+        history.append(**row(step))
+        if step % 100 == 0:
+            history.commit()
+    length = history.commit()
+    history.finish()
+    history.close()
+    stream, finished = (read_history(tmp_path, "steps", lengths) for lengths in ({"steps": length}, None))
+    assert finished.equals(stream)
+    with pa.memory_map(str(tmp_path / "steps.arrow")) as source:
+        assert pa.ipc.open_file(source).num_record_batches == 1
+
+
+def test_a_history_without_rows_can_be_finished_and_read(tmp_path):
+    history = opened(tmp_path)
+    history.finish()
+    history.close()
+    assert read_history(tmp_path, "steps", None).num_rows == 0
+    assert read_history(tmp_path, "evals", {}).num_rows == 0
+
+
+def test_a_reader_sees_committed_rows_while_the_run_goes_on_and_when_it_has_just_ended(tmp_path):
+    history = opened(tmp_path)
+    history.append(**row(0))
+    lengths = {"steps": history.commit()}
+    history.append(**row(1))
+    history.commit()
+    assert read_history(tmp_path, "steps", lengths).num_rows == 1
+    history.finish()
+    history.close()
+    (tmp_path / "steps.arrows").unlink()
+    assert read_history(tmp_path, "steps", lengths).num_rows == 2
+
+
+def test_short_writes_leave_nothing_out(tmp_path, monkeypatch):
+    class Short(io.FileIO):
+        def write(self, data):
+            return super().write(bytes(data)[:7])
+
+    monkeypatch.setattr("albert_ablate.records.history.io.FileIO", Short)
+    history = opened(tmp_path)
+    history.append(**row(0))
+    assert read_history(tmp_path, "steps", {"steps": history.commit()})["loss"].to_pylist() == [1.0]
+
+
+def test_a_history_shorter_than_what_was_committed_is_refused(tmp_path):
+    opened(tmp_path).close()
+    with pytest.raises(OSError, match="shorter than what was committed"):
+        opened(tmp_path, 10_000)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
+def test_a_file_that_cannot_be_replaced_stays_as_it_was(tmp_path, monkeypatch, broken):
+    file = tmp_path / "record.json"
+    replace_file(file, b"old")
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, broken, full)
+    with pytest.raises(OSError, match="No space"):
+        replace_file(file, b"new")
+    monkeypatch.undo()
+    assert file.read_bytes() == b"old" and os.listdir(tmp_path) == ["record.json"]
+
+
+def test_what_a_killed_writer_left_is_overwritten(tmp_path):
+    def half(file):
+        file.write(b"half")
+        os._exit(9)
+
+    assert Child(lambda: replace_file(tmp_path / "record.json", half)).wait() == ("exited", 9)
+    assert os.listdir(tmp_path) == [".record.json.tmp"]
+    replace_file(tmp_path / "record.json", b"whole")
+    assert os.listdir(tmp_path) == ["record.json"]
+
+
+# --- the record ------------------------------------------------------------------------------------------------------
+
+
+def test_a_record_is_json_without_nan(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.write(
+        {"status": "diverged", "summary": {"loss": math.nan, "best": math.inf, "n": 1}, "pair": (1.5, -math.inf)}
+    )
+    text = (tmp_path / "record.json").read_text()
+    strict = json.loads(text, parse_constant=pytest.fail)
+    assert strict["summary"] == {"loss": None, "best": None, "n": 1} and strict["pair"] == [1.5, None]
+
+
+@pytest.mark.parametrize("text", ["", '{"status": "runn', "[]", "null", "3", '{"summary": {}}', "\x00" * 100])
+def test_a_corrupt_record_gives_one_sentence(tmp_path, text):
+    (tmp_path / "record.json").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        RunFolder(tmp_path).record()
+    assert "record.json cannot be read" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_clearing_and_tidying_remove_what_they_say(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.create()
+    unfinished = ["steps.arrows", "checkpoints/resume.ckpt", "checkpoints/.best.ckpt.tmp"]
+    lasting = ["record.json", "steps.arrow", "checkpoints/best.ckpt", "checkpoints/last.ckpt"]
+    others = ["config.yaml", "lock"]
+    for name in [*unfinished, *lasting, *others]:
+        (tmp_path / name).touch()
+
+    def left() -> set[str]:
+        return {str(f.relative_to(tmp_path)) for f in tmp_path.rglob("*") if f.is_file()}
+
+    folder.tidy()
+    assert left() == {*lasting, *others}
+    folder.clear()
+    assert left() == {*others}
+
+
+# --- the lock --------------------------------------------------------------------------------------------------------
+
+
+def locked(folder: RunFolder) -> bool:
+    try:
+        with folder.lock():
+            return False
+    except Busy as error:
+        assert "\n" not in str(error)
+        return True
+
+
+@pytest.fixture
+def folder(tmp_path) -> RunFolder:
+    folder = RunFolder(tmp_path / "setting" / "seed0")
+    folder.create()
+    return folder
+
+
+def test_another_process_is_kept_out_and_told_by_whom(folder):
+    def attempt() -> str:
+        with pytest.raises(Busy) as caught, folder.lock():
+            pass
+        return str(caught.value)
+
+    with folder.lock():
+        message = forked(attempt)
+        assert f"process {os.getpid()} on " in message
+        assert forked(lambda: locked(folder)), "a failed attempt of another process must not free the lock"
+    assert not forked(lambda: locked(folder))
+
+
+def test_another_thread_is_kept_out_and_its_attempt_frees_nothing(folder):
+    answers = []
+    with folder.lock():
+        thread = threading.Thread(target=lambda: answers.append(locked(folder)))
+        thread.start()
+        thread.join()
+        assert answers == [True]
+        assert forked(lambda: locked(folder))
+    assert not locked(folder)
+
+
+def test_of_many_threads_one_gets_in(folder):
+    inside, most, done = [], [], []
+
+    def work():
+        for _ in range(100):
+            try:
+                with folder.lock():
+                    inside.append(1)
+                    most.append(len(inside))
+                    inside.pop()
+            except Busy:
+                pass
+        done.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(done) == 4 and set(most) == {1}
+
+
+def test_the_kernel_frees_a_dead_process_s_lock(folder):
+    reader, writer = os.pipe()
+
+    def hold():
+        with folder.lock():
+            os.write(writer, b"x")
+            threading.Event().wait()
+
+    child = Child(hold)
+    os.read(reader, 1)
+    assert locked(folder)
+    child.kill()
+    child.wait()
+    assert not locked(folder)
+
+
+def test_a_fork_of_the_holder_holds_nothing_and_cannot_get_in_before_the_holder_is_out(folder):
+    go, gone = os.pipe()
+
+    def later() -> tuple[bool, bool]:
+        before = locked(folder)
+        os.read(go, 1)
+        return before, locked(folder)
+
+    with folder.lock():
+        child = Child(later)
+        assert forked(lambda: locked(folder))
+    # the child, which was made inside, keeps the lock from nobody
+    assert not locked(folder)
+    os.write(gone, b"x")
+    kind, (_, after) = child.wait()
+    assert kind == "value" and not after
+
+
+def test_a_folder_in_use_is_left_as_it_is_by_the_next_one(folder):
+    with folder.lock():
+        before = {f: f.stat().st_mtime_ns for f in [folder.path, *folder.path.rglob("*")]}
+        forked(folder.create)
+        assert forked(lambda: locked(folder))
+        assert {f: f.stat().st_mtime_ns for f in [folder.path, *folder.path.rglob("*")]} == before
+
+
+def test_a_folder_that_cannot_be_made_gives_one_sentence(tmp_path):
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(ConfigError, match=r"^paths\.runs=.*/runs cannot be written to: Not a directory\.$"):
+        RunFolder(tmp_path / "runs" / "setting" / "seed0").create()

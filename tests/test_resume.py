@@ -1,0 +1,259 @@
+"""Exact resume: a run killed anywhere and started again ends as one that never was."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from forking import Ambush, Child, arguments, forked, nano, outcome, train, write_text
+
+from albert_ablate.config import ConfigError
+from albert_ablate.records.folder import RunFolder
+from albert_ablate.training.checkpoint import load_checkpoint
+from albert_ablate.training.console import show_result
+from albert_ablate.training.run import run
+
+VARIANTS = {
+    "plain": [],
+    "masks": [
+        *("data.accumulate=2", "data.train_size=1500", "dropout=depth_decay", "dropout.mean=0.2"),
+        *("clip=agc", "norm=rezero", "optimizer=sgd", "optimizer.lr=0.3"),
+    ],
+    "passes": ["data.train_size=1500", "data.accumulate=4", "norm=peri_ln", "schedule=wsd"],
+    "attention": [
+        *("dropout=uniform", "dropout.sites=[attention,hidden]", "attention=rotary", "norm=deepnorm"),
+        *("clip=value", "optimizer=adam", "++model.tied=true", "loss.z_loss=1e-3"),
+    ],
+    "shared": ["++model.shared=true", "norm_type=rms_norm", "norm=sandwich_ln", "diagnostics.every=1", "clip=none"],
+}
+RARELY = "checkpoint.seconds=1000"  # commits at evaluations alone
+# Quick tests use "masks" alone: micro-batches, passes that batches straddle, masks, clipping, gates and momentum.
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    text = write_text(tmp_path_factory.mktemp("text") / "text.txt")
+    train(configured("plain", text, text.parent / "first"))  # packs the text, so that no session counts that
+    return text
+
+
+@pytest.fixture(scope="module")
+def reference(text, tmp_path_factory):
+    """Of each variant, once: what an uninterrupted run gives, and its moments (with RARELY)."""
+    known: dict[str, tuple[dict, list[str]]] = {}
+
+    def of(variant: str) -> tuple[dict, list[str]]:
+        if variant not in known:
+            cfg = configured(variant, text, tmp_path_factory.mktemp("reference"), RARELY)
+            known[variant] = forked(lambda: watched(cfg))
+        return known[variant]
+
+    return of
+
+
+def configured(variant: str, text: Path, runs: Path, *overrides: str) -> dict:
+    return nano(text, runs, "optimizer.lr=0.03", *VARIANTS[variant], *overrides)
+
+
+def watched(cfg: dict) -> tuple[dict, list[str]]:
+    watch = Ambush(at=-1)
+    watch.set()
+    return outcome(run(cfg)["folder"]), watch.log
+
+
+def ambushed(cfg: dict, at: int, number: int = signal.SIGKILL) -> dict:
+    Ambush(at, lambda: os.kill(os.getpid(), number)).set()
+    return run(cfg)
+
+
+def killed_at(cfg: dict, moments: list[int]) -> int:
+    """Kill sessions of a run at these moments, counted from each session's start; gives how many died of it."""
+    return sum(Child(lambda at=at: ambushed(cfg, at)).wait() == ("killed", signal.SIGKILL) for at in moments)
+
+
+def test_a_run_killed_in_an_evaluation_a_commit_or_its_finalization_ends_as_if_it_had_not_been(
+    reference, text, tmp_path
+):
+    expected, log = reference("masks")
+    commits = [i + 1 for i, name in enumerate(log) if name == "replace"]
+    evaluations = [i + 1 for i, name in enumerate(log) if name == "batches"]
+    for at in (evaluations[3], commits[2], len(log) - 30, len(log) - 2):
+        cfg = configured("masks", text, tmp_path / str(at), RARELY)
+        assert killed_at(cfg, [at]) == 1
+        assert outcome(train(cfg)["folder"]) == expected
+
+
+def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(reference, text, tmp_path):
+    expected, _ = reference("masks")
+    cfg = configured("masks", text, tmp_path)
+    assert killed_at(cfg, [200, 21, 300, 20, 77]) >= 4
+    record = train(cfg)
+    assert outcome(record["folder"]) == expected
+    assert record["sessions"] >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("trial", range(4))
+def test_random_kills(variant, trial, reference, text, tmp_path):
+    """Half by moments of disk use, half by the clock."""
+    rng = random.Random(f"{variant} {trial}")
+    expected, _ = reference(variant)
+    commit = rng.choice(["checkpoint.seconds=0", "checkpoint.seconds=0.02", "checkpoint.seconds=1000"])
+    cfg = configured(variant, text, tmp_path, commit)
+    kills = 0
+    for _ in range(5):
+        if rng.random() < 0.5:
+            kills += killed_at(cfg, [rng.randint(1, 300)])
+        else:
+            child = Child(lambda: run(cfg)["status"])
+            time.sleep(rng.uniform(0.05, 0.5))
+            child.kill()
+            kills += child.wait() == ("killed", signal.SIGKILL)
+    record = train(cfg)
+    assert outcome(record["folder"]) == expected
+    print(f"{variant} {trial}: {kills} kills, {record['sessions']} sessions after the first commit, {commit}")
+
+
+@pytest.mark.slow
+def test_a_kill_at_every_moment_of_the_finalization_and_of_the_first_commits(reference, text, tmp_path):
+    expected, log = reference("plain")
+    for at in [*range(1, 75), *range(len(log) - 75, len(log) + 1)]:
+        cfg = configured("plain", text, tmp_path / str(at), RARELY)
+        assert killed_at(cfg, [at]) == 1
+        assert outcome(train(cfg)["folder"]) == expected, at
+
+
+@pytest.mark.slow
+def test_resume_is_exact_with_two_threads(text, tmp_path):
+    expected = outcome(train(configured("masks", text, tmp_path / "whole", "trainer.threads=2"))["folder"])
+    cfg = configured("masks", text, tmp_path / "parts", "trainer.threads=2")
+    assert killed_at(cfg, [200, 300, 77]) == 3
+    assert outcome(train(cfg)["folder"]) == expected
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_run_at_the_next_step_and_it_goes_on_exactly(number, reference, text, tmp_path, capsys):
+    expected, _ = reference("masks")
+    cfg = configured("masks", text, tmp_path)
+    for at in (30, 300):  # within the first evaluation; within a commit
+        record = forked(lambda at=at: ambushed(cfg, at, number))
+        assert record["status"] == "stopped" and record["signal"] == number
+        assert RunFolder(Path(record["folder"])).record()["status"] == "stopped"
+        show_result(record)
+        assert "not finite" not in capsys.readouterr().out  # what is not known yet is not a divergence
+    assert record["summary"]["tokens"] > 0
+    finished = train(cfg)
+    assert outcome(finished["folder"]) == expected
+    assert finished["signal"] is None and finished["sessions"] == 3
+
+
+def test_a_signal_in_the_finalization_lets_it_end(reference, text, tmp_path):
+    expected, log = reference("masks")
+    record = forked(lambda: ambushed(configured("masks", text, tmp_path, RARELY), len(log) - 20, signal.SIGTERM))
+    assert record["signal"] is None and outcome(record["folder"]) == expected
+
+
+def test_a_second_signal_stops_at_once(reference, text, tmp_path):
+    expected, _ = reference("masks")
+    cfg = configured("masks", text, tmp_path)
+
+    def work():
+        def twice():
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        Ambush(300, twice).set()
+        run(cfg)
+
+    kind, error = Child(work).wait()
+    assert kind == "error" and isinstance(error, SystemExit) and error.code == 130
+    assert outcome(train(cfg)["folder"]) == expected
+
+
+def test_the_command_stopped_by_a_signal_tells_so_by_its_exit_code_and_goes_on_exactly(text, tmp_path):
+    overrides = ["optimizer.lr=0.03", "budget.tokens=16_000", "dropout=uniform"]
+    root = Path(__file__).parent.parent
+    processes = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        command = [sys.executable, str(root / "run.py"), *arguments(text, tmp_path / number.name, *overrides)]
+        processes[number] = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    whole = outcome(train(nano(text, tmp_path / "whole", *overrides))["folder"])
+    stopped: set[int] = set()
+    while len(stopped) < 2:
+        for number in processes.keys() - stopped:
+            if list(tmp_path.glob(f"{number.name}/*/seed0/record.json")) or processes[number].poll() is not None:
+                processes[number].send_signal(number)
+                stopped.add(number)
+        time.sleep(0.02)
+    for number, process in processes.items():
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 128 + number, err
+        assert "Traceback" not in err
+        folder = next(tmp_path.glob(f"{number.name}/*/seed0"))
+        assert out.splitlines()[-1] == str(folder)
+        record = RunFolder(folder).record()
+        assert record["status"] == "stopped" and record["progress"]["step"] < record["budget"]["steps"]
+        train(nano(text, tmp_path / number.name, *overrides))
+        assert outcome(folder) == whole
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["evaluation.every=700", "diagnostics.every=0 trainer.threads=2"],
+)
+def test_how_a_run_is_watched_may_change_between_its_sessions(change, reference, text, tmp_path):
+    expected, _ = reference("masks")
+    assert killed_at(configured("masks", text, tmp_path), [400]) == 1
+    record = train(configured("masks", text, tmp_path, *change.split()))
+    result = outcome(record["folder"])
+    assert result["weights"]["last.ckpt"] == expected["weights"]["last.ckpt"]
+    assert result["rows"]["steps"] == expected["rows"]["steps"]
+    assert record["provenance"]["threads"] == 1
+    evals = result["rows"]["evals"]
+    assert len({(row["step"], row["split"]) for row in evals}) == len(evals)
+    best = min((row["loss"], row["step"]) for row in evals if row["split"] == "validation")
+    assert (record["summary"]["best_val_loss"], result["weights"]["best.ckpt"]["step"]) == best
+
+
+def test_best_weights_belong_to_a_step_that_was_committed(text, tmp_path):
+    """Killed after an evaluation that was the best, on the point of its commit: the third of these commits."""
+    cfg = configured("plain", text, tmp_path, RARELY)
+
+    def work():
+        replace, seen = os.replace, []
+
+        def last_time(source, target):
+            seen.append(str(target))
+            if sum(name.endswith("resume.ckpt") for name in seen) == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+            replace(source, target)
+
+        os.replace = last_time
+        run(cfg)
+
+    assert Child(work).wait() == ("killed", signal.SIGKILL)
+    checkpoints = next(tmp_path.glob("*/seed0")) / "checkpoints"
+    assert load_checkpoint(checkpoints / "resume.ckpt")["global_step"] == 11
+    assert load_checkpoint(checkpoints / "best.ckpt")["step"] == 11
+
+
+def test_the_evaluation_sample_of_an_unfinished_run_stays(text, tmp_path):
+    assert killed_at(configured("plain", text, tmp_path), [300]) == 1
+    with pytest.raises(ConfigError, match="evaluation.tokens=1024 is not allowed: this run was begun with 512"):
+        train(configured("plain", text, tmp_path, "evaluation.tokens=1024"))
+
+
+def test_costs_add_up_over_sessions(text, tmp_path):
+    cfg = configured("plain", text, tmp_path)
+    first = forked(lambda: ambushed(cfg, 500, signal.SIGTERM))
+    last = train(cfg)
+    assert 0 < first["cost"]["seconds"] < last["cost"]["seconds"] < 60
+    assert 0 < first["cost"]["training_seconds"] < last["cost"]["training_seconds"] < last["cost"]["seconds"]
+    assert first["cost"]["flops"] < last["cost"]["flops"] == last["budget"]["flops"]
+    assert last["cost"]["tokens_per_second"] == pytest.approx(4096 / last["cost"]["training_seconds"])
+    assert last["cost"]["peak_memory_bytes"] > 50e6

@@ -1,0 +1,134 @@
+"""A stand-in for W&B's server on loopback: enough of its GraphQL endpoint and file stream for online logging.
+
+It keeps what real runs keep: history lines by offset, the summary, the config, the exit code.
+"""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+class Server:
+    """`with Server() as server:` listens at `server.url`. `mode` makes it misbehave:
+
+    "well"; "null": mutations answer null; "silent": requests are accepted and never answered; "refuse": status 403.
+    """
+
+    def __init__(self, mode: str = "well"):
+        self.mode = mode
+        self.runs: dict[str, dict[str, Any]] = {}
+        self.requests: list[str] = []
+        self.release = threading.Event()
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                if server.mode == "silent":
+                    server.release.wait()
+                    return
+                upload = self.command == "PUT" or "/otel/" in self.path  # of files and telemetry: taken, not kept
+                status, answer = (200, {}) if upload else server.answer(self.path, json.loads(body or b"{}"))
+                content = json.dumps(answer).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            do_GET = do_PUT = do_POST
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.daemon_threads = True
+        self.http.handle_error = lambda *args: None  # type: ignore[method-assign]  # a killed client hangs up
+        self.url = f"http://127.0.0.1:{self.http.server_port}"
+
+    def __enter__(self) -> "Server":
+        threading.Thread(target=self.http.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.release.set()
+        self.http.shutdown()
+        self.http.server_close()
+
+    def answer(self, path: str, body: dict) -> tuple[int, dict]:
+        if self.mode == "refuse":
+            return 403, {"errors": [{"message": "permission denied"}]}
+        if path.endswith("/file_stream"):
+            return 200, self._stream(path.split("/")[-2], body)
+        query = body.get("query", "")
+        self.requests.append(query.split("(")[0].split("{")[0].strip() or path)
+        if self.mode == "null" and query.lstrip().startswith("mutation"):
+            return 200, {"data": {}}
+        return 200, {"data": self._data(query, body.get("variables") or {})}
+
+    def _data(self, query: str, variables: dict) -> dict:
+        if "upsertBucket" in query:
+            return {"upsertBucket": {"bucket": self._upsert(variables), "inserted": True}}
+        if "RunResumeStatus" in query:
+            return {
+                "model": {"id": "p", "name": "p", "entity": {"id": "e", "name": "e"}, "bucket": self._resume(variables)}
+            }
+        if "createRunFiles" in query:
+            files = [{"name": f, "uploadUrl": f"{self.url}/upload/{f}"} for f in variables.get("files", [])]
+            return {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": files}}
+        if "viewer" in query:
+            return {"viewer": {"id": "v", "entity": "e", "username": "u", "flags": "{}", "teams": {"edges": []}}}
+        return {}
+
+    def _new(self) -> dict:
+        return {"history": [], "summary": "{}", "exit": None, "preempting": False, "posts": 0}
+
+    def _upsert(self, variables: dict) -> dict:
+        run = self.runs.setdefault(variables["name"], self._new())
+        run |= {k: v for k, v in variables.items() if v is not None}
+        return {
+            "id": "id",
+            "name": run["name"],
+            "displayName": run.get("displayName"),
+            "description": "",
+            "config": run.get("config") or "{}",
+            "sweepName": None,
+            "historyLineCount": len(run["history"]),
+            "project": {"id": "p", "name": "albert_ablate", "entity": {"id": "e", "name": "e"}},
+        }
+
+    def _resume(self, variables: dict) -> dict | None:
+        run = self.runs.get(variables.get("name", ""))
+        if run is None:
+            return None
+        return {
+            "id": "id",
+            "name": run["name"],
+            "displayName": run.get("displayName"),
+            "config": run.get("config") or "{}",
+            "summaryMetrics": run["summary"],
+            "historyLineCount": len(run["history"]),
+            "eventsLineCount": 0,
+            "logLineCount": 0,
+            "historyTail": json.dumps([json.dumps(r) for r in run["history"][-1:]]),
+            "eventsTail": "[]",
+            "tags": [],
+            "wandbConfig": '{"t": 1}',
+        }
+
+    def _stream(self, name: str, body: dict) -> dict:
+        """Lines are put at their offset."""
+        run = self.runs.get(name, self._new())
+        run["posts"] += 1
+        for file, part in (body.get("files") or {}).items():
+            if file == "wandb-history.jsonl":
+                start = part["offset"]
+                run["history"][start : start + len(part["content"])] = [json.loads(line) for line in part["content"]]
+            elif file == "wandb-summary.json":
+                run["summary"] = part["content"][-1]
+        if body.get("preempting"):
+            run["preempting"] = True
+        if body.get("complete"):
+            run["exit"] = body.get("exitcode")
+        return {}
