@@ -22,7 +22,8 @@ from albert_ablate.records.history import BATCH_ROWS, History, read_history
 
 
 def row(step: int) -> dict:
-    return {"step": step, "tokens": 10 * step, "seconds": 0.5, "flops": 1e9, "loss": 1 / (step + 1), "lr": 0.1}
+    axes = {"step": step, "tokens": 10 * step, "seconds": 0.5, "flops": 1e9}
+    return {**axes, "loss": 1 / (step + 1), "lr": 0.1, "grad_norm": float(step), "clipped": 0.0}
 
 
 def opened(folder: Path, length: int = 0) -> History:

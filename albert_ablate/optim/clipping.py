@@ -61,7 +61,7 @@ class AdaptiveClip:
         shapes: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for name, p in named:
             if p.grad is not None and not name.startswith("head."):
-                shapes[p.shape].append((p.detach(), p.grad))
+                shapes[p.shape].append((p, p.grad))
         clipped, units = [], 0
         for alike in shapes.values():
             weights, grads = map(list, zip(*alike, strict=True))
@@ -77,7 +77,7 @@ def unit_norms(tensors: Sequence[Tensor]) -> Tensor:
 
     (n, out, 1, ...) for matrices, (n, 1) for vectors, (n,) for scalars.
     """
-    stacked = torch.stack([t.detach() for t in tensors])
+    stacked = torch.stack(list(tensors)).detach()
     if stacked.ndim < 3:
         return stacked.norm(dim=1, keepdim=True) if stacked.ndim == 2 else stacked.abs()
     return torch.linalg.vector_norm(stacked, dim=tuple(range(2, stacked.ndim)), keepdim=True)

@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
 
@@ -67,7 +68,7 @@ class History:
         assert self._file is not None
         for start in range(0, len(self.pending), BATCH_ROWS):
             rows = self.pending[start : start + BATCH_ROWS]
-            columns = [pa.array([row.get(f.name) for row in rows], f.type) for f in self.schema]
+            columns = [_column([row[f.name] for row in rows], f.type) for f in self.schema]
             self._write(pa.record_batch(columns, schema=self.schema).serialize())
         self.pending = []
         os.fsync(self._file.fileno())
@@ -91,6 +92,16 @@ class History:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _column(values: list, kind: pa.DataType) -> pa.Array:
+    """An Arrow array of numbers or texts. `pa.array` would import pandas: 27 MB and half a second of a training run."""
+    if pa.types.is_string(kind):
+        texts = [value.encode() for value in values]
+        offsets = np.cumsum([0, *map(len, texts)], dtype=np.int32)
+        return pa.StringArray.from_buffers(len(texts), pa.py_buffer(offsets), pa.py_buffer(b"".join(texts)))
+    numbers = np.array(values, dtype=kind.to_pandas_dtype())
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(numbers)])
 
 
 def read_stream(path: Path, length: int) -> pa.Table:

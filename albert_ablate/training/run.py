@@ -60,6 +60,8 @@ def _check_machine(cfg: dict) -> None:
 
     if cfg["trainer"]["accelerator"] == "gpu" and not torch.cuda.is_available():
         raise ConfigError("trainer.accelerator=gpu is not allowed here: torch finds no GPU; take trainer=cpu or auto.")
+    if cfg["trainer"]["precision"] == "16-mixed" and not torch.cuda.is_available():
+        raise ConfigError("trainer.precision=16-mixed is not allowed here: it needs a GPU, on a CPU take bf16-mixed.")
     try:
         assemble(cfg)
     except Exception as error:
