@@ -1,7 +1,7 @@
 """albert_ablate: what normalization, dropout, weight decay, optimizer and clipping do to deep language models.
 
-What the command line does, a notebook can: `compose(overrides)`, `build_model(cfg)`, `run(cfg)`. Imports are lazy, so
-that reading records costs no torch.
+What the command line does, a notebook can: `compose(overrides)`, `build_model(cfg)`, `run(cfg)`,
+`load_runs(path)`. Imports are lazy, so that reading records costs no torch.
 """
 
 import importlib
@@ -12,6 +12,7 @@ _LAZY = {
     "compose": "albert_ablate.config",
     "build_model": "albert_ablate.model.build",
     "run": "albert_ablate.training.run",
+    "load_runs": "albert_ablate.analysis.load",
 }
 __all__ = list(_LAZY)
 

@@ -258,12 +258,12 @@ SAME_RUN = [
     "evaluation.every=70_000", "evaluation.tokens=4096", "trainer.threads=1", "trainer=cpu", "logger=wandb_offline",
     "paths.runs=elsewhere", "paths.cache=elsewhere", "diagnostics.every=0", "checkpoint.seconds=1", "force=true",
     "debug=true", "trainer.deterministic=true", "model.tied=false", "model.hidden=null", "~model.tied",
-    "~optimizer.eps", "optimizer.eps=1e-8", "budget.tokens=3e5", "model.activation=gelu",
+    "~optimizer.eps", "optimizer.eps=1e-8", "budget.tokens=2e5", "model.activation=gelu",
 ]  # fmt: skip
 OTHER_ARM = [
     "model.layers=5", "model.tied=true", "model.hidden=64", "norm=post_ln", "norm_type=rms_norm", "norm_type.eps=1e-4",
     "attention=rotary", "dropout=uniform", "optimizer.weight_decay=0", "optimizer.betas=[0.9,0.99]", "clip=none",
-    "schedule.warmup=0.1", "loss.z_loss=1e-4", "data.batch=4", "data.train_size=100_000", "budget.tokens=200_000",
+    "schedule.warmup=0.1", "loss.z_loss=1e-4", "data.batch=4", "data.train_size=100_000", "budget.tokens=300_000",
     "trainer.precision=64-true", "data=markov",
 ]  # fmt: skip
 

@@ -23,7 +23,7 @@ def curves(folder: Path):
     steps, evals, layers = (
         read_history(folder, name, record["histories"]).to_pandas() for name in ("steps", "evals", "layers")
     )
-    x = alt.X("tokens:Q", title="tokens", axis=alt.Axis(format="~s"))
+    x = alt.X("tokens:Q", title="tokens", axis=alt.Axis(format="~s", tickCount=5))
     color = alt.Color("series:N", title=None, scale=alt.Scale(domain=list(COLORS), range=list(COLORS.values())))
     batch = steps.assign(series="batch")
     held = evals[evals["split"] != "test"].rename(columns={"split": "series"})

@@ -140,6 +140,7 @@ def block_count(tokens: np.ndarray, context: int) -> int:
 
 def take_blocks(tokens: np.ndarray, indices: np.ndarray, context: int) -> np.ndarray:
     """Blocks as an int64 array of shape (len(indices), context + 1)."""
+    tokens = np.asarray(tokens)  # a view: indexing a memmap itself is several times slower
     return tokens[np.asarray(indices)[:, None] * context + np.arange(context + 1)].astype(np.int64)
 
 

@@ -1,0 +1,116 @@
+"""Records into pandas tables: a row a run, and the runs' histories."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from albert_ablate.config import ConfigError
+from albert_ablate.records.history import SCHEMAS, read_history
+
+KEYS = ("label", "arm", "setting", "identity", "seed", "role", "status")
+
+
+@dataclass(frozen=True)
+class Runs:
+    """All runs below a folder.
+
+    summary: a row a run, with its folder, status, `reason` (why it could not be read, or failed), the option taken in
+    each group, every setting by its dotted key, every summary metric and its cost. steps, evals, layers: the histories
+    with the run's arm, setting and seed beside each row, read when first asked for.
+    """
+
+    summary: pd.DataFrame
+
+    @cached_property
+    def steps(self) -> pd.DataFrame:
+        return self.history("steps")
+
+    @cached_property
+    def evals(self) -> pd.DataFrame:
+        return self.history("evals")
+
+    @cached_property
+    def layers(self) -> pd.DataFrame:
+        return self.history("layers")
+
+    def where(self, **wanted: Any) -> "Runs":
+        """The runs whose summary has these values: `runs.where(norm="pre_ln", seed=[0, 1])`."""
+        rows = self.summary
+        for name, value in wanted.items():
+            if name not in rows:
+                raise ConfigError(f"{name}={value} cannot be asked for: the summary has no column {name}.")
+            rows = rows[rows[name].isin(value if isinstance(value, list | tuple | set) else [value])]
+        return Runs(rows)
+
+    def history(self, name: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """The history `name` of these runs, only `columns` of it if they are given."""
+        if name not in SCHEMAS:
+            raise ConfigError(f"There is no history {name}: there are {', '.join(SCHEMAS)}.")
+        unknown = set(columns or ()) - set(SCHEMAS[name].names)
+        if unknown:
+            raise ConfigError(
+                f"{name} has no column {', '.join(sorted(unknown))}: it has {', '.join(SCHEMAS[name].names)}."
+            )
+        tables = []
+        for row in self.summary[self.summary["status"].notna()].itertuples():
+            record = json.loads((Path(row.folder) / "record.json").read_text())
+            table = read_history(Path(row.folder), name, record["histories"])
+            table = table.select(columns) if columns else table
+            for key in ("seed", "setting", "arm"):
+                value = pa.scalar(record[key])
+                table = table.add_column(0, key, pa.repeat(value, len(table)))
+            tables.append(table)
+        if not tables:
+            return SCHEMAS[name].empty_table().to_pandas()
+        return pa.concat_tables(tables).to_pandas()
+
+
+def load_runs(path: str | Path) -> Runs:
+    """The runs below `path`. A record that cannot be read is a row with its reason, never left out.
+
+    Raises ConfigError where there is no such folder, or no run in it.
+    """
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise ConfigError(f"{path} is no folder of runs.")
+    rows = [_row(folder) for folder in sorted(root.glob("*/seed*")) if folder.is_dir()]
+    if not rows:
+        raise ConfigError(f"{path} holds no run: runs lie in {path}/<setting>/seed<N>/.")
+    summary = pd.DataFrame(rows)
+    if "seed" in summary:
+        summary["seed"] = summary["seed"].astype("Int64")  # stays whole where some records cannot be read
+    return Runs(summary)
+
+
+def _row(folder: Path) -> dict[str, Any]:
+    row: dict[str, Any] = {"folder": str(folder), "status": None, "reason": None}
+    try:
+        record = json.loads((folder / "record.json").read_text())
+        row |= {key: record[key] for key in KEYS}
+        row |= {group: option for group, option in (record["choices"] or {}).items()}
+        row |= dict(_dotted(record["config"]))
+        row |= record["summary"] | record["cost"]
+        row["reason"] = _last_line(record["error"])
+    except FileNotFoundError:
+        row["reason"] = "it has no record.json: it was stopped before its first commit"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        row |= {"status": None, "reason": f"record.json cannot be read: {type(error).__name__}: {error}"}
+    return row
+
+
+def _dotted(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{name}.")
+        elif not name.startswith("_") and prefix:
+            yield f"{prefix}{name}", value
+
+
+def _last_line(error: str | None) -> str | None:
+    return error.strip().splitlines()[-1] if error else None
