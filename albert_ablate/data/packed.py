@@ -29,6 +29,7 @@ class Packed:
     folder: where the arrays and the trained tokenizer lie.
     """
 
+    corpus: Corpus
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
@@ -63,7 +64,8 @@ def pack(corpus: Corpus, tokenizer, cache: Path) -> Packed:
     if not (folder / "facts.json").exists():
         _write(corpus, tokenizer, folder)
     facts = json.loads((folder / "facts.json").read_text())
-    return Packed(**{s: np.load(folder / f"{s}.npy", mmap_mode="r") for s in SPLITS}, **facts, folder=folder)
+    arrays = {s: np.load(folder / f"{s}.npy", mmap_mode="r") for s in SPLITS}
+    return Packed(corpus=corpus, **arrays, **facts, folder=folder)
 
 
 def _write(corpus: Corpus, tokenizer, folder: Path) -> None:

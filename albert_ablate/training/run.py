@@ -232,10 +232,8 @@ def _fit(
 
 
 def _new_record(cfg: dict, packed: Packed, who: Any, threads: int) -> dict[str, Any]:
-    from albert_ablate.model.build import build
-
     steps, per_step = steps_of(cfg), cfg["data"]["batch"] * cfg["model"]["context"]
-    corpus = build(cfg["data"])
+    corpus = packed.corpus  # not built anew: a hub dataset would ask the hub a second time
     return {
         "status": "running",
         "label": label(cfg),
