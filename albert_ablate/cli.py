@@ -56,6 +56,7 @@ def methods(
 
 app.command("sweep")(studies.sweep)
 app.command("status")(studies.status)
+app.command("tune")(studies.tune)
 
 
 def main(arguments: list[str] | None = None) -> int:

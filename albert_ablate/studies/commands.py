@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,12 +19,39 @@ def sweep(
         int | None, typer.Option(min=1, help="Processes here, one thread each; all cores if not given.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs, their states and the time left.")] = False,
+    tuned: Annotated[
+        bool, typer.Option("--tuned/--untuned", help="Use the learning rates that `tune` found for these arms.")
+    ] = True,
 ) -> int:
     """Train what a sweep file still lacks, with no server: finished and diverged runs are kept, others go on."""
     from albert_ablate.studies.sweeper import run_sweep
     from albert_ablate.studies.sweepfile import read_sweep
 
-    return run_sweep(read_sweep(file), runs, workers or os.cpu_count() or 1, overrides or (), dry_run)
+    return run_sweep(read_sweep(file), runs, workers or os.cpu_count() or 1, overrides or (), dry_run, tuned)
+
+
+def tune(
+    file: Annotated[Path, typer.Argument(help="A W&B sweep file.", show_default=False)],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value for every run.")] = None,
+    runs: RUNS = Path("runs"),
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes here, one thread each; all cores if not given.")
+    ] = None,
+    rates: Annotated[int, typer.Option(help="Points of the grid, an odd number.")] = 7,
+    step: Annotated[float, typer.Option(help="Factor between two rates: 2, or 3.16 for sqrt(10).")] = 2.0,
+    seeds: Annotated[int, typer.Option(help="Tuning seeds, counted from 1,000,000.")] = 3,
+    objective: Annotated[Literal["val_loss", "best_val_loss"], typer.Option(help="What is minimized.")] = "val_loss",
+    force: Annotated[bool, typer.Option("--force", help="Work out anew what is tuned already, from its runs.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the arms, their grids and the price.")] = False,
+) -> int:
+    """Find the learning rate of each arm of a sweep file, with as many runs for every arm; `sweep` then uses it."""
+    from albert_ablate.studies.sweepfile import read_sweep
+    from albert_ablate.studies.tune import tune as tune_arms
+
+    return tune_arms(
+        read_sweep(file), runs, workers or os.cpu_count() or 1, overrides or (),
+        rates, step, seeds, objective, force, dry_run,
+    )  # fmt: skip
 
 
 def status(

@@ -13,13 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from albert_ablate.config import ConfigError, check, compose, conf_folder, identity, prepared
+from albert_ablate.config import ConfigError, Identity, check, compose, conf_folder, identity, prepared
 from albert_ablate.records.folder import Busy, RunFolder
 from albert_ablate.records.signals import stops_handled
+from albert_ablate.records.tuning import read_tuning
 from albert_ablate.studies.jobs import job
 from albert_ablate.studies.states import is_done, is_held, last_line, read_record, run_folders, state
 from albert_ablate.studies.sweepfile import Sweep, overrides_of, varied_labels
 
+LEARNING_RATE = "optimizer.lr"
 ATTEMPTS = 3
 POLL = 2.0  # seconds between looks at runs that others are training
 
@@ -32,6 +34,7 @@ class Planned:
     seed: int
     overrides: tuple[str, ...]
     folder: Path
+    arm: str
     cfg: Mapping[str, Any] = field(repr=False, compare=False)
 
     @property
@@ -39,14 +42,33 @@ class Planned:
         return f"{self.label} seed={self.seed}"
 
 
-def plan(sweep: Sweep, settings: Sequence[Mapping[str, Any]], runs: Path, extra: Sequence[str] = ()) -> list[Planned]:
+def plan(
+    sweep: Sweep,
+    settings: Sequence[Mapping[str, Any]],
+    runs: Path,
+    extra: Sequence[str] = (),
+    tuned: dict[str, float | None] | None = None,
+) -> list[Planned]:
     """The runs of `settings`, each once. `extra` overrides count over the file's. Raises ConfigError for a setting that
-    is not allowed, before anything is trained."""
+    is not allowed, before anything is trained.
+
+    With `tuned` an arm whose learning rate nobody sets takes the one that `albert-ablate tune` found; it is filled in
+    with what was found, by label (None: never tuned).
+    """
     from albert_ablate.data.packed import cache_folder, pack
     from albert_ablate.model.build import build
 
-    composed: dict[tuple[str, ...], tuple[dict, str]] = {}
     texts: dict[str, str] = {}
+
+    def settled(asked: tuple[str, ...]) -> tuple[dict, Identity]:
+        cfg = check(compose([*asked]))
+        text = json.dumps([cfg["data"], cfg["tokenizer"], cfg["paths"]["cache"]])
+        if text not in texts:
+            packed = pack(build(cfg["data"]), build(cfg["tokenizer"]), cache_folder(cfg["paths"]["cache"]))
+            texts[text] = packed.fingerprint
+        return cfg, identity(cfg, texts[text])
+
+    composed: dict[tuple[str, ...], tuple[tuple[str, ...], dict, Identity]] = {}
     planned: dict[Path, Planned] = {}
     place = f"paths.runs='{runs.expanduser().resolve()}'"
     for setting, label in zip(settings, varied_labels(sweep, settings), strict=True):
@@ -55,19 +77,24 @@ def plan(sweep: Sweep, settings: Sequence[Mapping[str, Any]], runs: Path, extra:
         arm = tuple(asked.values())
         try:
             if arm not in composed:
-                cfg = check(compose([*arm]))
-                text = json.dumps([cfg["data"], cfg["tokenizer"], cfg["paths"]["cache"]])
-                if text not in texts:
-                    packed = pack(build(cfg["data"]), build(cfg["tokenizer"]), cache_folder(cfg["paths"]["cache"]))
-                    texts[text] = packed.fingerprint
-                composed[arm] = cfg, identity(cfg, texts[text]).setting
-            cfg, name = composed[arm]
+                overrides = arm
+                cfg, who = settled(overrides)
+                if tuned is not None and LEARNING_RATE not in asked:
+                    found = read_tuning(Path(cfg["paths"]["runs"]), who.arm)
+                    tuned[label] = found["rate"] if found else None
+                    if found:
+                        overrides = (*arm, f"{LEARNING_RATE}={found['rate']!r}")
+                        cfg, who = settled(overrides)
+                composed[arm] = overrides, cfg, who
+            overrides, cfg, who = composed[arm]
             number = int(float(seed)) if seed.replace("_", "").replace(".0", "").isdigit() else seed
             cfg = check({**cfg, "seed": number})
         except ConfigError as error:
             raise ConfigError(f"{sweep.path}: {label}: {error}") from None
-        folder = Path(cfg["paths"]["runs"]) / name / f"seed{cfg['seed']}"
-        planned.setdefault(folder, Planned(label, cfg["seed"], (*arm, f"seed={cfg['seed']}"), folder, cfg))
+        folder = Path(cfg["paths"]["runs"]) / who.setting / f"seed{cfg['seed']}"
+        planned.setdefault(
+            folder, Planned(label, cfg["seed"], (*overrides, f"seed={cfg['seed']}"), folder, who.arm, cfg)
+        )
     return list(planned.values())
 
 
@@ -217,22 +244,39 @@ def _note_killed(planned: Planned, error: str) -> None:
         folder.write(whole | {"status": "failed", "error": error, "updated": time.time()})
 
 
-def run_sweep(
-    sweep: Sweep,
-    runs: Path,
-    workers: int,
-    overrides: Sequence[str] = (),
-    dry_run: bool = False,
-    say: Callable[[str], None] = print,
-) -> int:
-    """Complete a sweep below `runs`: exit code 0 all done, 1 some failed, 130 and 143 stopped."""
+def launched(sweep: Sweep, overrides: Sequence[str], workers: int) -> tuple[list[str], list[str]]:
+    """Overrides of a command apart: those of the launcher (joblib with `workers` if none is named), those of a run."""
     launcher = [o for o in overrides if o.lstrip("+").startswith(("hydra/", "hydra."))]
     extra = [o for o in overrides if o not in launcher]
     if not any(o.startswith("hydra/launcher=") for o in launcher):
         launcher += ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={workers}", "hydra.launcher.batch_size=1"]
         if not any(o.startswith("trainer.threads=") for o in [*sweep.fixed, *extra]):
             extra = ["trainer.threads=1", *extra]
-    planned = plan(sweep, sweep.settings(), runs, extra)
+    return launcher, extra
+
+
+def _say_tuned(tuned: Mapping[str, float | None], say: Callable[[str], None]) -> None:
+    """Which arms take a tuned learning rate, said where any does."""
+    if not any(tuned.values()):
+        return
+    for label, rate in tuned.items():
+        say(f"{label}: {LEARNING_RATE}={rate:g}, tuned" if rate else f"{label}: not tuned, keeps its default rate")
+
+
+def run_sweep(
+    sweep: Sweep,
+    runs: Path,
+    workers: int,
+    overrides: Sequence[str] = (),
+    dry_run: bool = False,
+    use_tuned: bool = True,
+    say: Callable[[str], None] = print,
+) -> int:
+    """Complete a sweep below `runs`: exit code 0 all done, 1 some failed, 130 and 143 stopped."""
+    launcher, extra = launched(sweep, overrides, workers)
+    tuned: dict[str, float | None] | None = {} if use_tuned else None
+    planned = plan(sweep, sweep.settings(), runs, extra, tuned)
+    _say_tuned(tuned or {}, say)
     open_ = [p for p in planned if not is_done(read_record(p.folder))]
     say(f"{sweep.path}: {len(planned)} runs, {len(planned) - len(open_)} done, {len(open_)} to do.")
     if dry_run:

@@ -1,0 +1,39 @@
+"""What tuning found, a file an arm: <runs>/tuning/<arm>.json. An arm is tuned once for all studies below `runs`."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from albert_ablate.config import ConfigError
+from albert_ablate.records.atomic import replace_file
+from albert_ablate.records.folder import plain
+
+FIRST_SEED = 1_000_000  # of tuning; those of confirmation count from 0
+
+
+def tuning_file(runs: Path, arm: str) -> Path:
+    return runs / "tuning" / f"{arm}.json"
+
+
+def read_tuning(runs: Path, arm: str) -> dict[str, Any] | None:
+    """What tuning found for the arm with this id; None where it was never tuned.
+
+    rate: the learning rate to use. curve: for every rate and budget that was run its losses by seed (None: diverged)
+    and their mean. edge: "low" or "high" where the best rate lies at the end of what was run. slack: expected loss
+    above the optimum, in nats. trained: False where every rate diverged.
+    """
+    file = tuning_file(runs, arm)
+    try:
+        found = json.loads(file.read_text())
+        return found if float(found["rate"]) > 0 else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file} cannot be read ({type(error).__name__}): remove it to tune the arm anew.") from None
+
+
+def write_tuning(runs: Path, arm: str, found: Mapping[str, Any]) -> None:
+    file = tuning_file(runs, arm)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(file, (json.dumps(plain(found), indent=1) + "\n").encode())

@@ -1,0 +1,165 @@
+"""`albert-ablate tune`: the right rate of a known curve, as many runs for every arm, and a sweep that then uses it."""
+
+import json
+import math
+from collections import Counter
+
+import pytest
+from forking import arguments, write_text
+
+from albert_ablate.cli import main
+from albert_ablate.records.folder import RunFolder
+from albert_ablate.records.tuning import FIRST_SEED, read_tuning
+from albert_ablate.studies.sweeper import Study
+
+OPTIMA = {"pre_ln": 3.1e-3, "post_ln": 1.3e-3, "none": math.inf}  # the rate at which each arm is best; none: never
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return write_text(tmp_path_factory.mktemp("text") / "words.txt")
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Runs whose loss is a parabola in the logarithm of the rate, in place of trained ones; gives those asked for."""
+    asked = []
+
+    def complete(self, planned):
+        for p in planned:
+            folder = RunFolder(p.folder)
+            if folder.record() is None:
+                asked.append(p)
+                x = math.log(p.cfg["optimizer"]["lr"]) - math.log(OPTIMA[p.cfg["choices"]["norm"]])
+                loss = 2.0 + 0.1 * x**2 + (p.seed - FIRST_SEED) / 7
+                status = "finished" if math.isfinite(loss) else "diverged"
+                folder.create()
+                folder.write({"status": status, "seed": p.seed, "summary": {"val_loss": loss}, "cost": {}})
+        return {}
+
+    monkeypatch.setattr(Study, "complete", complete)
+    return asked
+
+
+@pytest.fixture
+def tune(text, tmp_path):
+    def command(norms, *more, name="tune"):
+        file = tmp_path / "study.yaml"
+        file.write_text(
+            f"method: grid\nparameters:\n  norm: {{values: [{norms}]}}\n  seed: {{values: [0, 1]}}\n"
+            "command: [python, run.py, '${args_no_hyphens}']\n"
+        )
+        given = [o for o in arguments(text, tmp_path / "runs") if not o.startswith(("paths.runs", "optimizer.lr"))]
+        return main([name, str(file), "--runs", str(tmp_path / "runs"), *given, *more])
+
+    return command
+
+
+def results(tmp_path):
+    found = [json.loads(f.read_text()) for f in (tmp_path / "runs" / "tuning").glob("*.json")]
+    return {f["arm"].removeprefix("norm="): f for f in found}  # an arm alone in its file is named by the file
+
+
+def test_each_arm_gets_the_optimum_of_its_curve_with_as_many_runs(tune, trained, tmp_path, capsys):
+    assert tune("pre_ln, post_ln") == 0
+    for norm, found in results(tmp_path).items():
+        assert found["rate"] == pytest.approx(OPTIMA[norm], rel=1e-3) and found["edge"] is None and found["trained"]
+        assert found["slack"] == pytest.approx(0, abs=1e-9)  # the seeds differ by a constant alone
+        full = [c for c in found["curve"] if c["tokens"] == found["tokens"]]
+        assert [len(c["losses"]) for c in full] == [3] * 4 and full[0]["seeds"] == [1000000, 1000001, 1000002]
+        assert len(found["curve"]) == 7 + 4
+    counted = Counter(p.cfg["choices"]["norm"] for p in trained)
+    assert counted == {"pre_ln": 7 + 4 * 3, "post_ln": 7 + 4 * 3}
+    assert min(p.seed for p in trained) == FIRST_SEED
+    assert {p.cfg["budget"]["tokens"] for p in trained} == {4096, 1024}
+    assert "2 arms, 0 tuned, 2 to tune with 19 runs each, 13.75 times a run's budget" in capsys.readouterr().out
+
+
+def test_an_arm_is_tuned_once_and_another_grid_tunes_it_again(tune, trained, tmp_path, capsys):
+    assert tune("pre_ln") == 0
+    before = len(trained)
+    assert tune("pre_ln, post_ln") == 0
+    assert "2 arms, 1 tuned, 1 to tune" in capsys.readouterr().out
+    assert len(trained) == 2 * before
+    assert tune("pre_ln", "--rates", "5", "--step", "3.16") == 0
+    found = results(tmp_path)["study"]
+    assert found["rate"] == pytest.approx(OPTIMA["pre_ln"], rel=0.01) and found["step"] == pytest.approx(10**0.5)
+
+
+def test_a_best_rate_at_the_end_of_the_grid_is_flagged(tune, trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(OPTIMA, "pre_ln", 1.0)
+    assert tune("pre_ln", "--rates", "5") == 0
+    found = results(tmp_path)["study"]
+    assert found["edge"] == "high" and found["rate"] == max(c["rate"] for c in found["curve"])
+    assert "the best rate is the highest that was run" in capsys.readouterr().out
+
+
+def test_an_arm_that_no_rate_trains_is_said_to_be_one(tune, trained, tmp_path, capsys):
+    assert tune("none", "--rates", "5") == 0
+    found = results(tmp_path)["study"]
+    assert not found["trained"] and found["rate"] == min(c["rate"] for c in found["curve"])
+    assert "no rate trains it" in capsys.readouterr().out
+
+
+def test_a_sweep_takes_the_tuned_rate_unless_told_otherwise(tune, trained, tmp_path, capsys):
+    assert tune("pre_ln") == 0
+    capsys.readouterr()
+    assert tune("pre_ln, post_ln", "--dry-run", name="sweep") == 0
+    said = capsys.readouterr().out
+    assert "norm=pre_ln: optimizer.lr=0.0031, tuned" in said and "norm=post_ln: not tuned" in said
+    trained.clear()
+    assert tune("pre_ln", name="sweep") == 0
+    assert [p.cfg["optimizer"]["lr"] for p in trained] == [pytest.approx(3.1e-3, rel=1e-3)] * 2
+    (file,) = (tmp_path / "runs" / "tuning").iterdir()
+    assert {p.arm for p in trained} == {file.stem}  # the arm that was tuned, rate and seed apart
+    trained.clear()
+    assert tune("pre_ln", "--untuned", name="sweep") == 0
+    assert tune("pre_ln", "optimizer.lr=0.01", name="sweep") == 0
+    assert [p.cfg["optimizer"]["lr"] for p in trained] == [2e-3] * 2 + [0.01] * 2
+
+
+@pytest.mark.parametrize(
+    "more, sentence",
+    [
+        (["optimizer.lr=0.1"], "optimizer.lr=0.1 is not allowed"),
+        (["seed=3"], "seed=3 is not allowed"),
+        (["--rates", "6"], "--rates=6 is not allowed: it must be odd"),
+        (["--seeds", "1"], "--seeds=1 is not allowed"),
+        (["--step", "5"], "--step=5 is not allowed"),
+        (["budget.tokens=300"], "budget"),
+    ],
+)
+def test_what_cannot_be_tuned_is_one_sentence(tune, trained, capsys, more, sentence):
+    assert tune("pre_ln", *more) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and said.count("\n") == 1 and not trained
+
+
+def test_a_failed_run_leaves_its_arm_untuned_and_the_others_tuned(tune, trained, tmp_path, capsys, monkeypatch):
+    fine = Study.complete
+
+    def complete(self, planned):
+        bad = [p for p in planned if p.cfg["choices"]["norm"] == "post_ln"]
+        fine(self, [p for p in planned if p not in bad])
+        return {p: "MemoryError: no room" for p in bad}
+
+    monkeypatch.setattr(Study, "complete", complete)
+    assert tune("pre_ln, post_ln", "--rates", "5") == 1
+    assert "norm=post_ln: not tuned" in (said := capsys.readouterr().out) and "no room" in said
+    assert [*results(tmp_path)] == ["pre_ln"]
+
+
+def test_a_torn_file_is_named(tune, trained, tmp_path, capsys):
+    assert tune("pre_ln", "--rates", "5") == 0
+    (file,) = (tmp_path / "runs" / "tuning").iterdir()
+    file.write_text(file.read_text()[:40])
+    assert tune("pre_ln", name="sweep") == 2
+    assert str(file) in capsys.readouterr().err
+    with pytest.raises(ValueError, match="remove it"):
+        read_tuning(tmp_path / "runs", file.stem)
+
+
+@pytest.mark.slow
+def test_real_arms_are_tuned_and_trained(tune, tmp_path):
+    assert tune("pre_ln, post_ln", "budget.tokens=2048", "--rates", "5", "--workers", "2") == 0
+    assert len(results(tmp_path)) == 2 and len(list((tmp_path / "runs").glob("*/seed1000000"))) == 2 * (5 + 4)
