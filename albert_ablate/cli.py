@@ -57,6 +57,7 @@ def methods(
 app.command("sweep")(studies.sweep)
 app.command("status")(studies.status)
 app.command("tune")(studies.tune)
+app.command("calibrate")(studies.calibrate)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,6 +10,14 @@ from albert_ablate.records.atomic import replace_file
 from albert_ablate.records.folder import plain
 
 FIRST_SEED = 1_000_000  # of tuning; those of confirmation count from 0
+FIRST_CALIBRATION_SEED = 2_000_000
+
+
+def role(seed: int) -> str:
+    """What a run is for, by its seed: confirmation alone is evidence."""
+    if seed >= FIRST_CALIBRATION_SEED:
+        return "calibration"
+    return "tuning" if seed >= FIRST_SEED else "confirmation"
 
 
 def tuning_file(runs: Path, arm: str) -> Path:

@@ -54,6 +54,32 @@ def tune(
     )  # fmt: skip
 
 
+def calibrate(
+    file: Annotated[Path, typer.Argument(help="A W&B sweep file.", show_default=False)],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value for every run.")] = None,
+    runs: RUNS = Path("runs"),
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes here, one thread each; all cores if not given.")
+    ] = None,
+    arm: Annotated[str | None, typer.Option(help="The control, such as norm=pre_ln; the file's first arm.")] = None,
+    treatment: Annotated[
+        list[str] | None, typer.Option(help="An arm to compare with it, as often as wanted; all others.")
+    ] = None,
+    count: Annotated[int, typer.Option(help="Runs of the control.")] = 24,
+    measure: Annotated[str, typer.Option(help="A loss of the summary.")] = "test_loss",
+    margin: Annotated[float, typer.Option(help="Of the measure, as a share: 0.005 is half a percent.")] = 0.005,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="What it would train, and the price.")] = False,
+) -> int:
+    """Noise over seeds, paired spread, reachable margins and false positives, from runs on fresh seeds."""
+    from albert_ablate.studies.calibrate import calibrate as calibrate_arms
+    from albert_ablate.studies.sweepfile import read_sweep
+
+    return calibrate_arms(
+        read_sweep(file), runs, workers or os.cpu_count() or 1, overrides or (),
+        arm, treatment, count, measure, margin, dry_run,
+    )  # fmt: skip
+
+
 def status(
     runs: Annotated[Path, typer.Argument(help="A folder of runs.", show_default=False)],
     sweep: Annotated[Path | None, typer.Option(help="Show the runs of this sweep file, those not begun too.")] = None,

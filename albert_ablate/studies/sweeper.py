@@ -293,23 +293,41 @@ def run_sweep(
     return 1 if failed else 0
 
 
-def _show_plan(planned: Sequence[Planned], runs: Path, workers: int, say: Callable[[str], None]) -> None:
+def say_price(
+    planned: Sequence[Planned], runs: Path, workers: int, say: Callable[[str], None]
+) -> dict[Planned, float | None]:
+    """Say how long the runs that are not done will take; gives the estimate for each run as a whole."""
     from albert_ablate.training.console import duration
 
     times, total, unknown = estimates(planned, runs), 0.0, 0
     for p in planned:
-        record = state(p.folder)
-        said = record["status"]
-        if not is_done(record):
-            left = times[p]
-            if left is not None:
-                progress = record.get("progress") or {"step": 0, "steps": 1}
-                left *= 1 - progress["step"] / progress["steps"]
-                total += left
-                said += f", about {duration(left)}"
-            unknown += left is None
-        say(f"{p.name}: {said} ({p.folder})")
+        left, record = times[p], read_record(p.folder)
+        if is_done(record):
+            continue
+        unknown += left is None
+        total += (left or 0.0) * _share_left(record)
     if unknown:
         say(f"{unknown} runs have no estimate: no run of their model's size is done below {runs}.")
     if total:
         say(f"About {duration(total / workers)} with {workers} workers.")
+    return times
+
+
+def _share_left(record: Mapping[str, Any]) -> float:
+    progress = record.get("progress") or {"step": 0, "steps": 1}
+    return 1 - progress["step"] / progress["steps"]
+
+
+def _show_plan(planned: Sequence[Planned], runs: Path, workers: int, say: Callable[[str], None]) -> None:
+    from albert_ablate.training.console import duration
+
+    closing: list[str] = []
+    times = say_price(planned, runs, workers, closing.append)
+    for p in planned:
+        record, left = state(p.folder), times[p]
+        said = record["status"]
+        if not is_done(record) and left is not None:
+            said += f", about {duration(left * _share_left(record))}"
+        say(f"{p.name}: {said} ({p.folder})")
+    for line in closing:
+        say(line)

@@ -17,7 +17,7 @@ import numpy as np
 from albert_ablate.config import ConfigError
 from albert_ablate.records.tuning import FIRST_SEED, read_tuning, write_tuning
 from albert_ablate.studies.states import is_done, last_line, read_record
-from albert_ablate.studies.sweeper import LEARNING_RATE, Planned, Study, estimates, launched, plan
+from albert_ablate.studies.sweeper import LEARNING_RATE, Planned, Study, launched, plan, say_price
 from albert_ablate.studies.sweepfile import Parameter, Sweep, varied_labels
 
 RATES, STEP, SEEDS = 7, 2.0, 3
@@ -267,14 +267,6 @@ def _refuse(sweep: Sweep, overrides: Sequence[str], rates: int, seeds: int, obje
 
 
 def _show_price(tuner: _Tuner, arms: Sequence[Arm], workers: int, say: Callable[[str], None]) -> None:
-    from albert_ablate.training.console import duration
-
-    planned = tuner.price(arms)
-    times = estimates(planned, tuner.runs)
     for arm in arms:
         say(f"{arm.label}: rates {', '.join(f'{r:g}' for r in arm.grid)}, {arm.tokens:,} tokens ({arm.id})")
-    left = [p for p in planned if not is_done(read_record(p.folder))]
-    if left and all(times[p] is not None for p in left):
-        say(f"About {duration(sum(times[p] or 0.0 for p in left) / workers)} with {workers} workers.")
-    elif left:
-        say("No estimate: no run of each model's size is done there yet.")
+    say_price(tuner.price(arms), tuner.runs, workers, say)

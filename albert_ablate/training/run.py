@@ -18,7 +18,7 @@ from albert_ablate.records.atomic import replace_file
 from albert_ablate.records.folder import DONE, RunFolder, plain
 from albert_ablate.records.provenance import provenance
 from albert_ablate.records.tracker import joined
-from albert_ablate.records.tuning import FIRST_SEED
+from albert_ablate.records.tuning import role
 
 
 class RunFailed(RuntimeError):
@@ -343,7 +343,7 @@ def _new_record(cfg: dict, packed: Packed, who: Any, threads: int, ranks: int) -
         "setting": who.setting,
         "identity": who.run,
         "seed": cfg["seed"],
-        "role": "tuning" if cfg["seed"] >= FIRST_SEED else "confirmation",
+        "role": role(cfg["seed"]),
         "choices": cfg["choices"],
         "config": {k: v for k, v in cfg.items() if k not in ("paths", "choices", "force", "debug")},
         "budget": {
