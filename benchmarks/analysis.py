@@ -55,8 +55,9 @@ def make(root: Path, runs: int, steps: int) -> None:
             with pa.ipc.new_file(folder / f"{name}.arrow", SCHEMAS[name]) as sink:
                 sink.write_table(table)
         record = {
-            "label": f"arm {arm}", "arm": f"{arm:012x}", "setting": f"{arm:012x}", "identity": f"{i:012x}", "seed": seed,
-            "role": "confirmation", "status": "finished", "choices": {"norm": "pre_ln"}, "error": None, "histories": None,
+            "label": f"arm {arm}", "arm": f"{arm:012x}", "setting": f"{arm:012x}", "identity": f"{i:012x}",
+            "seed": seed, "role": "confirmation", "status": "finished", "choices": {"norm": "pre_ln"},
+            "error": None, "histories": None,
             "config": {"seed": seed, "optimizer": {"lr": 1e-3}, "model": {"layers": 24}},
             "summary": {"val_loss": 2.0 + seed / 100, "tokens": steps * 512}, "cost": {"seconds": 1.0},
             "proof": {"initial_draws": {f"blocks.{k}.weight": "0" * 16 for k in range(300)}},

@@ -1,8 +1,8 @@
 """Records into pandas tables: a row a run, and the runs' histories."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ KEYS = ("label", "arm", "setting", "identity", "seed", "role", "status")
 
 @dataclass(frozen=True)
 class Runs:
-    """All runs below a folder.
+    """All runs of a source.
 
     summary: a row a run, with its folder, status, `reason` (why it could not be read, or failed), the option taken in
     each group, every setting by its dotted key, every summary metric and its cost. steps, evals, layers: the histories
@@ -26,6 +26,7 @@ class Runs:
     """
 
     summary: pd.DataFrame
+    remote: Mapping[str, Callable[[str], pa.Table]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def steps(self) -> pd.DataFrame:
@@ -46,7 +47,7 @@ class Runs:
             if name not in rows:
                 raise ConfigError(f"{name}={value} cannot be asked for: the summary has no column {name}.")
             rows = rows[rows[name].isin(value if isinstance(value, list | tuple | set) else [value])]
-        return Runs(rows)
+        return Runs(rows, self.remote)
 
     def history(self, name: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """The history `name` of these runs, only `columns` of it if they are given."""
@@ -59,11 +60,14 @@ class Runs:
             )
         tables = []
         for row in self.summary[self.summary["status"].notna()].itertuples():
-            record = json.loads((Path(row.folder) / "record.json").read_text())
-            table = read_history(Path(row.folder), name, record["histories"])
+            if row.folder in self.remote:
+                table = self.remote[row.folder](name)
+            else:
+                lengths = json.loads((Path(row.folder) / "record.json").read_text())["histories"]
+                table = read_history(Path(row.folder), name, lengths)
             table = table.select(columns) if columns else table
             for key in ("seed", "setting", "arm"):
-                value = pa.scalar(record[key])
+                value = pa.scalar(getattr(row, key), pa.int64() if key == "seed" else pa.string())
                 table = table.add_column(0, key, pa.repeat(value, len(table)))
             tables.append(table)
         if not tables:
@@ -72,20 +76,45 @@ class Runs:
 
 
 def load_runs(path: str | Path) -> Runs:
-    """The runs below `path`. A record that cannot be read is a row with its reason, never left out.
+    """The runs below a folder; of a W&B project or sweep, `wandb:entity/project[/sweep]`; or of `.wandb` files, one or
+    a folder of them. A run that cannot be read is a row with its reason, never left out.
 
-    Raises ConfigError where there is no such folder, or no run in it.
+    Raises ConfigError where there is no such source, or no run in it.
     """
+    if str(path).startswith("wandb:"):
+        from albert_ablate.analysis.wandb import server_rows
+
+        return _collected(server_rows(str(path)))
     root = Path(path).expanduser()
+    if root.suffix == ".wandb" and root.is_file():
+        from albert_ablate.analysis.wandb import offline_rows
+
+        return _collected(offline_rows([root]))
     if not root.is_dir():
         raise ConfigError(f"{path} is no folder of runs.")
     rows = [_row(folder) for folder in sorted(root.glob("*/seed*")) if folder.is_dir()]
+    if not rows and (files := [*root.rglob("*.wandb")]):
+        from albert_ablate.analysis.wandb import offline_rows
+
+        return _collected(offline_rows(files))
     if not rows:
         raise ConfigError(f"{path} holds no run: runs lie in {path}/<setting>/seed<N>/.")
+    return Runs(_summary(rows))
+
+
+def _collected(found: Iterator[tuple[dict[str, Any], Callable[[str], pa.Table]]]) -> Runs:
+    rows, remote = [], {}
+    for row, read in found:
+        rows.append(row)
+        remote[row["folder"]] = read
+    return Runs(_summary(rows), remote)
+
+
+def _summary(rows: list[dict[str, Any]]) -> pd.DataFrame:
     summary = pd.DataFrame(rows)
     if "seed" in summary:
         summary["seed"] = summary["seed"].astype("Int64")  # stays whole where some records cannot be read
-    return Runs(summary)
+    return summary
 
 
 def _row(folder: Path) -> dict[str, Any]:

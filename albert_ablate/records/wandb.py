@@ -80,7 +80,7 @@ class Wandb(Tracker):
             entity=self.entity,
             group=record["arm"],
             name=record["label"],
-            config={**record["config"], "arm": record["arm"], "setting": record["setting"]},
+            config={**record["config"], **{k: record[k] for k in ("arm", "setting", "identity", "choices")}},
             dir=str(folder),
             mode=mode,  # type: ignore[arg-type]
             resume="allow" if mode == "online" else None,
