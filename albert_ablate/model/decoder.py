@@ -18,6 +18,7 @@ from albert_ablate.config import ConfigError, Count, Positive, Range, target_of
 from albert_ablate.model.attention import CausalAttention
 from albert_ablate.model.dropout import SKIPS, Clock, DropHead, Dropout, DropPath, DropToken, NoDropout, Skip, Uniform
 from albert_ablate.model.placements import Placement, Site, Sublayer
+from albert_ablate.model.sigma import SigmaLinear, verify_sigma
 from albert_ablate.streams import digest, stream_seed
 
 Width = Annotated[int, Range(1, 1_000_000)]
@@ -159,6 +160,7 @@ class Decoder(nn.Module):
     the blocks. embedding_scale: factor on the embedding on entry; null: sqrt(D) if tied, else 1. embedding_norm: a norm
     on the embedding, positions added, with any placement (BLOOM: Le Scao et al. 2022, 2211.05100). logit_softcap:
     logits become cap * tanh(logits / cap), in training and evaluation (Gemma 2: 2408.00118); null: they stay.
+    sigma_reparam: the matrices of the blocks are `SigmaLinear`.
 
     Initial draws are normal, of unit variance, one stream per parameter name, times: Xavier's sqrt(2 / (in + out)) and
     the placement's gain for block matrices, Xavier for the head, 1 for the embedding, 0.5 for learned positions.
@@ -181,6 +183,7 @@ class Decoder(nn.Module):
         embedding_scale: Positive | None = None,
         embedding_norm: bool = False,
         logit_softcap: Positive | None = None,
+        sigma_reparam: bool = False,
     ):
         super().__init__()
         self.initial_draws: dict[str, str] = {}  # parameter -> hash of its draw, once filled
@@ -209,6 +212,11 @@ class Decoder(nn.Module):
         self.head = nn.Linear(width, parts.vocabulary, bias=False)
         if tied:
             self.head.weight = self.embedding.weight
+        if sigma_reparam:
+            for own in self.stack:
+                for name, matrix, rows, _ in own.matrices():
+                    part, leaf = name.split(".")
+                    setattr(getattr(own, part), leaf, SigmaLinear(matrix, [*rows.values()]))
         if shared:
             for block in self.blocks[1:]:
                 for name, parameter in self.blocks[0].named_parameters(remove_duplicate=False):
@@ -222,11 +230,18 @@ class Decoder(nn.Module):
             raise ConfigError(
                 f"model.embedding_norm=true would do nothing: norm={name} normalizes the embedding itself."
             )
+        if cfg["model"]["sigma_reparam"]:
+            verify_sigma(cfg)
 
     @property
     def stack(self) -> list[Block]:
         """The blocks, typed."""
         return cast(list[Block], list(self.blocks))
+
+    @property
+    def reparametrized(self) -> list[SigmaLinear]:
+        """The matrices under sigma reparametrization."""
+        return [module for module in self.modules() if isinstance(module, SigmaLinear)]
 
     @property
     def first(self) -> Placement:
@@ -289,6 +304,8 @@ class Decoder(nn.Module):
     @torch.no_grad()
     def after_step(self) -> None:
         """To be called after each step of the optimizer: what a placement or QK-clip does to the weights then."""
+        for linear in self.reparametrized:
+            linear.iterate()
         for block in self.stack:
             block.attention.clip_logits()
             for _, module, around in block.sublayers:
@@ -340,6 +357,9 @@ class Decoder(nn.Module):
                 parameter.copy_(draw * scale[:, None])
             elif name.endswith(".bias") and parameter.isnan().all():
                 parameter.zero_()
+        for linear in self.reparametrized:
+            linear.settle()
+        for name, parameter in self.named_parameters():
             assert not parameter.isnan().any(), f"{name} was left unfilled"
         for name, buffer in self.named_buffers():
             assert not buffer.isnan().any(), f"{name} was left unfilled"
