@@ -263,8 +263,8 @@ def parameters_of(path: str) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def _check_component(node: Any, key: str, choice: str | None) -> dict:
-    """The node with the defaults of its target's signature filled in."""
+def component_with_defaults(node: Any, key: str, choice: str | None = None) -> dict:
+    """The node of a component with the defaults of its target's signature filled in, every value of its type."""
     if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
         raise ConfigError(f"{key}={_shown(node)} is not allowed: it must be one of {_listed(options()[key])}.")
     option = f"{key}={choice}" if choice else f"this {key}"
@@ -295,7 +295,7 @@ def _check_several(nodes: Mapping, key: str) -> dict:
                 f"{key}.{name}={_shown(node)} is not allowed: with {key}=[{','.join(taken)}] a setting names its "
                 f"{key}, {' or '.join(f'{key}.{t}.NAME' for t in taken)}."
             )
-    out = {name: _check_component(nodes[name], f"{key}.{name}", None) for name in taken}
+    out = {name: component_with_defaults(nodes[name], f"{key}.{name}", None) for name in taken}
     targets = [node["_target_"] for node in out.values()]
     if len(set(targets)) < len(targets):
         raise ConfigError(f"{key}=[{','.join(taken)}] is not allowed: two of them are one tracker, take one.")
@@ -322,7 +322,7 @@ def _check_section(node: Any, schema: type, key: str, choices: Mapping) -> dict:
         if annotation is Component and f.name in SEVERAL and isinstance(value, Mapping) and "_target_" not in value:
             out[f.name] = _check_several(value, f.name)
         elif annotation is Component:
-            out[f.name] = _check_component(value, dotted, choices.get(f.name))
+            out[f.name] = component_with_defaults(value, dotted, choices.get(f.name))
         elif isinstance(annotation, type) and is_dataclass(annotation):
             out[f.name] = _check_section(value, typing.cast(type, annotation), dotted, choices)
         else:
@@ -529,7 +529,7 @@ def compose(overrides: typing.Sequence[str] = ()) -> Any:
             cfg = hydra.compose("config", overrides=overrides, return_hydra_config=True)
     except Exception as error:
         raise as_config_error(error) from None
-    return OmegaConf.create(check(with_choices(cfg, cfg.hydra.runtime.choices)))
+    return OmegaConf.create(check(with_choices(cfg, cfg.hydra.runtime.choices, cfg.hydra.overrides.task)))
 
 
 def prepared(overrides: typing.Iterable[str]) -> list[str]:
@@ -572,8 +572,11 @@ def _several(key: str, value: str, names: list[str]) -> list[str]:
     return [f"{key}={taken[0]}"] if len(taken) == 1 else [f"~{key}", *(f"+{key}@{key}.{t}={t}" for t in taken)]
 
 
-def with_choices(cfg: Any, choices: Mapping) -> Any:
-    """A copy of a composed configuration without its `hydra` node, the options taken noted in `choices`."""
+def with_choices(cfg: Any, choices: Mapping, overrides: typing.Iterable[str] = ()) -> Any:
+    """A copy of a composed configuration without its `hydra` node, the options taken noted in `choices`.
+
+    overrides: those it was composed with. A model that stands for a checkpoint is replaced by what it says.
+    """
     from omegaconf import OmegaConf, open_dict
 
     if cfg.get("choices") is not None:
@@ -585,7 +588,13 @@ def with_choices(cfg: Any, choices: Mapping) -> Any:
         for key in SEVERAL:
             if several := [v for k, v in choices.items() if k.startswith(f"{key}@")]:
                 cfg.choices[key] = f"[{','.join(several)}]"
-    return cfg
+    model = cfg.get("model")
+    if model is None or "_target_" not in model or not hasattr(target_of(model._target_), "expand"):
+        return cfg
+    nodes = typing.cast(dict, OmegaConf.to_container(cfg, resolve=True))
+    asked = {o.lstrip("+~").partition("=")[0].partition("@")[0] for o in overrides}
+    target_of(nodes["model"]["_target_"]).expand(nodes, asked)
+    return OmegaConf.create(nodes)
 
 
 def as_config_error(error: Exception) -> ConfigError:

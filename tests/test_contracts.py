@@ -5,12 +5,15 @@ A new option is picked up from disk. What an option cannot promise stands in EXC
 
 import copy
 import math
+import tempfile
 from dataclasses import MISSING
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from checkpoints import gpt2
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -35,6 +38,7 @@ NEEDS = {
     # too large to train in a test: their own shape at another size
     ("model", "gpt2_small"): ["model.layers=2", "model.width=48", "model.context=16"],
     ("model", "albert_agpt"): ["model.layers=2", "model.width=48", "model.context=16"],
+    ("model", "pretrained"): [f"model.path={gpt2(Path(tempfile.mkdtemp()), context=16)}"],
     ("loss", "r_drop"): ["dropout=uniform"],
     **{("dropout_time", name): ["dropout=uniform"] for name in options()["dropout_time"]},
 }
@@ -129,7 +133,7 @@ def test_option_composes_and_its_arguments_bind(group, option):
         assert not missing, f"conf/{group}/{option}.yaml does not list {missing}"
 
 
-@pytest.mark.parametrize("option", OPTIONS["model"])
+@pytest.mark.parametrize("option", [o for o in OPTIONS["model"] if o != "pretrained"])  # its size is its checkpoint's
 def test_model_is_built_on_the_meta_device_at_its_own_size(option):
     cfg = compose([f"model={option}"])
     model = assemble(check(cfg))
@@ -207,7 +211,7 @@ def arguments():
     """(group, option, argument), one option for each target: its other YAMLs differ in values alone."""
     seen = set()
     for group, option in TRAINED:
-        if group == "recipe":
+        if group == "recipe" or option == "pretrained":  # a folder and its length: tests/test_go_on.py
             continue
         target = yaml.safe_load((conf_folder() / group / f"{option}.yaml").read_text())["_target_"]
         for name in parameters_of(target):

@@ -4,9 +4,11 @@ What a checkpoint's configuration says is mapped, known to change nothing, or re
 transformers 5.
 """
 
+import inspect
 import json
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,17 @@ import torch
 from hydra.utils import instantiate
 from torch import Tensor
 
-from albert_ablate.config import ConfigError
+from albert_ablate.config import (
+    ConfigError,
+    Count,
+    Location,
+    component_arguments,
+    component_with_defaults,
+    conf_folder,
+)
 from albert_ablate.model.decoder import Decoder, Parts
 from albert_ablate.model.dropout import Clock, NoDropout
+from albert_ablate.streams import digest
 
 Structure = dict[str, dict[str, Any]]
 Weights = dict[str, Tensor]
@@ -321,6 +331,8 @@ def copy_weights(model: Decoder, folder: str | Path) -> None:
     head = renamed.pop("lm_head.weight", None)
     if head is not None and not model.tied:
         renamed["head.weight"] = head
+    if model.positions is not None and "positions.weight" in renamed:
+        renamed["positions.weight"] = renamed["positions.weight"][: model.context]
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
     given = {name: tensor.shape for name, tensor in renamed.items()}
     if expected != given:
@@ -337,3 +349,128 @@ def copy_weights(model: Decoder, folder: str | Path) -> None:
 
 def _shape(shape: torch.Size | None) -> str:
     return "absent" if shape is None else " x ".join(map(str, shape))
+
+
+class Pretrained(Decoder):
+    """A Decoder that begins with a checkpoint's weights instead of drawn ones.
+
+    path: the folder, in Hugging Face's layout; weights: hash of its weights, part of who a run is; the rest as in
+    Decoder. A context below the checkpoint's keeps the first of its learned positions.
+    """
+
+    def __init__(self, parts: Parts, /, path: Location, weights: str, **structure: Any):
+        super().__init__(parts, **structure)
+        self.path = path
+
+    @staticmethod
+    def verify(cfg: dict) -> None:
+        Decoder.verify(cfg)
+        theirs = structure(cfg["model"]["path"])["tokenizer"]["vocabulary"]
+        ours = instantiate(cfg["tokenizer"], _convert_="all").vocabulary
+        if ours != theirs:
+            name = (cfg["choices"] or {}).get("tokenizer") or "this one"
+            raise ConfigError(
+                f"tokenizer={name} has {ours} tokens and the checkpoint in {cfg['model']['path']} {theirs}: take its "
+                "own, tokenizer=file tokenizer.path=TOKENIZER.JSON."
+            )
+
+    @torch.no_grad()
+    def fill(self, seed: int, device: torch.device | str = "cpu") -> dict[str, str]:
+        """The checkpoint's weights on `device`; gives the hash of each."""
+        super().fill(seed, device)
+        copy_weights(self, self.path)
+        return {name: digest(p.detach().cpu().numpy().tobytes()) for name, p in self.named_parameters()}
+
+
+def _signature() -> inspect.Signature:
+    own = [p for p in inspect.signature(Pretrained.__init__).parameters.values() if p.name not in ("self", "structure")]
+    inherited = [p for p in inspect.signature(Decoder).parameters.values() if p.name != "parts"]
+    return inspect.Signature([*own, *(p.replace(kind=p.KEYWORD_ONLY) for p in inherited)])
+
+
+# what a configuration may hold is read from signatures
+Pretrained.__init__.__annotations__ |= {k: v for k, v in Decoder.__init__.__annotations__.items() if k != "parts"}
+Pretrained.__signature__ = _signature()  # type: ignore[attr-defined]
+
+
+class Checkpoint:
+    """`model=pretrained model.path=FOLDER`: stands in a composed configuration for what the checkpoint says.
+
+    context: tokens of a training sequence, null as many as the checkpoint was made for.
+    """
+
+    def __init__(self, path: Location, context: Count | None = None):
+        raise NotImplementedError("it is replaced by what it stands for")
+
+    @staticmethod
+    def expand(nodes: dict[str, Any], asked: Collection[str]) -> None:
+        """Put the checkpoint's model, norm, norm_type and attention into `nodes`.
+
+        asked: the keys that the user set. What was asked for and is not the checkpoint's is refused; what the
+        checkpoint leaves open, such as attention.qk_clip, may be asked for.
+        """
+        path = nodes["model"].get("path")
+        if not path or path == "???":
+            raise ConfigError("model.path is missing: model=pretrained needs a folder in Hugging Face's layout.")
+        theirs, context = structure(path), nodes["model"].get("context")
+        for key in sorted(asked):
+            if key.startswith("model.") and key not in ("model.path", "model.context"):
+                _refuse_other(key, nodes["model"].get(key.removeprefix("model.")), theirs["model"].get(key[6:]), path)
+        for group in ("norm", "norm_type", "attention"):
+            found = {**theirs[group], "_partial_": True}
+            name = theirs["attention"]["positions"] if group == "attention" else _option(group, found["_target_"])
+            if group in asked and _plain(nodes[group], group) != _plain(found, group):
+                raise ConfigError(
+                    f"{group}={nodes['choices'][group]} contradicts the checkpoint in {path}, which has "
+                    f"{group}={name}{_given(found)}: leave it out."
+                )
+            nodes["choices"][group] = name
+            for key in sorted(k for k in asked if k.startswith(f"{group}.")):
+                name = key.removeprefix(f"{group}.")
+                value = nodes[group].get(name)
+                if name in theirs[group]:
+                    _refuse_other(key, value, theirs[group][name], path)
+                found[name] = value
+            nodes[group] = found
+        most = theirs["model"]["context"]
+        if context is not None and (
+            isinstance(context, bool) or not isinstance(context, int) or not 0 < context <= most
+        ):
+            raise ConfigError(f"model.context={context} is not allowed: the checkpoint in {path} has {most} positions.")
+        nodes["model"] = {
+            **theirs["model"],
+            "_target_": f"{__name__}.{Pretrained.__name__}",
+            "_partial_": True,
+            "path": path,
+            "weights": _weights_hash(*((str(f), f.stat().st_mtime_ns) for f in weight_files(path))),
+            "context": context or most,
+        }
+
+
+def _refuse_other(key: str, value: Any, theirs: Any, path: str) -> None:
+    if value != theirs:
+        has = "does not have it" if theirs is None else f"has {theirs}"
+        raise ConfigError(f"{key}={value} contradicts the checkpoint in {path}, which {has}: leave it out.")
+
+
+def _plain(node: Mapping, group: str) -> tuple[str, dict]:
+    """A component without what its signature says anyway."""
+    return node["_target_"], component_arguments(component_with_defaults(node, group))
+
+
+def _option(group: str, target: str) -> str:
+    """The option with this target."""
+    folder = conf_folder() / group
+    return next(f.stem for f in sorted(folder.glob("*.yaml")) if f"_target_: {target}" in f.read_text().splitlines())
+
+
+def _given(node: Mapping) -> str:
+    """The numbers of a node, in brackets."""
+    numbers = ", ".join(f"{k}={v}" for k, v in component_arguments(node).items())
+    return f" ({numbers})" if numbers else ""
+
+
+@cache
+def _weights_hash(*files: tuple[str, int]) -> str:
+    """Hash of the files' content; asked anew when one was written since."""
+    return digest(*(Path(file).read_bytes() for file, _ in files))

@@ -32,7 +32,7 @@ def job(cfg: Any) -> dict[str, Any]:
     main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, _interrupt) if main and own else None
     try:
-        result = _attempt(cfg, about.runtime.choices)
+        result = _attempt(cfg, about.runtime.choices, about.overrides.task)
     except (KeyboardInterrupt, SystemExit):
         result = {"status": "stopped"}
     finally:
@@ -45,13 +45,13 @@ def job(cfg: Any) -> dict[str, Any]:
     return result
 
 
-def _attempt(cfg: Any, choices: Any) -> dict[str, Any]:
+def _attempt(cfg: Any, choices: Any, overrides: Any) -> dict[str, Any]:
     from albert_ablate.config import ConfigError, with_choices
     from albert_ablate.records.folder import Busy
     from albert_ablate.training.run import RunFailed, run
 
     try:
-        record = run(with_choices(cfg, choices))
+        record = run(with_choices(cfg, choices, overrides))
     except Busy as error:
         return {"status": "busy", "error": str(error)}
     except ConfigError as error:

@@ -119,7 +119,8 @@ def _one(cfg: Any, debug: bool) -> tuple[int, float | None]:
 
     first = is_first(cfg)
     try:
-        record = run(with_choices(cfg, HydraConfig.get().runtime.choices), verbose=first)
+        about = HydraConfig.get()
+        record = run(with_choices(cfg, about.runtime.choices, about.overrides.task), verbose=first)
     except ConfigError as error:
         if debug:
             traceback.print_exc()
