@@ -1,13 +1,13 @@
 """What the diagnostics cost, and what skipping blocks saves. Ratios of steps that alternate in one process.
 
-    python benchmarks/diagnostics.py overhead [--models mini deep_96] [--steps 200] [--every 10]
+    python benchmarks/diagnostics.py overhead [--models mini deep_96] [--steps 200] [--every 25]
     python benchmarks/diagnostics.py skips [--models mini deep_96] [--steps 60] [--mean 0.5]
 
 overhead: inside one Lightning run, stretches of `every` steps with rows per layer (one of them logged) alternate with
 stretches of as many steps without; the median over pairs of neighbors of the ratio of their times, and the phases of
 the run as its record has them. skips: one step of an arm with layer_drop beside one step of the same arm without, on
-the same tokens, as often; the ratio of their times beside the ratio of their operations as they were counted.
-Nothing here is a test: machines are noisy.
+the same tokens, as often; the ratio of their times beside the ratio of their operations as they were counted. Times are
+the processor's, of one thread, which other work on the machine disturbs less. Nothing here is a test.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def overhead(model: str, steps: int, every: int) -> dict:
     def interleave(self, batch, batch_idx):
         """Before each step: odd stretches are left alone. The step that would be logged is each stretch's last."""
         if batch_idx % every == 0:
-            marks.append(time.perf_counter())
+            marks.append(time.process_time())
             self.cfg["diagnostics"]["every"] = every if (batch_idx // every) % 2 == 0 else 0
         return -1 if self.halt else None
 
@@ -80,11 +80,11 @@ def skips(model: str, steps: int, mean: float) -> dict:
     def seconds(name: str, step: int) -> float:
         m = models[name]
         m.clock.set(step, 0)
-        began = time.perf_counter()
+        began = time.process_time()
         optimizers[name].zero_grad(set_to_none=True)
         F.cross_entropy(m(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten()).backward()
         optimizers[name].step()
-        return time.perf_counter() - began
+        return time.process_time() - began
 
     pairs, left = [], []
     for step in range(steps + 2):
@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("what", choices=["overhead", "skips"])
     parser.add_argument("--models", nargs="+", default=["mini", "deep_96"])
     parser.add_argument("--steps", type=int)
-    parser.add_argument("--every", type=int, default=10)
+    parser.add_argument("--every", type=int, default=25)
     parser.add_argument("--mean", type=float, default=0.5)
     parser.add_argument("--json", help="write the figures there too")
     chosen = parser.parse_args()

@@ -14,6 +14,7 @@ from forking import forked, nano, outcome, rows, train, write_text
 from albert_ablate import build_model, compose
 from albert_ablate.analysis.measures import spike_score
 from albert_ablate.config import check
+from albert_ablate.model.build import build
 from albert_ablate.model.decoder import ACTIVATIONS
 from albert_ablate.optim.clipping import NoClip, global_norm
 from albert_ablate.records.history import SCHEMAS, History, read_history
@@ -203,6 +204,44 @@ def test_norms_changes_and_ratios_are_those_of_the_parameters():
 
 
 @pytest.mark.parametrize(
+    "clip", ["agc", "value clip.max_value=1e-4", "per_layer clip.max_norm=0.02", "adagc clip.absolute=0.1"]
+)
+def test_a_fine_rule_s_share_and_ratio_by_sublayer_are_those_of_its_gradients(clip):
+    model, cfg = model_of(*f"clip={clip}".split(), "norm=post_ln")
+    F.cross_entropy(model(tokens()).flatten(0, 1), tokens().flatten()).backward()
+    named = list(model.named_parameters())
+    before = {n: p.grad.clone() for n, p in named}
+    norm, each = global_norm([p.grad for _, p in named])
+    rule = build(cfg["clip"])
+    rule.watched = True
+    rule(named, norm)
+    assert rule.common is None
+    _, after = global_norm([p.grad for _, p in named])
+    names, weights = [n for n, _ in named], Weights(named)
+    weights.begin()
+    weights.gradients(dict(zip(names, each, strict=True)), dict(zip(names, after, strict=True)), rule)
+    for (layer, sublayer), figures in weights.figures(0.0, None).items():
+        mine = [
+            n for n in before if n.startswith((f"blocks.{layer}.{sublayer}.", f"blocks.{layer}.around_{sublayer}."))
+        ]
+        changed, units, left = 0, 0, 0.0
+        for n in mine:
+            g, now = before[n], dict(named)[n].grad
+            left += now.square().sum().item()
+            if clip == "agc":
+                g, now = (x if x.ndim > 1 else x[None] for x in (g, now))
+                rows_changed = (now.norm(dim=1) < g.norm(dim=1) * (1 - 1e-5)).sum().item()
+                changed, units = changed + rows_changed, units + len(g)
+            elif clip.startswith("value"):
+                changed, units = changed + (g != now).sum().item(), units + g.numel()
+            else:
+                changed, units = changed + bool(now.norm() < g.norm() * (1 - 1e-5)), units + 1
+        size = math.sqrt(sum(before[n].square().sum().item() for n in mine))
+        assert figures["clipped"] == pytest.approx(changed / units, rel=1e-6) and changed
+        assert figures["clip_ratio"] == pytest.approx(math.sqrt(left) / size, rel=1e-5)
+
+
+@pytest.mark.parametrize(
     ("clip", "share"),
     [
         (["clip.max_norm=0.1"], 1.0),
@@ -232,6 +271,10 @@ def test_rows_of_a_run_agree_with_its_steps(clip, share, text, tmp_path):
     for step in steps.values():
         assert step["grad_norm_clipped"] <= step["grad_norm"] * (1 + 1e-6) and step["logit_rms"] > 0
         assert math.isnan(step["noise_scale"]) or step["step"] in (1, 4, 8)
+    if share is None:  # the blocks' part of the norm after clipping is no more than the whole
+        for step in (0, 4, 8):
+            after = sum((r["clip_ratio"] * r["grad_norm"]) ** 2 for r in layers if r["step"] == step)
+            assert math.sqrt(after) <= steps[max(step, 1)]["grad_norm_clipped"] * (1 + 1e-5)
     first, again = ([{k: v for k, v in r.items()} for r in layers if r["step"] == s] for s in (0, 4))
     assert first[0]["tokens"] == first[0]["flops"] == 0 and len(first) == len(again) == 4
 

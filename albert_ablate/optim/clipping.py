@@ -22,13 +22,13 @@ Named = Sequence[tuple[str, nn.Parameter]]
 class Clip:
     """What every rule can do. `remembered`: the attributes that a resumed run needs. `uses_loss`: it reads the loss.
 
-    factor: the one factor that the latest call put on all gradients; None where each has its own. Then `found` says of
+    common: the one factor that the latest call put on all gradients; None where each has its own. Then `found` says of
     each parameter how many of its units were clipped, and how many it has, if the call was `watched`.
     """
 
     remembered: tuple[str, ...] = ()
     uses_loss = False
-    factor: Tensor | None = None
+    common: Tensor | None = None
     watched = False
     found: dict[str, tuple[Tensor, int]] = {}
 
@@ -47,7 +47,7 @@ class NoClip(Clip):
     """g <- g."""
 
     def __call__(self, named: Named, norm: Tensor, loss: Tensor | None = None) -> Tensor:
-        self.factor = torch.ones_like(norm)
+        self.common = torch.ones_like(norm)
         return torch.zeros(())
 
 
@@ -58,7 +58,7 @@ class ClipNorm(Clip):
         self.max_norm = max_norm
 
     def __call__(self, named: Named, norm: Tensor, loss: Tensor | None = None) -> Tensor:
-        self.factor = clip_to(self.max_norm, named, norm)
+        self.common = clip_to(self.max_norm, named, norm)
         return norm > self.max_norm
 
 
@@ -100,7 +100,8 @@ class AdaptiveClip(Clip):
         for name, p in named:
             if p.grad is not None and not name.startswith("head."):
                 shapes[p.shape].append((name, p, p.grad))
-        clipped, units, found = [], 0, {}
+        clipped, units = [], 0
+        found: dict[str, tuple[Tensor, int]] = {}
         for alike in shapes.values():
             names, weights, grads = map(list, zip(*alike, strict=True))
             scale = self.factor * unit_norms(weights).clamp_(min=self.eps) / unit_norms(grads).clamp_(min=1e-6)
@@ -153,12 +154,12 @@ class AutoClip(Clip):
         self.norms: list[float] = []
 
     def __call__(self, named: Named, norm: Tensor, loss: Tensor | None = None) -> Tensor:
-        size, self.factor = norm.item(), torch.ones_like(norm)
+        size, self.common = norm.item(), torch.ones_like(norm)
         if not math.isfinite(size):
             return torch.zeros(())
         self.norms = [*self.norms[1 - self.history :], size] if self.history > 1 else [size]
         threshold = torch.tensor(self.norms, dtype=torch.float64).quantile(self.quantile).item()
-        self.factor = clip_to(threshold, named, norm)
+        self.common = clip_to(threshold, named, norm)
         return norm > threshold
 
 
@@ -184,11 +185,11 @@ class ZClip(Clip):
         self.mean = self.variance = 0.0
 
     def __call__(self, named: Named, norm: Tensor, loss: Tensor | None = None) -> Tensor:
-        size, self.factor = norm.item(), torch.ones_like(norm)
+        size, self.common = norm.item(), torch.ones_like(norm)
         if not math.isfinite(size):
             return torch.zeros(())
         limit = min(self._limit(size), self.max_norm)
-        self.factor = clip_to(limit, named, norm)
+        self.common = clip_to(limit, named, norm)
         return norm > limit
 
     def _limit(self, size: float) -> float:
@@ -266,7 +267,7 @@ class SkipStep(Clip):
         if skipped:
             for _, p in named:
                 p.grad = None
-        self.factor = torch.full_like(norm, float(not skipped))
+        self.common = torch.full_like(norm, float(not skipped))
         return torch.tensor(float(skipped))
 
     def _unusual(self, history: list[float], x: float) -> bool:

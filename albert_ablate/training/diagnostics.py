@@ -252,10 +252,10 @@ class Weights:
     def gradients(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor] | None, clip: Clip) -> None:
         """Norms of the step's gradients before clipping and, where the rule has no one factor, after it."""
         self.norms |= {"grad": dict(before), "after": dict(after or {})}
-        self.clipped = {} if clip.factor is not None else dict(clip.found)
+        self.clipped = {} if clip.common is not None else dict(clip.found)
 
     def figures(self, clipped: float, factor: float | None) -> dict[Place, Figures]:
-        """Of each sublayer; `clipped` and `factor` of a rule that treats all gradients alike, factor None of another."""
+        """Of each sublayer; `clipped` and `factor` are those of a rule that treats all gradients alike, else None."""
         squares: dict[str, dict[Place, float]] = {}
         for figure, norms in self.norms.items():
             sums: dict[Place, float] = {}

@@ -117,9 +117,9 @@ class LanguageModel(pl.LightningModule):
                 loss = self.trainer.strategy.reduce(torch.stack(self.losses).mean(), reduce_op="mean")
             self.clip.watched = self.watched
             self.clipped = self.clip(self.named, self.grad_norm, loss)
-            if self.clip.factor is not None:
+            if self.clip.common is not None:
                 after = None
-                self.grad_norm_clipped = self.grad_norm * self.clip.factor
+                self.grad_norm_clipped = self.grad_norm * self.clip.common
             else:
                 self.grad_norm_clipped, after = global_norm(gradients)
             if self.watched:

@@ -237,7 +237,7 @@ class Recorder(pl.Callback):
     def _layers(self, module: LanguageModel, clipped: float) -> None:
         """The rows of a watched step; the first one's are those of step 0 too, as it begins at the initial weights."""
         assert module.weights is not None
-        factor = None if module.clip.factor is None else float(module.clip.factor)
+        factor = None if module.clip.common is None else float(module.clip.common)
         inside, weights = module.probe.figures(), module.weights.figures(clipped, factor)
         columns = [f.name for f in SCHEMAS["layers"] if pa.types.is_floating(f.type)]
         every = self.cfg["diagnostics"]["every"]
