@@ -1,13 +1,13 @@
 """What the diagnostics cost, and what skipping blocks saves. Ratios of steps that alternate in one process.
 
-    python benchmarks/diagnostics.py overhead [--models mini deep_96] [--steps 200] [--every 25]
+    python benchmarks/diagnostics.py overhead [--models mini deep_96] [--steps 60] [--every 25]
     python benchmarks/diagnostics.py skips [--models mini deep_96] [--steps 60] [--mean 0.5]
 
-overhead: inside one Lightning run, stretches of `every` steps with rows per layer (one of them logged) alternate with
-stretches of as many steps without; the median over pairs of neighbors of the ratio of their times, and the phases of
-the run as its record has them. skips: one step of an arm with layer_drop beside one step of the same arm without, on
-the same tokens, as often; the ratio of their times beside the ratio of their operations as they were counted. Times are
-the processor's, of one thread, which other work on the machine disturbs less. Nothing here is a test.
+overhead: inside one Lightning run every second step is logged; the median of the ratio of a logged step's time to the
+mean of its two neighbors', what that makes at `every`, and the phases of that run as its record has them. skips: one
+step of an arm with layer_drop beside one step of the same arm without, on the same tokens, as often; the ratio of their
+times beside the ratio of their operations as they were counted. Times are the processor's, of one thread, which other
+work on the machine disturbs less. Nothing here is a test.
 """
 
 import argparse
@@ -18,41 +18,37 @@ import time
 
 
 def overhead(model: str, steps: int, every: int) -> dict:
-    """Ratio of the time of a stretch with diagnostics to one without, and what a logged step costs beside another."""
+    """Excess of a logged step over its unlogged neighbors, and what that makes of training at `every`."""
     from albert_ablate import compose, run
     from albert_ablate.training.module import LanguageModel
 
     marks: list[float] = []
 
-    def interleave(self, batch, batch_idx):
-        """Before each step: odd stretches are left alone. The step that would be logged is each stretch's last."""
-        if batch_idx % every == 0:
-            marks.append(time.process_time())
-            self.cfg["diagnostics"]["every"] = every if (batch_idx // every) % 2 == 0 else 0
+    def mark(self, batch, batch_idx):
+        marks.append(time.process_time())
         return -1 if self.halt else None
 
     original = LanguageModel.on_train_batch_start
-    LanguageModel.on_train_batch_start = interleave  # type: ignore[method-assign]
+    LanguageModel.on_train_batch_start = mark  # type: ignore[method-assign]
     try:
         with tempfile.TemporaryDirectory() as runs:
             more = ["trainer.threads=1", "evaluation.every=1_000_000_000", "checkpoint.seconds=100000"]
-            cfg = compose([f"model={model}", f"paths.runs={runs}", f"diagnostics.every={every}", *more])
+            cfg = compose([f"model={model}", f"paths.runs={runs}", "diagnostics.every=2", *more])
+            cfg.evaluation.tokens = cfg.model.context
             cfg.budget.tokens = (steps + 1) * cfg.data.batch * cfg.model.context
             phases = run(cfg)["cost"]["phases"]
     finally:
         LanguageModel.on_train_batch_start = original  # type: ignore[method-assign]
     times = [b - a for a, b in zip(marks, marks[1:], strict=False)]
-    times = times[2:]  # the start, and its unlogged neighbor
-    watched, plain = times[::2], times[1::2]
-    ratios = [w / p for w, p in zip(watched, plain, strict=False)]
-    # each stretch without stands between two with: its ratio to the one after it tells the machine's drift apart
-    ratios += [w / p for w, p in zip(watched[1:], plain, strict=False)]
+    # steps count from 1 and the even ones are logged: each stands between two that are not
+    ratios = [2 * times[i] / (times[i - 1] + times[i + 1]) for i in range(3, len(times) - 1, 2)]
+    excess = statistics.median(ratios) - 1
     return {
-        "ratio": statistics.median(ratios),
-        "quartiles": statistics.quantiles(ratios, n=4)[::2],
+        "ratio": 1 + excess / every,
+        "logged": excess,
+        "quartiles": [r - 1 for r in statistics.quantiles(ratios, n=4)[::2]],
         "pairs": len(ratios),
-        "step": statistics.median(plain) / every,
-        "logged": (statistics.median(ratios) - 1) * every,
+        "step": statistics.median(times[2::2]),
         "phases": phases,
     }
 
@@ -107,11 +103,11 @@ def main() -> None:
     results = {}
     for model in chosen.models:
         if chosen.what == "overhead":
-            r = results[model] = overhead(model, chosen.steps or 200, chosen.every)
+            r = results[model] = overhead(model, chosen.steps or 60, chosen.every)
             low, high = r["quartiles"]
             print(
-                f"{model:8} every {chosen.every} steps: ratio {r['ratio']:.4f} (quartiles {low:.4f} to {high:.4f}, "
-                f"{r['pairs']} pairs), a logged step costs {r['logged']:.0%} of a step of {r['step'] * 1e3:.0f} ms\n"
+                f"{model:8} a logged step costs {r['logged']:.0%} (quartiles {low:.0%} to {high:.0%}, {r['pairs']} "
+                f"steps) of a step of {r['step'] * 1e3:.0f} ms more: ratio {r['ratio']:.4f} at every {chosen.every}\n"
                 f"         phases, seconds: {', '.join(f'{k} {v:.2f}' for k, v in r['phases'].items())}",
                 flush=True,
             )
