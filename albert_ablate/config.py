@@ -84,7 +84,7 @@ class Checkpoint:
 
 @dataclass
 class Diagnostics:
-    every: Whole = 10
+    every: Whole = 25
 
 
 @dataclass

@@ -48,8 +48,11 @@ def points(folder: Path | str) -> dict[tuple[str, int], float]:
     out: dict[tuple[str, int], float] = {}
     for name in SCHEMAS:
         for row in read_history(Path(folder), name, None).to_pylist():
-            path = {"steps": "train", "evals": f"eval/{row.get('split')}", "layers": f"layers/{row.get('layer')}"}[name]
-            new = {(f"{path}/{k}", row["tokens"]): v for k, v in row.items() if k not in NOT_METRICS}
+            first = name == "layers" and row["step"] == 0  # known, and sent, when the first step has been taken
+            place = f"{'initial' if first else 'layers'}/{row.get('layer')}/{row.get('sublayer')}"
+            path = {"steps": "train", "evals": f"eval/{row.get('split')}", "layers": place}[name]
+            tokens = 128 if first else row["tokens"]
+            new = {(f"{path}/{k}", tokens): v for k, v in row.items() if k not in NOT_METRICS and v == v}
             assert not new.keys() & out.keys()
             out |= new
     return out

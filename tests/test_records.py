@@ -23,7 +23,8 @@ from albert_ablate.records.history import BATCH_ROWS, History, read_history
 
 def row(step: int) -> dict:
     axes = {"step": step, "tokens": 10 * step, "seconds": 0.5, "flops": 1e9}
-    return {**axes, "loss": 1 / (step + 1), "lr": 0.1, "grad_norm": float(step), "clipped": 0.0}
+    figures = {"loss": 1 / (step + 1), "lr": 0.1, "grad_norm": float(step), "clipped": 0.0}
+    return {**axes, **figures, "grad_norm_clipped": float(step), "noise_scale": 3.0, "logit_rms": 0.5}
 
 
 def opened(folder: Path, length: int = 0) -> History:

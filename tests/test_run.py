@@ -51,7 +51,8 @@ def snapshot(folder: Path | str) -> dict[str, tuple[int, bytes]]:
 
 
 def losses(record: dict) -> list[dict]:
-    return rows(record["folder"], "steps").to_pylist()
+    """All that a step's row says of training; the noise scale is measured at logged steps alone."""
+    return rows(record["folder"], "steps").drop_columns("noise_scale").to_pylist()
 
 
 # --- a finished run --------------------------------------------------------------------------------------------------
@@ -83,7 +84,8 @@ def test_histories_hold_a_row_a_step_an_evaluation_and_a_layer(done):
     # every 1300 tokens: at the first steps beyond 1300, 2600; and before the first, and at the end
     assert [r["step"] for r in evals if r["split"] == "validation"] == [0, 11, 21, 30]
     assert [r["step"] for r in evals if r["split"] == "train"] == [0, 11, 21, 30]
-    assert {(r["step"], r["layer"]) for r in layers} == {(k, i) for k in (1, *range(4, 31, 4)) for i in (0, 1)}
+    places = [(k, i, which) for k in range(0, 31, 4) for i in (0, 1) for which in ("attention", "mlp")]
+    assert [(r["step"], r["layer"], r["sublayer"]) for r in layers] == places
     assert all(r["loss"] > 0 and r["grad_norm"] > 0 and r["lr"] > 0 for r in steps)
     assert done["summary"]["val_loss"] == [r["loss"] for r in evals if r["split"] == "validation"][-1]
 

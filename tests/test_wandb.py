@@ -85,9 +85,11 @@ def expected(folder: Path) -> list[dict]:
     for name in SCHEMAS:
         for row in read_history(folder, name, None).to_pylist():
             late = row.get("split") == "test" and row["step"] < 32  # of the weights that were best, evaluated last
-            path = {"steps": "train", "evals": f"eval/{row.get('split')}", "layers": f"layers/{row.get('layer')}"}[name]
-            values = {f"{path}/{k}": v for k, v in row.items() if k not in mirror.NOT_METRICS}
-            into = rows.setdefault((late, row["step"]), {k: row[k] for k in mirror.AXES})
+            first = name == "layers" and row["step"] == 0  # known, and sent, when the first step has been taken
+            place = f"{'initial' if first else 'layers'}/{row.get('layer')}/{row.get('sublayer')}"
+            path = {"steps": "train", "evals": f"eval/{row.get('split')}", "layers": place}[name]
+            values = {f"{path}/{k}": v for k, v in row.items() if k not in mirror.NOT_METRICS and v == v}
+            into = rows.setdefault((late, 1 if first else row["step"]), {k: row[k] for k in mirror.AXES})
             assert not values.keys() & into.keys()
             into |= values
     return [{"_step": number, **rows[key]} for number, key in enumerate(sorted(rows))]

@@ -23,6 +23,9 @@ def curves(folder: Path):
     steps, evals, layers = (
         read_history(folder, name, record["histories"]).to_pandas() for name in ("steps", "evals", "layers")
     )
+    layers = layers[layers["step"] > 0].assign(grad_norm=layers["grad_norm"] ** 2)
+    layers = layers.groupby(["tokens", "layer"], as_index=False)["grad_norm"].sum()  # a block's, from its sublayers'
+    layers["grad_norm"] **= 0.5
     x = alt.X("tokens:Q", title="tokens", axis=alt.Axis(format="~s", tickCount=5))
     color = alt.Color("series:N", title=None, scale=alt.Scale(domain=list(COLORS), range=list(COLORS.values())))
     batch = steps.assign(series="batch")

@@ -10,10 +10,12 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from albert_ablate.analysis.measures import spike_score
 from albert_ablate.config import ConfigError
 from albert_ablate.records.history import SCHEMAS, read_history
 
 KEYS = ("label", "arm", "setting", "identity", "seed", "role", "status")
+SPIKING = ("loss", "grad_norm")
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,16 @@ class Runs:
     @cached_property
     def layers(self) -> pd.DataFrame:
         return self.history("layers")
+
+    def spikes(self, window: int = 1000, deviations: float = 7.0) -> pd.DataFrame:
+        """The spike score (`measures.spike_score`) of each run's loss and gradient norm by step: arm, setting, seed,
+        loss, grad_norm. nan where a run has no more than `window` steps: give a shorter one."""
+        keys = ["arm", "setting", "seed"]
+        rows = [
+            {**dict(zip(keys, key, strict=True)), **{x: spike_score(run[x], window, deviations) for x in SPIKING}}
+            for key, run in self.history("steps", ["step", *SPIKING]).groupby(keys, sort=False)
+        ]
+        return pd.DataFrame(rows, columns=[*keys, *SPIKING])
 
     def where(self, **wanted: Any) -> "Runs":
         """The runs whose summary has these values: `runs.where(norm="pre_ln", seed=[0, 1])`."""

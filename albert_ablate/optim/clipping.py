@@ -20,10 +20,17 @@ Named = Sequence[tuple[str, nn.Parameter]]
 
 
 class Clip:
-    """What every rule can do. `remembered`: the attributes that a resumed run needs. `uses_loss`: it reads the loss."""
+    """What every rule can do. `remembered`: the attributes that a resumed run needs. `uses_loss`: it reads the loss.
+
+    common: the one factor that the latest call put on all gradients; None where each has its own. Then `found` says of
+    each parameter how many of its units were clipped, and how many it has, if the call was `watched`.
+    """
 
     remembered: tuple[str, ...] = ()
     uses_loss = False
+    common: Tensor | None = None
+    watched = False
+    found: dict[str, tuple[Tensor, int]] = {}
 
     def __call__(self, named: Named, norm: Tensor, loss: Tensor | None = None) -> Tensor:
         raise NotImplementedError
@@ -40,6 +47,7 @@ class NoClip(Clip):
     """g <- g."""
 
     def __call__(self, named: Named, norm: Tensor, loss: Tensor | None = None) -> Tensor:
+        self.common = torch.ones_like(norm)
         return torch.zeros(())
 
 
@@ -50,7 +58,7 @@ class ClipNorm(Clip):
         self.max_norm = max_norm
 
     def __call__(self, named: Named, norm: Tensor, loss: Tensor | None = None) -> Tensor:
-        nn.utils.clip_grads_with_norm_([p for _, p in named], self.max_norm, norm)
+        self.common = clip_to(self.max_norm, named, norm)
         return norm > self.max_norm
 
 
@@ -61,7 +69,10 @@ class ClipValue(Clip):
         self.max_value = max_value
 
     def __call__(self, named: Named, norm: Tensor, loss: Tensor | None = None) -> Tensor:
-        _, grads = _with_gradient(named)
+        names, grads = _with_gradient(named)
+        if self.watched:
+            counts = [(g.abs() > self.max_value).sum() for g in grads]
+            self.found = {n: (c, g.numel()) for n, c, g in zip(names, counts, grads, strict=True)}
         # most tensors hold no such element, and finding those that do is one operation
         beyond = torch.stack(torch._foreach_norm(grads, math.inf)) > self.max_value
         over = [g for g, some in zip(grads, beyond.tolist(), strict=True) if some]
@@ -85,17 +96,22 @@ class AdaptiveClip(Clip):
         self.factor, self.eps = factor, eps
 
     def __call__(self, named: Named, norm: Tensor, loss: Tensor | None = None) -> Tensor:
-        shapes: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        shapes: dict[torch.Size, list[tuple[str, Tensor, Tensor]]] = defaultdict(list)
         for name, p in named:
             if p.grad is not None and not name.startswith("head."):
-                shapes[p.shape].append((p, p.grad))
+                shapes[p.shape].append((name, p, p.grad))
         clipped, units = [], 0
+        found: dict[str, tuple[Tensor, int]] = {}
         for alike in shapes.values():
-            weights, grads = map(list, zip(*alike, strict=True))
+            names, weights, grads = map(list, zip(*alike, strict=True))
             scale = self.factor * unit_norms(weights).clamp_(min=self.eps) / unit_norms(grads).clamp_(min=1e-6)
             clipped.append((scale < 1).sum())
             units += scale.numel()
+            if self.watched:
+                counts = (scale < 1).reshape(len(names), -1).sum(1)
+                found |= {n: (c, scale[0].numel()) for n, c in zip(names, counts, strict=True)}
             torch._foreach_mul_(grads, scale.clamp_(max=1).unbind())
+        self.found = found
         return torch.stack(clipped).sum() / units
 
 
@@ -112,12 +128,15 @@ class ClipPerLayer(Clip):
         names, grads = _with_gradient(named)
         norms = torch.stack(torch._foreach_norm(grads))
         if self.unit == "tensor":
+            self.found = {n: (c, 1) for n, c in zip(names, norms > self.max_norm, strict=True)} if self.watched else {}
             torch._foreach_mul_(grads, (self.max_norm / (norms + 1e-6)).clamp_(max=1).unbind())
             return (norms > self.max_norm).float().mean()
         units: dict[str, int] = {}
         parts = [".".join(name.split(".")[: 2 if name.startswith("blocks.") else 1]) for name in names]
         index = torch.tensor([units.setdefault(part, len(units)) for part in parts], device=norms.device)
         together = norms.new_zeros(len(units)).index_add_(0, index, norms.square()).sqrt_()
+        over = (together > self.max_norm)[index]
+        self.found = {n: (c, 1) for n, c in zip(names, over, strict=True)} if self.watched else {}
         torch._foreach_mul_(grads, (self.max_norm / (together + 1e-6)).clamp_(max=1)[index].unbind())
         return (together > self.max_norm).float().mean()
 
@@ -135,12 +154,12 @@ class AutoClip(Clip):
         self.norms: list[float] = []
 
     def __call__(self, named: Named, norm: Tensor, loss: Tensor | None = None) -> Tensor:
-        size = norm.item()
+        size, self.common = norm.item(), torch.ones_like(norm)
         if not math.isfinite(size):
             return torch.zeros(())
         self.norms = [*self.norms[1 - self.history :], size] if self.history > 1 else [size]
         threshold = torch.tensor(self.norms, dtype=torch.float64).quantile(self.quantile).item()
-        nn.utils.clip_grads_with_norm_([p for _, p in named], threshold, norm)
+        self.common = clip_to(threshold, named, norm)
         return norm > threshold
 
 
@@ -166,11 +185,11 @@ class ZClip(Clip):
         self.mean = self.variance = 0.0
 
     def __call__(self, named: Named, norm: Tensor, loss: Tensor | None = None) -> Tensor:
-        size = norm.item()
+        size, self.common = norm.item(), torch.ones_like(norm)
         if not math.isfinite(size):
             return torch.zeros(())
         limit = min(self._limit(size), self.max_norm)
-        nn.utils.clip_grads_with_norm_([p for _, p in named], limit, norm)
+        self.common = clip_to(limit, named, norm)
         return norm > limit
 
     def _limit(self, size: float) -> float:
@@ -206,6 +225,7 @@ class AdaGC(Clip):
         self.gamma: Tensor | None = None  # by parameter, in the order of their names; not a number until seen
 
     def __call__(self, named: Named, norm: Tensor, loss: Tensor | None = None) -> Tensor:
+        self.found = {}
         if not norm.isfinite():
             return torch.zeros(())
         self.steps += 1
@@ -213,11 +233,13 @@ class AdaGC(Clip):
             self.gamma = norm.new_full((len(named),), torch.nan)
         self.gamma = self.gamma.to(norm.device)
         seen = torch.tensor([i for i, (_, p) in enumerate(named) if p.grad is not None], device=norm.device)
-        _, grads = _with_gradient(named)
+        names, grads = _with_gradient(named)
         norms, gamma = torch.stack(torch._foreach_norm(grads)), self.gamma[seen]
         alone = self.relative * gamma.clamp(min=1e-8) / norms.clamp(min=1e-8)
         young = gamma.isnan() | (self.steps < self.warmup)
         scale = torch.where(young, self.absolute / (norm + 1e-8), alone).clamp_(max=1)
+        if self.watched:
+            self.found = {n: (c, 1) for n, c in zip(names, scale < 1, strict=True)}
         torch._foreach_mul_(grads, scale.unbind())
         kept = scale * norms
         self.gamma[seen] = torch.where(young, torch.fmin(gamma, kept), gamma.lerp(kept, 1 - self.beta))
@@ -245,6 +267,7 @@ class SkipStep(Clip):
         if skipped:
             for _, p in named:
                 p.grad = None
+        self.common = torch.full_like(norm, float(not skipped))
         return torch.tensor(float(skipped))
 
     def _unusual(self, history: list[float], x: float) -> bool:
@@ -257,6 +280,12 @@ class SkipStep(Clip):
             return False
         std, mean = torch.std_mean(before)
         return abs(x - mean.item()) > self.sigma * std.item()
+
+
+def clip_to(limit: float, named: Named, norm: Tensor) -> Tensor:
+    """g <- c g, c = min(1, limit / (||g|| + 1e-6)); gives c."""
+    nn.utils.clip_grads_with_norm_([p for _, p in named], limit, norm)
+    return (limit / (norm + 1e-6)).clamp(max=1)
 
 
 def _with_gradient(named: Named) -> tuple[list[str], list[Tensor]]:

@@ -18,21 +18,27 @@ from albert_ablate.records.atomic import replace_file
 
 _AXES = [("step", pa.int64()), ("tokens", pa.int64()), ("seconds", pa.float64()), ("flops", pa.float64())]
 _SPLIT = [("split", pa.string()), ("loss", pa.float64()), ("bits_per_byte", pa.float64())]
+_STEP = ("loss", "lr", "grad_norm", "clipped", "grad_norm_clipped", "noise_scale", "logit_rms")
+_LAYER = (
+    *("grad_norm", "weight_norm", "update_ratio", "input_rms", "output_rms", "output_mean"),
+    *("residual_rms", "residual_mean", "entropy", "max_logit", "dead", "saturated", "dropout", "clipped", "clip_ratio"),
+)
 SCHEMAS = {
-    # a row per optimizer step; loss of the training batch, gradient norm before clipping, share clipped
-    "steps": pa.schema(
-        [*_AXES, *((name, pa.float64()) for name in ("loss", "lr", "grad_norm", "clipped"))],
-    ),
+    # a row per optimizer step: loss of the training batch, learning rate, gradient norm before and after clipping,
+    # share clipped, gradient noise scale (tokens), root mean square of the output logits
+    "steps": pa.schema([*_AXES, *((name, pa.float64()) for name in _STEP)]),
     # a row per evaluation and split, in evaluation mode; data_order: chained hash of the batches so far
     "evals": pa.schema(
         [*_AXES, *_SPLIT, ("perplexity", pa.float64()), ("accuracy", pa.float64()), ("data_order", pa.string())],
     ),
-    # a row per logged step and block
+    # a row per logged step, block and sublayer ("attention" or "mlp"), what does not apply being nan
+    # (training/diagnostics.py says what each is); those of step 0 are the initialization
     "layers": pa.schema(
-        [*_AXES, ("layer", pa.int32()), *((n, pa.float64()) for n in ("grad_norm", "weight_norm", "dropout"))],
+        [*_AXES, ("layer", pa.int32()), ("sublayer", pa.string()), *((name, pa.float64()) for name in _LAYER)],
     ),
 }
 BATCH_ROWS = 200
+END = b"\xff\xff\xff\xff\0\0\0\0"  # of an Arrow stream
 
 
 class History:
@@ -52,13 +58,16 @@ class History:
             raise OSError(f"{self.path} is shorter than what was committed; remove the run folder to start again")
         self._file.truncate(length)
         self._file.seek(length)
+        if length and _schemas(self.path, length)[-1] != self.schema:
+            self._write(pa.py_buffer(END))  # a release with other columns began it: a second stream follows the first
+            length = 0
         if length == 0:
             self._write(self.schema.serialize())
 
     def table(self) -> pa.Table:
         """The committed rows."""
         assert self._file is not None
-        return read_stream(self.path, self._file.tell())
+        return _conform(read_stream(self.path, self._file.tell()), self.schema)
 
     def append(self, **row) -> None:
         self.pending.append(row)
@@ -82,7 +91,8 @@ class History:
 
     def finish(self) -> None:
         """Rewrite the committed rows into one batch of a finished Arrow file beside the stream."""
-        table = read_stream(self.path, self.commit()).combine_chunks()
+        length = self.commit()
+        table = _conform(read_stream(self.path, length), self.schema).combine_chunks()
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, self.schema) as writer:
             writer.write_table(table)
@@ -129,19 +139,52 @@ def _column(values: list, kind: pa.DataType) -> pa.Array:
 
 
 def read_stream(path: Path, length: int) -> pa.Table:
-    """The rows in the first `length` bytes of a growing history."""
+    """The rows in the first `length` bytes of a growing history, with all columns it has ever had."""
+    return pa.concat_tables(_parts(path, length), promote_options="default")
+
+
+def _parts(path: Path, length: int) -> list[pa.Table]:
+    """The streams that a growing history consists of, one after the other: one, unless its columns have changed."""
     with path.open("rb") as file:
-        return pa.ipc.open_stream(pa.py_buffer(file.read(length))).read_all()
+        source = pa.BufferReader(file.read(length))
+    parts: list[pa.Table] = []
+    while not parts or source.tell() < length:
+        parts.append(pa.ipc.open_stream(source).read_all())
+    return parts
+
+
+def _schemas(path: Path, length: int) -> list[pa.Schema]:
+    return [part.schema for part in _parts(path, length)]
+
+
+def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of `schema`: numbers that an older release did not write are nan, texts null."""
+    if table.schema == schema:
+        return table
+    columns = []
+    for field in schema:
+        numbers = pa.types.is_floating(field.type)
+        if field.name not in table.column_names:
+            missing = pa.scalar(float("nan") if numbers else None, field.type)
+            columns.append(pa.chunked_array([pa.repeat(missing, len(table))]))
+        else:
+            column = table[field.name]
+            columns.append(column.fill_null(float("nan")) if numbers else column)
+    return pa.table(columns, schema=schema)
 
 
 def read_history(folder: Path, name: str, lengths: Mapping[str, int] | None) -> pa.Table:
-    """The history `name` of a run folder; `lengths` are those committed in its record, None once it is done."""
+    """The history `name` of a run folder; `lengths` are those committed in its record, None once it is done.
+
+    Whatever release wrote it, it has the columns of this one: missing numbers are nan, missing texts null.
+    """
+    schema = SCHEMAS[name]
     if lengths is not None:
         if not lengths.get(name):
-            return SCHEMAS[name].empty_table()
+            return schema.empty_table()
         try:
-            return read_stream(folder / f"{name}.arrows", lengths[name])
+            return _conform(read_stream(folder / f"{name}.arrows", lengths[name]), schema)
         except FileNotFoundError:
             pass  # the run has ended since its record was read
     with pa.memory_map(str(folder / f"{name}.arrow")) as source:
-        return pa.ipc.open_file(source).read_all()
+        return _conform(pa.ipc.open_file(source).read_all(), schema)

@@ -14,7 +14,7 @@ import pyarrow as pa
 from albert_ablate.config import ConfigError
 
 AXES = ("tokens", "step", "seconds", "flops")
-NOT_METRICS = {*AXES, "split", "layer", "data_order"}
+NOT_METRICS = {*AXES, "split", "layer", "sublayer", "data_order"}
 Rows = Mapping[str, list[Mapping]]  # by history
 
 
@@ -118,21 +118,34 @@ def _installed(name: str) -> bool:
 
 
 def merged(rows: Rows, sent: int = 0) -> list[dict]:
-    """One row per step under a tracker's metric paths: train/loss, layers/3/grad_norm, eval/validation/loss.
+    """One row per step under a tracker's metric paths: train/loss, layers/3/mlp/grad_norm, eval/validation/loss.
 
     In the order of the steps; last the rows below `sent` and those that follow a later step in their history: a test of
-    the weights that were best, taken when training is over.
+    the weights that were best, taken when training is over. The layers at step 0, known when the first step has been
+    taken, are in its row as initial/3/mlp/grad_norm. What does not apply (nan) is left out.
     """
     folded: dict[tuple[bool, int], dict] = {}
     for name, new in rows.items():
         latest = sent
         for row in new:
-            late, latest = row["step"] < latest, max(latest, row["step"])
-            prefix = {"steps": "train", "evals": f"eval/{row.get('split')}", "layers": f"layers/{row.get('layer')}"}
-            values = {f"{prefix[name]}/{k}": v for k, v in row.items() if k not in NOT_METRICS and v is not None}
-            key = (late, row["step"])
+            initial = name == "layers" and row["step"] == 0
+            step = 1 if initial else row["step"]
+            late, latest = step < latest, max(latest, step)
+            prefix = {
+                "steps": "train",
+                "evals": f"eval/{row.get('split')}",
+                "layers": f"{'initial' if initial else 'layers'}/{row.get('layer')}/{row.get('sublayer')}",
+            }[name]
+            values = {f"{prefix}/{k}": v for k, v in row.items() if k not in NOT_METRICS and _applies(name, k, v)}
+            key = (late, step)
             folded[key] = {k: row[k] for k in AXES} | folded.get(key, {}) | values
     return [folded[key] for key in sorted(folded)]
+
+
+def _applies(history: str, column: str, value: Any) -> bool:
+    """Whether there is a value; nan is one for a loss or a norm of all gradients, which may not be finite."""
+    optional = history == "layers" or column in ("noise_scale", "grad_norm_clipped", "logit_rms")
+    return value is not None and not (optional and value != value)
 
 
 def settings(record: Mapping) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What training costs: operations, parameters, memory."""
 
 import resource
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,66 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def flops_per_token(cfg: Mapping) -> float:
-    """Training operations per token: three times the forward pass of one full sequence, counted on the meta device.
+    """Training operations per token, those of blocks that dropout leaves out subtracted as often as it is expected to.
 
-    The backward pass takes two products for each of the forward pass (Kaplan et al. 2020, 2001.08361). Causal masking
-    is not counted as a saving, nor are skipped blocks. A loss that wants two passes doubles them.
+    Three times the forward pass of one full sequence, counted on the meta device: the backward pass takes two products
+    for each of the forward pass (Kaplan et al. 2020, 2001.08361). Causal masking is not counted as a saving. A loss
+    that wants two passes doubles them.
     """
+    whole, blocks = training_flops(cfg)
+    stack = assemble(cfg).stack
+    return whole - sum(flops * block.skip.rate for flops, block in zip(blocks, stack, strict=True))
+
+
+def training_flops(cfg: Mapping) -> tuple[float, list[float]]:
+    """Training operations per token with nothing left out: all, and those of each block."""
     model = assemble(cfg).eval()
     context = cfg["model"]["context"]
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, context, dtype=torch.long, device="meta"))
-    return passes(instantiate(cfg["loss"])) * 3 * counter.get_total_flops() / context
+    by_module = counter.get_flop_counts()
+    name = type(model).__name__
+    blocks = [sum(by_module.get(f"{name}.blocks.{layer}", {}).values()) for layer in range(len(model.stack))]
+    times = passes(instantiate(cfg["loss"])) * 3 / context
+    return times * counter.get_total_flops(), [times * flops for flops in blocks]
+
+
+class Phases:
+    """Seconds of a run by what they went to; each moment belongs to one, so that they add up to the whole.
+
+    data: fetching batches, with Lightning's loop. forward, backward: of all micro-batches. optimizer: clipping, the
+    step and what follows it. diagnostics: what diagnostics.every asks for. evaluation. records: histories, checkpoints,
+    trackers. Measured on the host: a GPU works on behind it, and its step is waited for in `optimizer`.
+    """
+
+    TRAINING = ("data", "forward", "backward", "optimizer", "diagnostics")
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys((*self.TRAINING, "evaluation", "records"), 0.0)
+        self.start()
+
+    def start(self) -> None:
+        """From now on."""
+        self.last = time.perf_counter()
+
+    def mark(self, phase: str) -> None:
+        """The time since the last mark went to `phase`."""
+        now = time.perf_counter()
+        self.seconds[phase] += now - self.last
+        self.last = now
+
+    def move(self, source: str, target: str, seconds: float) -> None:
+        self.seconds[source] -= seconds
+        self.seconds[target] += seconds
+
+    @property
+    def total(self) -> float:
+        return sum(self.seconds.values())
+
+    @property
+    def training(self) -> float:
+        """Without evaluations and records."""
+        return sum(self.seconds[phase] for phase in self.TRAINING)
 
 
 def memory(cfg: Mapping) -> dict[str, int]:

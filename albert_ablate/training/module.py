@@ -19,6 +19,8 @@ from albert_ablate.model.decoder import Decoder
 from albert_ablate.model.loss import objective
 from albert_ablate.optim.clipping import global_norm
 from albert_ablate.optim.groups import assert_covers, decay_groups
+from albert_ablate.training.cost import Phases
+from albert_ablate.training.diagnostics import Probe, Weights
 
 
 class LanguageModel(pl.LightningModule):
@@ -35,10 +37,14 @@ class LanguageModel(pl.LightningModule):
         self.evaluating = False  # the model holds the weights to evaluate
         self.halt = False  # set by the recorder: take no further step
         self.losses: list[Tensor] = []  # of the micro-batches of this step
-        self.grad_norm = self.clipped = torch.zeros(())
+        self.logit_squares: list[Tensor] = []  # means of the squared logits, likewise
+        self.grad_norm = self.grad_norm_clipped = self.clipped = torch.zeros(())
         self.lr = 0.0  # of this step
-        self.graded: list[tuple[str, torch.nn.Parameter]] = []  # parameters that had a gradient in this step
-        self.grad_norms: tuple[Tensor, ...] = ()  # one for each of them, before clipping
+        self.phases = Phases()
+        self.watched = False  # this step is logged from inside
+        self.probe = Probe(model, cfg["model"]["activation"])
+        self.weights: Weights | None = None  # of the blocks, over a watched step
+        self.small: Tensor | None = None  # squared norm of the gradient of a part of a watched step's batch
 
     def configure_model(self) -> None:
         if self.sharded:
@@ -62,21 +68,67 @@ class LanguageModel(pl.LightningModule):
         return -1 if self.halt else None
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        step = self.micro_batches // self.cfg["data"].get("accumulate", 1)
+        accumulate = self.cfg["data"].get("accumulate", 1)
+        step, micro = divmod(self.micro_batches, accumulate)
         self.model.clock.set(self.micro_batches, self.global_rank, step, self.steps)
         self.micro_batches += 1
-        total, plain = objective(self.loss, self.model, batch)
+        if micro == 0:
+            every = self.cfg["diagnostics"]["every"]
+            self.watched = step == 0 or bool(every) and (step + 1) % every == 0
+            self.small = None
+        watching: Any = nullcontext()
+        if self.watched and micro == 0:
+            if self.cfg["trainer"]["compile"]:
+                self.probe.beside(batch[:, :-1])
+            else:
+                watching = self.probe.watching()
+        with watching:
+            total, plain = objective(self.loss, self._logits, batch)
         self.losses.append(plain.detach())
+        self.phases.mark("forward")
+        if self.watched and micro == 0:
+            self.phases.move("forward", "diagnostics", self.probe.seconds)
         return total
+
+    def _logits(self, tokens: Tensor) -> Tensor:
+        logits = self.model(tokens)
+        with torch.no_grad():
+            wide = torch.float32 if logits.dtype in (torch.bfloat16, torch.float16) else logits.dtype
+            self.logit_squares.append(torch.linalg.vector_norm(logits, dtype=wide).square() / logits.numel())
+        return logits
+
+    def on_after_backward(self) -> None:
+        self.phases.mark("backward")
+        accumulate = self.cfg["data"].get("accumulate", 1)
+        if not (self.watched and accumulate > 1 and self.micro_batches % accumulate == 1):
+            return
+        if self.cfg["trainer"]["precision"] != "16-mixed":  # whose gradients are still scaled
+            gradients = [p.grad for _, p in self.named if p.grad is not None]
+            self.small = (accumulate * global_norm(gradients)[0]).square()
+        self.phases.mark("diagnostics")
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         with torch.no_grad():
-            self.graded = [(name, p) for name, p in self.named if p.grad is not None]
-            self.grad_norm, self.grad_norms = global_norm([p.grad for _, p in self.graded if p.grad is not None])
+            graded = [(name, p.grad) for name, p in self.named if p.grad is not None]
+            names, gradients = [name for name, _ in graded], [gradient for _, gradient in graded]
+            self.grad_norm, before = global_norm(gradients)
             loss = None
             if self.clip.uses_loss:  # the mean over processes, which must all decide alike
                 loss = self.trainer.strategy.reduce(torch.stack(self.losses).mean(), reduce_op="mean")
+            self.clip.watched = self.watched
             self.clipped = self.clip(self.named, self.grad_norm, loss)
+            if self.clip.common is not None:
+                after = None
+                self.grad_norm_clipped = self.grad_norm * self.clip.common
+            else:
+                self.grad_norm_clipped, after = global_norm(gradients)
+            if self.watched:
+                self.phases.mark("optimizer")
+                self.weights = Weights(self.named)
+                self.weights.begin()
+                ends = None if after is None else dict(zip(names, after, strict=True))
+                self.weights.gradients(dict(zip(names, before, strict=True)), ends, self.clip)
+                self.phases.mark("diagnostics")
         self.lr = optimizer.param_groups[0]["lr"]
 
     def configure_optimizers(self):
@@ -97,6 +149,10 @@ class LanguageModel(pl.LightningModule):
         super().optimizer_step(*args, **more)
         if any(p.grad is not None for _, p in self.named):  # else the clipping rule wanted no step
             self.model.after_step()
+        if self.watched and self.weights is not None:
+            self.phases.mark("optimizer")
+            self.weights.end()
+            self.phases.mark("diagnostics")
 
     @contextmanager
     def evaluated_weights(self) -> Iterator[None]:

@@ -52,13 +52,13 @@ class Ranks:
         dist.all_reduce(both, dist.ReduceOp.MAX)
         return both.tolist()
 
-    def mean(self, value: float) -> float:
-        """The mean over the ranks, the same bits on each."""
+    def means(self, values: Sequence[float]) -> list[float]:
+        """Element by element, the mean over the ranks, the same bits on each."""
         if self.size == 1:
-            return value
-        total = torch.tensor(value, dtype=torch.float64)
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(total)
-        return total.item() / self.size
+        return (total / self.size).tolist()
 
     def wait(self) -> None:
         """Until all are here."""

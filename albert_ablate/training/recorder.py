@@ -12,23 +12,26 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import pyarrow as pa
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from albert_ablate.data.packed import Order, chain
-from albert_ablate.optim.clipping import tensor_norms
 from albert_ablate.records.folder import RunFolder
 from albert_ablate.records.history import SCHEMAS, History, NoHistory
 from albert_ablate.streams import digest
 from albert_ablate.training.checkpoint import load_checkpoint
 from albert_ablate.training.console import Progress
-from albert_ablate.training.cost import PeakMemory
+from albert_ablate.training.cost import PeakMemory, Phases
+from albert_ablate.training.diagnostics import noise_parts
 from albert_ablate.training.divergence import Divergence, end_kind
 from albert_ablate.training.evaluation import Evaluator
 from albert_ablate.training.module import LanguageModel
 from albert_ablate.training.ranks import Ranks
+
+NOISE_KEPT = 0.9  # of the means of the gradient noise scale's parts, at each step at which they are measured
 
 
 class Recorder(pl.Callback):
@@ -43,13 +46,17 @@ class Recorder(pl.Callback):
         order: Order,
         logger: Any,
         progress: Progress,
-        flops_per_step: float,
+        flops: tuple[float, list[float]],
         ranks: Ranks,
     ):
         self.cfg, self.folder, self.record = cfg, folder, record
         self.evaluator, self.order, self.logger, self.progress = evaluator, order, logger, progress
-        self.flops_per_step, self.ranks = flops_per_step, ranks
+        self.ranks = ranks
         self.tokens_per_step = cfg["data"]["batch"] * cfg["model"]["context"]
+        whole, blocks = flops
+        accumulate = cfg["data"].get("accumulate", 1)
+        self.flops_per_step = whole * self.tokens_per_step  # with nothing left out
+        self.flops_of_block = [flops * self.tokens_per_step / accumulate for flops in blocks]  # in a micro-batch
         self.steps = record["budget"]["steps"]
         # only the first rank writes; the others take part in what needs all
         self.histories = {name: History(folder.path, name) if ranks.first else NoHistory() for name in SCHEMAS}
@@ -60,8 +67,9 @@ class Recorder(pl.Callback):
         self.memory = PeakMemory()
         # what a resumed run goes on from
         self.step = 0  # optimizer steps taken
-        self.seconds = 0.0  # of training and evaluation, over all sessions
-        self.training_seconds = 0.0
+        self.phases = Phases()  # over all sessions
+        self.flops_left_out = 0.0  # of blocks that were skipped
+        self.noise: list[float] | None = None  # means of the gradient noise scale's two parts
         self.order_hash = digest(record["data"]["fingerprint"].encode())
         self.best: dict[str, Any] = {"loss": math.inf, "step": -1}
         self.last: dict[str, dict[str, float]] = {}  # split -> its latest evaluation
@@ -70,15 +78,20 @@ class Recorder(pl.Callback):
 
     # --- state -------------------------------------------------------------------------------------------------------
 
-    KEPT = ("step", "seconds", "training_seconds", "order_hash", "best", "last", "grad_norm", "lengths")
+    KEPT = ("step", "order_hash", "best", "last", "grad_norm", "lengths", "flops_left_out", "noise")
 
     def state_dict(self) -> dict[str, Any]:
         kept = {name: getattr(self, name) for name in self.KEPT}
-        return {**kept, "divergence": [self.divergence.initial, self.divergence.above]}
+        return {
+            **kept,
+            "phases": dict(self.phases.seconds),
+            "divergence": [self.divergence.initial, self.divergence.above],
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in self.KEPT:
-            setattr(self, name, state[name])
+            setattr(self, name, state.get(name, getattr(self, name)))  # older checkpoints have fewer
+        self.phases.seconds |= state.get("phases", {"evaluation": state.get("seconds", 0.0)})
         self.divergence.initial, self.divergence.above = state["divergence"]
 
     # --- hooks -------------------------------------------------------------------------------------------------------
@@ -90,35 +103,57 @@ class Recorder(pl.Callback):
         self.listen()  # Lightning has just put its own SIGTERM handler first, which ends a run without a commit
         if self.ranks.first:
             self.logger.open(self.folder.path, self.record, {n: h.table() for n, h in self.histories.items()})
-        self.committed = self.mark = time.perf_counter()  # waiting for a tracker's server is not the run's time
+        module.phases = self.phases
+        self.phases.start()  # waiting for a tracker's server is not the run's time
+        self.committed = time.perf_counter()
         self.progress.start(self.step)
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: LanguageModel, *args: Any) -> None:  # type: ignore[override]
+        self.phases.mark("data")
         if not module.losses:  # not within a step's micro-batches
             self._boundary(trainer, module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: LanguageModel, *args: Any) -> None:  # type: ignore[override]
+        self._count_skipped(module)
         if trainer.global_step == self.step:
             return
-        loss, norm, clipped = torch.stack(
-            [torch.stack(module.losses).mean(), module.grad_norm, module.clipped.to(module.grad_norm)]
+        loss, norm, clipped, after, squares = torch.stack(
+            [
+                torch.stack(module.losses).mean(),
+                module.grad_norm,
+                module.clipped.to(module.grad_norm),
+                module.grad_norm_clipped,
+                torch.stack(module.logit_squares).mean().to(module.grad_norm),
+            ]
         ).tolist()
-        loss = self.ranks.mean(loss)
+        small = None if module.small is None else module.small.item()
+        loss, squares, small = self.ranks.means([loss, squares, small or 0.0])
         module.losses.clear()
+        module.logit_squares.clear()
         self.order_hash = chain(self.order_hash, self.order.indices(self.step))
         self.step += 1
-        self._clock(training=True)
-        self.histories["steps"].append(**self._axes(), loss=loss, lr=module.lr, grad_norm=norm, clipped=clipped)
+        self.phases.mark("optimizer")
+        self.histories["steps"].append(
+            **self._axes(),
+            loss=loss,
+            lr=module.lr,
+            grad_norm=norm,
+            clipped=clipped,
+            grad_norm_clipped=after,
+            noise_scale=math.nan if module.small is None else self._noise_scale(module, small, norm * norm),
+            logit_rms=math.sqrt(squares),
+        )
         self.grad_norm = norm
-        every = self.cfg["diagnostics"]["every"]
-        if every and (self.step % every == 0 or self.step == 1):
-            self._layers(module)
+        if module.watched:
+            self._layers(module, clipped)
+            self.phases.mark("diagnostics")
         # with 16-mixed the loss scaler skips a step whose gradients overflow, which is its working
         scaled = self.cfg["trainer"]["precision"] == "16-mixed"
         self.kind = self.divergence.update(loss, 0.0 if scaled else norm)
         if self.kind:
             self._stop(trainer, module, "diverged")
         self.progress.update(self.step, loss)
+        self.phases.mark("records")
 
     def on_train_end(self, trainer: pl.Trainer, module: LanguageModel) -> None:  # type: ignore[override]
         if self.outcome != "stopped":
@@ -175,7 +210,7 @@ class Recorder(pl.Callback):
         if self.step == 0:
             self.divergence.initial = loss
         if loss < self.best["loss"]:
-            self.best = {"loss": loss, "step": self.step, "data_order": self.order_hash}
+            self.best = {"loss": loss, "step": self.step, "data_order": self.order_hash, "flops": self.flops}
 
     def _keep_best(self, trainer: pl.Trainer, module: LanguageModel) -> None:
         """Save the weights if they are the best so far. Only once that is committed, so that best.ckpt never belongs to
@@ -184,49 +219,79 @@ class Recorder(pl.Callback):
             self._save_weights(trainer, module, "best")
 
     def _evaluate_split(
-        self, trainer: pl.Trainer, module: LanguageModel, split: str, step: int, data_order: str
+        self,
+        trainer: pl.Trainer,
+        module: LanguageModel,
+        split: str,
+        step: int,
+        data_order: str,
+        flops: float | None = None,
     ) -> None:
-        self._clock()
+        self.phases.mark("records")
         with module.evaluated_weights():
             result = self.evaluator.evaluate(module.model, split, trainer.precision_plugin.forward_context())
-        self._clock()
+        self.phases.mark("evaluation")
         self.last[split] = {**result, "step": step}
-        self.histories["evals"].append(**self._axes(step), split=split, data_order=data_order, **result)
+        self.histories["evals"].append(**self._axes(step, flops), split=split, data_order=data_order, **result)
 
-    def _layers(self, module: LanguageModel) -> None:
-        """A row per block: norms over its parameters, of the gradient before clipping and of the weights."""
-        blocks: dict[int, list[tuple[Tensor, Tensor]]] = {}
-        for (name, p), norm in zip(module.graded, module.grad_norms, strict=True):
-            if name.startswith("blocks."):
-                blocks.setdefault(int(name.split(".")[1]), []).append((norm, p.detach()))
-        for layer, pairs in blocks.items():
-            norms, weights = zip(*pairs, strict=True)
-            both = torch.stack([torch.stack(norms), torch.stack(tensor_norms(list(weights)))])
-            grad_norm, weight_norm = torch.linalg.vector_norm(both, dim=1).tolist()
-            rate = module.model.blocks[layer].rate_now
-            self.histories["layers"].append(
-                **self._axes(), layer=layer, grad_norm=grad_norm, weight_norm=weight_norm, dropout=rate
-            )
+    def _layers(self, module: LanguageModel, clipped: float) -> None:
+        """The rows of a watched step; the first one's are those of step 0 too, as it begins at the initial weights."""
+        assert module.weights is not None
+        factor = None if module.clip.common is None else float(module.clip.common)
+        inside, weights = module.probe.figures(), module.weights.figures(clipped, factor)
+        columns = [f.name for f in SCHEMAS["layers"] if pa.types.is_floating(f.type)]
+        every = self.cfg["diagnostics"]["every"]
+        for step in [0] * (self.step == 1) + [self.step] * bool(every and self.step % every == 0):
+            axes = self._axes(step, None if step else 0.0)
+            for layer, block in enumerate(module.model.stack):
+                for sublayer in ("attention", "mlp"):
+                    found = weights.get((layer, sublayer), {}) | inside.get((layer, sublayer), {})
+                    found["dropout"] = block.rate_now
+                    if step == 0:
+                        found["update_ratio"] = math.nan
+                    figures = {name: found.get(name, math.nan) for name in columns if name not in axes}
+                    self.histories["layers"].append(**axes, layer=layer, sublayer=sublayer, **figures)
 
-    def _axes(self, step: int | None = None) -> dict[str, float]:
+    def _noise_scale(self, module: LanguageModel, small: float, large: float) -> float:
+        """The gradient noise scale in tokens, from means over the steps so far that forget by a tenth a step."""
+        ranks = 1 if module.sharded else self.ranks.size  # shards hold sums over the ranks already
+        b = self.tokens_per_step / (self.cfg["data"].get("accumulate", 1) * ranks)
+        parts = noise_parts(small, large, b, self.tokens_per_step)
+        if all(map(math.isfinite, parts)):
+            before = self.noise or list(parts)
+            self.noise = [NOISE_KEPT * mean + (1 - NOISE_KEPT) * part for mean, part in zip(before, parts, strict=True)]
+        if self.noise is None or self.noise[1] <= 0:
+            return math.nan
+        return self.noise[0] / self.noise[1]
+
+    def _count_skipped(self, module: LanguageModel) -> None:
+        """Operations of the blocks that dropout has left out of this micro-batch."""
+        for block, flops in zip(module.model.stack, self.flops_of_block, strict=True):
+            if block.skip.rate and block.skip.skips():
+                self.flops_left_out += flops
+
+    @property
+    def flops(self) -> float:
+        """Of training so far."""
+        return self.step * self.flops_per_step - self.flops_left_out
+
+    @property
+    def seconds(self) -> float:
+        """Of training, evaluation and records, over all sessions."""
+        return self.phases.total
+
+    def _axes(self, step: int | None = None, flops: float | None = None) -> dict[str, float]:
         step = self.step if step is None else step
         return {
             "step": step,
             "tokens": step * self.tokens_per_step,
             "seconds": self.seconds,
-            "flops": step * self.flops_per_step,
+            "flops": self.flops if flops is None else flops,
         }
 
-    def _clock(self, training: bool = False) -> None:
-        """Add the time since the last mark to the run's, and to that of training alone."""
-        now = time.perf_counter()
-        self.seconds += now - self.mark
-        if training:
-            self.training_seconds += now - self.mark
-        self.mark = now
-
     def tokens_per_second(self) -> float | None:
-        return self.step * self.tokens_per_step / self.training_seconds if self.training_seconds else None
+        seconds = self.phases.training
+        return self.step * self.tokens_per_step / seconds if seconds else None
 
     def _commit(self, trainer: pl.Trainer, module: LanguageModel) -> None:
         rows = self._flush()
@@ -238,7 +303,7 @@ class Recorder(pl.Callback):
         self._write(trainer, "running", self.lengths)
         if self.ranks.first:
             self.logger.send(rows)
-        self._clock()
+        self.phases.mark("records")
         self.committed = time.perf_counter()
 
     def _flush(self) -> dict[str, list[Mapping]]:
@@ -260,12 +325,14 @@ class Recorder(pl.Callback):
         if 0 <= self.best["step"] < self.step:
             self.ranks.wait()  # for the first one to have written it
             _load(module, load_checkpoint(self.folder.checkpoints / "best.ckpt")["state_dict"])
-            self._evaluate_split(trainer, module, "test", self.best["step"], self.best["data_order"])
+            at = self.best["step"], self.best["data_order"]
+            self._evaluate_split(trainer, module, "test", *at, self.best.get("flops"))
         self.kind = self.kind or end_kind(self.last["validation"]["loss"], self.evaluator.packed.unigram)
         self.outcome = "diverged" if self.kind else "finished"
         rows = self._flush()
         for history in self.histories.values():
             history.finish()
+        self.phases.mark("records")
         self.record["proof"] |= {"data_order": self.order_hash, "final_weights": final_weights}
         self._write(trainer, self.outcome, None)
         if self.ranks.first:
@@ -288,8 +355,9 @@ class Recorder(pl.Callback):
             "summary": self.summary(),
             "cost": {
                 "seconds": self.seconds,
-                "training_seconds": self.training_seconds,
-                "flops": self.flops_per_step * self.step,
+                "training_seconds": self.phases.training,
+                "phases": dict(self.phases.seconds),
+                "flops": self.flops,
                 "peak_memory_bytes": peak,
                 "tokens_per_second": self.tokens_per_second(),
             },

@@ -260,7 +260,7 @@ def _fit(
     from albert_ablate.model.build import build, build_model
     from albert_ablate.training.checkpoint import AtomicCheckpointIO
     from albert_ablate.training.console import Progress, banner
-    from albert_ablate.training.cost import flops_per_token
+    from albert_ablate.training.cost import flops_per_token, training_flops
     from albert_ablate.training.evaluation import Evaluator
     from albert_ablate.training.module import Blocks, LanguageModel, TextData
     from albert_ablate.training.recorder import Recorder
@@ -268,8 +268,7 @@ def _fit(
     model, context, batch = build_model(cfg), cfg["model"]["context"], cfg["data"]["batch"]
     order = Order(block_count(packed.train, context), batch, cfg["seed"])
     start, steps = record["resumed_at"], steps_of(cfg)
-    flops = flops_per_token(cfg) * batch * context
-    record["budget"]["flops"] = flops * steps
+    record["budget"]["flops"] = flops_per_token(cfg) * batch * context * steps
     record["proof"]["initial_draws"] = model.initial_draws
     record["model"] = {
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -289,7 +288,7 @@ def _fit(
         order,
         joined(build(cfg["logger"])),
         progress,
-        flops,
+        training_flops(cfg),
         ranks,
     )
     if verbose:

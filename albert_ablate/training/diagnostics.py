@@ -1,0 +1,304 @@
+"""A training step seen from inside, by block and sublayer, on logged steps: a forward pass, its gradients, what the
+optimizer made of them. B batch, T tokens, D width, H heads.
+
+Everything is read and nothing is written, so that a run's numbers are the same, bit for bit, with and without; on the
+other steps nothing is installed. One forward pass is looked at: that of the first micro-batch of the step, on the first
+rank its part. Of a row's columns
+
+    input_rms, output_rms     sqrt(mean x^2) of what the sublayer's function receives (behind a norm, where the
+    output_mean               placement has one before it) and gives (before dropout on it); mean x
+    residual_rms, _mean       of the stream after the sublayer; of the first tensor where a placement carries several
+    entropy                   -sum_j A_ij ln A_ij of attention weights, nats, mean over heads and positions i (Zhai et
+                              al. 2023, 2303.06296); ln(T!) / T for a uniform causal A. No dropout on A
+    max_logit                 largest q_i k_j * scale that the mask lets through, before a soft cap. Both from the first
+                              SEQUENCES sequences
+    dead                      share of the MLP's hidden units with |a(z)| < 1e-6 for every token, a the activation
+    saturated                 share of those with a slope |a'(z)| < 1e-3 for every token, in a tail of a (`FLAT`): the
+                              unit passes no gradient (saturation as in Glorot and Bengio 2010); nan for identity
+    grad_norm, weight_norm    Euclidean, over the parameters of the sublayer and of the placement around it; before
+                              clipping, and before the step
+    update_ratio              norm of the change of these parameters by the step, decay and renormalization included,
+                              over weight_norm; nan at step 0
+    clipped, clip_ratio       share of units (of the rule: steps, rows, tensors, elements) clipped; gradient norm after
+                              clipping over before, 1 where there is none
+    dropout                   the rate in force
+
+Parameters that blocks share count where they are named first, and are nan elsewhere; so is all that a block which was
+left out of the micro-batch would have.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from albert_ablate.model.decoder import Decoder
+from albert_ablate.model.dropout import Dropout
+from albert_ablate.optim.clipping import Clip, tensor_norms
+
+SEQUENCES = 2  # whose attention weights are computed
+DEAD = 1e-6
+FLAT = {  # (edge, both sides): |a'(z)| < 1e-3 where z < edge, or where |z| > |edge|
+    "relu": (0.0, False),
+    "relu2": (5e-4, False),
+    "gelu": (-3.8104, False),
+    "gelu_tanh": (-3.7374, False),
+    "silu": (-8.9851, False),
+    "sigmoid": (-6.9058, True),
+}
+HIDDEN = -1e30  # added to logits behind the mask; finite, so that nothing times 0 is nan
+Place = tuple[int, str]  # block from 0, "attention" or "mlp"
+Figures = dict[str, float]
+
+
+class Probe:
+    """Measures forward passes of `model`, whose MLPs have this activation. seconds: what the last one took."""
+
+    def __init__(self, model: Decoder, activation: str):
+        self.model, self.flat = model, FLAT.get(activation)
+        self.seconds = 0.0
+        self.found: list[tuple[Place, str, float, Tensor]] = []  # factor and value of each figure
+        self._masks: dict[tuple[int, int], Tensor] = {}
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """The forward pass within it is measured; a backward pass that recomputes blocks has to be outside."""
+        self.seconds, self.found, handles, undo = 0.0, [], [], []
+        began = time.perf_counter()
+        for layer, block in enumerate(self.model.stack):
+            for name, module, around in block.sublayers:
+                place = (layer, name)
+                handles.append(module.register_forward_pre_hook(partial(self._input, place)))
+                handles.append(module.register_forward_hook(partial(self._output, place)))
+                handles.append(around.register_forward_hook(partial(self._stream, place)))
+            mix, activation = block.attention.mix, block.mlp.activation
+            undo.append(_set(block.attention, "mix", partial(self._mix, (layer, "attention"), block.attention, mix)))
+            undo.append(_set(block.mlp, "activation", partial(self._activation, (layer, "mlp"), activation)))
+        self.seconds += time.perf_counter() - began
+        try:
+            yield
+        finally:
+            began = time.perf_counter()
+            for handle in handles:
+                handle.remove()
+            for restore in undo:
+                restore()
+            self.seconds += time.perf_counter() - began
+
+    @torch.no_grad()
+    def beside(self, tokens: Tensor) -> None:
+        """Measure a pass of its own, for compiled blocks, into which nothing can look: by the blocks' plain code, with
+        the same masks. What a pass leaves in the model (running statistics, QK-clip's largest logits) is put back."""
+        began = time.perf_counter()
+        buffers = [buffer.clone() for buffer in self.model.buffers()]
+        largest = [block.attention.largest for block in self.model.stack]
+        compiled = [block.__dict__.pop("through", None) for block in self.model.stack]
+        try:
+            with self.watching():
+                self.model(tokens)
+        finally:
+            for block, through, logits in zip(self.model.stack, compiled, largest, strict=True):
+                block.attention.largest = logits
+                if through is not None:
+                    block.through = through  # type: ignore[method-assign]
+            for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+        self.seconds = time.perf_counter() - began
+
+    def figures(self) -> dict[Place, Figures]:
+        """What the last forward pass showed."""
+        if not self.found:
+            return {}
+        values = torch.stack([value.to(self.found[0][3].dtype) for *_, value in self.found]).tolist()
+        figures: dict[Place, Figures] = {}
+        for (place, column, factor, _), value in zip(self.found, values, strict=True):
+            figures.setdefault(place, {})[column] = factor * value
+        self.found = []
+        return figures
+
+    # --- called from inside the forward pass -------------------------------------------------------------------------
+
+    def _input(self, place: Place, module: nn.Module, given: tuple) -> None:
+        began = time.perf_counter()
+        self._rms(place, "input_rms", given[0])
+        self.seconds += time.perf_counter() - began
+
+    def _output(self, place: Place, module: nn.Module, given: tuple, out: Tensor) -> None:
+        began = time.perf_counter()
+        self._rms(place, "output_rms", out)
+        self._mean(place, "output_mean", out)
+        self.seconds += time.perf_counter() - began
+
+    def _stream(self, place: Place, module: nn.Module, given: tuple, stream: Any) -> None:
+        began = time.perf_counter()
+        x = stream if isinstance(stream, Tensor) else stream[0]
+        self._rms(place, "residual_rms", x)
+        self._mean(place, "residual_mean", x)
+        self.seconds += time.perf_counter() - began
+
+    def _mix(
+        self, place: Place, attention: Any, mix: Callable, q: Tensor, k: Tensor, v: Tensor, scale: float, drop: Dropout
+    ) -> Tensor:
+        began = time.perf_counter()
+        with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
+            self._attention(place, attention, q[:SEQUENCES], k[:SEQUENCES], scale)
+        self.seconds += time.perf_counter() - began
+        return mix(q, k, v, scale, drop)
+
+    def _activation(self, place: Place, activation: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+        a = activation(z)
+        began = time.perf_counter()
+        with torch.no_grad():
+            self._units(place, z, a)
+        self.seconds += time.perf_counter() - began
+        return a
+
+    def _rms(self, place: Place, column: str, x: Tensor) -> None:
+        x = _plain(x)
+        norm = torch.linalg.vector_norm(x)
+        if x.device.type == "cpu" and math.isinf(norm.item()):  # squares beyond float32; elsewhere asking would wait
+            norm = torch.linalg.vector_norm(x, dtype=torch.float64)
+        self._keep(place, column, norm, x.numel() ** -0.5)
+
+    def _mean(self, place: Place, column: str, x: Tensor) -> None:
+        self._keep(place, column, _plain(x).mean())
+
+    def _attention(self, place: Place, attention: Any, q: Tensor, k: Tensor, scale: float) -> None:
+        T = q.shape[2]
+        q, k = (_plain(z).flatten(0, 1) for z in (q, k))
+        mask = self._mask(T, min(T, attention.window or T), q)
+        logits = torch.baddbmm(mask.expand(len(q), T, T), q, k.transpose(1, 2), alpha=scale)
+        peak = logits.amax(-1, keepdim=True)
+        self._keep(place, "max_logit", peak.amax())
+        if attention.softcap is not None:
+            logits = attention.softcap * torch.tanh(logits / attention.softcap) + mask
+            peak = logits.amax(-1, keepdim=True)
+        weights = logits.softmax(-1)
+        # ln sum_j exp(s_j - max) = -ln(largest weight), and the entropy is that less the mean of s_j - max
+        below = torch.dot(weights.flatten(), logits.sub_(peak).flatten())
+        self._keep(place, "entropy", -(weights.amax(-1).log().sum() + below), 1 / peak.numel())
+
+    def _units(self, place: Place, z: Tensor, a: Tensor) -> None:
+        z, a = (_plain(x).flatten(0, 1) for x in (z, a))
+        share = 1 / a.shape[1]
+        dead = (a.amax(0) < DEAD) & (a.amin(0) > -DEAD)
+        self._keep(place, "dead", dead.sum(), share)
+        if self.flat is not None:
+            edge, both = self.flat
+            flat = z.abs().amin(0) > -edge if both else z.amax(0) < edge
+            self._keep(place, "saturated", flat.sum(), share)
+
+    def _keep(self, place: Place, column: str, value: Tensor, factor: float = 1.0) -> None:
+        self.found.append((place, column, factor, value))
+
+    def _mask(self, T: int, window: int, like: Tensor) -> Tensor:
+        """0 where a token sees another, else HIDDEN, (T, T)."""
+        kept = self._masks.get((T, window))
+        if kept is None or kept.device != like.device or kept.dtype != like.dtype:
+            seen = torch.ones(T, T, dtype=torch.bool, device=like.device).tril_().triu_(1 - window)
+            kept = torch.zeros(T, T, device=like.device, dtype=like.dtype).masked_fill_(~seen, HIDDEN)
+            self._masks[T, window] = kept
+        return kept
+
+
+def _plain(x: Tensor) -> Tensor:
+    """Without history, and with digits enough to be summed."""
+    x = x.detach()
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def _set(owner: Any, name: str, value: Any) -> Callable[[], None]:
+    """Set an attribute of this object alone; gives what puts back the one before."""
+    before = owner.__dict__.get(name)
+    setattr(owner, name, value)
+    return partial(delattr, owner, name) if before is None else partial(setattr, owner, name, before)
+
+
+class Weights:
+    """The parameters of the blocks over one step: their norms, how far they move, what clipping does to them.
+
+    named: all parameters, by name, as the clipping rule gets them.
+    """
+
+    def __init__(self, named: Sequence[tuple[str, nn.Parameter]]):
+        self.named = [(name, p) for name, p in named if name.startswith("blocks.")]
+        self.place = {name: _place(name) for name, _ in self.named}
+        self.before: list[Tensor] = []
+        self.norms: dict[str, dict[str, Tensor]] = {}  # figure -> parameter -> norm
+        self.clipped: Mapping[str, tuple[Any, int]] = {}  # parameter -> units clipped, of how many
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Before the step: keep a copy."""
+        tensors = [p.detach() for _, p in self.named]
+        self.before = [t.clone() for t in tensors]
+        self.norms = {"weight": self._by_name(tensors)}
+
+    @torch.no_grad()
+    def end(self) -> None:
+        """After it."""
+        torch._foreach_sub_(self.before, [p.detach() for _, p in self.named])
+        self.norms["change"] = self._by_name(self.before)
+        self.before = []
+
+    def _by_name(self, tensors: list[Tensor]) -> dict[str, Tensor]:
+        return dict(zip((name for name, _ in self.named), tensor_norms(tensors), strict=True))
+
+    def gradients(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor] | None, clip: Clip) -> None:
+        """Norms of the step's gradients before clipping and, where the rule has no one factor, after it."""
+        self.norms |= {"grad": dict(before), "after": dict(after or {})}
+        self.clipped = {} if clip.common is not None else dict(clip.found)
+
+    def figures(self, clipped: float, factor: float | None) -> dict[Place, Figures]:
+        """Of each sublayer; `clipped` and `factor` are those of a rule that treats all gradients alike, else None."""
+        squares: dict[str, dict[Place, float]] = {}
+        for figure, norms in self.norms.items():
+            sums: dict[Place, float] = {}
+            for name, norm in zip(norms, torch.stack(list(norms.values())).tolist() if norms else (), strict=True):
+                if name in self.place:
+                    sums[self.place[name]] = sums.get(self.place[name], 0.0) + norm * norm
+            squares[figure] = sums
+        units: dict[Place, tuple[float, int]] = {}
+        if self.clipped:
+            counts = torch.stack([torch.as_tensor(count) for count, _ in self.clipped.values()]).tolist()
+            for (name, (_, size)), count in zip(self.clipped.items(), counts, strict=True):
+                if name in self.place:
+                    one, many = units.get(self.place[name], (0.0, 0))
+                    units[self.place[name]] = one + count, many + size
+        figures: dict[Place, Figures] = {}
+        for place, weight in squares["weight"].items():
+            weight = math.sqrt(weight)
+            own = {"weight_norm": weight}
+            if "change" in squares:
+                own["update_ratio"] = math.sqrt(squares["change"][place]) / weight if weight else math.nan
+            if place in squares.get("grad", {}):
+                norm = own["grad_norm"] = math.sqrt(squares["grad"][place])
+                if factor is not None:
+                    own |= {"clipped": clipped, "clip_ratio": factor}
+                else:
+                    after = math.sqrt(squares["after"][place])
+                    own["clip_ratio"] = after / norm if norm else 1.0
+                    one, many = units.get(place, (0.0, 0))
+                    own["clipped"] = one / many if many else 0.0
+            figures[place] = own
+        return figures
+
+
+def _place(name: str) -> Place:
+    """Where a parameter blocks.3.around_attention.norm.weight belongs: (3, "attention")."""
+    _, layer, part, *_ = name.split(".")
+    return int(layer), "mlp" if part.endswith("mlp") else "attention"
+
+
+def noise_parts(small: float, large: float, b: float, B: float) -> tuple[float, float]:
+    """Unbiased estimates of tr(Sigma) and |G|^2 from squared norms of gradients of batches of b < B tokens:
+
+    S = (|g_b|^2 - |g_B|^2) / (1/b - 1/B), |G|^2 = (B |g_B|^2 - b |g_b|^2) / (B - b) (McCandlish et al. 2018,
+    1812.06162, appendix A.1). The noise scale is S / |G|^2, a ratio of means over steps, not a mean of ratios.
+    """
+    return (small - large) / (1 / b - 1 / B), (B * large - b * small) / (B - b)
