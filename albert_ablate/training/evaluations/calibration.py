@@ -32,8 +32,8 @@ class Calibration(Evaluation):
             if not p.isfinite().all():
                 return Result([], dict.fromkeys(("error", "overconfidence", "confidence", "accuracy"), np.nan))
             metric.update(p, targets.flatten().cpu())
-            confidence, first = p.max(-1)
-            confidences.append(confidence)
+            highest, first = p.max(-1)
+            confidences.append(highest)
             hits.append(first == targets.flatten().cpu())
         confidence, hit = torch.cat(confidences).double().numpy(), torch.cat(hits).double().numpy()
         summary = {

@@ -18,12 +18,13 @@ class Clean(Evaluation):
     tokens: Count = 32_768
 
     def __call__(self, subject: Subject) -> Result:
-        rows = []
+        rows, losses = [], []
         for split in ("train", "validation", "test"):
             loss = subject.loss(subject.sample(split, self.tokens))
             bits = loss / math.log(2) / subject.packed.bytes_per_token[split]
+            losses.append(loss)
             rows.append({"split": split, "loss": loss, "bits_per_byte": bits})
-        train, validation, test = (row["loss"] for row in rows)
+        train, validation, test = losses
         return Result(
             rows,
             {

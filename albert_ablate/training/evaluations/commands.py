@@ -6,9 +6,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from albert_ablate.config import ConfigError, compose, evaluations_of
+from albert_ablate.config import ConfigError, check, compose, evaluations_of
 from albert_ablate.records.folder import DONE, RunFolder
-from albert_ablate.records.sync import run_folders
 
 
 def evaluate(
@@ -25,7 +24,9 @@ def evaluate(
 
 
 def evaluate_runs(path: Path, names: Sequence[str], weights: Literal["last", "best"], force: bool) -> None:
-    """Do what is missing for every run at or below `path`, and show it. In a folder of runs the unfinished are named."""
+    """Do what is missing for every run at or below `path`, and show it; of several, the unfinished are named."""
+    from albert_ablate.records.sync import run_folders
+
     nodes = chosen(names)
     folders = run_folders(path)
     if len(folders) > 1:
@@ -53,7 +54,7 @@ def chosen(words: Sequence[str]) -> dict[str, dict]:
     """Evaluations by name, with their configuration, of names and settings as on the command line."""
     names = [word for word in words if "=" not in word] or ["all"]
     settings = [word if word.startswith("evaluation.") else f"evaluation.{word}" for word in words if "=" in word]
-    return evaluations_of(compose([f"evaluation=[{','.join(names)}]", *settings]))
+    return evaluations_of(check(compose([f"evaluation=[{','.join(names)}]", *settings])))
 
 
 def show_evaluations(entries: Mapping[str, Mapping[str, Any]]) -> None:
@@ -62,7 +63,7 @@ def show_evaluations(entries: Mapping[str, Mapping[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    missing = {}
+    missing: dict[str, str] = {}
     for name, entry in entries.items():
         for figure, value in entry["summary"].items():
             table.add_row(f"{name}.{figure}", "not finite" if value != value else f"{value:.4g}")

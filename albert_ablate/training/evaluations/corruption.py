@@ -36,7 +36,9 @@ class Corruption(Evaluation):
     def verify(cfg: dict) -> None:
         rates = cfg["evaluation"]["corruption"]["rates"]
         if rates[0] != 0 or len(rates) < 2 or any(b <= a for a, b in zip(rates, rates[1:], strict=False)):
-            raise ConfigError(f"evaluation.corruption.rates={rates} is not allowed: they start at 0 and rise from there.")
+            raise ConfigError(
+                f"evaluation.corruption.rates={rates} is not allowed: they start at 0 and rise from there."
+            )
         if cfg["model"]["context"] < 2:
             raise ConfigError("evaluation=corruption needs a model.context of at least 2: it swaps neighbors.")
 

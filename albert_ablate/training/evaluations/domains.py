@@ -34,7 +34,9 @@ class Domains(Evaluation):
         there = _installable()
         for name in cfg["evaluation"]["domains"]["corpora"] or ():
             if name not in there:
-                raise ConfigError(f"evaluation.domains.corpora={name} is no corpus: it is one of {nearest(name, there)}.")
+                raise ConfigError(
+                    f"evaluation.domains.corpora={name} is no corpus: it is one of {nearest(name, there)}."
+                )
 
     def settings(self, subject: Subject) -> dict[str, Any]:
         found = dict(self._found(subject.packed.corpus))

@@ -31,7 +31,8 @@ def evaluate_run(
     """Do what is missing of `nodes` (evaluations by name) for the run in the folder `path`: gives those asked for.
 
     An evaluation is done already where it was of the same weights with the same settings. Each is kept as soon as it
-    is done. cache: as paths.cache. Raises ConfigError for an unfinished run, a missing checkpoint and whatever else stands in the way.
+    is done. cache: as paths.cache. Raises ConfigError for an unfinished run, a missing checkpoint and whatever else
+    stands in the way.
     """
     folder = RunFolder(path)
     record = folder.record()
@@ -98,10 +99,8 @@ def _text(record: Mapping, cfg: Mapping) -> tuple[Packed, Any]:
     tokenizer = build(cfg["tokenizer"])
     packed = pack(build(cfg["data"]), tokenizer, cache_folder(cfg["paths"]["cache"]))
     if packed.fingerprint != record["data"]["fingerprint"]:
-        raise ConfigError(
-            f"The text of data={(record['choices'] or {}).get('data', record['data']['name'])} is no longer the one the "
-            "run was trained on, so that it cannot be evaluated."
-        )
+        name = (record["choices"] or {}).get("data", record["data"]["name"])
+        raise ConfigError(f"The text of data={name} is no longer the one that this run was trained on.")
     return packed.keep(cfg["data"].get("train_size")), tokenizer
 
 

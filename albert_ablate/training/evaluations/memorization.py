@@ -1,6 +1,7 @@
 """Whether training text comes out verbatim."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,8 @@ from albert_ablate.training.evaluations.subject import Evaluation, Result, Subje
 @dataclass(frozen=True)
 class Memorization(Evaluation):
     """share of prefixes p, |p| = `prefix`, whose greedy continuation is the text's own next `continuation` tokens
-    (extractable with k tokens of context: Carlini et al. 2022, 2202.07646, definition 3.1).
+    (extractable with k tokens of context: Carlini et al. 2022, 2202.07646, definition 3.1). null: 32, or half the
+    context where that is less.
 
     train: of blocks the run has been trained on, from their start. validation: of as many of validation text, which
     cannot have been memorized: easy text. excess = train - validation. train_length, validation_length: tokens
@@ -23,24 +25,34 @@ class Memorization(Evaluation):
     that one pass over the text gives what decoding token by token would. prefixes: how many of each, at most.
     """
 
-    prefix: Count = 32
-    continuation: Count = 32
+    prefix: Count | None = None
+    continuation: Count | None = None
     prefixes: Count = 512
 
     @staticmethod
     def verify(cfg: dict) -> None:
         node, context = cfg["evaluation"]["memorization"], cfg["model"]["context"]
-        if node["prefix"] + node["continuation"] > context + 1:
+        prefix, continuation = (node[key] or usual(context) for key in ("prefix", "continuation"))
+        if prefix + continuation > context + 1:
             raise ConfigError(
-                f"evaluation.memorization.prefix={node['prefix']} and continuation={node['continuation']} do not fit: "
-                f"a block of model.context={context} holds {context + 1} tokens."
+                f"evaluation.memorization.prefix={prefix} and continuation={continuation} do not fit: a block of "
+                f"model.context={context} holds {context + 1} tokens."
             )
 
+    def settings(self, subject: Subject) -> dict[str, Any]:
+        prefix, continuation = self._lengths(subject)
+        return {"prefix": prefix, "continuation": continuation, "prefixes": self.prefixes}
+
+    def _lengths(self, subject: Subject) -> tuple[int, int]:
+        return self.prefix or usual(subject.context), self.continuation or usual(subject.context)
+
     def __call__(self, subject: Subject) -> Result:
-        rows, summary = [], {}
+        rows: list[dict[str, Any]] = []
+        summary: dict[str, float] = {}
+        prefix, continuation = self._lengths(subject)
         for split in ("train", "validation"):
-            runs = self._runs(subject, self._blocks(subject, split))
-            for length in range(1, self.continuation + 1):
+            runs = self._runs(subject, self._blocks(subject, split)[:, : prefix + continuation], prefix)
+            for length in range(1, continuation + 1):
                 share = np.nan if runs is None else float((runs >= length).mean())
                 rows.append({"split": split, "length": length, "share": share})
             summary[split] = rows[-1]["share"]
@@ -49,22 +61,25 @@ class Memorization(Evaluation):
         return Result(rows, summary)
 
     def _blocks(self, subject: Subject, split: str) -> Tensor:
-        """(prefixes, prefix + continuation) tokens."""
+        """(prefixes, T + 1) tokens."""
         array = getattr(subject.packed, split)
         found = np.arange(block_count(array, subject.context))
         if split == "train":
             batches = min(subject.steps, -(-subject.order.blocks // subject.order.batch))  # of the first pass
             found = np.unique(np.concatenate([subject.order.indices(step) for step in range(batches)] or [found[:0]]))
         found = subject.draws("memorization", split).permutation(found)[: self.prefixes]
-        rows = take_blocks(array, np.sort(found), subject.context)
-        return torch.from_numpy(rows[:, : self.prefix + self.continuation])
+        return torch.from_numpy(take_blocks(array, np.sort(found), subject.context))
 
-    def _runs(self, subject: Subject, rows: Tensor) -> np.ndarray | None:
+    def _runs(self, subject: Subject, rows: Tensor, prefix: int) -> np.ndarray | None:
         """How many tokens of each continuation come out verbatim; None where nothing was seen or is finite."""
         hits = []
         for logits, targets in subject.logits(rows[:, :-1], rows[:, 1:]):
             if not logits.isfinite().all():
                 return None
-            first = logits[:, self.prefix - 1 :].argmax(-1) == targets[:, self.prefix - 1 :]
+            first = logits[:, prefix - 1 :].argmax(-1) == targets[:, prefix - 1 :]
             hits.append(first.long().cumprod(1).sum(1).cpu())
         return torch.cat(hits).numpy() if hits and len(rows) else None
+
+
+def usual(context: int) -> int:
+    return max(1, min(32, context // 2))

@@ -21,8 +21,8 @@ from albert_ablate.training.evaluations.subject import Evaluation, Result, Subje
 class Sharpness(Evaluation):
     """eigenvalue = the largest of the Hessian H of the mean cross-entropy on training text over all parameters, by
     power iteration v <- H v / |H v| from a random start; its estimate v'Hv approaches from below.
-    rise = mean over draws of loss(theta + radius * d) - loss(theta), d filter-normalized: Gaussian, each row of a matrix
-    scaled to the length of the row of weights, nothing for vectors (Li et al. 2018, 1712.09913).
+    rise = mean over draws of loss(theta + radius * d) - loss(theta), d filter-normalized: Gaussian, each row of a
+    matrix scaled to the length of the row of weights, nothing for vectors (Li et al. 2018, 1712.09913).
 
     Without dropout, and without the terms a training objective may add. H v is exact, by a second backward pass. Where
     the eigenvalue largest in size is negative, H is shifted by it and the iteration done again. It ends when the
@@ -32,7 +32,7 @@ class Sharpness(Evaluation):
 
     iterations: Count = 30
     tolerance: Positive = 0.01
-    radius: Positive = 0.1
+    radius: Positive = 0.2
     draws: Count = 5
     tokens: Count = 1_024
 

@@ -19,10 +19,10 @@ class Units(Evaluation):
     """rise = loss with a share of the hidden units of every MLP set to zero - loss, nats per token: cumulative ablation
     (Morcos et al. 2018, 1803.06959), here of random units.
 
-    A unit is what leaves the activation (gated: the product). No rescaling. In each layer the same share, rounded;
-    units are ranked by one draw per layer, so that those of a share are among those of every larger one, and arms of
-    one seed lose the same. shares: of the units. draws: random choices averaged. tokens: size of the fixed sample of
-    validation text. The figure of a share of 0.1 is rise_10.
+    A unit is what leaves the activation (gated: the product), before any norm there. No rescaling. In each layer the
+    same share, rounded; units are ranked by one draw per layer, so that those of a share are among those of every
+    larger one, and arms of one seed lose the same. shares: of the units. draws: random choices averaged. tokens: size
+    of the fixed sample of validation text. The figure of a share of 0.1 is rise_10.
     """
 
     shares: tuple[Fraction, ...] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3)
@@ -33,7 +33,9 @@ class Units(Evaluation):
     def verify(cfg: dict) -> None:
         shares = cfg["evaluation"]["units"]["shares"]
         if len(set(shares)) < len(shares) or 0 in shares:
-            raise ConfigError(f"evaluation.units.shares={shares} is not allowed: each is above 0 and stands there once.")
+            raise ConfigError(
+                f"evaluation.units.shares={shares} is not allowed: each is above 0 and stands there once."
+            )
 
     def __call__(self, subject: Subject) -> Result:
         rows = subject.sample("validation", self.tokens)
