@@ -89,8 +89,11 @@ class Diagnostics:
 
 @dataclass
 class Evaluation:
-    every: Count
-    tokens: Count
+    """Besides these it holds, each under its name, the components that are done at the end of the run."""
+
+    every: Count = 50_000
+    tokens: Count = 8_192
+    weights: Literal["last", "best"] = "last"  # those that the evaluations at the end are of
 
 
 @dataclass
@@ -302,16 +305,26 @@ def _check_several(nodes: Mapping, key: str) -> dict:
     return out
 
 
+def _check_part(node: Any, key: str, name: str) -> dict:
+    """An evaluation to be done at the end: evaluation=NAME puts it there."""
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        raise ConfigError(f"{key}={_shown(node)} would do nothing: evaluation={name} asks for that evaluation.")
+    return _check_component(node, key, None)
+
+
 def _check_section(node: Any, schema: type, key: str, choices: Mapping) -> dict:
     hints = typing.get_type_hints(schema, include_extras=True)
     prefix = f"{key}." if key else ""
     if not isinstance(node, Mapping):
         raise ConfigError(f"{key}={_shown(node)} is not allowed: it holds {', '.join(prefix + h for h in hints)}.")
+    parts = options()["evaluation"] if schema is Evaluation else []
+    out: dict[str, Any] = {}
     for name, value in node.items():
-        if name not in hints:
+        if name in parts:
+            out[name] = _check_part(value, f"{prefix}{name}", name)
+        elif name not in hints:
             close = [prefix + n for n in nearest(str(name), hints).split(", ")[:5]]
             raise ConfigError(f"{prefix}{name}={_shown(value)} is unknown: the nearest keys are {', '.join(close)}.")
-    out = {}
     for f in fields(schema):
         dotted, annotation = f"{prefix}{f.name}", hints[f.name]
         value = node.get(f.name, f.default)
@@ -410,6 +423,17 @@ def _check_together(cfg: dict) -> None:
         verify = "_target_" in cfg[key] and getattr(target_of(cfg[key]["_target_"]), "verify", None)
         if verify:
             verify(cfg)
+    parts = evaluations_of(cfg)
+    for node in parts.values():
+        if verify := getattr(target_of(node["_target_"]), "verify", None):
+            verify(cfg)
+    if cfg["evaluation"]["weights"] != "last" and not parts:
+        raise ConfigError("evaluation.weights=best would do nothing: no evaluation at the end is asked for.")
+
+
+def evaluations_of(cfg: Mapping) -> dict[str, dict]:
+    """The evaluations asked for at the end of the run, by name."""
+    return {name: dict(node) for name, node in cfg["evaluation"].items() if isinstance(node, Mapping)}
 
 
 # what works on the shards of a matrix as on the whole; the rest is refused with fsdp until shown equal on GPUs
@@ -546,6 +570,7 @@ def prepared(overrides: typing.Iterable[str]) -> list[str]:
         if equals and key in SEVERAL and value.startswith("["):
             out += _several(key, value, groups[key])
         elif equals and key in groups:
+            value = value.strip("[]") if key == "evaluation" else value  # Hydra takes a list and merges its options
             for choice in [] if "(" in value else value.split(","):  # choice(), glob(): Hydra's own
                 if choice.strip(" '\"") not in groups[key]:
                     near = nearest(choice, groups[key])
@@ -588,6 +613,8 @@ def with_choices(cfg: Any, choices: Mapping, overrides: typing.Iterable[str] = (
         for key in SEVERAL:
             if several := [v for k, v in choices.items() if k.startswith(f"{key}@")]:
                 cfg.choices[key] = f"[{','.join(several)}]"
+        if "evaluation" not in cfg.choices and "evaluation" in cfg:  # a list of them
+            cfg.choices.evaluation = f"[{','.join(evaluations_of(cfg))}]"
     model = cfg.get("model")
     if model is None or "_target_" not in model or not hasattr(target_of(model._target_), "expand"):
         return cfg

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from albert_ablate.analysis.measures import spike_score
 from albert_ablate.config import ConfigError
+from albert_ablate.records.evaluations import read_evaluations
 from albert_ablate.records.history import SCHEMAS, read_history
 
 KEYS = ("label", "arm", "setting", "identity", "seed", "role", "status")
@@ -23,7 +24,8 @@ class Runs:
     """All runs of a source.
 
     summary: a row a run, with its folder, status, `reason` (why it could not be read, or failed), the option taken in
-    each group, every setting by its dotted key, every summary metric and its cost. steps, evals, layers: the histories
+    each group, every setting by its dotted key, every summary metric and its cost, and the figures of its evaluations
+    as `<name>.<figure>`. steps, evals, layers: the histories
     with the run's arm, setting and seed beside each row, read when first asked for.
     """
 
@@ -86,6 +88,21 @@ class Runs:
             return SCHEMAS[name].empty_table().to_pandas()
         return pa.concat_tables(tables).to_pandas()
 
+    def evaluation(self, name: str) -> pd.DataFrame:
+        """The table of the evaluation `name` of these runs: its rows with the run's arm, setting and seed beside each,
+        and which weights it is of. Runs that lack it have no row."""
+        rows: list[dict[str, Any]] = []
+        there: set[str] = set()
+        for run in self.summary[self.summary["status"].notna()].to_dict("records"):
+            entries = read_evaluations(Path(run["folder"]))
+            there |= set(entries)
+            entry = entries.get(name, {"rows": []})
+            own = {key: run[key] for key in ("arm", "setting", "seed")}
+            rows += [{**own, "weights": entry["weights"], **row} for row in entry["rows"]]
+        if name not in there:
+            raise ConfigError(f"No run here has the evaluation {name}: they have {', '.join(sorted(there)) or 'none'}.")
+        return pd.DataFrame(rows)
+
 
 def load_runs(path: str | Path) -> Runs:
     """The runs below a folder; of a W&B project or sweep, `wandb:entity/project[/sweep]`; or of `.wandb` files, one or
@@ -142,6 +159,11 @@ def _row(folder: Path) -> dict[str, Any]:
         row["reason"] = "it has no record.json: it was stopped before its first commit"
     except (OSError, ValueError, KeyError, TypeError) as error:
         row |= {"status": None, "reason": f"record.json cannot be read: {type(error).__name__}: {error}"}
+    try:
+        for name, entry in read_evaluations(folder).items():
+            row |= {f"{name}.{figure}": value for figure, value in entry["summary"].items()}
+    except ConfigError as error:
+        row["reason"] = str(error)
     return row
 
 

@@ -20,6 +20,7 @@ Choose one option in each group (the default stands first):
 {groups}
 
 Several trackers at once: logger=[wandb_offline,tensorboard] logger.wandb_offline.project=mine
+Evaluated at the end, or added to a run that is done: evaluation=[domains,corruption] evaluation.corruption.tokens=65536
 Any number can be set by its key: seed=1 budget.tokens=1e6 model.layers=12 dropout.mean=0.2 optimizer.lr=3e-4
 schedule.warmup=0.1 data.batch=32 data.train_size=200_000 evaluation.every=50_000 trainer.threads=1 paths.runs=DIR
 force=true (train a finished run again and compare) debug=true (tracebacks)
@@ -115,6 +116,7 @@ def _one(cfg: Any, debug: bool) -> tuple[int, float | None]:
     from hydra.core.hydra_config import HydraConfig
 
     from albert_ablate.training.console import show_result
+    from albert_ablate.training.evaluations.commands import show_evaluations
     from albert_ablate.training.run import RunFailed, is_first, run
 
     first = is_first(cfg)
@@ -138,6 +140,8 @@ def _one(cfg: Any, debug: bool) -> tuple[int, float | None]:
     if record["status"] == "stopped":
         print(f"Stopped at step {record['progress']['step']}; the same command goes on from there.")
     show_result(record)
+    if record.get("evaluations"):
+        show_evaluations(record["evaluations"])
     print(record["folder"])
     return (128 + record["signal"] if record["status"] == "stopped" else 0), record["summary"]["val_loss"]
 

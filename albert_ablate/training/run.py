@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from albert_ablate.config import ConfigError, as_config_error, check, identity, steps_of
+from albert_ablate.config import ConfigError, as_config_error, check, evaluations_of, identity, steps_of
 from albert_ablate.data.packed import Order, Packed, block_count, cache_folder, pack
 from albert_ablate.records.atomic import replace_file
 from albert_ablate.records.folder import DONE, RunFolder, plain
@@ -37,7 +37,30 @@ def run(cfg: Mapping, verbose: bool = False) -> dict[str, Any]:
     folder = RunFolder(Path(cfg["paths"]["runs"]).expanduser() / who.setting / f"seed{cfg['seed']}")
     several = cfg["trainer"]["devices"] * cfg["trainer"]["num_nodes"] != 1
     record = (_together if several else _alone)(cfg, packed, who, folder, verbose)
-    return {**record, "folder": str(folder.path.resolve())}
+    record = {**record, "folder": str(folder.path.resolve())}
+    if evaluations_of(cfg) and record["status"] in DONE and is_first(cfg):
+        record["evaluations"] = _evaluated(cfg, folder, verbose)
+    return record
+
+
+def _evaluated(cfg: dict, folder: RunFolder, verbose: bool) -> dict[str, Any]:
+    """What is asked for at the end of the run, of its kept weights."""
+    from albert_ablate.training.evaluations.evaluate import evaluate_run
+
+    try:
+        return evaluate_run(
+            folder.path,
+            evaluations_of(cfg),
+            cfg["evaluation"]["weights"],
+            say=print if verbose else lambda text: None,
+            cache=cfg["paths"]["cache"],
+        )
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise RunFailed(
+            f"The run is done, its evaluation failed: {type(error).__name__}: {error}. Its record: {folder.path}"
+        ) from error
 
 
 def is_first(cfg: Mapping) -> bool:
@@ -208,7 +231,7 @@ def _train(
     """Train in `folder`, whose lock is held, from its last commit or from the start."""
     import torch
 
-    from albert_ablate.training.checkpoint import load_checkpoint
+    from albert_ablate.training.weights import load_checkpoint
 
     committed = folder.checkpoints / "resume.ckpt"
     resume = committed if record is not None and committed.exists() else None

@@ -1,0 +1,57 @@
+"""Evaluations of a run's kept weights: `evaluations.json` in its folder. No torch here.
+
+By name: rows (a table), summary (figure -> number), settings, weights (last or best), weights_hash, seconds.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from albert_ablate.config import ConfigError
+from albert_ablate.records.atomic import replace_file
+
+FILE = "evaluations.json"
+WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # JSON has no numbers for them
+
+
+def read_evaluations(folder: Path) -> dict[str, dict[str, Any]]:
+    """What has been evaluated, by name; empty where nothing has."""
+    try:
+        found = json.loads((folder / FILE).read_text())
+        for entry in found.values():
+            missing = {"rows", "summary", "settings", "weights", "weights_hash"} - set(entry)
+            if missing:
+                raise ValueError(f"{', '.join(sorted(missing))} missing")
+        return {
+            name: {
+                **entry,
+                "rows": [_numbers(row) for row in entry["rows"]],
+                "summary": _numbers(entry["summary"]),
+            }
+            for name, entry in found.items()
+        }
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{folder / FILE} cannot be read ({error}); remove it to evaluate again.") from None
+
+
+def write_evaluations(folder: Path, entries: Mapping[str, Mapping]) -> None:
+    """Replace the file. Non-finite numbers become the words NaN, Infinity and -Infinity."""
+    replace_file(folder / FILE, (json.dumps(_words(entries), indent=1, allow_nan=False) + "\n").encode())
+
+
+def _words(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _words(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_words(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def _numbers(row: Mapping) -> dict[str, Any]:
+    return {key: WORDS.get(value, value) if isinstance(value, str) else value for key, value in row.items()}
