@@ -7,6 +7,7 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from albert_ablate.records.atomic import replace_file
+from albert_ablate.training.weights import load_checkpoint
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -22,8 +23,3 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
         return load_checkpoint(Path(path))
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's contents on the CPU; refuses anything that would have to be unpickled."""
-    return torch.load(path, map_location="cpu", weights_only=True)

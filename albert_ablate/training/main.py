@@ -135,7 +135,8 @@ def _one(cfg: Any, debug: bool) -> tuple[int, float | None]:
     if record.get("reproduction"):
         print(f"Trained again: {record['reproduction']}.")
     if record["status"] == "stopped":
-        print(f"Stopped at step {record['progress']['step']}; the same command goes on from there.")
+        goes = "begins the task again" if "trunk" in record else "goes on from there"
+        print(f"Stopped at step {record['progress']['step']}; the same command {goes}.")
     show_result(record)
     print(record["folder"])
     return (128 + record["signal"] if record["status"] == "stopped" else 0), record["summary"]["val_loss"]

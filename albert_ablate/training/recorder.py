@@ -15,20 +15,19 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from albert_ablate.data.packed import Order, chain
 from albert_ablate.optim.clipping import tensor_norms
 from albert_ablate.records.folder import RunFolder
 from albert_ablate.records.history import SCHEMAS, History, NoHistory
 from albert_ablate.streams import digest
-from albert_ablate.training.checkpoint import load_checkpoint
 from albert_ablate.training.console import Progress
 from albert_ablate.training.cost import PeakMemory
 from albert_ablate.training.divergence import Divergence, end_kind
 from albert_ablate.training.evaluation import Evaluator
 from albert_ablate.training.module import LanguageModel
 from albert_ablate.training.ranks import Ranks
+from albert_ablate.training.weights import load_checkpoint, weights_hash, weights_of
 
 
 class Recorder(pl.Callback):
@@ -337,15 +336,6 @@ class Recorder(pl.Callback):
             history.close()
 
 
-def weights_of(model: torch.nn.Module) -> dict[str, Tensor]:
-    """The model's weights, whole where ranks hold shards of them: then all ranks must ask."""
-    return {name: _whole(value) for name, value in model.state_dict().items()}
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
 def _load(module: LanguageModel, weights: dict[str, Tensor]) -> None:
     if not module.sharded:
         module.model.load_state_dict(weights)
@@ -353,10 +343,3 @@ def _load(module: LanguageModel, weights: dict[str, Tensor]) -> None:
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
     set_model_state_dict(module.model, dict[str, Any](weights), options=StateDictOptions(full_state_dict=True))
-
-
-def weights_hash(model: torch.nn.Module) -> str:
-    """Hash of all parameters and buffers (running statistics), each in the order of their names."""
-    named = [*sorted(model.named_parameters()), *sorted(model.named_buffers())]
-    values = (_whole(p.detach()).cpu().reshape(-1) for _, p in named)
-    return digest(*(v.view(torch.uint8).numpy().tobytes() for v in values))
