@@ -1,4 +1,4 @@
-"""What a model is asked to do: go on with a text, or decide about one. Labelled documents and their split. No torch here.
+"""What a model is asked to do: go on with a text, or decide about one. Labelled documents, split. No torch here.
 
 A task is a frozen dataclass; its fields are its configuration.
 """
@@ -35,9 +35,9 @@ class Classify:
     """p(class | document) = softmax(W z + b), z the pooled features of the trunk of the run that has the same
     configuration but task=lm, which is trained first, or found.
 
-    A document is its first `model.context` tokens. finetune trains trunk and head by AdamW, the same for every arm, with
-    the arm's own dropout; the weights kept are those that were best on validation, at `evaluations` times. probe leaves
-    the trunk as it is and fits multinomial logistic regression to z, standardized (linear probes: Alain and Bengio 2016,
+    A document is its first `model.context` tokens. finetune trains trunk and head by AdamW, the same for every arm,
+    with the arm's own dropout; of `evaluations` times the weights that were best on validation count. probe leaves the
+    trunk as it is and fits multinomial logistic regression to z, standardized (linear probes: Alain and Bengio 2016,
     1610.01644).
 
     data: topic (of a Wikipedia article, 11 classes), spam (mails of SpamAssassin's public corpus) or file, your own:
@@ -73,13 +73,15 @@ class Classify:
                     raise ConfigError(f"task.{name}={task[name]} would do nothing: task.mode=probe trains no trunk.")
         elif task["documents"] < task["batch"] * task["evaluations"]:
             raise ConfigError(
-                f"task.documents={task['documents']} is too few for task.evaluations={task['evaluations']} with a batch "
+                f"task.documents={task['documents']} is too few: task.evaluations={task['evaluations']} want a batch "
                 f"of task.batch={task['batch']} before each."
             )
         if trainer["devices"] != 1 or trainer["num_nodes"] != 1:
-            raise ConfigError("task=classify works on one device: train the same configuration with task=lm on several.")
+            raise ConfigError("task=classify works on one device: trainer.devices=1 trainer.num_nodes=1.")
         if trainer["precision"] != "32-true":
-            raise ConfigError(f"trainer.precision={trainer['precision']} is not allowed with task=classify: 32-true is.")
+            raise ConfigError(
+                f"trainer.precision={trainer['precision']} is not allowed with task=classify: take 32-true."
+            )
 
     def rows(self, cache: Path) -> "Labelled":
         """The labelled documents, split. `cache`: where a fetched corpus lies."""
@@ -93,7 +95,9 @@ class Classify:
             return labelled
         most = len(labelled.texts["train"])
         if self.train_size > most:
-            raise ConfigError(f"task.train_size={self.train_size} is more than the {most} training documents there are.")
+            raise ConfigError(
+                f"task.train_size={self.train_size} is more than the {most} training documents there are."
+            )
         texts, classes = dict(labelled.texts), dict(labelled.numbers)
         texts["train"], classes["train"] = texts["train"][: self.train_size], classes["train"][: self.train_size]
         if len(set(classes["train"])) < 2:
@@ -155,7 +159,7 @@ def _labelled(texts: Sequence[Any], labels: Sequence[Any], source: str) -> Label
     if len(classes) > len(ranked) // 2:
         most = Counter(found.values()).most_common(1)[0][1]
         raise ConfigError(
-            f"{source} holds {len(classes)} classes in {len(ranked)} documents, at most {most} of each: too many to learn."
+            f"{source} holds {len(classes)} classes in {len(ranked)} documents, at most {most} of each: too many."
         )
     numbers = {split: [classes.index(found[text]) for text in parts[split]] for split in SPLITS}
     return Labelled(classes, {split: parts[split] for split in SPLITS}, numbers, len(texts) - len(ranked))

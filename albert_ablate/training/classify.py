@@ -27,9 +27,9 @@ from albert_ablate.records.folder import RunFolder
 from albert_ablate.records.history import SCHEMAS, History
 from albert_ablate.records.signals import stops_handled
 from albert_ablate.streams import digest
-from albert_ablate.training.weights import load_checkpoint, weights_hash
 from albert_ablate.training.console import Progress
 from albert_ablate.training.cost import PeakMemory, flops_per_token
+from albert_ablate.training.weights import load_checkpoint, weights_hash
 
 WARMUP, MAX_NORM = 0.1, 1.0  # of fine-tuning, for every arm
 INVERSE_PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)  # scikit-learn's C, chosen on validation
@@ -53,6 +53,19 @@ def scores(predicted: Sequence[int] | Tensor, classes: Sequence[int] | Tensor, c
         MulticlassF1Score(count, average="macro")(p, c).item(),
         MulticlassAccuracy(count, average="micro")(p, c).item(),
     )
+
+
+def trunk_of(cfg: dict, packed: Packed) -> tuple[dict[str, Any], Path]:
+    """The record of the language model that a task builds on, and its weights; ConfigError where they are missing."""
+    who = identity(language_model(cfg), packed.fingerprint)
+    folder = RunFolder(Path(cfg["paths"]["runs"]).expanduser() / who.setting / f"seed{cfg['seed']}")
+    record, weights = folder.record(), folder.checkpoints / f"{cfg['task']['weights']}.ckpt"
+    if record is None or not weights.exists():
+        raise ConfigError(
+            f"{weights} is missing, and task=classify builds on it: take the other task.weights, or remove "
+            f"{folder.path} to train that run again."
+        )
+    return record, weights
 
 
 class Classifier(nn.Module):
@@ -195,26 +208,18 @@ class _Work:
 
     def begin(self) -> None:
         """The trunk, and what the record says before the first step."""
+        source, weights = trunk_of(self.cfg, self.packed)
         replace_file(self.folder.path / "config.yaml", yaml.safe_dump(self.cfg, sort_keys=False).encode())
         for history in self.histories.values():
             history.cut(0)
-        below = language_model(self.cfg)
-        who = identity(below, self.packed.fingerprint)
-        trunk = RunFolder(self.folder.path.parent.parent / who.setting / f"seed{self.cfg['seed']}")
-        source, weights = trunk.record(), trunk.checkpoints / f"{self.task['weights']}.ckpt"
-        if source is None or not weights.exists():
-            raise ConfigError(
-                f"{weights} is missing, and task=classify builds on it: train that run again with task=lm force=true, "
-                "or take the other task.weights."
-            )
-        model = build_model(below, self.device)
+        model = build_model(language_model(self.cfg), self.device)
         kept = load_checkpoint(weights)
         model.load_state_dict(kept["state_dict"])
         self.model = Classifier(model, self.classes, self.task["pool"], self.cfg["seed"]).to(self.device)
         record, documents = self.record, self.documents["train"]
         record["trunk"] = {
-            "identity": who.run,
-            "folder": f"{who.setting}/seed{self.cfg['seed']}",
+            "identity": source["identity"],
+            "folder": f"{source['setting']}/seed{source['seed']}",
             "status": source["status"],
             "weights": self.task["weights"],
             "step": kept["step"],

@@ -58,9 +58,12 @@ def _alone(cfg: dict, packed: Packed, who: Any, folder: RunFolder, verbose: bool
     if found := _found(cfg, folder):
         return found
     if not is_language(cfg):
+        from albert_ablate.training.classify import trunk_of
+
         trunk = run(language_model(cfg), verbose)
         if trunk["status"] not in DONE:
             return trunk
+        trunk_of(cfg, packed)
     return _train_or_find(_check_machine(cfg), packed, who, folder, Ranks(), verbose)
 
 
