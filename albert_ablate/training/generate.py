@@ -27,7 +27,7 @@ def generate(
     """Let a trained run go on with a text, printed as it grows."""
     if temperature == 0 and (top_k is not None or top_p is not None):
         raise ConfigError("--top-k and --top-p would do nothing: --temperature 0 takes the likeliest token.")
-    if not temperature < float("inf"):  # nan too
+    if temperature == float("inf"):
         raise ConfigError(f"--temperature {temperature} is not allowed: it must be a number.")
     if top_p == 0:
         raise ConfigError("--top-p 0 is not allowed: it must be above 0; --temperature 0 takes the likeliest token.")
