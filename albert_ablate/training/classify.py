@@ -191,7 +191,8 @@ class _Work:
         self.signals, self.verbose = signals, verbose
         self.memory, self.began = PeakMemory(), time.perf_counter()
         self.steps = 0 if self.task["mode"] == "probe" else self.task["documents"] // self.task["batch"]
-        self.step, self.training_seconds, self.diverged = 0, 0.0, None
+        self.step, self.training_seconds = 0, 0.0
+        self.diverged: str | None = None  # the kind of it
         self.summary: dict[str, Any] = {}
         self.device = torch.device(_device(cfg["trainer"]["accelerator"]))
         task = build(self.task)
