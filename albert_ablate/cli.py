@@ -15,6 +15,7 @@ import typer
 from albert_ablate.config import ConfigError
 from albert_ablate.studies import commands as studies
 from albert_ablate.training.evaluations import commands as evaluations
+from albert_ablate.training.generate import generate
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -58,6 +59,7 @@ def methods(
 app.command("sweep")(studies.sweep)
 app.command("status")(studies.status)
 app.command("evaluate")(evaluations.evaluate)
+app.command("generate")(generate)
 app.command("tune")(studies.tune)
 app.command("calibrate")(studies.calibrate)
 

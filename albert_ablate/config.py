@@ -125,6 +125,7 @@ class Config:
     loss: Component
     data: Component
     tokenizer: Component
+    task: Component
     logger: Component
     trainer: Trainer
     evaluation: Evaluation
@@ -153,9 +154,12 @@ SIGNIFICANT = [
     "loss",
     "data",
 ]
-SIGNIFICANT += ["tokenizer", "budget"]
+SIGNIFICANT += ["tokenizer", "task", "budget"]
 # what a group that came later does where it does nothing: left out, so that runs from before it are found
-NEUTRAL = {"dropout_time": "albert_ablate.model.dropout.Constant"}
+NEUTRAL = {
+    "dropout_time": "albert_ablate.model.dropout.Constant",
+    "task": "albert_ablate.data.tasks.LanguageModeling",
+}
 SEVERAL = ("logger",)  # groups of which several options may be taken at once
 NUISANCE = ("optimizer.lr",)
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_"}
@@ -309,7 +313,7 @@ def _check_part(node: Any, key: str, name: str) -> dict:
     """An evaluation to be done at the end: evaluation=NAME puts it there."""
     if not isinstance(node, Mapping) or "_target_" not in node:
         raise ConfigError(f"{key}={_shown(node)} would do nothing: evaluation={name} asks for that evaluation.")
-    return _check_component(node, key, None)
+    return component_with_defaults(node, key, None)
 
 
 def _check_section(node: Any, schema: type, key: str, choices: Mapping) -> dict:
@@ -374,6 +378,8 @@ def check(cfg: Mapping) -> dict:
             raise ConfigError(f"{error.full_key} cannot be resolved: {str(error).splitlines()[0]}.") from None
     choices = cfg.get("choices")
     nodes = {k: v for k, v in cfg.items() if k != "hydra"}
+    for key, target in NEUTRAL.items():  # a configuration from before there was the group
+        nodes.setdefault(key, {"_target_": target})
     out = _check_section(nodes, Config, "", choices if isinstance(choices, Mapping) else {})
     _check_together(out)
     return out

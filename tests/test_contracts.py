@@ -48,7 +48,7 @@ UNLISTED = {  # would do nothing there
     ("attention", "qk_norm"): {"rotary_base", "qk_clip"},
     ("attention", "rotary"): {"qk_eps"},
 }
-TRAINED = [pair for pair in ALL if pair[0] not in ("data", "tokenizer", "logger", "trainer", "evaluation")]
+TRAINED = [pair for pair in ALL if pair[0] not in ("data", "tokenizer", "task", "logger", "trainer", "evaluation")]
 STEPS = 5  # of which the first three must move every parameter
 
 

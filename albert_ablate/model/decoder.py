@@ -253,7 +253,8 @@ class Decoder(nn.Module):
         """The placement the stream leaves through."""
         return self.stack[-1].around_mlp
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def features(self, tokens: Tensor) -> Tensor:
+        """What enters the head: (B, T) integers -> (B, T, D), final norm included."""
         x = self.drop_tokens.rows(self.embedding(tokens), tokens, self.embedding.num_embeddings)
         if self.embedding_scale != 1:
             x = x * self.embedding_scale
@@ -262,7 +263,10 @@ class Decoder(nn.Module):
         stream = self.first.begin(self.drop_embedding(self.embedding_norm(x)))
         for block in self.blocks:
             stream = block(stream)
-        logits = self.last.logits(self.head(self.last.finish(stream, self.final_norm)))
+        return self.last.finish(stream, self.final_norm)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        logits = self.last.logits(self.head(self.features(tokens)))
         if self.logit_softcap is None:
             return logits
         return self.logit_softcap * torch.tanh(logits / self.logit_softcap)

@@ -56,16 +56,18 @@ def plan(
     with what was found, by label (None: never tuned).
     """
     from albert_ablate.data.packed import cache_folder, pack
+    from albert_ablate.data.tasks import fingerprint
     from albert_ablate.model.build import build
 
     texts: dict[str, str] = {}
 
     def settled(asked: tuple[str, ...]) -> tuple[dict, Identity]:
         cfg = check(compose([*asked]))
-        text = json.dumps([cfg["data"], cfg["tokenizer"], cfg["paths"]["cache"]])
+        text = json.dumps([cfg["data"], cfg["tokenizer"], cfg["task"], cfg["paths"]["cache"]])
         if text not in texts:
-            packed = pack(build(cfg["data"]), build(cfg["tokenizer"]), cache_folder(cfg["paths"]["cache"]))
-            texts[text] = packed.fingerprint
+            cache = cache_folder(cfg["paths"]["cache"])
+            packed = pack(build(cfg["data"]), build(cfg["tokenizer"]), cache)
+            texts[text] = fingerprint(cfg, build, packed.fingerprint, cache)
         return cfg, identity(cfg, texts[text])
 
     composed: dict[tuple[str, ...], tuple[tuple[str, ...], dict, Identity]] = {}

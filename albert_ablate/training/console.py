@@ -53,8 +53,32 @@ ROWS = [
 ]
 
 
+DECIDERS = [
+    ("commonest class", "baseline_majority_"),
+    ("tf-idf, words read by the model", "baseline_tfidf_seen_"),
+    ("tf-idf, whole documents", "baseline_tfidf_"),
+    ("frozen trunk, linear probe", "probe_"),
+    ("fine-tuned trunk", ""),
+]
+
+
+def _show_decisions(record: Mapping) -> None:
+    """Test figures of a task beside its baselines."""
+    summary, status = record["summary"], record["status"]
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    kind = f" ({summary['divergence']})" if summary.get("divergence") else ""
+    for column in (f"{status}{kind}", "macro-F1", "accuracy"):
+        table.add_column(column, justify="left" if column.startswith(status) else "right", header_style="none")
+    for title, prefix in DECIDERS:
+        figures = [summary.get(f"{prefix}{name}") for name in ("macro_f1", "accuracy")]
+        table.add_row(title, *("-" if x is None else f"{x:.3f}" for x in figures))
+    Console(file=sys.stdout, highlight=False).print(table)
+
+
 def show_result(record: Mapping) -> None:
     """The small table at the end, from the record."""
+    if "trunk" in record:
+        return _show_decisions(record)
     status = record["status"]
     if kind := record["summary"].get("divergence"):
         status += f" ({kind})"
@@ -72,8 +96,8 @@ def show_result(record: Mapping) -> None:
 class Progress:
     """A bar over the run's tokens with loss and tokens/s, on stderr; rarely redrawn where nobody watches."""
 
-    def __init__(self, steps: int, tokens_per_step: int, shown: bool = True):
-        self.steps, self.tokens_per_step, self.shown = steps, tokens_per_step, shown
+    def __init__(self, steps: int, tokens_per_step: int, shown: bool = True, unit: str = "tok"):
+        self.steps, self.tokens_per_step, self.shown, self.unit = steps, tokens_per_step, shown, unit
         self.bar: tqdm | None = None
 
     def start(self, step: int) -> None:
@@ -81,7 +105,7 @@ class Progress:
         self.bar = tqdm(
             total=self.steps * self.tokens_per_step,
             initial=step * self.tokens_per_step,
-            unit="tok",
+            unit=self.unit,
             unit_scale=True,
             mininterval=0.2 if watched else 10.0,
             disable=not self.shown,

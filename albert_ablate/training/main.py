@@ -138,7 +138,8 @@ def _one(cfg: Any, debug: bool) -> tuple[int, float | None]:
     if record.get("reproduction"):
         print(f"Trained again: {record['reproduction']}.")
     if record["status"] == "stopped":
-        print(f"Stopped at step {record['progress']['step']}; the same command goes on from there.")
+        goes = "begins the task again" if "trunk" in record else "goes on from there"
+        print(f"Stopped at step {record['progress']['step']}; the same command {goes}.")
     show_result(record)
     if record.get("evaluations"):
         show_evaluations(record["evaluations"])

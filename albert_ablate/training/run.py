@@ -7,13 +7,14 @@ import signal
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from albert_ablate.config import ConfigError, as_config_error, check, evaluations_of, identity, steps_of
 from albert_ablate.data.packed import Order, Packed, block_count, cache_folder, pack
+from albert_ablate.data.tasks import fingerprint, is_language, language_model
 from albert_ablate.records.atomic import replace_file
 from albert_ablate.records.folder import DONE, RunFolder, plain
 from albert_ablate.records.provenance import provenance
@@ -33,12 +34,16 @@ def run(cfg: Mapping, verbose: bool = False) -> dict[str, Any]:
     Raises ConfigError for the user's mistakes, RunFailed where training broke.
     """
     cfg = check(cfg)
+    if not is_language(cfg):
+        from albert_ablate.training.classify import require_scikit_learn
+
+        require_scikit_learn()
     packed, who = _prepare(cfg)
     folder = RunFolder(Path(cfg["paths"]["runs"]).expanduser() / who.setting / f"seed{cfg['seed']}")
     several = cfg["trainer"]["devices"] * cfg["trainer"]["num_nodes"] != 1
     record = (_together if several else _alone)(cfg, packed, who, folder, verbose)
-    record = {**record, "folder": str(folder.path.resolve())}
-    if evaluations_of(cfg) and record["status"] in DONE and is_first(cfg):
+    record = {"folder": str(folder.path.resolve()), **record}
+    if evaluations_of(cfg) and is_language(cfg) and record["status"] in DONE and is_first(cfg):
         record["evaluations"] = _evaluated(cfg, folder, verbose)
     return record
 
@@ -75,6 +80,13 @@ def _alone(cfg: dict, packed: Packed, who: Any, folder: RunFolder, verbose: bool
 
     if found := _found(cfg, folder):
         return found
+    if not is_language(cfg):
+        from albert_ablate.training.classify import trunk_of
+
+        trunk = run(language_model(cfg), verbose)
+        if trunk["status"] not in DONE:
+            return trunk
+        trunk_of(cfg, packed)
     return _train_or_find(_check_machine(cfg), packed, who, folder, Ranks(), verbose)
 
 
@@ -186,7 +198,10 @@ def _prepare(cfg: dict) -> tuple[Packed, Any]:
     from albert_ablate.model.build import build
 
     packed = pack(build(cfg["data"]), build(cfg["tokenizer"]), cache_folder(cfg["paths"]["cache"]))
-    who = identity(cfg, packed.fingerprint)
+    who = identity(cfg, fingerprint(cfg, build, packed.fingerprint, cache_folder(cfg["paths"]["cache"])))
+    if not is_language(cfg):
+        task = build(cfg["task"])
+        task.kept(task.rows(cache_folder(cfg["paths"]["cache"])))  # what is wrong with it is said before any work
     packed = packed.keep(cfg["data"].get("train_size"))
     context = cfg["model"]["context"]
     for split in ("train", "validation", "test"):
@@ -248,7 +263,7 @@ def _train(
     where = {"folder": str(folder.path), "resume": None if resume is None else str(resume)}
     ranks.share({"plan": {"cfg": cfg, "record": record, **where}})
     try:
-        return plain(_fit(cfg, packed, folder, record, resume, ranks, verbose))
+        return plain(_work(cfg)(cfg, packed, folder, record, resume, ranks, verbose))
     except ConfigError:
         raise
     except Exception as error:
@@ -259,6 +274,15 @@ def _train(
         except OSError:
             pass  # the disk may be what failed
         raise RunFailed(f"The run failed: {type(error).__name__}: {error}. Its record: {folder.path}") from error
+
+
+def _work(cfg: dict) -> Callable[..., dict[str, Any]]:
+    """What the run does in its folder."""
+    if is_language(cfg):
+        return _fit
+    from albert_ablate.training.classify import fit
+
+    return fit
 
 
 def _continued(record: dict, fresh: dict) -> dict[str, Any]:
@@ -397,7 +421,8 @@ def label(cfg: Mapping) -> str:
     """A name for people: the options taken in the groups that make an arm."""
     choices = cfg.get("choices") or {}
     groups = ("recipe", "model", "norm", "dropout", "optimizer", "clip", "data")
-    return " ".join(f"{g}={choices[g]}" for g in groups if choices.get(g)) or "run"
+    name = " ".join(f"{g}={choices[g]}" for g in groups if choices.get(g)) or "run"
+    return name if is_language(cfg) else f"{name} task={cfg['task']['data']}"
 
 
 def _estimate(module: Any, packed: Packed, order: Order, context: int, steps: int) -> float | None:

@@ -1,0 +1,181 @@
+"""`albert-ablate generate`: a trained run goes on with a text. Lightning is not imported here."""
+
+import sys
+import unicodedata
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from albert_ablate.config import NEUTRAL, ConfigError, target_of
+from albert_ablate.records.folder import RunFolder
+
+
+def generate(
+    run: Annotated[Path, typer.Argument(help="A run folder.", show_default=False)],
+    prompt: Annotated[str, typer.Option(help="The text to go on with; empty: as after the end of a document.")] = "",
+    tokens: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many to add.")] = 200,
+    temperature: Annotated[float, typer.Option(min=0, help="Divides the logits; 0 takes the likeliest.")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Draw from the k likeliest.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Draw from the likeliest that sum to this probability.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The same text each time.")] = 0,
+    weights: Annotated[Literal["best", "last"], typer.Option(help="Best on validation, or the last.")] = "best",
+) -> None:
+    """Let a trained run go on with a text, printed as it grows."""
+    if temperature == 0 and (top_k is not None or top_p is not None):
+        raise ConfigError("--top-k and --top-p would do nothing: --temperature 0 takes the likeliest token.")
+    if temperature == float("inf"):
+        raise ConfigError(f"--temperature {temperature} is not allowed: it must be a number.")
+    if top_p == 0:
+        raise ConfigError("--top-p 0 is not allowed: it must be above 0; --temperature 0 takes the likeliest token.")
+    pieces = continuation(run, prompt, tokens, temperature, top_k, top_p, seed, weights)
+    for piece in pieces:
+        sys.stdout.write(_printable(piece))
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+def continuation(
+    run: Path,
+    prompt: str = "",
+    tokens: int = 200,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    weights: str = "best",
+) -> Iterator[str]:
+    """The prompt, then what the run's model adds to it, in pieces of whole characters.
+
+    Token t is drawn by the t-th number of stream `generate` of `seed`, from the logits divided by `temperature`, of
+    which the `top_k` largest and then the nucleus `top_p` stay. The model sees the last `model.context` tokens.
+    """
+    import numpy as np
+
+    from albert_ablate.streams import stream_seed
+
+    cfg, model = load_kept(run, weights)
+    codec = _codec(cfg, run)
+    begin = prompt or target_of(cfg["data"]["_target_"]).separator
+    if not begin:
+        raise ConfigError("--prompt is empty, and the text of this run has no mark between documents to begin with.")
+    try:
+        given = [int(t) for t in codec.encode(begin)]
+    except UnicodeEncodeError:
+        raise ConfigError("--prompt is not UTF-8 text.") from None
+    if not given:
+        raise ConfigError(f"--prompt {begin!r} holds no token of this run's tokenizer.")
+    random = np.random.Generator(np.random.PCG64(stream_seed(seed, "generate")))
+    steps = _draws(model, given, cfg["model"]["context"], tokens, temperature, top_k, top_p, random)
+    first = next(steps)  # before anything is printed: the weights may be of no use
+    if prompt:
+        yield prompt
+    yield from pieces(codec, given if prompt else [], first, steps)
+
+
+def _draws(
+    model: Any,
+    given: list[int],
+    context: int,
+    tokens: int,
+    temperature: float,
+    k: int | None,
+    p: float | None,
+    random: Any,
+) -> Iterator[int]:
+    import torch
+
+    from albert_ablate.model import sampling
+
+    seen = list(given)
+    with torch.inference_mode():
+        for _ in range(tokens):
+            logits = model(torch.tensor([seen[-context:]]))[0, -1].float()
+            if not logits.isfinite().all():
+                raise ConfigError("The weights of this run give logits that are not finite: it has diverged.")
+            logits = sampling.tempered(logits, temperature)
+            logits = logits if k is None else sampling.top_k(logits, k)
+            logits = logits if p is None else sampling.top_p(logits, p)
+            seen.append(sampling.draw(logits, random.random()))
+            yield seen[-1]
+
+
+def pieces(codec: Any, given: list[int], first: int, rest: Iterator[int]) -> Iterator[str]:
+    """What each token adds to the text of the tokens before it, held back while a character is incomplete."""
+    tokens, said = list(given), len(codec.decode(given))
+    for token in _chained(first, rest):
+        tokens.append(token)
+        text = codec.decode(tokens)
+        sure = text[:-1] if text.endswith("\ufffd") else text
+        if len(sure) > said:
+            yield sure[said:]
+            said = len(sure)
+    if len(text) > said:
+        yield text[said:]
+
+
+def _chained(first: int, rest: Iterator[int]) -> Iterator[int]:
+    yield first
+    yield from rest
+
+
+def _printable(text: str) -> str:
+    """Without control characters, which a terminal would obey."""
+    return "".join("\ufffd" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
+
+
+def load_kept(run: Path, weights: str) -> tuple[dict, Any]:
+    """(configuration, model in evaluation mode with the kept weights)."""
+    import torch
+    import yaml
+
+    from albert_ablate.config import check
+    from albert_ablate.model.build import build_model
+    from albert_ablate.training.weights import load_checkpoint
+
+    record = _record(run)
+    file = run / "checkpoints" / f"{weights}.ckpt"
+    if not file.is_file():
+        raise ConfigError(f"{file} is missing: --weights {'last' if weights == 'best' else 'best'} may be there.")
+    try:
+        cfg = check(yaml.safe_load((run / "config.yaml").read_text()))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{run / 'config.yaml'} cannot be read: {error}.") from None
+    cfg = check({**cfg, "trainer": {**cfg["trainer"], "compile": False, "gradient_checkpointing": False}})
+    model = build_model(cfg)
+    try:
+        model.load_state_dict(load_checkpoint(file)["state_dict"])
+    except Exception as error:  # a torn file, another file, weights of another shape: torch has many kinds
+        why = str(error).strip().splitlines()[0].rstrip(".:")
+        raise ConfigError(f"{file} cannot be read: {why}.") from None
+    torch.set_num_threads(record["provenance"]["threads"])
+    return cfg, model.eval()
+
+
+def _record(run: Path) -> Mapping[str, Any]:
+    record = RunFolder(run).record()
+    if record is None:
+        raise ConfigError(f"{run} is no run folder: it has no record.json.")
+    if record["status"] not in ("finished", "diverged"):
+        raise ConfigError(f"{run} is {record['status']}, not finished: the command that began it goes on with it.")
+    if record["config"].get("task", {}).get("_target_", NEUTRAL["task"]) != NEUTRAL["task"]:
+        raise ConfigError(f"{run} decides, it does not write: generate from its trunk, {record['trunk']['folder']}.")
+    return record
+
+
+def _codec(cfg: dict, run: Path) -> Any:
+    """The tokenizer as it was trained: from the packed text, which is made anew where the cache has lost it."""
+    from albert_ablate.data.packed import cache_folder, pack
+    from albert_ablate.model.build import build
+
+    tokenizer = build(cfg["tokenizer"])
+    if hasattr(tokenizer, "encode"):  # bytes: nothing was trained
+        return tokenizer
+    packed = pack(build(cfg["data"]), tokenizer, cache_folder(cfg["paths"]["cache"]))
+    expected = RunFolder(run).record()["data"]["fingerprint"]  # type: ignore[index]
+    if packed.fingerprint != expected:
+        raise ConfigError(f"The text of {run} has changed since: its tokenizer is not to be had any more.")
+    return tokenizer.load(packed.folder / "tokenizer.json")
