@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from albert_ablate.records.folder import DONE
+from albert_ablate.records.lease import NO_LOCKS, is_leased
 
 HASHES = re.compile(r'"initial_draws": \{[^}]*\}')  # one a parameter, most of a deep model's record
 
@@ -48,6 +49,10 @@ def is_held(folder: Path) -> bool:
         return False
     except (BlockingIOError, PermissionError):
         return True
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return is_leased(folder)
     finally:
         os.close(fd)
 
