@@ -19,7 +19,7 @@ from albert_ablate.records.folder import RunFolder
 from albert_ablate.records.signals import stops_handled
 from albert_ablate.records.tuning import read_tuning
 from albert_ablate.studies.jobs import job, whoami
-from albert_ablate.studies.states import is_done, is_held, last_line, read_record, run_folders, state
+from albert_ablate.studies.states import has_ended, is_done, is_held, last_line, read_record, state, states
 from albert_ablate.studies.sweepfile import Sweep, overrides_of, varied_labels
 
 LEARNING_RATE = "optimizer.lr"
@@ -106,8 +106,7 @@ def estimates(planned: Iterable[Planned], runs: Path) -> dict[Planned, float | N
         return json.dumps([cfg["model"], cfg["data"]["batch"], cfg["trainer"]["precision"]], sort_keys=True)
 
     rates: dict[str, list[float]] = {}
-    for folder in run_folders(runs) if runs.is_dir() else ():
-        record = read_record(folder)
+    for record in states(runs) if runs.is_dir() else ():
         if is_done(record) and record["cost"].get("seconds") and record["summary"].get("tokens"):
             rates.setdefault(size(record["config"]), []).append(record["cost"]["seconds"] / record["summary"]["tokens"])
     return {
@@ -131,7 +130,7 @@ class Study:
         given_up: set[Planned] = set()
         fruitless, waiting = 0, False
         while self.stopped is None:
-            open_ = [p for p in planned if p not in given_up and not is_done(read_record(p.folder))]
+            open_ = [p for p in planned if p not in given_up and not has_ended(p.folder)]
             free = [p for p in open_ if not is_held(p.folder)]
             if not open_:
                 break
@@ -161,7 +160,7 @@ class Study:
             fruitless = fruitless + 1 if trouble and not begun else 0
             if fruitless == ATTEMPTS:
                 raise RuntimeError(f"The launcher failed {ATTEMPTS} times: {trouble}")
-        return {p: errors[p] for p in planned if p in given_up and not is_done(read_record(p.folder))}
+        return {p: errors[p] for p in planned if p in given_up and not has_ended(p.folder)}
 
     def _launch(self, batch: Sequence[Planned]) -> tuple[list[dict] | None, str, set[int]]:
         """One launch: the results of the jobs, or None and what the launcher said; the jobs that were cut short."""
@@ -282,9 +281,12 @@ def launched(sweep: Sweep, overrides: Sequence[str], workers: int) -> tuple[list
     engine = next((o.partition("=")[2] for o in launcher if o.startswith("hydra/launcher=")), None)
     if engine is None:
         launcher += ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={workers}", "hydra.launcher.batch_size=1"]
-    elif engine == "ray" and not any("hydra.launcher.ray.remote.max_retries" in o for o in launcher):
-        # Ray tries what ran out of memory again for ever; what is pending is launched again from here
-        launcher += ["+hydra.launcher.ray.remote.max_retries=0"]
+    elif engine == "ray":
+        for key in ("remote.max_retries=0", "init.object_store_memory=null"):
+            # Ray tries what ran out of memory again for ever: what is pending is launched again from here. And a memory
+            # that the launcher asks for by default is refused by a cluster that is there already
+            if not any(f"hydra.launcher.ray.{key.partition('=')[0]}" in o for o in launcher):
+                launcher += [f"+hydra.launcher.ray.{key}"]
     given = {o.partition("=")[0] for o in [*sweep.fixed, *extra]} | {p.name for p in sweep.parameters}
     if engine != "basic" and "trainer.threads" not in given:
         extra = ["trainer.threads=1", *extra]
@@ -313,14 +315,14 @@ def run_sweep(
     tuned: dict[str, float | None] | None = {} if use_tuned else None
     planned = plan(sweep, sweep.settings(), runs, extra, tuned)
     _say_tuned(tuned or {}, say)
-    open_ = [p for p in planned if not is_done(read_record(p.folder))]
+    open_ = [p for p in planned if not has_ended(p.folder)]
     say(f"{sweep.path}: {len(planned)} runs, {len(planned) - len(open_)} done, {len(open_)} to do.")
     if dry_run:
         _show_plan(planned, runs, workers, say)
         return 0
     study = Study(launcher, workers, say)
     failed = study.complete(planned) if open_ else {}
-    done = sum(is_done(read_record(p.folder)) for p in planned)
+    done = sum(has_ended(p.folder) for p in planned)
     for p, error in failed.items():
         say(f"failed: {p.name}: {last_line(error)} ({p.folder})")
     say(f"{done} of {len(planned)} runs are done, {len(failed)} failed.")
