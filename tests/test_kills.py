@@ -117,7 +117,7 @@ def slay(*pids: int) -> None:
 @pytest.mark.slow
 def test_a_study_killed_200_times_ends_as_one_that_never_was(text, tmp_path, capfd):
     fork_workers()
-    given = arguments(text, tmp_path / "x", "checkpoint.seconds=0", "evaluation.every=8000", "budget.tokens=16384")
+    given = arguments(text, tmp_path / "x", "checkpoint.seconds=0", "evaluation.every=2000")
     given = [o for o in given if not o.startswith("paths.runs")]
     file, rng, runs = study(tmp_path, 3), random.Random(0), tmp_path / "runs"
     assert command(file, tmp_path / "whole", given).wait() == ("value", 0)
@@ -125,14 +125,14 @@ def test_a_study_killed_200_times_ends_as_one_that_never_was(text, tmp_path, cap
     assert len(whole) == RUNS and len(set(whole.values())) == RUNS
     kills, commands, began = dict.fromkeys(("worker", "command", "everything"), 0), 0, time.monotonic()
     ended: dict[Path, bytes] = {}  # a run that is done stays as it is
+    patience = 0.2
     running: Child | None = None
     orphans: list[int] = []  # workers that have outlived their command
     while sum(kills.values()) < 200:
         if running is None:
             running = command(file, runs, given)
             commands += 1
-        # sooner where the study is ahead of the kills
-        time.sleep(rng.uniform(0.02, 0.2) if len(ended) / RUNS < sum(kills.values()) / 200 else rng.uniform(0, 0.02))
+        time.sleep(rng.uniform(0, patience))
         for folder in runs.glob("*/seed*"):
             record = state(folder)
             if record["status"] in ("finished", "diverged"):
@@ -146,6 +146,8 @@ def test_a_study_killed_200_times_ends_as_one_that_never_was(text, tmp_path, cap
                 running = None
                 assert len(ended) < RUNS, f"done after {kills}"
             continue
+        # as the machine is fast or slow: the study and the kills are to be through together
+        patience *= 1.1 if len(ended) / RUNS < sum(kills.values()) / 200 else 0.8
         what = rng.choices(("worker", "command", "everything"), (6, 1, 1))[0]
         kills[what] += 1
         slay(*{"worker": [rng.choice(workers)], "command": [running.pid], "everything": [running.pid, *workers]}[what])
@@ -162,6 +164,7 @@ def test_a_study_killed_200_times_ends_as_one_that_never_was(text, tmp_path, cap
     assert weights(runs) == whole
     assert not (runs / ".launches").exists() or not list((runs / ".launches").iterdir())
     sessions = sum(json.loads((runs / run / "record.json").read_text())["sessions"] for run in whole)
+    assert sessions > 2 * RUNS  # most were hit while they trained
     with capfd.disabled():
         said = f"{kills} in {seconds:.0f} s, {done} of {RUNS} runs done then; {commands} commands, {sessions} sessions"
         print(f"\n{said}")
