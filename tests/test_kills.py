@@ -164,7 +164,7 @@ def test_a_study_killed_200_times_ends_as_one_that_never_was(text, tmp_path, cap
     assert weights(runs) == whole
     assert not (runs / ".launches").exists() or not list((runs / ".launches").iterdir())
     sessions = sum(json.loads((runs / run / "record.json").read_text())["sessions"] for run in whole)
-    assert sessions > 2 * RUNS  # most were hit while they trained
+    assert sessions >= RUNS + 10  # many were hit after a commit and went on from it
     with capfd.disabled():
         said = f"{kills} in {seconds:.0f} s, {done} of {RUNS} runs done then; {commands} commands, {sessions} sessions"
         print(f"\n{said}")

@@ -160,6 +160,10 @@ class Study:
             fruitless = fruitless + 1 if trouble and not begun else 0
             if fruitless == ATTEMPTS:
                 raise RuntimeError(f"The launcher failed {ATTEMPTS} times: {trouble}")
+        for p in planned:  # killed between its last word and its tidying up
+            folder = RunFolder(p.folder)
+            if (folder.checkpoints / "resume.ckpt").exists() and has_ended(p.folder):
+                folder.tidy()
         return {p: errors[p] for p in planned if p in given_up and not has_ended(p.folder)}
 
     def _launch(self, batch: Sequence[Planned]) -> tuple[list[dict] | None, str, set[int]]:
@@ -321,7 +325,7 @@ def run_sweep(
         _show_plan(planned, runs, workers, say)
         return 0
     study = Study(launcher, workers, say)
-    failed = study.complete(planned) if open_ else {}
+    failed = study.complete(planned)
     done = sum(has_ended(p.folder) for p in planned)
     for p, error in failed.items():
         say(f"failed: {p.name}: {last_line(error)} ({p.folder})")
