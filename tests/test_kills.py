@@ -146,8 +146,8 @@ def test_a_study_killed_200_times_ends_as_one_that_never_was(text, tmp_path, cap
                 running = None
                 assert len(ended) < RUNS, f"done after {kills}"
             continue
-        # as the machine is fast or slow: the study and the kills are to be through together
-        patience *= 1.1 if len(ended) / RUNS < sum(kills.values()) / 200 else 0.8
+        # as the machine is fast or slow: the study is to be nearly through when the kills are
+        patience *= 1.1 if len(ended) / RUNS < sum(kills.values()) / 300 else 0.8
         what = rng.choices(("worker", "command", "everything"), (6, 1, 1))[0]
         kills[what] += 1
         slay(*{"worker": [rng.choice(workers)], "command": [running.pid], "everything": [running.pid, *workers]}[what])
