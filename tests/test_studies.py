@@ -12,7 +12,7 @@ from forking import Child, arguments, forked, nano, outcome, write_text
 
 from albert_ablate.cli import main
 from albert_ablate.records.folder import RunFolder
-from albert_ablate.studies.states import is_held, state
+from albert_ablate.studies.states import INDEX, WORTH_WRITING, has_ended, is_held, run_folders, state
 from albert_ablate.studies.status import arms, cell, read_states
 from albert_ablate.studies.sweeper import plan
 from albert_ablate.studies.sweepfile import read_sweep
@@ -109,6 +109,73 @@ def test_a_failing_run_does_not_sink_the_others(given, tmp_path, capfd):
     assert said.count("\nnorm=post_ln seed=0: The run failed") == 3  # attempts
     assert sweep(tmp_path, file, BASIC, *given) == 0  # failed is an accident
     assert not any(s == "failed" for s in statuses(tmp_path))
+
+
+def test_a_run_that_kills_its_process_is_tried_three_times_and_takes_none_with_it(given, tmp_path, capfd):
+    file = sweep_file(tmp_path, seeds="0", norms="post_ln, pre_ln, rezero")
+
+    def deadly():
+        from test_kills import fork_workers
+
+        from albert_ablate.training.recorder import Recorder
+
+        fork_workers()
+        end = Recorder.on_train_batch_end
+
+        def on_train_batch_end(self, *args):
+            if self.record["choices"]["norm"] == "post_ln":
+                with (tmp_path / "deaths").open("a") as deaths:
+                    deaths.write("x")
+                os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory is short
+            end(self, *args)
+
+        Recorder.on_train_batch_end = on_train_batch_end
+
+    assert sweep(tmp_path, file, BASIC, *given, before=deadly) == 1
+    assert "failed: norm=post_ln seed=0: Its process was killed" in capfd.readouterr().out
+    assert (tmp_path / "deaths").read_text() == "xxx"
+    kinds = {r["choices"]["norm"]: r for r in map(state, folders(tmp_path))}
+    assert kinds["post_ln"]["status"] == "failed" and "lack of memory" in kinds["post_ln"]["error"]
+    assert {kinds[n]["status"] for n in ("pre_ln", "rezero")} <= {"finished", "diverged"}
+    assert sweep(tmp_path, file, BASIC, *given) == 0  # three more of the next command
+
+
+def test_a_full_disk_is_a_sentence_and_the_command_goes_on_when_there_is_room(text, given, tmp_path, capfd):
+    file = sweep_file(tmp_path, seeds="0")
+
+    def full():
+        import errno
+
+        from albert_ablate.records import history
+
+        written, plain = [], history.History._write
+
+        def write(self, buffer):
+            written.append(len(buffer))
+            if sum(written) > 5_000:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            plain(self, buffer)
+
+        history.History._write = write
+        Path.write_text = limited(Path.write_text, lambda: sum(written) > 5_000)
+
+    def limited(write, is_full):
+        def write_text(self, *args, **kwargs):
+            if is_full():
+                raise OSError(28, "No space left on device")
+            return write(self, *args, **kwargs)
+
+        return write_text
+
+    assert sweep(tmp_path, file, BASIC, *given, before=full) == 1
+    said = capfd.readouterr()
+    assert "The sweep cannot go on: " in said.err and "No space left on device" in said.err, said
+    assert "Traceback" not in said.err
+    assert sweep(tmp_path, file, BASIC, *given) == 0
+    alone = forked(lambda: run(nano(text, tmp_path / "alone", "budget.tokens=2048", "norm=pre_ln", "seed=0")))
+    assert outcome(tmp_path / "runs" / Path(alone["folder"]).relative_to(tmp_path / "alone")) == outcome(
+        alone["folder"]
+    )
 
 
 def test_a_stopped_sweep_goes_on_where_it_was(text, given, tmp_path):
@@ -215,6 +282,12 @@ def test_the_table_shows_every_run_of_the_file(text, given, tmp_path, capfd):
     assert kinds.pop(("norm=pre_ln", 1)) in ("finished", "diverged") and set(kinds.values()) == {"pending"}
     assert main(["status", str(runs), "--sweep", str(file)]) == 0
     assert "4 runs: 1 " in capfd.readouterr().out
+    assert main(["status", str(runs), "budget.tokens=2_048", "--sweep", str(file)]) == 0
+    assert "4 runs: 1 " in capfd.readouterr().out
+    assert main(["status", str(runs), "budget.tokens=4096", "hydra/launcher=ray", "--sweep", str(file)]) == 0
+    assert "4 runs: 4 pending" in capfd.readouterr().out  # that budget has no runs
+    assert main(["status", str(runs), "budget.tokens=4096"]) == 2
+    assert "budget.tokens=4096 would do nothing" in capfd.readouterr().err
     planned = forked(lambda: [(p.label, p.seed, p.folder) for p in plan(settings, settings.settings(), runs, given)])
     assert ("norm=pre_ln", 1, folders(tmp_path)[0]) in planned
 
@@ -264,3 +337,29 @@ def test_status_reads_records_with_torch_blocked_and_says_why_a_run_failed(tmp_p
 def test_no_folder_of_runs_is_said(tmp_path, capsys):
     assert main(["status", str(tmp_path / "nowhere")]) == 2
     assert "is no folder of runs" in capsys.readouterr().err
+
+
+def test_an_index_of_records_is_never_believed_over_them(tmp_path):
+    def write(seed, status, **more):
+        folder = RunFolder(tmp_path / "abc" / f"seed{seed}")
+        folder.create()
+        about = {"status": status, "label": "norm=x", "config": {"optimizer": {"lr": 0.5}}, "choices": {"norm": "x"}}
+        folder.write({**about, "summary": {"val_loss": float(seed)}, "cost": {}, "proof": {"a": "b"}, **more})
+
+    for seed in range(WORTH_WRITING):
+        write(seed, "finished")
+    first = read_states(tmp_path)
+    assert (tmp_path / INDEX).exists() and len(first) == WORTH_WRITING
+    assert first[3]["config"] == {"optimizer": {"lr": 0.5}} and first[3]["lr"] == 0.5 and "proof" not in first[3]
+    assert read_states(tmp_path) == first
+    write(3, "failed", error="OSError:\ttab\nline")
+    write(WORTH_WRITING, "running")
+    by = {Path(r["folder"]).name: r for r in read_states(tmp_path, configured=False)}
+    assert by["seed3"]["status"] == "failed" and by["seed3"]["error"] == "OSError:\ttab\nline"
+    assert by[f"seed{WORTH_WRITING}"]["status"] == "orphaned" and "config" not in by["seed3"]
+    (tmp_path / "abc" / "seed5" / "record.json").unlink()
+    assert {Path(r["folder"]).name: r["status"] for r in read_states(tmp_path)}["seed5"] == "pending"
+    write(5, "finished")
+    assert all(has_ended(f) == (f.name not in ("seed3", f"seed{WORTH_WRITING}")) for f in run_folders(tmp_path))
+    (tmp_path / INDEX).write_text("1\ngarbage\nabc/seed1\t1 2 3")
+    assert len(read_states(tmp_path)) == WORTH_WRITING + 1

@@ -13,12 +13,10 @@ from typing import Any
 
 from albert_ablate.config import ConfigError
 from albert_ablate.records.atomic import replace_file
+from albert_ablate.records.lease import NO_LOCKS, Lease
+from albert_ablate.records.lease import Busy as Busy
 
 DONE = ("finished", "diverged")  # outcomes: never redone. running, stopped and failed go on
-
-
-class Busy(ConfigError):
-    """Another process is training this run."""
 
 
 # POSIX locks do not exclude the process that holds them: its own are kept here, by process, since a fork inherits none
@@ -32,6 +30,7 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = path
         self.checkpoints = path / "checkpoints"
+        self.lease: Lease | None = None  # held instead of a lock, where the file system has none
 
     def record(self) -> dict[str, Any] | None:
         """The record, None where there is none."""
@@ -49,6 +48,7 @@ class RunFolder:
 
     def write(self, record: Mapping) -> None:
         """Replace the record. Non-finite numbers become null: JSON has no word for them."""
+        self.check_lease()
         replace_file(self.path / "record.json", (json.dumps(plain(record), indent=1) + "\n").encode())
 
     def create(self) -> None:
@@ -62,9 +62,15 @@ class RunFolder:
                 f"paths.runs={self.path.parent.parent} cannot be written to: {error.strerror or error}."
             ) from None
 
+    def check_lease(self) -> None:
+        """Before each commit: raise Busy where another process has taken a lease that this one held."""
+        if self.lease is not None:
+            self.lease.check()
+
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run for this process: an fcntl lock, which the kernel frees when the process dies.
+        """Hold the run for this process: an fcntl lock, which the kernel frees when the process dies, and a lease where
+        the file system has no locks.
 
         Raises Busy where another process, or another thread of this one, holds it.
         """
@@ -81,11 +87,19 @@ class RunFolder:
                 except (BlockingIOError, PermissionError):
                     owner = os.pread(fd, 100, 0).decode(errors="replace").strip() or "another process"
                     raise Busy(f"This run is being trained by {owner}: {self.path}.") from None
+                except OSError as error:
+                    if error.errno not in NO_LOCKS:
+                        raise
+                    self.lease = Lease(self.path)
+                    self.lease.take()
                 os.ftruncate(fd, 0)
                 os.pwrite(fd, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
                 yield
             finally:
                 os.close(fd)
+                if self.lease is not None:
+                    self.lease.free()
+                    self.lease = None
         finally:
             _held.discard(key)
 

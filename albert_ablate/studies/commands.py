@@ -82,10 +82,13 @@ def calibrate(
 
 def status(
     runs: Annotated[Path, typer.Argument(help="A folder of runs.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="With --sweep: the key=value that the sweep was run with.")
+    ] = None,
     sweep: Annotated[Path | None, typer.Option(help="Show the runs of this sweep file, those not begun too.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Show it again every two seconds.")] = False,
 ) -> None:
     """Arms and seeds with state, progress, speed and time left, from the records alone."""
     from albert_ablate.studies.status import show_status
 
-    show_status(runs, sweep, watch)
+    show_status(runs, sweep, watch, overrides or ())

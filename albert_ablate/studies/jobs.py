@@ -1,5 +1,6 @@
 """One run of a study in a worker of whatever launcher: what happens there stays there."""
 
+import contextlib
 import json
 import os
 import signal
@@ -15,27 +16,29 @@ def job(cfg: Any) -> dict[str, Any]:
     """Train or find the run of a composed configuration. Gives its status; raises nothing.
 
     The folder `hydra.sweep.dir` of the study is where a worker says what it has begun (a file <number>.begun that is
-    there while it trains) and learns that the study is being stopped (a file `stop`).
+    there while it trains) and learns that the study is being stopped (a file `stop`, or the folder's end).
     """
     from hydra.core.hydra_config import HydraConfig
 
     about = HydraConfig.get()
     desk, number = Path(about.sweep.dir), about.job.num
-    if (desk / "stop").exists():
+    if is_over(desk):
         return {"status": "stopped"}
     own = _settle(desk)
     begun = desk / f"{number}.begun"
-    try:
-        begun.write_text(str(os.getpid()))
-    except OSError:
-        pass  # a node that does not share the folder
+    with contextlib.suppress(OSError):  # a full disk
+        begun.write_text(whoami())
     main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, _interrupt) if main and own else None
+    ended = threading.Event()
+    if own:
+        threading.Thread(target=_watch, args=(desk, ended), daemon=True).start()
     try:
         result = _attempt(cfg, about.runtime.choices, about.overrides.task)
     except (KeyboardInterrupt, SystemExit):
         result = {"status": "stopped"}
     finally:
+        ended.set()
         if before is not None:
             signal.signal(signal.SIGTERM, before)
         begun.unlink(missing_ok=True)
@@ -43,6 +46,24 @@ def job(cfg: Any) -> dict[str, Any]:
         (desk / "stop").write_text(str(result.get("signal", int(signal.SIGINT))))
     _tell(desk, number, result)
     return result
+
+
+def whoami() -> str:
+    """This process, among those of all nodes."""
+    return f"{os.uname().nodename} {os.getpid()}"
+
+
+def is_over(desk: Path) -> bool:
+    """Whether the study has been stopped, or its folder removed by the next command."""
+    return (desk / "stop").exists() or not desk.exists()
+
+
+def _watch(desk: Path, ended: threading.Event) -> None:
+    """Stop this worker's run with its study: a worker on another node can be told in no other way."""
+    while not ended.wait(1):
+        if is_over(desk):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
 
 
 def _attempt(cfg: Any, choices: Any, overrides: Any) -> dict[str, Any]:
@@ -71,7 +92,10 @@ def _settle(desk: Path) -> bool:
     """Whether this process is a worker, not the command itself; a worker imports once and leaves the terminal's Ctrl-C
     to the command, which passes it on."""
     global _warm
-    own = (desk / "pid").exists() and (desk / "pid").read_text() != str(os.getpid())
+    try:
+        own = (desk / "owner").read_text() != whoami()
+    except OSError:
+        own = True
     if not _warm:
         import gc
 
@@ -81,7 +105,8 @@ def _settle(desk: Path) -> bool:
         import albert_ablate.training.run  # noqa: F401
 
         if own:
-            os.setpgid(0, 0)
+            with contextlib.suppress(PermissionError):  # it leads a session already
+                os.setpgid(0, 0)
             gc.collect()
             gc.freeze()  # half a million objects that no later collection need look at
         _warm = True

@@ -2,25 +2,29 @@
 
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from albert_ablate.config import ConfigError
-from albert_ablate.studies.states import is_done, last_line, run_folders, state
+from albert_ablate.studies.states import is_done, last_line, states
 from albert_ablate.studies.sweepfile import Sweep, read_sweep, varied_labels
 from albert_ablate.training.console import duration
 
 
-def read_states(root: Path) -> list[dict[str, Any]]:
-    """The record of each run below `root`, with its folder; see `state`."""
+def read_states(root: Path, configured: bool = True) -> list[dict[str, Any]]:
+    """What the records below `root` say, with each run's folder; see `states`."""
     if not root.is_dir():
         raise ConfigError(f"{root} is no folder of runs.")
-    return [{**state(folder), "folder": str(folder)} for folder in run_folders(root)]
+    return states(root, configured)
 
 
-def arms(records: Iterable[Mapping[str, Any]], sweep: Sweep | None = None) -> dict[str, dict[int, Mapping[str, Any]]]:
+def arms(
+    records: Iterable[Mapping[str, Any]], sweep: Sweep | None = None, overrides: Sequence[str] = ()
+) -> dict[str, dict[int, Mapping[str, Any]]]:
     """Arm -> seed -> record. Of a sweep file: its runs in its order, those not begun as pending.
+
+    `overrides` are those the sweep was run with, which count over the file's.
 
     A run belongs to a sweep whose every key it has at the sweep's value; of several the last one touched counts.
     """
@@ -28,13 +32,14 @@ def arms(records: Iterable[Mapping[str, Any]], sweep: Sweep | None = None) -> di
     if sweep is None:
         for record in records:
             folder = Path(record["folder"])
-            lr = (record.get("config") or {}).get("optimizer", {}).get("lr")
+            lr = record.get("lr")
             label = record.get("label") or "?"
             name = f"{folder.parent.name} {label}" + (f" lr={lr:g}" if lr is not None else "")
             table.setdefault(name, {})[int(folder.name[4:])] = record
         return table
     settings = sweep.settings()
-    asked = [dict(o.split("=", 1) for o in sweep.fixed) | s for s in settings]
+    over = dict(o.lstrip("+").split("=", 1) for o in overrides if not o.lstrip("+").startswith("hydra"))
+    asked = [dict(o.split("=", 1) for o in sweep.fixed) | s | over for s in settings]
     keys = list(dict.fromkeys(key for setting in asked for key in setting))
     found: dict[tuple, Mapping[str, Any]] = {}
     for record in sorted(records, key=lambda r: r.get("updated") or 0):
@@ -82,23 +87,31 @@ def cell(record: Mapping[str, Any]) -> str:
     return words
 
 
-def show_status(root: Path, file: Path | None = None, watch: bool = False) -> None:
+def show_status(
+    root: Path, file: Path | None = None, watch: bool = False, overrides: Sequence[str] = (), every: float = 2.0
+) -> None:
     """Print the table, the failed runs' errors and a count of states; with `watch` again until all is done."""
     from rich.console import Console
     from rich.live import Live
 
     sweep = None if file is None else read_sweep(file)
+    if overrides and sweep is None:
+        raise ConfigError(f"{overrides[0]} would do nothing: it says how a sweep was run, give its file with --sweep.")
+
+    def table() -> dict[str, dict[int, Mapping[str, Any]]]:
+        return arms(read_states(root, sweep is not None), sweep, overrides)
+
     console = Console(highlight=False, width=None if os.isatty(1) else 200)
     if not watch:
-        console.print(_picture(arms(read_states(root), sweep)))
+        console.print(_picture(table()))
         return
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            table = arms(read_states(root), sweep)
-            live.update(_picture(table), refresh=True)
-            if all(is_done(dict(r)) for row in table.values() for r in row.values()):
+            found = table()
+            live.update(_picture(found), refresh=True)
+            if all(is_done(dict(r)) for row in found.values() for r in row.values()):
                 return
-            time.sleep(2)
+            time.sleep(every)
 
 
 def _picture(table: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> Any:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import statistics
 import tempfile
@@ -14,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from albert_ablate.config import ConfigError, Identity, check, compose, conf_folder, identity, prepared
-from albert_ablate.records.folder import Busy, RunFolder
+from albert_ablate.records.folder import RunFolder
 from albert_ablate.records.signals import stops_handled
 from albert_ablate.records.tuning import read_tuning
-from albert_ablate.studies.jobs import job
-from albert_ablate.studies.states import is_done, is_held, last_line, read_record, run_folders, state
+from albert_ablate.studies.jobs import job, whoami
+from albert_ablate.studies.states import has_ended, is_done, is_held, last_line, read_record, state, states
 from albert_ablate.studies.sweepfile import Sweep, overrides_of, varied_labels
 
 LEARNING_RATE = "optimizer.lr"
@@ -107,8 +108,7 @@ def estimates(planned: Iterable[Planned], runs: Path) -> dict[Planned, float | N
         return json.dumps([cfg["model"], cfg["data"]["batch"], cfg["trainer"]["precision"]], sort_keys=True)
 
     rates: dict[str, list[float]] = {}
-    for folder in run_folders(runs) if runs.is_dir() else ():
-        record = read_record(folder)
+    for record in states(runs) if runs.is_dir() else ():
         if is_done(record) and record["cost"].get("seconds") and record["summary"].get("tokens"):
             rates.setdefault(size(record["config"]), []).append(record["cost"]["seconds"] / record["summary"]["tokens"])
     return {
@@ -126,13 +126,13 @@ class Study:
 
     def complete(self, planned: Sequence[Planned]) -> dict[Planned, str]:
         """Train what is not done, up to three attempts a run; gives the runs that failed, each with its error."""
-        attempts: Counter[Planned] = Counter()
-        killed: set[Planned] = set()
+        attempts: Counter[Planned] = Counter()  # of this command: asked again, a run gets three more
+        killed: Counter[Planned] = Counter()
         errors: dict[Planned, str] = {}
         given_up: set[Planned] = set()
         fruitless, waiting = 0, False
         while self.stopped is None:
-            open_ = [p for p in planned if p not in given_up and not is_done(read_record(p.folder))]
+            open_ = [p for p in planned if p not in given_up and not has_ended(p.folder)]
             free = [p for p in open_ if not is_held(p.folder)]
             if not open_:
                 break
@@ -142,33 +142,35 @@ class Study:
                 waiting = True
                 time.sleep(POLL)
                 continue
-            # a run that was in the air when a worker died flies alone, so that it can take none with it again
-            batch = [p for p in free if p not in killed] or free[:1]
+            # a run that was in the air when workers died flies alone the third time, so that it takes none with it and
+            # none takes it; not sooner, since a node of a cluster that dies has many in the air
+            batch = [p for p in free if killed[p] < ATTEMPTS - 1] or free[:1]
             results, trouble, begun = self._launch(batch)
             for i, p in enumerate(batch):
                 result = results[i] if results else None
-                if result is None and i in begun:
+                if result is None and i in begun and not is_held(p.folder):  # some launchers leave the others at work
                     attempts[p] += 1
-                    killed.add(p)
+                    killed[p] += 1
                     errors[p] = "Its process was killed, which a lack of memory does"
                 elif result and result["status"] in ("failed", "refused"):
                     attempts[p] += 1 if result["status"] == "failed" else ATTEMPTS
                     errors[p] = result["error"]
                 if attempts[p] >= ATTEMPTS:
                     given_up.add(p)
-                    if p in killed:
+                    if killed[p]:
                         _note_killed(p, errors[p])
             fruitless = fruitless + 1 if trouble and not begun else 0
             if fruitless == ATTEMPTS:
                 raise RuntimeError(f"The launcher failed {ATTEMPTS} times: {trouble}")
-        return {p: errors[p] for p in planned if p in given_up and not is_done(read_record(p.folder))}
+        for p in planned:  # killed between its last word and its tidying up
+            folder = RunFolder(p.folder)
+            if (folder.checkpoints / "resume.ckpt").exists() and has_ended(p.folder):
+                folder.tidy()
+        return {p: errors[p] for p in planned if p in given_up and not has_ended(p.folder)}
 
     def _launch(self, batch: Sequence[Planned]) -> tuple[list[dict] | None, str, set[int]]:
         """One launch: the results of the jobs, or None and what the launcher said; the jobs that were cut short."""
-        with tempfile.TemporaryDirectory(prefix="albert_ablate_", ignore_cleanup_errors=True) as scratch:
-            desk = Path(scratch)
-            (desk / "pid").write_text(str(os.getpid()))
-            (desk / "labels.json").write_text(json.dumps([p.name for p in batch]))
+        with _desk(batch) as desk:
             results, trouble = None, ""
             with self._signals(desk), _launcher(self.overrides, desk) as launcher:
                 try:
@@ -188,14 +190,45 @@ class Study:
             if self.stopped is not None:
                 raise KeyboardInterrupt
             self.stopped = number
-            (desk / "stop").write_text(str(number))
+            with contextlib.suppress(OSError):  # a full disk
+                (desk / "stop").write_text(str(number))
             self.say("Stopping; the same command goes on from here.")
-            for file in desk.glob("*.begun"):
+            for file in desk.glob("*.begun"):  # on other nodes they look for themselves
                 with contextlib.suppress(OSError, ValueError):
-                    os.kill(int(file.read_text()), signal.SIGTERM)
+                    node, process = file.read_text().split()
+                    if node == os.uname().nodename:
+                        os.kill(int(process), signal.SIGTERM)
 
         with stops_handled(stop):
             yield
+
+
+@contextlib.contextmanager
+def _desk(batch: Sequence[Planned]) -> Iterator[Path]:
+    """A folder for this launch beside the runs, which all nodes see, held while it lasts.
+
+    Raises RuntimeError where the disk has no room for it. Those that killed commands left behind are removed, unless
+    a run of theirs still goes on: a worker that outlives its command ends the run it has begun.
+    """
+    root = batch[0].folder.parents[1] / ".launches"
+    for listed in root.glob("*/folders.json"):
+        with contextlib.suppress(OSError, ValueError):
+            folders, left = json.loads(listed.read_text()), listed.parent
+            begun = [Path(folders[int(f.stem)]) for f in left.glob("*.begun")]
+            if not is_held(left) and not any(map(is_held, begun)):
+                shutil.rmtree(left, ignore_errors=True)
+    with contextlib.ExitStack() as after:
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            desk = Path(tempfile.mkdtemp(dir=root))
+            after.callback(shutil.rmtree, desk, ignore_errors=True)
+            after.enter_context(RunFolder(desk).lock())
+            (desk / "owner").write_text(whoami())
+            (desk / "labels.json").write_text(json.dumps([p.name for p in batch]))
+            (desk / "folders.json").write_text(json.dumps([str(p.folder) for p in batch]))  # last: all is there
+        except OSError as error:
+            raise RuntimeError(f"The sweep cannot go on: {root}: {error.strerror or error}.") from None
+        yield desk
 
 
 @contextlib.contextmanager
@@ -226,8 +259,9 @@ def _launcher(overrides: Sequence[str], desk: Path) -> Iterator[Any]:
 def _note_killed(planned: Planned, error: str) -> None:
     """The record of a run that killed its process each time: failed, with the reason."""
     folder = RunFolder(planned.folder)
-    folder.create()
-    with contextlib.suppress(Busy), folder.lock():
+    with contextlib.suppress(ConfigError, OSError):  # somebody else's, or a full disk
+        folder.create()
+    with contextlib.suppress(ConfigError, OSError), folder.lock():
         record = read_record(planned.folder)
         if is_done(record):
             return
@@ -250,10 +284,18 @@ def launched(sweep: Sweep, overrides: Sequence[str], workers: int) -> tuple[list
     """Overrides of a command apart: those of the launcher (joblib with `workers` if none is named), those of a run."""
     launcher = [o for o in overrides if o.lstrip("+").startswith(("hydra/", "hydra."))]
     extra = [o for o in overrides if o not in launcher]
-    if not any(o.startswith("hydra/launcher=") for o in launcher):
+    engine = next((o.partition("=")[2] for o in launcher if o.startswith("hydra/launcher=")), None)
+    if engine is None:
         launcher += ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={workers}", "hydra.launcher.batch_size=1"]
-        if not any(o.startswith("trainer.threads=") for o in [*sweep.fixed, *extra]):
-            extra = ["trainer.threads=1", *extra]
+    elif engine == "ray":
+        for key in ("remote.max_retries=0", "init.object_store_memory=null"):
+            # Ray tries what ran out of memory again for ever: what is pending is launched again from here. And a memory
+            # that the launcher asks for by default is refused by a cluster that is there already
+            if not any(f"hydra.launcher.ray.{key.partition('=')[0]}" in o for o in launcher):
+                launcher += [f"+hydra.launcher.ray.{key}"]
+    given = {o.partition("=")[0] for o in [*sweep.fixed, *extra]} | {p.name for p in sweep.parameters}
+    if engine != "basic" and "trainer.threads" not in given:
+        extra = ["trainer.threads=1", *extra]
     return launcher, extra
 
 
@@ -279,14 +321,14 @@ def run_sweep(
     tuned: dict[str, float | None] | None = {} if use_tuned else None
     planned = plan(sweep, sweep.settings(), runs, extra, tuned)
     _say_tuned(tuned or {}, say)
-    open_ = [p for p in planned if not is_done(read_record(p.folder))]
+    open_ = [p for p in planned if not has_ended(p.folder)]
     say(f"{sweep.path}: {len(planned)} runs, {len(planned) - len(open_)} done, {len(open_)} to do.")
     if dry_run:
         _show_plan(planned, runs, workers, say)
         return 0
     study = Study(launcher, workers, say)
-    failed = study.complete(planned) if open_ else {}
-    done = sum(is_done(read_record(p.folder)) for p in planned)
+    failed = study.complete(planned)
+    done = sum(has_ended(p.folder) for p in planned)
     for p, error in failed.items():
         say(f"failed: {p.name}: {last_line(error)} ({p.folder})")
     say(f"{done} of {len(planned)} runs are done, {len(failed)} failed.")

@@ -307,6 +307,7 @@ class Recorder(pl.Callback):
 
     def _flush(self) -> dict[str, list[Mapping]]:
         """Commit the histories; gives the rows that were new."""
+        self.folder.check_lease()
         rows = {name: list(history.pending) for name, history in self.histories.items()}
         self.lengths = {name: history.commit() for name, history in self.histories.items()}
         return rows
@@ -341,6 +342,7 @@ class Recorder(pl.Callback):
         with module.evaluated_weights():
             content = {"state_dict": weights_of(module.model), "step": self.step}
         if self.ranks.first:
+            self.folder.check_lease()
             trainer.strategy.checkpoint_io.save_checkpoint(content, self.folder.checkpoints / f"{name}.ckpt")
 
     def _write(self, trainer: pl.Trainer, status: str, lengths: Mapping[str, int] | None) -> None:
