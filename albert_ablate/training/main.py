@@ -67,9 +67,10 @@ def _compose_and_run(arguments: list[str], debug: bool, scratch: str) -> int:
     codes: list[int] = []
     _check_arguments(arguments)
     if os.environ.get("WANDB_SWEEP_ID"):  # they are a server's, handed over by `wandb agent`
-        from albert_ablate.records.trust import refuse_untrusted
+        from albert_ablate.records.trust import refuse_untrusted, told
 
         refuse_untrusted(arguments)
+        arguments = told(arguments)
     overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
     given = [a for a in arguments if a not in overrides] + prepared(overrides)  # argparse wants them in one piece
     if not any(a.startswith("hydra.sweep.dir=") for a in overrides):
@@ -115,11 +116,12 @@ def _one(cfg: Any, debug: bool) -> tuple[int, float | None]:
     from hydra.core.hydra_config import HydraConfig
 
     from albert_ablate.training.console import show_result
-    from albert_ablate.training.run import RunFailed, is_first, run
+    from albert_ablate.training.run import RunFailed, is_first
+    from albert_ablate.training.swept import run_swept
 
     first = is_first(cfg)
     try:
-        record = run(with_choices(cfg, HydraConfig.get().runtime.choices), verbose=first)
+        record = run_swept(with_choices(cfg, HydraConfig.get().runtime.choices), verbose=first)
     except ConfigError as error:
         if debug:
             traceback.print_exc()
