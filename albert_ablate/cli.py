@@ -55,6 +55,7 @@ def methods(
 
 
 app.command("sweep")(studies.sweep)
+app.command("agent")(studies.agent)
 app.command("status")(studies.status)
 app.command("tune")(studies.tune)
 app.command("calibrate")(studies.calibrate)

@@ -1,7 +1,7 @@
-"""A stand-in for W&B's server on loopback: enough of its GraphQL endpoint and file stream for online logging and sweeps.
+"""A stand-in for W&B's server on loopback: enough of its GraphQL endpoint and file stream for logging and for sweeps.
 
-It keeps what real runs keep: history lines by offset, the summary, the config, the exit code. A sweep of it hands out
-the product of its lists (or `draws` where a test sets them), each run to one agent at a time, and a preempted one again.
+It keeps what real runs keep: history lines by offset, the summary, the config, the exit code. A sweep hands out the
+product of its lists (or `draws` where a test sets them), a run to one agent at a time, a preempted one once more.
 """
 
 import itertools
