@@ -18,6 +18,7 @@ from albert_ablate.records.signals import stops_handled
 from albert_ablate.records.trust import refuse_untrusted, told
 from albert_ablate.studies.jobs import attempt, imported, interrupt, outcome_of
 from albert_ablate.studies.server import SweepGone, SweepServer, Unreachable
+from albert_ablate.studies.states import read_record
 from albert_ablate.studies.sweeper import Planned, note_killed, plan
 from albert_ablate.studies.sweepfile import Sweep, overrides_of, served_sweep
 
@@ -211,9 +212,11 @@ class Agent:
         if result["status"] == "killed" and self.stopped is not None:
             result = {"status": "stopped"}
         elif result["status"] == "killed":
+            result["status"] = "failed"
             if slot.planned:
                 note_killed(slot.planned, result["error"])
-            result["status"] = "failed"
+        elif result["status"] == "failed" and slot.planned and read_record(slot.planned.folder)["status"] == "pending":
+            note_killed(slot.planned, result["error"])  # it broke before it had a record
         status = "failed" if result["status"] in ("refused", "busy") else result["status"]
         self.ended[status] = self.ended.get(status, 0) + 1
         self.say(f"{name}: {outcome_of(result)}")
