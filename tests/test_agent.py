@@ -17,6 +17,7 @@ import yaml
 from forking import forked, outcome
 from wandb_server import Server
 
+from albert_ablate.analysis.wandb import _row
 from albert_ablate.cli import main
 from albert_ablate.config import ConfigError
 from albert_ablate.studies.server import SweepGone, SweepServer, Unreachable
@@ -192,6 +193,8 @@ def test_the_agent_trains_what_it_is_handed_and_a_run_that_is_refused_sinks_noth
     assert config["identity"]["value"] == record["identity"] and told["exit"] == 0 and told["sweep"] == name
     assert config["norm"]["value"] == "pre_ln" and "PreLN" in str(config["norm_settings"])
     assert json.loads(told["summary"])["val_loss"] == pytest.approx(record["summary"]["val_loss"])
+    read = _row("", told["name"], "", "finished", {k: v["value"] for k, v in config.items()}, {})
+    assert (read["norm"], read["optimizer.lr"], read["model.width"]) == ("pre_ln", 0.01, 32)
     assert len(told["history"]) == record["progress"]["steps"] + 1
     assert not [f for f in folder.rglob("*") if f.is_file() and KEY.encode() in f.read_bytes()]
 

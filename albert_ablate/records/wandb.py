@@ -151,7 +151,7 @@ def swept_keys() -> set[str]:
 def _config(record: Mapping, swept: Collection[str] = ()) -> dict[str, Any]:
     """What W&B lists as the run's config; `norm_settings` where norm=pre_ln is the sweep's own word."""
     tree = {f"{k}_settings" if k in swept and isinstance(v, Mapping) else k: v for k, v in record["config"].items()}
-    return {**tree, **{k: record[k] for k in ("arm", "setting", "identity", "choices")}}
+    return {**tree, **{k: record.get(k) for k in ("arm", "setting", "identity", "choices")}}
 
 
 def mirror_found(tracker: NoLogger, folder: Path, record: Mapping) -> None:
