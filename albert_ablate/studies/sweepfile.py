@@ -188,9 +188,9 @@ def _sweep(path: Path, tree: Any, served: bool = False) -> Sweep:
     for p in parameters:
         if method == "grid" and not p.values:
             raise ConfigError(f"{p.name} has a distribution: method=grid needs value or values.")
-        if method == "bayes" and p.name == "seed" and len(p.values) != 1:
-            raise ConfigError("seed has several values: method=bayes would look for the luckiest; give it one value.")
     metric, maximize = (None, False) if served else _metric(tree.get("metric"), method)
+    if method == "bayes" and not served and any(p.name == "seed" and len(p.values) != 1 for p in parameters):
+        raise ConfigError("seed has several values: method=bayes would look for the luckiest; give it one value.")
     fixed = _command(tree)
     for p in parameters:
         for value in p.values or (p.at(0.5),):
