@@ -57,6 +57,7 @@ def methods(
 
 
 app.command("sweep")(studies.sweep)
+app.command("agent")(studies.agent)
 app.command("status")(studies.status)
 app.command("evaluate")(evaluations.evaluate)
 app.command("generate")(generate)

@@ -1,23 +1,31 @@
-"""A stand-in for W&B's server on loopback: enough of its GraphQL endpoint and file stream for online logging.
+"""A stand-in for W&B's server on loopback: enough of its GraphQL endpoint and file stream for logging and for sweeps.
 
-It keeps what real runs keep: history lines by offset, the summary, the config, the exit code.
+It keeps what real runs keep: history lines by offset, the summary, the config, the exit code. A sweep hands out the
+product of its lists (or `draws` where a test sets them), a run to one agent at a time, a preempted one once more.
 """
 
+import itertools
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import yaml
+
 
 class Server:
     """`with Server() as server:` listens at `server.url`. `mode` makes it misbehave:
 
-    "well"; "null": mutations answer null; "silent": requests are accepted and never answered; "refuse": status 403.
+    "well"; "null": mutations answer null; "silent": requests are accepted and never answered; "refuse": status 403;
+    "gone": connections are closed without a word.
     """
 
     def __init__(self, mode: str = "well"):
         self.mode = mode
         self.runs: dict[str, dict[str, Any]] = {}
+        self.sweeps: dict[str, dict[str, Any]] = {}
+        self.agents: dict[str, str] = {}  # agent -> sweep
+        self.lock = threading.RLock()
         self.requests: list[str] = []
         self.release = threading.Event()
         server = self
@@ -25,11 +33,15 @@ class Server:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                if server.mode == "gone":
+                    self.close_connection = True
+                    return
                 if server.mode == "silent":
                     server.release.wait()
                     return
                 upload = self.command == "PUT" or "/otel/" in self.path  # of files and telemetry: taken, not kept
-                status, answer = (200, {}) if upload else server.answer(self.path, json.loads(body or b"{}"))
+                with server.lock:
+                    status, answer = (200, {}) if upload else server.answer(self.path, json.loads(body or b"{}"))
                 content = json.dumps(answer).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
@@ -65,7 +77,10 @@ class Server:
         self.requests.append(query.split("(")[0].split("{")[0].strip() or path)
         if self.mode == "null" and query.lstrip().startswith("mutation"):
             return 200, {"data": {}}
-        return 200, {"data": self._data(query, body.get("variables") or {})}
+        variables = body.get("variables") or {}
+        if "agentHeartbeat" in query and self.agents[variables["id"]] not in self.sweeps:
+            return 404, {"errors": [{"message": "sweep not found"}]}
+        return 200, {"data": self._data(query, variables)}
 
     def _data(self, query: str, variables: dict) -> dict:
         if "upsertBucket" in query:
@@ -77,9 +92,53 @@ class Server:
         if "createRunFiles" in query:
             files = [{"name": f, "uploadUrl": f"{self.url}/upload/{f}"} for f in variables.get("files", [])]
             return {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": files}}
+        if "upsertSweep" in query:
+            name = self.add_sweep(yaml.safe_load(variables["config"]))
+            place = {"id": "p", "name": variables["projectName"], "entity": {"id": "e", "name": "e"}}
+            return {"upsertSweep": {"sweep": {"name": name, "project": place}, "configValidationWarnings": []}}
+        if "SweepWithRuns" in query:
+            sweep = self.sweeps.get(variables["sweep"])
+            found = sweep and {"id": "s", "name": variables["sweep"], "config": yaml.dump(sweep["config"])}
+            return {"project": {"sweep": found and {**found, "state": "RUNNING", "runs": {"edges": []}}}}
+        if "createAgent" in query:
+            agent = f"agent{len(self.agents)}"
+            self.agents[agent] = variables["sweep"]
+            return {"createAgent": {"agent": {"id": agent}}}
+        if "agentHeartbeat" in query:
+            commands = self._commands(self.agents[variables["id"]], json.loads(variables["runState"]))
+            return {"agentHeartbeat": {"agent": {"id": variables["id"]}, "commands": json.dumps(commands)}}
         if "viewer" in query:
             return {"viewer": {"id": "v", "entity": "e", "username": "u", "flags": "{}", "teams": {"edges": []}}}
         return {}
+
+    def add_sweep(self, config: dict, draws: list[dict] | None = None) -> str:
+        """A new sweep of these settings: its id."""
+        if draws is None:
+            lists = {k: p.get("values", [p.get("value")]) for k, p in config["parameters"].items()}
+            draws = [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
+        name = f"sweep{len(self.sweeps)}"
+        self.sweeps[name] = {"config": config, "queue": list(draws), "handed": {}, "again": [], "stop": set()}
+        return name
+
+    def _commands(self, name: str, running: dict[str, bool]) -> list[dict]:
+        """What an agent is to do: one run at a time, stop what is to be stopped, exit when there is no more."""
+        sweep = self.sweeps[name]
+        if running:
+            return [{"type": "stop", "run_id": run} for run in running if run in sweep["stop"]]
+        if sweep["again"]:
+            run, kind = sweep["again"].pop(0), "resume"
+        elif sweep["queue"]:
+            run, kind = f"{name}run{len(sweep['handed'])}", "run"
+            sweep["handed"][run] = sweep["queue"].pop(0)
+            self.runs[run] = self._new() | {"name": run, "project": "proj"}  # it is there before the client is
+        else:
+            return [{"type": "exit"}]
+        args = {key: {"value": value} for key, value in sweep["handed"][run].items()}
+        return [{"type": kind, "run_id": run, "program": sweep["config"].get("program"), "args": args}]
+
+    def handed(self, name: str) -> dict[str, dict]:
+        """Runs of a sweep by their ids: the settings that an agent was given."""
+        return self.sweeps[name]["handed"]
 
     def _new(self) -> dict:
         return {"history": [], "summary": "{}", "exit": None, "preempting": False, "posts": 0}
@@ -114,7 +173,7 @@ class Server:
             "historyTail": json.dumps([json.dumps(r) for r in run["history"][-1:]]),
             "eventsTail": "[]",
             "tags": [],
-            "wandbConfig": '{"t": 1}',
+            "wandbConfig": '{"t": 1}' if run.get("config") else "{}",
         }
 
     def _stream(self, name: str, body: dict) -> dict:
@@ -131,4 +190,7 @@ class Server:
             run["preempting"] = True
         if body.get("complete"):
             run["exit"] = body.get("exitcode")
+            for sweep in self.sweeps.values():
+                if run["preempting"] and run["exit"] and name in sweep["handed"]:
+                    sweep["again"].append(name)
         return {}

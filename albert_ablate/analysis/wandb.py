@@ -90,7 +90,7 @@ def _row(folder: str, identity: str, label: str, state: str, config: Mapping, su
     row |= {group: option for group, option in (config.get("choices") or {}).items()}
     for name, value in config.items():
         if isinstance(value, Mapping) and name != "choices":
-            row |= dict(_dotted(value, f"{name}."))
+            row |= dict(_dotted(value, f"{name.removesuffix('_settings')}."))  # beside a sweep's own word
     return row | figures
 
 

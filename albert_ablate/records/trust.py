@@ -12,7 +12,7 @@ PLACES = ("path", "pattern")  # data.path, tokenizer.path: any file of the machi
 KEY = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*")
 WORD = r"[A-Za-z0-9_.+\- ]*"
 ITEM = rf"(?:{WORD}|'{WORD}'|\"{WORD}\")"
-VALUE = re.compile(rf"{ITEM}|\[{ITEM}(?:,{ITEM})*\]")
+VALUE = re.compile(rf"{ITEM}|\[{ITEM}(?:, ?{ITEM})*\]")  # with a space: a list as `wandb agent` writes it
 HUB_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)?")
 
 
@@ -35,3 +35,8 @@ def refuse_untrusted(arguments: Iterable[str]) -> None:
             fits = bool(VALUE.fullmatch(value))
         if not fits or ".." in value:
             raise ConfigError(f"{argument} may not come from a sweep: it may choose among options and set numbers.")
+
+
+def told(arguments: list[str]) -> list[str]:
+    """The arguments of a sweep's run, which goes to W&B unless they name another logger: the server waits for it."""
+    return arguments if any(a.startswith("logger=") for a in arguments) else [*arguments, "logger=wandb"]

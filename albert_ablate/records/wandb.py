@@ -5,17 +5,20 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 
+from albert_ablate.records.history import SCHEMAS, read_history
+
 # NoLogger: what records of earlier releases name
 from albert_ablate.records.tracker import AXES as AXES
 from albert_ablate.records.tracker import NOT_METRICS as NOT_METRICS
 from albert_ablate.records.tracker import NoLogger as NoLogger
-from albert_ablate.records.tracker import Rows, Tracker, lists, merged, status_of
+from albert_ablate.records.tracker import Rows, Several, Tracker, lists, merged, status_of
 
 # Seconds. wandb waits up to 90 at the start and for ever at the end; a run must not be held up by more than a minute.
 START, END = 20, 30
@@ -28,6 +31,8 @@ class Wandb(Tracker):
     committed, and a session begins by sending what the server has not got, so a killed run's curve has no row twice
     and no gap. Offline, a resumed run is written anew from its first row, since segments that share an id overwrite
     each other when synced. Trouble with W&B never ends a run: it is said once, offline takes over where it can.
+
+    Under a W&B agent the run has the id and the project that the agent gives it; its config says which run it is.
     """
 
     NAME = "W&B"
@@ -74,13 +79,14 @@ class Wandb(Tracker):
     def _init(self, folder: Path, record: Mapping, mode: str) -> None:
         import wandb
 
+        given = agent_run() is not None  # wandb then takes these from the agent's environment, and from nowhere else
         self.run = wandb.init(
-            id=record["identity"],
-            project=self.project,
-            entity=self.entity,
+            id=None if given else record["identity"],
+            project=None if given else self.project,
+            entity=None if given else self.entity,
             group=record["arm"],
             name=record["label"],
-            config={**record["config"], **{k: record[k] for k in ("arm", "setting", "identity", "choices")}},
+            config=_config(record, swept_keys() if given else ()),
             dir=str(folder),
             mode=mode,  # type: ignore[arg-type]
             resume="allow" if mode == "online" else None,
@@ -125,6 +131,40 @@ class Wandb(Tracker):
         self.run.finish(exit_code=_exit_code(record))
         self.run = None
         return there >= self.next
+
+
+def agent_run() -> str | None:
+    """The id that a W&B agent has given to this process's run; None without an agent."""
+    return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+
+
+def swept_keys() -> set[str]:
+    """The keys whose values the agent's server has set: wandb keeps those, whatever a run says."""
+    import yaml
+
+    try:
+        return set(yaml.safe_load(Path(os.environ["WANDB_SWEEP_PARAM_PATH"]).read_text()))
+    except (KeyError, OSError, TypeError, yaml.YAMLError):
+        return set()
+
+
+def _config(record: Mapping, swept: Collection[str] = ()) -> dict[str, Any]:
+    """What W&B lists as the run's config; `norm_settings` where norm=pre_ln is the sweep's own word."""
+    tree = {f"{k}_settings" if k in swept and isinstance(v, Mapping) else k: v for k, v in record["config"].items()}
+    return {**tree, **{k: record.get(k) for k in ("arm", "setting", "identity", "choices")}}
+
+
+def mirror_found(tracker: NoLogger, folder: Path, record: Mapping) -> None:
+    """Under a W&B agent: send a run that was done already, so that the sweep has its curve and its result."""
+    rows = lists({name: read_history(folder, name, None) for name in SCHEMAS})
+    for one in tracker.trackers if isinstance(tracker, Several) else [tracker]:
+        if not isinstance(one, Wandb):
+            continue
+        with tempfile.TemporaryDirectory(prefix="albert_ablate_", ignore_cleanup_errors=True) as scratch:
+            one.live = one.guard(one.begin, Path(scratch), record, rows)
+            if not one.live:
+                release()
+            one.close(record)
 
 
 def _exit_code(record: Mapping) -> int:

@@ -1,4 +1,4 @@
-"""What `albert-ablate` does with studies: sweep, status."""
+"""What `albert-ablate` does with studies: sweep, agent, tune, status."""
 
 import os
 from pathlib import Path
@@ -28,6 +28,23 @@ def sweep(
     from albert_ablate.studies.sweepfile import read_sweep
 
     return run_sweep(read_sweep(file), runs, workers or os.cpu_count() or 1, overrides or (), dry_run, tuned)
+
+
+def agent(
+    sweep: Annotated[str, typer.Argument(help="ENTITY/PROJECT/SWEEP, as `wandb sweep` shows it.", show_default=False)],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value for every run: your own settings.")] = None,
+    entity: Annotated[str | None, typer.Option(help="Team or user; the key's own if not given.")] = None,
+    project: Annotated[str | None, typer.Option(help="Project, where the sweep does not name it.")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="End after so many runs.")] = None,
+    runs: RUNS = Path("runs"),
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time, one thread each; all cores if not given.")
+    ] = None,
+) -> int:
+    """Train what a sweep on a W&B server hands out, in processes that stay warm; its values only choose and set."""
+    from albert_ablate.studies.agent import run_agent
+
+    return run_agent(sweep, runs, workers or os.cpu_count() or 1, entity, project, count, tuple(overrides or ()))
 
 
 def tune(

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -29,14 +30,12 @@ def job(cfg: Any) -> dict[str, Any]:
     with contextlib.suppress(OSError):  # a full disk
         begun.write_text(whoami())
     main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, _interrupt) if main and own else None
+    before = signal.signal(signal.SIGTERM, interrupt) if main and own else None
     ended = threading.Event()
     if own:
         threading.Thread(target=_watch, args=(desk, ended), daemon=True).start()
     try:
-        result = _attempt(cfg, about.runtime.choices, about.overrides.task)
-    except (KeyboardInterrupt, SystemExit):
-        result = {"status": "stopped"}
+        result = attempt(lambda: _run(cfg, about.runtime.choices, about.overrides.task))
     finally:
         ended.set()
         if before is not None:
@@ -66,13 +65,23 @@ def _watch(desk: Path, ended: threading.Event) -> None:
             return
 
 
-def _attempt(cfg: Any, choices: Any, overrides: Any) -> dict[str, Any]:
-    from albert_ablate.config import ConfigError, with_choices
+def _run(cfg: Any, choices: Any, overrides: Any) -> dict[str, Any]:
+    from albert_ablate.config import with_choices
+    from albert_ablate.training.run import run
+
+    return run(with_choices(cfg, choices, overrides))
+
+
+def attempt(train: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """How a run ended whose record `train` gives: its status, and its error where it has one. Raises nothing."""
+    from albert_ablate.config import ConfigError
     from albert_ablate.records.folder import Busy
-    from albert_ablate.training.run import RunFailed, run
+    from albert_ablate.training.run import RunFailed
 
     try:
-        record = run(with_choices(cfg, choices, overrides))
+        record = train()
+    except (KeyboardInterrupt, SystemExit):
+        return {"status": "stopped"}
     except Busy as error:
         return {"status": "busy", "error": str(error)}
     except ConfigError as error:
@@ -97,23 +106,29 @@ def _settle(desk: Path) -> bool:
     except OSError:
         own = True
     if not _warm:
-        import gc
-
-        import pytorch_lightning  # noqa: F401
-
-        import albert_ablate.training.recorder  # noqa: F401
-        import albert_ablate.training.run  # noqa: F401
-
         if own:
             with contextlib.suppress(PermissionError):  # it leads a session already
                 os.setpgid(0, 0)
-            gc.collect()
-            gc.freeze()  # half a million objects that no later collection need look at
+        imported(freeze=own)
         _warm = True
     return own
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
+def imported(freeze: bool) -> None:
+    """Load what a run needs, once for all of a process."""
+    import gc
+
+    import pytorch_lightning  # noqa: F401
+
+    import albert_ablate.training.recorder  # noqa: F401
+    import albert_ablate.training.run  # noqa: F401
+
+    if freeze:
+        gc.collect()
+        gc.freeze()  # half a million objects that no later collection need look at
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
@@ -123,12 +138,15 @@ def _tell(desk: Path, number: int, result: dict[str, Any]) -> None:
         label = json.loads((desk / "labels.json").read_text())[number]
     except (OSError, ValueError, IndexError):
         return
+    print(f"{label}: {outcome_of(result)}", flush=True)
+
+
+def outcome_of(result: dict[str, Any]) -> str:
+    """What `attempt` gave, in a few words."""
     if result.get("error"):
-        said = result["error"].splitlines()[0]
-    elif result["status"] == "stopped":
-        said = "stopped, resumable"
-    else:
-        loss = result["val_loss"]
-        said = f"{result['status']}, validation loss {'not finite' if loss is None else f'{loss:.4f}'}"
-        said += f", {result['seconds']:.1f} s"
-    print(f"{label}: {said}", flush=True)
+        return result["error"].splitlines()[0]
+    if result["status"] == "stopped":
+        return "stopped, resumable"
+    loss = result["val_loss"]
+    said = f"{result['status']}, validation loss {'not finite' if loss is None else f'{loss:.4f}'}"
+    return f"{said}, {result['seconds']:.1f} s{', found' if result['found'] else ''}"

@@ -158,7 +158,7 @@ class Study:
                 if attempts[p] >= ATTEMPTS:
                     given_up.add(p)
                     if killed[p]:
-                        _note_killed(p, errors[p])
+                        note_killed(p, errors[p])
             fruitless = fruitless + 1 if trouble and not begun else 0
             if fruitless == ATTEMPTS:
                 raise RuntimeError(f"The launcher failed {ATTEMPTS} times: {trouble}")
@@ -256,7 +256,7 @@ def _launcher(overrides: Sequence[str], desk: Path) -> Iterator[Any]:
         yield Plugins.instance().instantiate_launcher(hydra_context=context, task_function=job, config=cfg)
 
 
-def _note_killed(planned: Planned, error: str) -> None:
+def note_killed(planned: Planned, error: str) -> None:
     """The record of a run that killed its process each time: failed, with the reason."""
     folder = RunFolder(planned.folder)
     with contextlib.suppress(ConfigError, OSError):  # somebody else's, or a full disk
@@ -319,6 +319,10 @@ def run_sweep(
     """Complete a sweep below `runs`: exit code 0 all done, 1 some failed, 130 and 143 stopped."""
     launcher, extra = launched(sweep, overrides, workers)
     tuned: dict[str, float | None] | None = {} if use_tuned else None
+    if sweep.method == "bayes":
+        from albert_ablate.studies.bayes import run_bayes
+
+        return run_bayes(sweep, runs, workers, launcher, extra, dry_run, tuned, say)
     planned = plan(sweep, sweep.settings(), runs, extra, tuned)
     _say_tuned(tuned or {}, say)
     open_ = [p for p in planned if not has_ended(p.folder)]

@@ -110,7 +110,9 @@ class Sweep:
         Of a grid the product; random: `run_cap` draws, of which a larger run_cap keeps the first and adds to them.
         """
         if self.method == "bayes":
-            raise ConfigError(f"{self.path}: method=bayes needs `wandb agent`: without a server take grid or random.")
+            raise ConfigError(
+                f"{self.path}: method=bayes finds its settings as it goes: `albert-ablate sweep` trains it."
+            )
         if self.method == "random":
             assert self.run_cap is not None
             return [{p.name: p.draw(i) for p in self.parameters} for i in range(self.run_cap)]
@@ -151,7 +153,22 @@ def read_sweep(path: str | Path) -> Sweep:
         raise ConfigError(f"{path}: {error}") from None
 
 
-def _sweep(path: Path, tree: Any) -> Sweep:
+def served_sweep(name: str, tree: Any) -> Sweep:
+    """The sweep that a server keeps under this name. What the server does itself may be in it: stopping early, ending.
+
+    Raises ConfigError for what a server may not decide.
+    """
+    theirs = ("early_terminate", "metric", "run_cap", "settings", "controller", "scheduler")
+    tree = {k: v for k, v in tree.items() if k not in theirs} if isinstance(tree, Mapping) else tree
+    try:
+        found = _sweep(Path(name), tree, served=True)
+        refuse_untrusted(found.fixed)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
+    return found
+
+
+def _sweep(path: Path, tree: Any, served: bool = False) -> Sweep:
     if not isinstance(tree, Mapping) or not isinstance(tree.get("parameters"), Mapping) or not tree["parameters"]:
         raise ConfigError("a sweep file holds method and parameters.")
     for key in tree:
@@ -165,13 +182,15 @@ def _sweep(path: Path, tree: Any) -> Sweep:
     cap = tree.get("run_cap")
     if cap is not None and (isinstance(cap, bool) or not isinstance(cap, int) or cap < 1):
         raise ConfigError(f"run_cap={cap} is not allowed: it must be a whole number at least 1.")
-    if cap is None and method != "grid":
+    if cap is None and method != "grid" and not served:
         raise ConfigError(f"run_cap is missing: method={method} would never end.")
     parameters = tuple(_parameter(str(name), spec) for name, spec in tree["parameters"].items())
     for p in parameters:
         if method == "grid" and not p.values:
             raise ConfigError(f"{p.name} has a distribution: method=grid needs value or values.")
-    metric, maximize = _metric(tree.get("metric"), method)
+    metric, maximize = (None, False) if served else _metric(tree.get("metric"), method)
+    if method == "bayes" and not served and any(p.name == "seed" and len(p.values) != 1 for p in parameters):
+        raise ConfigError("seed has several values: method=bayes would look for the luckiest; give it one value.")
     fixed = _command(tree)
     for p in parameters:
         for value in p.values or (p.at(0.5),):

@@ -68,9 +68,10 @@ def _compose_and_run(arguments: list[str], debug: bool, scratch: str) -> int:
     codes: list[int] = []
     _check_arguments(arguments)
     if os.environ.get("WANDB_SWEEP_ID"):  # they are a server's, handed over by `wandb agent`
-        from albert_ablate.records.trust import refuse_untrusted
+        from albert_ablate.records.trust import refuse_untrusted, told
 
         refuse_untrusted(arguments)
+        arguments = told(arguments)
     overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
     given = [a for a in arguments if a not in overrides] + prepared(overrides)  # argparse wants them in one piece
     if not any(a.startswith("hydra.sweep.dir=") for a in overrides):
@@ -117,12 +118,13 @@ def _one(cfg: Any, debug: bool) -> tuple[int, float | None]:
 
     from albert_ablate.training.console import show_result
     from albert_ablate.training.evaluations.commands import show_evaluations
-    from albert_ablate.training.run import RunFailed, is_first, run
+    from albert_ablate.training.run import RunFailed, is_first
+    from albert_ablate.training.swept import run_swept
 
     first = is_first(cfg)
     try:
         about = HydraConfig.get()
-        record = run(with_choices(cfg, about.runtime.choices, about.overrides.task), verbose=first)
+        record = run_swept(with_choices(cfg, about.runtime.choices, about.overrides.task), verbose=first)
     except ConfigError as error:
         if debug:
             traceback.print_exc()

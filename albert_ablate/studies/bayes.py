@@ -1,0 +1,230 @@
+"""A sweep of method bayes with no server: Optuna proposes, W&B's distributions are its prior, records its memory."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from albert_ablate.config import SIGNIFICANT, ConfigError
+from albert_ablate.records.atomic import replace_file
+from albert_ablate.records.folder import RunFolder
+from albert_ablate.streams import digest, stream_seed
+from albert_ablate.studies.states import is_done, last_line, state
+from albert_ablate.studies.sweeper import Planned, Study, plan
+from albert_ablate.studies.sweepfile import Parameter, Sweep, varied_labels
+
+EDGE = 1e-6  # of the cumulative probability, within which a proposal lies
+REPEATS = 50  # proposals in a row of what has been tried, before one is drawn at random, and before all is tried
+
+Trial = dict[str, Any]  # draws: by key a place in `values` or a cumulative probability; setting; folder; error
+
+
+class Notebook:
+    """The trials of a sweep in their order, below runs/bayes/: noted before they are trained, so that none is lost.
+
+    What came out of one is in its run's record and nowhere else.
+    """
+
+    def __init__(self, runs: Path, key: str):
+        self.runs = runs.expanduser().resolve()
+        self.folder = RunFolder(self.runs / "bayes" / key)
+        self.file = self.folder.path / "trials.json"
+
+    def read(self) -> list[Trial]:
+        try:
+            return json.loads(self.file.read_text())["trials"]
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{self.file} cannot be read ({error}); remove it: its runs are found again.") from None
+
+    def write(self, trials: Sequence[Trial]) -> None:
+        replace_file(self.file, (json.dumps({"version": 1, "trials": trials}, indent=1) + "\n").encode())
+
+    def record(self, trial: Trial) -> dict[str, Any]:
+        """What a trial's run says; "refused" where there is none to be."""
+        return state(self.runs / trial["folder"]) if trial["folder"] else {"status": "refused"}
+
+
+def search_key(sweep: Sweep, extra: Sequence[str] = ()) -> str:
+    """Names what is searched: parameters, metric and what every run shares. A larger run_cap goes on with the same."""
+    told = [o for o in (*sweep.fixed, *extra) if o.lstrip("+").split("=")[0].split(".")[0] in {*SIGNIFICANT, "seed"}]
+    spec = [[p.name, p.values, p.probabilities, p.distribution, dict(p.arguments)] for p in sweep.parameters]
+    return digest(json.dumps([spec, sweep.metric, sweep.maximize, told], sort_keys=True).encode(), size=6)
+
+
+def propose(sweep: Sweep, trials: Sequence[Trial], results: Sequence[float | None], number: int) -> list[Trial]:
+    """The next trials, none like an earlier one: fewer than `number` where nothing is left to try.
+
+    Tree-structured Parzen estimator (Bergstra et al. 2011); within a batch the others are taken to come out badly (the
+    constant liar, Ginsbourger et al. 2010), so that they spread. A function of its arguments and of nothing else.
+    It searches cumulative probabilities, so each distribution is its own prior. `results`: None for a failed trial.
+    """
+    optuna = _optuna()
+    varied = [p for p in sweep.parameters if len(p.values) != 1]
+    space = {p.name: _distribution(optuna, p) for p in varied}
+    sampler = optuna.samplers.TPESampler(
+        seed=stream_seed(0, "bayes", search_key(sweep), len(trials)) % 2**32, constant_liar=True
+    )
+    study = optuna.create_study(direction="maximize" if sweep.maximize else "minimize", sampler=sampler)
+    states = optuna.trial.TrialState
+    for trial, result in zip(trials, results, strict=True):
+        ended = {"state": states.FAIL} if result is None else {"state": states.COMPLETE, "value": result}
+        study.add_trial(optuna.trial.create_trial(params=trial["draws"], distributions=space, **ended))
+    tried = {json.dumps(t["setting"], sort_keys=True) for t in trials}
+    new: list[Trial] = []
+    repeats = 0
+    while len(new) < number and repeats < 2 * REPEATS:
+        if repeats < REPEATS:
+            asked = study.ask(space)
+            draws = dict(asked.params)
+        else:
+            place = ("bayes random", len(trials) + len(new), repeats)
+            draws = {p.name: _at_random(p, (stream_seed(0, p.name, *place) + 0.5) / 2**63) for p in varied}
+        setting = {p.name: _value(p, draws.get(p.name)) for p in sweep.parameters}
+        name = json.dumps(setting, sort_keys=True)
+        if name in tried:
+            repeats += 1
+            if repeats <= REPEATS:
+                study.tell(asked, state=states.FAIL)
+            continue
+        tried.add(name)
+        new.append({"draws": draws, "setting": setting, "folder": None, "error": None})
+        repeats = 0
+    return new
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError:
+        raise ConfigError("method=bayes needs Optuna: pip install 'albert_ablate[bayes]'.") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def _distribution(optuna: Any, parameter: Parameter) -> Any:
+    """Values of equal weight are categories, without an order; all else is found by its cumulative probability."""
+    if parameter.values and not parameter.probabilities:
+        return optuna.distributions.CategoricalDistribution(range(len(parameter.values)))
+    return optuna.distributions.FloatDistribution(EDGE, 1 - EDGE)
+
+
+def _at_random(parameter: Parameter, u: float) -> float:
+    places = len(parameter.values)
+    return math.floor(u * places) if places and not parameter.probabilities else EDGE + u * (1 - 2 * EDGE)
+
+
+def _value(parameter: Parameter, draw: float | None) -> Any:
+    if draw is None:
+        return parameter.values[0]
+    if parameter.values and not parameter.probabilities:
+        return parameter.values[int(draw)]
+    return parameter.at(draw)
+
+
+def corners(sweep: Sweep) -> list[dict[str, Any]]:
+    """Settings that show whether a sweep is allowed: each value, or end of a range, with the others in their middle."""
+    middle = {p.name: p.at(0.5) for p in sweep.parameters}
+    ends = {
+        p.name: p.values or ((p.at(EDGE), p.at(1 - EDGE)) if "min" in p.arguments else ()) for p in sweep.parameters
+    }
+    return [middle, *({**middle, name: value} for name, values in ends.items() for value in values)]
+
+
+def result_of(record: Mapping[str, Any], sweep: Sweep) -> float | None:
+    """The metric of a done run; of one that diverged and has no number, infinitely bad. None: not done."""
+    if not is_done(dict(record)):
+        return None
+    value = record["summary"].get(sweep.metric)
+    if value is None or not math.isfinite(value):
+        return -math.inf if sweep.maximize else math.inf
+    return value
+
+
+def run_bayes(
+    sweep: Sweep,
+    runs: Path,
+    workers: int,
+    launcher: Sequence[str],
+    extra: Sequence[str],
+    dry_run: bool,
+    tuned: dict[str, float | None] | None,
+    say: Callable[[str], None],
+) -> int:
+    """Complete a bayes sweep below `runs`, `workers` trials at a time: exit code as `run_sweep`."""
+    assert sweep.run_cap is not None
+    _optuna()
+    plan(sweep, corners(sweep), runs, extra)
+    notebook = Notebook(runs, search_key(sweep, extra))
+    trials = notebook.read()
+    done = sum(is_done(notebook.record(t)) for t in trials)
+    say(f"{sweep.path}: {sweep.run_cap} trials, {done} done, {len(trials)} proposed.")
+    if dry_run:
+        for trial in trials:
+            say(f"{_label(sweep, trial)}: {notebook.record(trial)['status']}")
+        return 0
+    notebook.folder.create()
+    with notebook.folder.lock():
+        return _search(sweep, notebook, Study(launcher, workers, say), runs, extra, tuned, say)
+
+
+def _search(
+    sweep: Sweep,
+    notebook: Notebook,
+    study: Study,
+    runs: Path,
+    extra: Sequence[str],
+    tuned: dict[str, float | None] | None,
+    say: Callable[[str], None],
+) -> int:
+    assert sweep.run_cap is not None
+    trials, failed = notebook.read(), dict[str, str]()  # by folder
+
+    plans: dict[str, Planned] = {}  # by folder
+
+    def placed(trial: Trial) -> Planned:
+        if trial["folder"] not in plans:
+            (planned,) = plan(sweep, [trial["setting"]], runs, extra, tuned)
+            trial["folder"] = str(planned.folder.relative_to(notebook.runs))
+            plans[trial["folder"]] = planned
+        return plans[trial["folder"]]
+
+    while True:
+        begun = [t for t in trials if t["folder"] and t["folder"] not in failed]
+        open_ = [placed(t) for t in begun if not is_done(notebook.record(t))]
+        errors = study.complete(list(dict.fromkeys(open_)))
+        failed |= {str(p.folder.relative_to(notebook.runs)): error for p, error in errors.items()}
+        results = [result_of(notebook.record(t), sweep) for t in trials]
+        left = sweep.run_cap - len(trials)
+        if study.stopped is not None or left <= 0:
+            break
+        new = propose(sweep, trials, results, min(study.workers, left))
+        if not new:
+            say("Every setting has been tried.")
+            break
+        for trial in new:
+            try:
+                placed(trial)
+            except ConfigError as error:  # two values that do not go together
+                trial["error"] = str(error)
+                say(str(error))
+        trials += new
+        notebook.write(trials)
+    for trial in trials:
+        if trial["folder"] in failed:
+            say(f"failed: {_label(sweep, trial)}: {last_line(failed[trial['folder']])} ({trial['folder']})")
+    finite = [(r, i) for i, r in enumerate(results) if r is not None and math.isfinite(r)]
+    if finite:
+        best, place = (max if sweep.maximize else min)(finite)
+        won = trials[place]
+        say(f"best of {len(finite)}: {_label(sweep, won)}, {sweep.metric} {best:.4f} ({won['folder']})")
+    say(f"{sum(r is not None for r in results)} of {sweep.run_cap} trials are done, {len(failed)} failed.")
+    if study.stopped is not None:
+        return 128 + study.stopped
+    return 1 if failed else 0
+
+
+def _label(sweep: Sweep, trial: Trial) -> str:
+    return next(varied_labels(sweep, [trial["setting"]]))

@@ -1,0 +1,35 @@
+"""A run that a W&B agent has asked for: the server is told its result, whoever trains it."""
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from albert_ablate.records.folder import Busy
+from albert_ablate.records.tracker import joined
+from albert_ablate.records.wandb import agent_run, mirror_found
+from albert_ablate.training.run import is_first, run
+
+POLL = 2.0  # seconds between looks at a run that somebody else is training
+
+
+def run_swept(cfg: Mapping, verbose: bool = False) -> dict[str, Any]:
+    """`run`; under a W&B agent a run that is being trained elsewhere is waited for, and one that is found is sent."""
+    if agent_run() is None:
+        return run(cfg, verbose)
+    waiting = False
+    while True:
+        try:
+            record = run(cfg, verbose)
+            break
+        except Busy as error:
+            if not waiting:
+                print(f"{error} Waiting for its result.", file=sys.stderr, flush=True)
+            waiting = True
+            time.sleep(POLL)
+    if record.get("found") and is_first(cfg):
+        from albert_ablate.model.build import build
+
+        mirror_found(joined(build(cfg["logger"])), Path(record["folder"]), record)
+    return record
