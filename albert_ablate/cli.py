@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from albert_ablate.analysis import commands as analysis
 from albert_ablate.config import ConfigError
 from albert_ablate.studies import commands as studies
 
@@ -56,6 +57,8 @@ def methods(
 
 app.command("sweep")(studies.sweep)
 app.command("status")(studies.status)
+app.command("show")(analysis.show)
+app.command("report")(analysis.report)
 app.command("tune")(studies.tune)
 app.command("calibrate")(studies.calibrate)
 
