@@ -1,12 +1,12 @@
 """Charts of records: tables in, Altair charts out, and the one look of all of them.
 
-A chart draws what it is given and computes nothing else. One color belongs to one arm in every chart; colors that depend
-on the page's background (light or dark) come from the theme and never from a chart, which names a style instead.
+A chart draws what it is given and computes nothing else. One color belongs to one arm in every chart; colors that
+depend on the page's background (light or dark) come from the theme: a chart names a style instead.
 """
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,9 @@ LOWEST = ("entropy",)  # quantities that are bad when small: a column of several
 
 def theme(dark: bool = False) -> dict[str, Any]:
     """The Vega configuration of all charts, for a light or a dark page."""
-    ink, soft, line, empty = ("#e6e8eb", "#a3a9b2", "#3a4049", "#20252c") if dark else (
-        "#1d2229", "#626a75", "#dfe3e8", "#eef0f3")  # fmt: skip
+    ink, soft, line, empty = (
+        ("#e6e8eb", "#a3a9b2", "#3a4049", "#20252c") if dark else ("#1d2229", "#626a75", "#dfe3e8", "#eef0f3")
+    )
     palette = DARK if dark else LIGHT
     words = {"labelColor": soft, "titleColor": ink, "titleFontWeight": "normal", "labelFontSize": 11}
     return {
@@ -198,7 +199,7 @@ def _zoom():
 
 
 def loss_range(values: Sequence[float] | np.ndarray, initial: float | None) -> list[float]:
-    """What a loss axis spans: from the least loss to a little above the initial one, whatever a diverged run reaches."""
+    """What a loss axis spans: from the least loss to a little above the initial one, whatever a run diverged to."""
     y = np.asarray(values, float)
     y = y[np.isfinite(y)]
     if not len(y):
@@ -213,8 +214,9 @@ def loss_range(values: Sequence[float] | np.ndarray, initial: float | None) -> l
 # --- one run ---------------------------------------------------------------------------------------------------------
 
 
-def run_losses(batches: pd.DataFrame, evals: pd.DataFrame, spikes: pd.DataFrame, lines: pd.DataFrame,
-               initial: float | None):  # fmt: skip
+def run_losses(
+    batches: pd.DataFrame, evals: pd.DataFrame, spikes: pd.DataFrame, lines: pd.DataFrame, initial: float | None
+):
     """Losses of each training batch and of both splits, spikes at the top, named horizontal lines (loss, what)."""
     import altair as alt
 
@@ -235,15 +237,19 @@ def run_losses(batches: pd.DataFrame, evals: pd.DataFrame, spikes: pd.DataFrame,
             x,
             y,
             color,
-            tooltip=[_tip("tokens", form=","), alt.Tooltip("series:N", title="split"), _tip("loss", form=".4f"),
-                     _tip("bits_per_byte", form=".4f")],
+            tooltip=[
+                _tip("tokens", form=","),
+                alt.Tooltip("series:N", title="split"),
+                _tip("loss", form=".4f"),
+                _tip("bits_per_byte", form=".4f"),
+            ],
         ),
         alt.Chart(lines).mark_rule(style="reference", strokeDash=[4, 3]).encode(y="loss:Q"),
         alt.Chart(lines)
         .mark_text(style="note", align="right", dx=-4, dy=-6)
         .encode(x=alt.value("width"), y="loss:Q", text="what:N"),
         _spikes(spikes),
-    )  # fmt: skip
+    )
 
 
 def run_norms(norms: pd.DataFrame, spikes: pd.DataFrame):
@@ -258,12 +264,17 @@ def run_norms(norms: pd.DataFrame, spikes: pd.DataFrame):
         .encode(
             tokens_axis(),
             alt.Y("norm:Q", title="norm", scale=scale, axis=axis),
-            alt.Color("series:N", title=None, scale=alt.Scale(domain=names), sort=names,
-                      legend=alt.Legend(orient="top", offset=2)),
+            alt.Color(
+                "series:N",
+                title=None,
+                scale=alt.Scale(domain=names),
+                sort=names,
+                legend=alt.Legend(orient="top", offset=2),
+            ),
             tooltip=[_tip("tokens", form=","), "series:N", _tip("norm")],
         ),
         _spikes(spikes),
-    )  # fmt: skip
+    )
 
 
 def _spikes(spikes: pd.DataFrame):
@@ -330,10 +341,14 @@ def heat_map(cells: pd.DataFrame, quantity: str, domain: Sequence[float] | None 
         alt.Chart(cells)
         .mark_rect(x2Offset=0.7, y2Offset=-0.7, clip=True)
         .encode(
-            x, alt.X2("end"), y, alt.Y2("top"), color,
+            x,
+            alt.X2("end"),
+            y,
+            alt.Y2("top"),
+            color,
             tooltip=[_tip("tokens", form=","), _tip("layer", "block", "d"), _tip("value")],
         )
-    )  # fmt: skip
+    )
     if ended is None:
         return map_.properties(view=alt.ViewBackground(style="map"))
     mark = pd.DataFrame({"tokens": [ended], "what": ["diverged"]})
@@ -407,17 +422,23 @@ def loss_curves(evals: pd.DataFrame, ends: pd.DataFrame, arms: Sequence[str], un
         alt.Chart(evals)
         .mark_line(clip=True)
         .encode(
-            x, y, color, dash, alt.Detail("run:N"),
+            x,
+            y,
+            color,
+            dash,
+            alt.Detail("run:N"),
             opacity=alt.condition(hovered, alt.value(1.0), alt.value(0.4)),
             strokeWidth=alt.condition(hovered, alt.value(2.5), alt.value(0.9)),
             tooltip=["arm:N", _tip("seed", form="d")],
         ),
-        alt.Chart(over).mark_line(strokeWidth=2.2, clip=True).encode(x, alt.Y("mean:Q", title=unit, scale=scale), color, dash),
+        alt.Chart(over)
+        .mark_line(strokeWidth=2.2, clip=True)
+        .encode(x, alt.Y("mean:Q", title=unit, scale=scale), color, dash),
         alt.Chart(evals)
         .mark_circle(size=60, opacity=0)
         .encode(x, y, tooltip=tips, detail="run:N")
         .add_params(hovered, _zoom()),
-    ]  # fmt: skip
+    ]
     if len(ends):
         top = scale.domain[1] - 0.02 * (scale.domain[1] - scale.domain[0])
         ends = ends.assign(at=ends["loss"].clip(upper=top).fillna(top))
@@ -437,11 +458,13 @@ def batch_curves(steps: pd.DataFrame, arms: Sequence[str], initial: float | None
         .encode(
             tokens_axis(),
             alt.Y("loss:Q", title="nats per token", scale=scale),
-            arm_color(arms), arm_dash(arms), alt.Detail("run:N"),
+            arm_color(arms),
+            arm_dash(arms),
+            alt.Detail("run:N"),
             tooltip=["arm:N", _tip("seed", form="d")],
         )
         .add_params(_zoom())
-    )  # fmt: skip
+    )
     return filtered(chart, arms)
 
 
@@ -487,20 +510,33 @@ def sensitivity(points: pd.DataFrame, means: pd.DataFrame, arms: Sequence[str], 
 
     span = loss_range(points.loc[~points["diverged"], "loss"], initial)
     rates = sorted({*points["rate"]})
-    x = alt.X("rate:Q", title="learning rate", scale=alt.Scale(type="log", domain=[rates[0] / 1.3, rates[-1] * 1.3], nice=False),
-              axis=alt.Axis(values=rates, format=".2~g", grid=False, labelOverlap=True))  # fmt: skip
+    x = alt.X(
+        "rate:Q",
+        title="learning rate",
+        scale=alt.Scale(type="log", domain=[rates[0] / 1.3, rates[-1] * 1.3], nice=False),
+        axis=alt.Axis(values=rates, format=".2~g", grid=False, labelOverlap=True),
+    )
     scale = alt.Scale(domain=[span[0], span[1] + 0.06 * (span[1] - span[0])], nice=False, zero=False)
     y = alt.Y("loss:Q", title="validation loss at the end", scale=scale)
     color, dash = arm_color(arms), arm_dash(arms)
     tips = ["arm:N", _tip("rate", "learning rate"), _tip("loss", form=".4f"), _tip("seed", form="d")]
     lost = points[points["diverged"]].drop(columns="loss")
     chart = alt.layer(
-        alt.Chart(means).mark_line(strokeWidth=2, clip=True).encode(x, alt.Y("mean:Q", title="validation loss at the end", scale=scale), color, dash),
-        alt.Chart(points[~points["diverged"]]).mark_circle(size=34, opacity=0.8, clip=True).encode(x, y, color, tooltip=tips),
+        alt.Chart(means)
+        .mark_line(strokeWidth=2, clip=True)
+        .encode(x, alt.Y("mean:Q", title="validation loss at the end", scale=scale), color, dash),
+        alt.Chart(points[~points["diverged"]])
+        .mark_circle(size=34, opacity=0.8, clip=True)
+        .encode(x, y, color, tooltip=tips),
         alt.Chart(lost)
         .mark_point(shape="cross", angle=45, size=70, filled=True)
-        .encode(x, color, y=alt.value(5), tooltip=["arm:N", _tip("rate", "learning rate"), _tip("seed", form="d"), "outcome:N"]),
-    )  # fmt: skip
+        .encode(
+            x,
+            color,
+            y=alt.value(5),
+            tooltip=["arm:N", _tip("rate", "learning rate"), _tip("seed", form="d"), "outcome:N"],
+        ),
+    )
     return filtered(chart, arms)
 
 
@@ -515,12 +551,24 @@ def strip(values: pd.DataFrame, means: pd.DataFrame, arms: Sequence[str], title:
     chart = alt.layer(
         alt.Chart(values)
         .mark_circle(size=46, opacity=0.7)
-        .encode(alt.X("value:Q", title=title, scale=scale, axis=axis), y, color, tooltip=["arm:N", _tip("seed", form="d"), _tip("value")]),
-        alt.Chart(means).mark_rule(strokeWidth=2).encode(alt.X("low:Q", title=title, scale=scale), alt.X2("high"), y, color),
+        .encode(
+            alt.X("value:Q", title=title, scale=scale, axis=axis),
+            y,
+            color,
+            tooltip=["arm:N", _tip("seed", form="d"), _tip("value")],
+        ),
+        alt.Chart(means)
+        .mark_rule(strokeWidth=2)
+        .encode(alt.X("low:Q", title=title, scale=scale), alt.X2("high"), y, color),
         alt.Chart(means)
         .mark_tick(thickness=3, size=18)
-        .encode(alt.X("mean:Q", title=title, scale=scale), y, color, tooltip=["arm:N", _tip("mean"), _tip("low"), _tip("high")]),
-    ).properties(height=alt.Step(26))  # fmt: skip
+        .encode(
+            alt.X("mean:Q", title=title, scale=scale),
+            y,
+            color,
+            tooltip=["arm:N", _tip("mean"), _tip("low"), _tip("high")],
+        ),
+    ).properties(height=alt.Step(26))
     return filtered(chart, arms)
 
 
@@ -558,22 +606,32 @@ def filtered_layer(chart):
     return chart.transform_filter("indexof(arms, datum.arm) >= 0")
 
 
-def corruption(points: pd.DataFrame, arms: Sequence[str]):
-    """Rise of the loss over the share of corrupted tokens: each run thin, the arm's mean thick.
+def corruption(points: pd.DataFrame, arms: Sequence[str], title: str):
+    """Rise of the loss over the share of what was corrupted: each run thin, the arm's mean thick.
 
     points: arm, run, seed, rate, rise, mean.
     """
     import altair as alt
 
-    x = alt.X("rate:Q", title="share of corrupted tokens", axis=alt.Axis(format="~%", grid=False, tickCount=5))
+    x = alt.X("rate:Q", title=title, axis=alt.Axis(format="~%", grid=False, tickCount=5))
     color, dash = arm_color(arms), arm_dash(arms)
     over = points.drop_duplicates(["arm", "rate"])
     tips = ["arm:N", _tip("seed", form="d"), _tip("rate", form=".0%"), _tip("rise", form=".4f")]
     chart = alt.layer(
-        alt.Chart(points).mark_line(strokeWidth=0.8, opacity=0.5, point={"size": 22}).encode(
-            x, alt.Y("rise:Q", title="rise of the loss (nats per token)"), color, dash, alt.Detail("run:N"), tooltip=tips),
-        alt.Chart(over).mark_line(strokeWidth=2.2).encode(x, alt.Y("mean:Q", title="rise of the loss (nats per token)"), color, dash),
-    )  # fmt: skip
+        alt.Chart(points)
+        .mark_line(strokeWidth=0.8, opacity=0.5, point={"size": 22})
+        .encode(
+            x,
+            alt.Y("rise:Q", title="rise of the loss (nats per token)"),
+            color,
+            dash,
+            alt.Detail("run:N"),
+            tooltip=tips,
+        ),
+        alt.Chart(over)
+        .mark_line(strokeWidth=2.2)
+        .encode(x, alt.Y("mean:Q", title="rise of the loss (nats per token)"), color, dash),
+    )
     return filtered(chart, arms)
 
 
@@ -593,16 +651,22 @@ def interaction(cells: pd.DataFrame, points: pd.DataFrame, one: str, other: str)
         scale=alt.Scale(type="point", padding=0.4),
     )
     scale = alt.Scale(zero=False, nice=True)
-    dash = alt.StrokeDash("level:N", title=other, scale=alt.Scale(domain=levels, range=[DASHES[i % 4] for i in range(len(levels))]),
-                          legend=alt.Legend(orient="bottom", symbolSize=300))  # fmt: skip
+    dash = alt.StrokeDash(
+        "level:N",
+        title=other,
+        scale=alt.Scale(domain=levels, range=[DASHES[i % 4] for i in range(len(levels))]),
+        legend=alt.Legend(orient="bottom", symbolSize=300),
+    )
     shape = alt.Shape("level:N", title=other, scale=alt.Scale(domain=levels), legend=alt.Legend(orient="bottom"))
     tips = ["x:N", "level:N", _tip("seed", form="d"), _tip("value", "validation loss", ".4f")]
     return alt.layer(
-        alt.Chart(cells).mark_line(style="line", strokeWidth=2).encode(x, alt.Y("mean:Q", title="validation loss", scale=scale), dash),
+        alt.Chart(cells)
+        .mark_line(style="line", strokeWidth=2)
+        .encode(x, alt.Y("mean:Q", title="validation loss", scale=scale), dash),
         alt.Chart(points)
         .mark_point(style="plain", size=42, fillOpacity=0.25)
         .encode(x, alt.Y("value:Q", title="validation loss", scale=scale), shape, tooltip=tips),
-    )  # fmt: skip
+    )
 
 
 def cost(points: pd.DataFrame, arms: Sequence[str], column: str, title: str):
@@ -622,7 +686,7 @@ def cost(points: pd.DataFrame, arms: Sequence[str], column: str, title: str):
             arm_color(arms),
             tooltip=tips,
         )
-    )  # fmt: skip
+    )
     return filtered(chart, arms)
 
 
@@ -665,12 +729,14 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return json.loads(json.dumps(plain.to_dict("records"), default=lambda v: v.item()))
 
 
-def picture(chart: Any, suffix: str, config: Mapping | None = None) -> bytes:
+def picture(chart: Any, suffix: str) -> bytes:
     """The chart as PNG (twice the pixels) or SVG, on white."""
     import vl_convert
 
     spec, frames = specification(chart)
-    spec |= {"datasets": {name: records(frame) for name, frame in frames.items()}, "config": dict(config or theme())}
+    if not {"hconcat", "vconcat", "concat"} & {*spec}:
+        spec.setdefault("height", HEIGHT)
+    spec |= {"datasets": {name: records(frame) for name, frame in frames.items()}, "config": theme(), "padding": 10}
     if suffix == ".svg":
         return vl_convert.vegalite_to_svg(spec).encode()
     return vl_convert.vegalite_to_png(spec, scale=2)

@@ -102,7 +102,7 @@ def html(page: Page) -> str:
         numbers={id(f): i for i, f in enumerate(figures)},
         identity=id,
         content=safe_json(content),
-        vega=vl_convert.javascript_bundle(),
+        vega=vl_convert.javascript_bundle(None),  # type: ignore[arg-type]
         light=charts.LIGHT,
         dark=charts.DARK,
         filter_from=2,
@@ -182,7 +182,8 @@ def written(value: Any) -> str:
     if isinstance(value, float | np.floating):
         if math.isinf(value):
             return "∞" if value > 0 else "−∞"
-        text = f"{int(value):,}" if value == int(value) and 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
+        x = float(value)
+        text = f"{int(x):,}" if x == int(x) and 1e4 <= abs(x) < 1e9 else f"{x:.4g}"
         return text.replace("-", "−") if text.startswith("-") else text
     if isinstance(value, list | tuple):
         return "[" + ", ".join(written(v) for v in value) + "]"
@@ -207,19 +208,28 @@ def write_markdown(page: Page, output: Path) -> list[Path]:
         for table in section.tables:
             lines += [*([_plain(table.title), ""] if table.title else []), *_markdown_rows(table.rows), ""]
             lines += [_plain(table.note), ""] if table.note else []
-        for i, figure in enumerate(section.figures, 1):
+        for i, (title, chart, note) in enumerate(_pictures(section), 1):
             file = folder / f"{number:02d}_{section.anchor}_{i:02d}.png"
-            chart = figure.chart
-            chart = chart.properties(title=figure.title, width=charts.WIDTH)
-            if "height" not in chart.to_dict(validate=False, context={"pre_transform": False}):
-                chart = chart.properties(height=charts.HEIGHT)
             folder.mkdir(exist_ok=True)
             _replace(file, charts.picture(chart, ".png"))
             files.append(file)
-            lines += [f"![{_plain(figure.title)}]({folder.name}/{file.name})", ""]
-            lines += [_plain(figure.note), ""] if figure.note else []
+            lines += [f"![{_plain(title)}]({folder.name}/{file.name})", ""]
+            lines += [_plain(note), ""] if note else []
     _replace(output, ("\n".join(lines).rstrip() + "\n").encode())
     return files
+
+
+def _pictures(section: Section) -> Iterator[tuple[str, Any, str]]:
+    """title, chart, note; the figures of a group in one chart."""
+    import altair as alt
+
+    for figure in section.figures:
+        if figure.group is None:
+            yield figure.title, figure.chart.properties(title=figure.title, width=charts.WIDTH), figure.note
+    for group in dict.fromkeys(f.group for f in section.figures if f.group is not None):
+        own = [f.chart.properties(title=f.title, width=260, height=170) for f in section.figures if f.group == group]
+        chart = alt.concat(*own, columns=3).resolve_scale(color="shared").properties(title=alt.Title(group, offset=12))
+        yield group, chart, ""
 
 
 def write_csv(page: Page, output: Path) -> list[Path]:

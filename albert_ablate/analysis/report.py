@@ -58,6 +58,8 @@ class Material:
     settings: pd.DataFrame  # arm x differing setting
     ledger: Mapping[str, Any] | None
     notes: list[str]
+    remote: Mapping[str, Any]  # folder -> its histories, of runs that lie elsewhere
+    both: pd.DataFrame | None = None  # arm, run, seed, tokens, train, validation
 
     @property
     def done(self) -> pd.DataFrame:
@@ -79,20 +81,21 @@ def gather(root: Path, ledger: Path | None) -> Material:
     rows = readable[readable["role"] == "confirmation"]
     if rows.empty:
         rows = readable
-        notes.append("All runs here are tuning runs: their results choose learning rates and are no confirmation.")
+        notes.append("All runs here are of tuning or calibration: their results confirm nothing.")
     elif len(rows) < len(readable):
         notes.append(
-            f"{len(readable) - len(rows)} tuning runs are left out of all sections but that on learning rates."
+            f"{len(readable) - len(rows)} runs of tuning or calibration appear in the section on learning rates only."
         )
     settings, names = differences(rows)
     rows = rows.assign(name=rows["setting"].map(names))
     data = [column for column in ("data", "tokenizer") if column in rows and rows[column].nunique(dropna=False) > 1]
     if data:
-        notes.append(
-            f"The runs differ in {' and '.join(data)}: losses in nats per token are comparable only where both are the same."
-        )
+        what = " and ".join(data)
+        notes.append(f"The runs differ in {what}: losses in nats per token compare only where these are the same.")
     arms = list(dict.fromkeys(names[s] for s in settings.index))
-    return Material(root, rows, summary[summary["status"].isna()], arms, settings.rename(index=names), found, notes)
+    return Material(
+        root, rows, summary[summary["status"].isna()], arms, settings.rename(index=names), found, notes, runs.remote
+    )
 
 
 def differences(rows: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
@@ -158,7 +161,7 @@ def ledger_section(m: Material) -> Section:
     section = Section("Ledger")
     if m.ledger is None:
         section.missing.append(
-            f"Nothing is judged yet: albert-ablate judge sweeps/claims.yaml --runs {m.root} writes the ledger that belongs here."
+            f"Nothing is judged yet: albert-ablate judge sweeps/claims.yaml --runs {m.root} writes the ledger."
         )
         return section
     family = m.ledger.get("family") or {}
@@ -287,10 +290,15 @@ def effects_section(m: Material) -> Section:
             )
     if rows:
         section.figures.append(
-            Figure("Effects in multiples of their margins", charts.forest(pd.DataFrame(rows)),
-                   "Right of zero is what the claim says. Shaded: inside the margin. Filled: primary contrasts, with the interval that was judged; hollow: "
-                   "secondary ones, which carry no verdict.", wide=True)
-        )  # fmt: skip
+            Figure(
+                "Effects in multiples of their margins",
+                charts.forest(pd.DataFrame(rows)),
+                "Right of zero is what the claim says. Shaded: inside the margin. Filled: primary contrasts, with the "
+                "interval that was judged; hollow: "
+                "secondary ones, which carry no verdict.",
+                wide=True,
+            )
+        )
     else:
         section.missing.append("Effects with their intervals come from a ledger that has pairs.")
     if without:
@@ -301,11 +309,14 @@ def effects_section(m: Material) -> Section:
 # --- curves ----------------------------------------------------------------------------------------------------------
 
 
-def read(row: Any, name: str, columns: Sequence[str]) -> pd.DataFrame | None:
+def read(m: Material, row: Any, name: str, columns: Sequence[str]) -> pd.DataFrame | None:
     """Those of the columns that the run's history has; None where it cannot be read."""
     try:
-        record = json.loads((Path(row.folder) / "record.json").read_text())
-        table = read_history(Path(row.folder), name, record["histories"])
+        if row.folder in m.remote:
+            table = m.remote[row.folder](name)
+        else:
+            record = json.loads((Path(row.folder) / "record.json").read_text())
+            table = read_history(Path(row.folder), name, record["histories"])
         return table.select([c for c in columns if c in table.column_names]).to_pandas()
     except (OSError, ValueError, KeyError):
         return None
@@ -317,8 +328,8 @@ def curves_section(m: Material) -> Section:
     points = max(30, min(400, POINTS // max(1, len(m.rows))))
     for i, row in enumerate(m.rows.itertuples(index=False)):
         own = {"arm": row.name, "run": i, "seed": int(row.seed)}
-        held = read(row, "evals", ("tokens", "split", "loss", "bits_per_byte"))
-        steps = read(row, "steps", ("tokens", "loss"))
+        held = read(m, row, "evals", ("tokens", "split", "loss", "bits_per_byte"))
+        steps = read(m, row, "steps", ("tokens", "loss"))
         if held is None or steps is None:
             lost.append(row.folder)
             continue
@@ -350,7 +361,7 @@ def curves_section(m: Material) -> Section:
     over = pd.DataFrame(ends or [], columns=["arm", "run", "seed", "tokens", "loss", "divergence"])
     if mixed:  # batch losses are in nats only
         over = over.iloc[:0]
-    note = "Thin: each run; thick: the mean over an arm's seeds; band: from the least to the greatest of them. Crosses: diverged runs."
+    note = "Thin: each run; thick: the mean over an arm's seeds; band: their range. Crosses: diverged runs."
     start = None if mixed else initial
     section.figures.append(Figure("Validation loss", charts.loss_curves(validation, over, m.arms, unit, start), note))
     late = validation[validation["tokens"] >= validation["tokens"].max() / 2]
@@ -363,11 +374,15 @@ def curves_section(m: Material) -> Section:
     training = pd.concat(batches)
     if len(training) and not mixed:
         section.figures.append(
-            Figure("Training loss of each batch", charts.batch_curves(training, m.arms, initial),
-                   "Thinned to the least and greatest loss of each stretch: a spike stays. Shift and wheel zoom in, double click zooms out.", wide=True)
-        )  # fmt: skip
+            Figure(
+                "Training loss of each batch",
+                charts.batch_curves(training, m.arms, initial),
+                "Thinned to the least and greatest loss of each stretch: a spike stays.",
+                wide=True,
+            )
+        )
     pair = held.pivot_table(index=["arm", "run", "seed", "tokens"], columns="split", values="loss").reset_index()
-    m.both = pair.dropna() if {"train", "validation"} <= {*pair} else None  # type: ignore[attr-defined]
+    m.both = pair.dropna() if {"train", "validation"} <= {*pair} else None
     return section
 
 
@@ -416,14 +431,14 @@ def rates_section(m: Material) -> Section:
                 "tuned_rates",
                 pd.DataFrame(tuned),
                 "Tuned rates",
-                "edge: the best rate lies at the end of the grid. slack: expected loss above the optimum, in nats.",
+                "edge: the best rate ends the grid. slack: expected loss above the optimum, nats.",
             )
         )
     if (grid := _grid(m)) is not None:
         _draw_rates(section, m, grid, "Learning-rate sensitivity")
     if not section.figures:
         section.missing.append(
-            f"albert-ablate tune writes {m.root}/tuning; runs at three learning rates or more, else alike, are drawn as well."
+            f"albert-ablate tune writes {m.root}/tuning; runs at three rates or more, else alike, are drawn too."
         )
     return section
 
@@ -498,7 +513,7 @@ def divergence_section(m: Material) -> Section:
                 "not done": ", ".join(f"{n} {k}" for k, n in others.items()) or None,
             }
         )
-    note = "share: with its exact 95 % interval (Clopper and Pearson 1934). Diverged runs are counted and ranked worst, never dropped."
+    note = "share: with its exact 95 % interval (Clopper and Pearson 1934). Diverged runs are never dropped."
     return Section("Divergence", tables=[Table("divergence", pd.DataFrame(rows), note=note)])
 
 
@@ -513,7 +528,7 @@ def depth_section(m: Material) -> Section:
     cells: dict[str, dict[str, pd.DataFrame]] = {q: {} for q in MAPPED}
     for arm in chosen:
         own = [
-            read(row, "layers", wanted)
+            read(m, row, "layers", wanted)
             for row in m.rows[m.rows["name"] == arm].head(MAPPED_SEEDS).itertuples(index=False)
         ]
         for quantity in MAPPED:
@@ -535,8 +550,8 @@ def depth_section(m: Material) -> Section:
         ]
     if section.figures:
         section.text.append(
-            "Colors mean the same in all arms. Of several logged steps in a column the worst is shown; over seeds (five at "
-            "most) the median. Gray: no finite value."
+            "Colors mean the same in all arms, from the 1st to the 98th percentile. Of several logged steps in a "
+            "column the worst is shown; over seeds (five at most) the median. Gray: no finite value."
         )
         if len(m.arms) > MAPS:
             section.text.append(f"Drawn for the first {MAPS} of {len(m.arms)} arms.")
@@ -556,75 +571,84 @@ def generalization_section(m: Material) -> Section:
         values = table[["name", "seed", "gap"]].set_axis(["arm", "seed", "value"], axis=1).dropna()
         values = values.astype({"value": float, "seed": int})
         section.figures.append(
-            Figure("Gap: validation - training loss at the end (nats per token)",
-                   charts.strip(values, _means(values, m.arms), m.arms, "gap (nats per token)", zero=True),
-                   "Dots: runs; bar: mean; line: 95 % t interval from three seeds on. Both losses without dropout.")
-        )  # fmt: skip
-    both = getattr(m, "both", None)
-    if both is not None and len(both):
+            Figure(
+                "Gap: validation - training loss at the end (nats per token)",
+                charts.strip(values, _means(values, m.arms), m.arms, "gap (nats per token)", zero=True),
+                "Dots: runs; bar: mean; line: 95 % t interval from three seeds on. Both losses without dropout.",
+            )
+        )
+    if m.both is not None and len(m.both):
         initial = m.rows["initial_loss"].median() if "initial_loss" in m.rows else None
         section.figures.append(
-            Figure("Validation over training loss", charts.train_and_validation(both, m.arms, initial),
-                   "At equal training loss the lower curve generalizes better; on the dashed line both are equal.")
-        )  # fmt: skip
-    figures, evaluated = [], []
+            Figure(
+                "Validation over training loss",
+                charts.train_and_validation(m.both, m.arms, initial),
+                "At equal training loss the lower curve generalizes better; on the dashed line both are equal.",
+            )
+        )
+    curves: dict[str, list[dict[str, Any]]] = {"corruption": [], "units": []}
+    evaluated = []
     for row in m.rows.itertuples(index=False):
-        for name, kept in _evaluations(Path(row.folder)).items():
-            for figure, value in (kept.get("summary") or {}).items():
-                evaluated.append({"arm": row.name, "seed": int(row.seed), "figure": f"{name}.{figure}", "value": value})
-            if name == "corruption":
-                figures += [
-                    {"arm": row.name, "seed": int(row.seed), "run": row.folder, **r} for r in kept.get("rows") or []
-                ]
-    drawn = _corruption(section, m, pd.DataFrame(figures)) if figures else False
+        try:
+            found = evaluations(Path(row.folder))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            section.text.append(f"{row.folder}/evaluations.json cannot be read ({type(error).__name__}).")
+            continue
+        own = {"arm": row.name, "seed": int(row.seed), "run": row.folder}
+        for name, kept in found.items():
+            evaluated += [own | {"figure": f"{name}.{figure}", "value": v} for figure, v in kept["summary"].items()]
+            if name in curves:
+                curves[name] += [own | at for at in kept["rows"]]
+    for name, title in (("corruption", "tokens"), ("units", "hidden units")):
+        _rises(section, m, pd.DataFrame(curves[name]), name, title)
     if evaluated:
         over = pd.DataFrame(evaluated).groupby(["figure", "arm"], sort=False)["value"]
         wide = over.agg(lambda x: pd.to_numeric(x, errors="coerce").mean()).unstack("arm")
         wide = wide[[a for a in m.arms if a in wide]]
         wide = wide if wide.shape[1] <= 6 else wide.T  # the longer side goes down
-        section.tables.append(
-            Table(
-                "evaluations", wide.reset_index(), "Evaluations after training, means over seeds", folded=len(wide) > 16
-            )
-        )
-    if not drawn:
+        title = "Evaluations after training, means over seeds"
+        section.tables.append(Table("evaluations", wide.reset_index(), title, folded=len(wide) > 16))
+    if not curves["corruption"]:
         section.missing.append(
             "Loss under missing and noisy tokens: albert-ablate evaluate RUN corruption measures it."
         )
     return section
 
 
-def _evaluations(folder: Path) -> dict[str, Mapping]:
-    try:
-        found = json.loads((folder / "evaluations.json").read_text())
-        return {name: kept for name, kept in found.items() if isinstance(kept, Mapping)}
-    except (OSError, ValueError, AttributeError):
+def evaluations(folder: Path) -> dict[str, dict[str, Any]]:
+    """rows and summary of what was evaluated of a run, by name; empty where nothing was."""
+    file = folder / "evaluations.json"
+    if not file.exists():
         return {}
+    words = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+    def plain(row: Mapping) -> dict[str, Any]:
+        return {k: words.get(v, v) if isinstance(v, str) else v for k, v in row.items()}
+
+    found = json.loads(file.read_text())
+    return {
+        name: {"rows": [plain(r) for r in kept["rows"]], "summary": plain(kept["summary"])}
+        for name, kept in found.items()
+    }
 
 
-def _corruption(section: Section, m: Material, rows: pd.DataFrame) -> bool:
-    """Charts of the loss over the corruption rate, one a kind; the columns are found by what they are called."""
-    kind = next((c for c in ("kind", "corruption", "type", "noise") if c in rows), None)
-    if kind is None or "rate" not in rows or "loss" not in rows:
-        return False
-    rows = rows.assign(loss=pd.to_numeric(rows["loss"], errors="coerce"), rate=rows["rate"].astype(float)).dropna(
-        subset=["loss"]
-    )
-    clean = rows[rows["rate"] == 0].groupby("run")["loss"].mean()
-    for name, own in rows.groupby(kind, sort=False):
-        if name == "clean":
-            continue
-        start = own["run"].map(clean)
-        own = own.assign(rise=own["loss"] - start).dropna(subset=["rise"])
-        own["mean"] = own.groupby(["arm", "rate"])["rise"].transform("mean")
-        if len(own):
-            points = own[["arm", "run", "seed", "rate", "rise", "mean"]].assign(
-                run=own["run"].astype("category").cat.codes
-            )
-            section.figures.append(
-                Figure(f"Corruption: {name} tokens", charts.corruption(points, m.arms), "Above the loss on clean text.")
-            )
-    return any(f.title.startswith("Corruption") for f in section.figures)
+def _rises(section: Section, m: Material, rows: pd.DataFrame, name: str, title: str) -> None:
+    """Charts of the rise of the loss over the share of what is taken away, one a kind."""
+    if rows.empty:
+        return
+    rows = rows.rename(columns={"share": "rate"})
+    if not {"rate", "rise"} <= {*rows}:
+        section.missing.append(f"The rows of the evaluation {name} have no rise over a rate, and are not drawn.")
+        return
+    rows["kind"] = rows["kind"] if "kind" in rows else "zeroed"
+    over = rows.groupby(["kind", "arm", "run", "seed", "rate"], sort=False)["rise"].mean().reset_index()
+    over["mean"] = over.groupby(["kind", "arm", "rate"])["rise"].transform("mean")
+    for kind, own in over.groupby("kind", sort=False):
+        chart = charts.corruption(own.assign(run=pd.factorize(own["run"])[0]), m.arms, f"share of {kind} {title}")
+        note = (
+            "Rise above the loss on clean text." if name == "corruption" else "Rise above the loss of the whole model."
+        )
+        section.figures.append(Figure(f"Loss under {kind} {title}", chart, note))
 
 
 def _means(values: pd.DataFrame, arms: Sequence[str]) -> pd.DataFrame:
@@ -674,16 +698,24 @@ def factorial_section(m: Material) -> Section:
         )
         cells = points.groupby(["x", "level"])["value"].mean().rename("mean").reset_index()
         section.figures.append(
-            Figure(f"{one} and {other}", charts.interaction(cells, points, one, other),
-                   "Parallel lines: the effects add up. Mean over all other settings, and each finished run.")
-        )  # fmt: skip
+            Figure(
+                f"{one} and {other}",
+                charts.interaction(cells, points, one, other),
+                "Parallel lines: the effects add up. Mean over all other settings, and each finished run.",
+            )
+        )
         if wanted == 4:
             effects += _contrasts(m, rows, one, other)
     if effects:
         section.tables.append(
-            Table("interactions", pd.DataFrame(effects), "Effects on the validation loss (nats per token)",
-                  "A contrast per seed that has all four cells, then a t interval of 95 %; a description, not a verdict. The interaction: the effect of the first factor with the second minus that without it.")
-        )  # fmt: skip
+            Table(
+                "interactions",
+                pd.DataFrame(effects),
+                "Effects on the validation loss (nats per token)",
+                "A contrast per seed that has all four cells, with a 95 % t interval; a description, no verdict. "
+                "The interaction: the first factor's effect at the second's second level minus that at its first.",
+            )
+        )
     if not section.figures:
         section.missing.append(
             "Interactions need arms that cross the levels of two settings, as a factorial sweep does."
@@ -714,8 +746,10 @@ def _contrasts(m: Material, rows: pd.DataFrame, one: str, other: str) -> list[di
 
 def cost_section(m: Material) -> Section:
     section = Section("Cost and quality")
-    columns = (("flops", "training FLOPs", "Counted from the model."),
-               ("seconds", "seconds", "As they fell, on whatever else the machine did: arms' seconds are compared in interleaved blocks only."))  # fmt: skip
+    columns = (
+        ("flops", "training FLOPs", "Counted from the model."),
+        ("seconds", "seconds", "As they fell, whatever else the machine did: no comparison of speed."),
+    )
     rows = m.finished
     for column, title, note in columns:
         if column in rows and (pd.to_numeric(rows[column], errors="coerce") > 0).any():
@@ -726,8 +760,18 @@ def cost_section(m: Material) -> Section:
             section.figures.append(
                 Figure(f"Loss over {title}", charts.cost(points[points[column] > 0], m.arms, column, title), note)
             )
-    wanted = {"train_loss": "train loss", "val_loss": "validation loss", "val_bits_per_byte": "bits per byte", "test_loss": "test loss",
-              "gap": "gap", "macro_f1": "macro-F1", "accuracy": "accuracy", "tokens_per_second": "tokens/s", "flops": "FLOPs", "parameters": "parameters"}  # fmt: skip
+    wanted = {
+        "train_loss": "train loss",
+        "val_loss": "validation loss",
+        "val_bits_per_byte": "bits per byte",
+        "test_loss": "test loss",
+        "gap": "gap",
+        "macro_f1": "macro-F1",
+        "accuracy": "accuracy",
+        "tokens_per_second": "tokens/s",
+        "flops": "FLOPs",
+        "parameters": "parameters",
+    }
     kept = {k: v for k, v in wanted.items() if k in rows and rows[k].notna().any()}
     if kept:
         numbers = rows[[*kept]].apply(pd.to_numeric, errors="coerce").assign(arm=rows["name"])
@@ -764,19 +808,29 @@ def settings_section(m: Material) -> Section:
         if c in m.rows
     ]
     rows = m.rows[listed].rename(columns={"name": "arm"}).sort_values(["arm", "seed"])
-    rows["folder"] = [str(Path(f).relative_to(m.root)) for f in rows["folder"]]
+    rows["folder"] = [str(f).removeprefix(f"{m.root}/") for f in rows["folder"]]
     section.tables.append(Table("runs", rows, f"All {len(rows)} runs", folded=True))
     return section
 
 
+METHODS = """\
+The unit is the run: differences are paired by seed, in the named order of seeds, without gaps. A claim is looked at
+after every pair from the fourth on, with a paired t test at a level that keeps the chance of an error at 5 % over all
+looks; Holm keeps it over the family, whose size was named before.
+
+A pair with one diverged run counts as an infinite difference: from the first such pair on the exact signed rank
+decides. No effect means that the sequential 90 % interval lies inside the margin, which was named before; inconclusive
+means that the pairs do not tell. Means of a claim that stopped early run high.
+
+Refused: bootstrap intervals under 20 runs, standardized effects of stopped claims, a test that cannot reach its level,
+arms that differ in data, data order or what the claim holds equal, and a learning rate at the end of its grid.
+
+Curves, bands and heat maps describe; only the ledger judges. Losses are in nats per token, measured without dropout,
+unless said otherwise."""
+
+
 def methods_section(m: Material) -> Section:
-    section = Section("Methods and refusals", [SCOPE])
-    section.text += [
-        "The unit is the run: differences are paired by seed, in the named order of seeds, without gaps. A claim is looked at after every pair from the fourth on, with a paired t test at a level that keeps the chance of an error at 5 % over all looks; Holm keeps it over the family, whose size was named before.",
-        "A pair with one diverged run counts as an infinite difference: from the first such pair on the exact signed rank decides. No effect means that the sequential 90 % interval lies inside the margin, which was named before; inconclusive means that the pairs do not tell. Means of a claim that stopped early run high.",
-        "Refused: bootstrap intervals under 20 runs, standardized effects of stopped claims, a test that cannot reach its level, arms that differ in data, data order or what the claim holds equal, and a learning rate at the end of its grid.",
-        "Curves, bands and heat maps describe; only the ledger judges. Losses are in nats per token, measured without dropout, unless said otherwise.",
-    ]
+    section = Section("Methods and refusals", [SCOPE, *(" ".join(p.split()) for p in METHODS.split("\n\n"))])
     section.text += m.notes
     if m.ledger and m.ledger.get("refusals"):
         section.text.append("Refused in this ledger:")
@@ -799,8 +853,19 @@ def make(root: Path, ledger: Path | None = None) -> Page:
     m = gather(root, ledger)
     ledger_, effects_ = ledger_section(m), effects_section(m)
     curves = curves_section(m)  # before generalization, which draws what it read
-    sections = [ledger_, effects_, curves, rates_section(m), divergence_section(m), depth_section(m), generalization_section(m),
-                factorial_section(m), cost_section(m), settings_section(m), methods_section(m)]  # fmt: skip
+    sections = [
+        ledger_,
+        effects_,
+        curves,
+        rates_section(m),
+        divergence_section(m),
+        depth_section(m),
+        generalization_section(m),
+        factorial_section(m),
+        cost_section(m),
+        settings_section(m),
+        methods_section(m),
+    ]
     states = m.rows["status"].value_counts().to_dict()
     said = ", ".join(f"{n} {s}" for s, n in states.items())
     subtitle = f"{len(m.arms)} arms, {len(m.rows)} runs ({said}). {SCOPE}"

@@ -92,7 +92,7 @@ def spike_marks(steps: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     for column, what in (("loss", "loss spike"), ("grad_norm", "gradient spike")):
         x = steps[column].to_numpy(float)
         x = np.log(np.where(x > 0, x, np.nan)) if column == "grad_norm" else x  # its noise is multiplicative
-        at = steps[spikes(x, window, DEVIATIONS)]
+        at = steps[spikes(x.tolist(), window, DEVIATIONS)]
         found.append(at[["step", "tokens"]].assign(what=what, value=at[column]))
     return pd.concat(found).nlargest(200, "value").sort_values("step"), window
 
