@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from albert_ablate.analysis import commands as analysis
 from albert_ablate.config import ConfigError
 from albert_ablate.studies import commands as studies
 from albert_ablate.training.evaluations import commands as evaluations
@@ -61,6 +62,8 @@ app.command("agent")(studies.agent)
 app.command("status")(studies.status)
 app.command("evaluate")(evaluations.evaluate)
 app.command("generate")(generate)
+app.command("show")(analysis.show)
+app.command("report")(analysis.report)
 app.command("tune")(studies.tune)
 app.command("calibrate")(studies.calibrate)
 

@@ -41,7 +41,15 @@ def test_a_module_imports_only_from_layers_to_its_left(file):
 
 
 def test_records_and_analysis_are_read_without_torch():
-    modules = ["records.folder", "records.history", "records.wandb", "config", "analysis.charts", "analysis.verdicts"]
+    modules = [
+        "records.folder",
+        "records.history",
+        "records.wandb",
+        "config",
+        "analysis.show",
+        "analysis.report",
+        "analysis.verdicts",
+    ]
     code = "import sys; sys.modules['torch'] = None\n" + "\n".join(f"import albert_ablate.{m}" for m in modules)
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
@@ -74,10 +82,10 @@ def test_a_small_model_comes_near_the_entropy_rate_of_its_language(finished):
 @pytest.mark.parametrize("kind", ["html", "png"])
 def test_a_run_can_be_drawn(finished, tmp_path, kind):
     pytest.importorskip("vl_convert")
-    from albert_ablate.analysis.charts import curves
+    from albert_ablate.analysis.show import draw
 
     target = tmp_path / f"run.{kind}"
-    curves(Path(finished["folder"])).save(target)
+    draw(Path(finished["folder"]), target)
     assert target.stat().st_size > 5_000 and (kind == "html" or target.read_bytes().startswith(b"\x89PNG"))
 
 

@@ -1,103 +1,756 @@
-"""Charts of records: tables in, Altair charts out. A chart draws what it is given and computes nothing else.
+"""Charts of records: tables in, Altair charts out, and the one look of all of them.
 
-python -m albert_ablate.analysis.charts RUN_FOLDER -o run.png     (.html, .svg and .png)
+A chart draws what it is given and computes nothing else. One color belongs to one arm in every chart; colors that
+depend on the page's background (light or dark) come from the theme: a chart names a style instead.
 """
 
-import argparse
 import json
-import sys
+import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from albert_ablate.records.history import read_history
+from albert_ablate.config import ConfigError
 
-COLORS = {"batch": "#b8c4d6", "train": "#3b6fb6", "validation": "#d1495b"}
+# told apart with each of the common color blindnesses (Okabe and Ito 2008, without black and yellow); lighter on dark
+LIGHT = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a7f87"]
+DARK = ["#4fa8e0", "#ff8744", "#2cc79c", "#e79cc6", "#f3b73e", "#9bd4f8", "#a3a9b2"]
+DASHES = [[1, 0], [6, 3], [2, 2], [9, 3, 2, 3]]  # an arm beyond the seventh has a used color with another dash
+SHOWN = 12  # arms drawn at first; the page's filter has all
+WIDTH, HEIGHT = 620, 280  # of a picture; on a page the width is that of its container
+STEPS_OF_A_CURVE = 200
+FORMATS = (".html", ".png", ".svg")
+CELLS = 96  # columns of a heat map
+LOGARITHMIC = 3.0  # a quantity whose sizes span less than this factor is colored on a linear scale
+
+QUANTITIES = {
+    "grad_norm": "Gradient norm before clipping",
+    "residual_rms": "Activation RMS of the residual stream",
+    "output_rms": "Activation RMS of the sublayers' outputs",
+    "update_ratio": "Update ratio: change of the weights / weights",
+    "entropy": "Attention entropy (nats)",
+    "max_logit": "Largest attention logit",
+}
+LOWEST = ("entropy",)  # quantities that are bad when small: a column of several steps shows the least of them
 
 
-def curves(folder: Path):
-    """One run over its tokens: losses, gradient norm before clipping and learning rate, gradient norm by depth."""
+def theme(dark: bool = False) -> dict[str, Any]:
+    """The Vega configuration of all charts, for a light or a dark page."""
+    ink, soft, line, empty = (
+        ("#e6e8eb", "#a3a9b2", "#3a4049", "#20252c") if dark else ("#1d2229", "#626a75", "#dfe3e8", "#eef0f3")
+    )
+    palette = DARK if dark else LIGHT
+    words = {"labelColor": soft, "titleColor": ink, "titleFontWeight": "normal", "labelFontSize": 11}
+    return {
+        "background": "transparent" if dark else "#ffffff",
+        "font": "system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif",
+        "range": {"category": palette},
+        "view": {"stroke": None},
+        "axis": words | {"gridColor": line, "domainColor": line, "tickColor": line, "labelLimit": 190},
+        "legend": words | {"symbolStrokeWidth": 2, "labelLimit": 330},
+        "title": {
+            "color": ink,
+            "subtitleColor": soft,
+            "anchor": "start",
+            "frame": "group",
+            "fontSize": 13,
+            "subtitleFontSize": 11,
+        },
+        "text": {"color": ink},
+        "style": {
+            "line": {"color": palette[0]},
+            "plain": {"color": palette[0]},
+            "batch": {"color": "#6f7a88" if dark else "#b3bcc8"},
+            "reference": {"color": soft},
+            "note": {"color": soft},
+            "warning": {"color": palette[1]},
+            "map": {"fill": empty},
+            "inside": {"color": "#2c3440" if dark else "#e9eef4"},
+        },
+    }
+
+
+# --- thinning --------------------------------------------------------------------------------------------------------
+
+
+def thinned(values: Sequence[float] | np.ndarray, points: int = STEPS_OF_A_CURVE) -> np.ndarray:
+    """Which of the values to draw: the ends, and of every bucket its least and its greatest, so that no spike is lost.
+
+    About `points` rising indices of finite values; all finite ones where there are no more.
+    """
+    y = np.asarray(values, float)
+    at = np.flatnonzero(np.isfinite(y))
+    if len(at) <= points:
+        return at
+    edges = np.linspace(0, len(at), max(1, (points - 2) // 2) + 1).astype(int)
+    kept = [at[0], at[-1]]
+    for low, high in zip(edges[:-1], edges[1:], strict=True):
+        part = y[at[low:high]]
+        kept += [at[low + part.argmin()], at[low + part.argmax()]]
+    return np.unique(kept)
+
+
+def columns_of_time(steps: np.ndarray, columns: int = CELLS) -> np.ndarray:
+    """The index of the heat map's column that each of the rising distinct steps falls into; at most `columns`."""
+    return np.arange(len(steps)) * min(columns, len(steps)) // max(1, len(steps))
+
+
+def depth_map(layers: pd.DataFrame, quantity: str, columns: int = CELLS) -> pd.DataFrame:
+    """tokens, end, layer, value: a block's rows joined, and of several steps in a column the worst one.
+
+    Of a block's sublayers: norms add by their squares, as do the changes of weights behind an update ratio; RMS is the
+    root of the mean square, of the residual stream that of the last; entropy the least and a logit the largest. The
+    worst is the largest, of an entropy the least. Empty where the history has no such quantity. Layers count from 1.
+    """
+    empty = pd.DataFrame({"tokens": [], "end": [], "layer": [], "value": []})
+    if quantity not in layers or layers.empty:
+        return empty
+    x = layers[[c for c in ("step", "tokens", "layer", "sublayer", "weight_norm", quantity) if c in layers]]
+    x = x[np.isfinite(x[quantity])]
+    if x.empty:
+        return empty
+    keys = [x["step"], x["tokens"], x["layer"]]
+    if "sublayer" not in x:
+        block = x.set_index(["step", "tokens", "layer"])[quantity]
+    elif quantity == "grad_norm":
+        block = np.sqrt((x[quantity] ** 2).groupby(keys).sum())
+    elif quantity == "update_ratio" and "weight_norm" in x:
+        changed = ((x[quantity] * x["weight_norm"]) ** 2).groupby(keys).sum()
+        block = np.sqrt(changed / (x["weight_norm"] ** 2).groupby(keys).sum())
+    elif quantity == "residual_rms":
+        block = x[quantity].groupby(keys).last()
+    elif quantity.endswith("_rms"):
+        block = np.sqrt((x[quantity] ** 2).groupby(keys).mean())
+    else:
+        block = x[quantity].groupby(keys).agg("min" if quantity in LOWEST else "max")
+    block = block.rename("value").reset_index()
+    times = block[["step", "tokens"]].drop_duplicates("step").sort_values("step")
+    column = columns_of_time(times["step"].to_numpy(), columns)
+    starts = times["tokens"].to_numpy()[np.unique(column, return_index=True)[1]].astype(float)
+    width = np.diff(starts).mean() if len(starts) > 1 else max(1.0, float(starts[0]))
+    ends = np.append(starts[1:], starts[-1] + width)
+    block["column"] = block["step"].map(dict(zip(times["step"], column, strict=True)))
+    worst = block.groupby(["column", "layer"])["value"].agg("min" if quantity in LOWEST else "max").reset_index()
+    return pd.DataFrame(
+        {
+            "tokens": starts[worst["column"]],
+            "end": ends[worst["column"]],
+            "layer": worst["layer"] + 1,
+            "value": worst["value"],
+        }
+    )
+
+
+# --- parts of charts -------------------------------------------------------------------------------------------------
+
+
+def arm_color(arms: Sequence[str]):
+    """Color by arm: the same in all charts that are given the same arms in the same order."""
     import altair as alt
 
-    record = json.loads((folder / "record.json").read_text())
-    steps, evals, layers = (
-        read_history(folder, name, record["histories"]).to_pandas() for name in ("steps", "evals", "layers")
+    return alt.Color(
+        "arm:N",
+        title=None,
+        scale=alt.Scale(domain=list(arms)),
+        legend=alt.Legend(orient="bottom", columns=2, symbolOpacity=1),
     )
-    layers = layers[layers["step"] > 0].assign(grad_norm=layers["grad_norm"] ** 2)
-    layers = layers.groupby(["tokens", "layer"], as_index=False)["grad_norm"].sum()  # a block's, from its sublayers'
-    layers["grad_norm"] **= 0.5
-    x = alt.X("tokens:Q", title="tokens", axis=alt.Axis(format="~s", tickCount=5))
-    color = alt.Color("series:N", title=None, scale=alt.Scale(domain=list(COLORS), range=list(COLORS.values())))
-    batch = steps.assign(series="batch")
-    held = evals[evals["split"] != "test"].rename(columns={"split": "series"})
-    low = min(batch["loss"].min(), held["loss"].min())
-    y = alt.Y("loss:Q", title="loss (nats per token)", scale=alt.Scale(domainMin=float(low), zero=False))
-    unigram = pd.DataFrame({"loss": [record["summary"]["unigram_loss"]], "what": ["unigram model"]})
-    losses = alt.layer(
-        alt.Chart(batch).mark_line(strokeWidth=1).encode(x, y, color),
-        alt.Chart(held)
-        .mark_line(point=True)
+
+
+def arm_dash(arms: Sequence[str]):
+    import altair as alt
+
+    dashes = [DASHES[i // len(LIGHT) % len(DASHES)] for i in range(len(arms))]
+    return alt.StrokeDash("arm:N", scale=alt.Scale(domain=list(arms), range=dashes), legend=None)
+
+
+def filtered(chart, arms: Sequence[str]):
+    """The chart with the page's filter: the parameter `arms` lists those that are drawn."""
+    import altair as alt
+
+    return chart.transform_filter("indexof(arms, datum.arm) >= 0").add_params(
+        alt.param(name="arms", value=list(arms)[:SHOWN])
+    )
+
+
+def tokens_axis(title: str = "tokens"):
+    import altair as alt
+
+    return alt.X(
+        "tokens:Q", title=title, axis=alt.Axis(format="~s", tickCount=5, grid=False), scale=alt.Scale(nice=False)
+    )
+
+
+def _tip(name: str, title: str | None = None, form: str = ".4g"):
+    import altair as alt
+
+    return alt.Tooltip(f"{name}:Q", title=title or name.replace("_", " "), format=form)
+
+
+def _zoom():
+    """Shift and wheel zoom, shift and drag move: without shift the page scrolls on."""
+    import altair as alt
+
+    return alt.selection_interval(
+        bind="scales",
+        zoom="wheel![event.shiftKey]",
+        translate="[pointerdown[event.shiftKey], window:pointerup] > window:pointermove!",
+        on="[pointerdown[event.shiftKey], window:pointerup] > window:pointermove!",
+    )
+
+
+def loss_range(values: Sequence[float] | np.ndarray, initial: float | None) -> list[float]:
+    """What a loss axis spans: from the least loss to a little above the initial one, whatever a run diverged to."""
+    y = np.asarray(values, float)
+    y = y[np.isfinite(y)]
+    if not len(y):
+        return [0.0, 1.0]
+    low, high = float(y.min()), float(y.max())
+    if initial is not None and math.isfinite(initial):
+        high = min(high, max(1.1 * initial, low * 1.05))
+    pad = 0.03 * (high - low) or 0.05
+    return [low - pad, high + pad]
+
+
+# --- one run ---------------------------------------------------------------------------------------------------------
+
+
+def run_losses(
+    batches: pd.DataFrame, evals: pd.DataFrame, spikes: pd.DataFrame, lines: pd.DataFrame, initial: float | None
+):
+    """Losses of each training batch and of both splits, spikes at the top, named horizontal lines (loss, what)."""
+    import altair as alt
+
+    x = tokens_axis()
+    span = loss_range(np.r_[batches["loss"], evals["loss"], lines["loss"]], initial)
+    y = alt.Y("loss:Q", title="nats per token", scale=alt.Scale(domain=span, nice=False, zero=False))
+    color = alt.Color(
+        "series:N",
+        title=None,
+        scale=alt.Scale(domain=["train", "validation"]),
+        legend=alt.Legend(orient="top", offset=2),
+    )
+    return alt.layer(
+        alt.Chart(batches).mark_line(style="batch", strokeWidth=1, clip=True).encode(x, y),
+        alt.Chart(evals)
+        .mark_line(point={"size": 34}, clip=True)
         .encode(
             x,
             y,
             color,
-            strokeDash=alt.condition("datum.series == 'validation'", alt.value([5, 3]), alt.value([1, 0])),
-            tooltip=["tokens", "series", "loss", "bits_per_byte"],
+            tooltip=[
+                _tip("tokens", form=","),
+                alt.Tooltip("series:N", title="split"),
+                _tip("loss", form=".4f"),
+                _tip("bits_per_byte", form=".4f"),
+            ],
         ),
-        alt.Chart(unigram).mark_rule(strokeDash=[4, 3], color="#888").encode(y="loss:Q"),
-        alt.Chart(unigram).mark_text(align="left", dx=4, dy=-6, x=0, color="#666").encode(y="loss:Q", text="what:N"),
-    ).properties(title="Loss: each training batch, and both splits in evaluation mode", width=330, height=240)
-    norm = alt.Y("grad_norm:Q", title="gradient norm", scale=alt.Scale(type="log"))
-    norms = (
-        alt.Chart(steps)
-        .mark_line(strokeWidth=1, color=COLORS["train"])
-        .encode(x, norm, tooltip=["step", "grad_norm", "clipped"])
-        .properties(title="Gradient norm before clipping", width=330, height=105)
+        alt.Chart(lines).mark_rule(style="reference", strokeDash=[4, 3]).encode(y="loss:Q"),
+        alt.Chart(lines)
+        .mark_text(style="note", align="right", dx=-4, dy=-6)
+        .encode(x=alt.value("width"), y="loss:Q", text="what:N"),
+        _spikes(spikes),
     )
-    rate = (
-        alt.Chart(steps)
-        .mark_line(color="#555")
-        .encode(x, alt.Y("lr:Q", title="learning rate", axis=alt.Axis(format="~g")))
-        .properties(title="Learning rate", width=330, height=75)
-    )
-    depth = (
-        alt.Chart(layers)
-        .mark_rect()
+
+
+def run_norms(norms: pd.DataFrame, spikes: pd.DataFrame):
+    """tokens, norm, series ("before clipping", "after clipping"), on a log scale."""
+    import altair as alt
+
+    names = ["before clipping", "after clipping"]
+    scale, axis = log_axis(norms["norm"])
+    return alt.layer(
+        alt.Chart(norms)
+        .mark_line(strokeWidth=1.2)
         .encode(
-            alt.X(
-                "tokens:O",
-                title="tokens",
-                axis=alt.Axis(format=".2~s", labelOverlap="greedy", labelAngle=0, ticks=False),
+            tokens_axis(),
+            alt.Y("norm:Q", title="norm", scale=scale, axis=axis),
+            alt.Color(
+                "series:N",
+                title=None,
+                scale=alt.Scale(domain=names),
+                sort=names,
+                legend=alt.Legend(orient="top", offset=2),
             ),
-            alt.Y("layer:O", title="block", axis=alt.Axis(labelOverlap=True, ticks=False)),
-            alt.Color("grad_norm:Q", title="norm", scale=alt.Scale(type="log", scheme="viridis")),
-            tooltip=["tokens", "layer", "grad_norm"],
-        )
-        .properties(title="Gradient norm by depth", width=330, height=240)
+            tooltip=[_tip("tokens", form=","), "series:N", _tip("norm")],
+        ),
+        _spikes(spikes),
     )
-    panels = [losses, alt.vconcat(norms, rate, spacing=14)]
-    panels += [depth] if len(layers) else []
+
+
+def _spikes(spikes: pd.DataFrame):
+    import altair as alt
+
     return (
-        alt.hconcat(*panels, spacing=30)
-        .resolve_scale(color="independent")
-        .properties(
-            title=alt.Title(record["label"], subtitle=f"seed {record['seed']}, {record['status']}", anchor="start")
+        alt.Chart(spikes)
+        .mark_point(style="warning", shape="triangle-down", size=55, filled=True)
+        .encode(
+            tokens_axis(),
+            y=alt.value(4),
+            tooltip=[_tip("step", form=","), alt.Tooltip("what:N", title="mark"), _tip("value")],
         )
-        .configure_view(stroke=None)
     )
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Draw one run.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("-o", "--output", type=Path, default=Path("run.html"))
-    options = parser.parse_args()
-    if not (options.folder / "record.json").exists():
-        print(f"{options.folder} is no run folder: it holds no record.json.", file=sys.stderr)
-        return 2
-    curves(options.folder).save(options.output, **({"scale_factor": 2} if options.output.suffix == ".png" else {}))
-    return 0
+def line_of(table: pd.DataFrame, column: str, log: bool = False):
+    """One column over tokens."""
+    import altair as alt
+
+    scale, axis = log_axis(table[column]) if log else (alt.Scale(zero=False), alt.Axis(format="~g", tickCount=4))
+    y = alt.Y(f"{column}:Q", title=None, scale=scale, axis=axis)
+    return (
+        alt.Chart(table)
+        .mark_line(style="line", strokeWidth=1.5, point={"style": "plain"} if len(table) < 3 else False)
+        .encode(tokens_axis(), y, tooltip=[_tip("tokens", form=","), _tip(column)])
+    )
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def heat_map(cells: pd.DataFrame, quantity: str, domain: Sequence[float] | None = None, ended: float | None = None):
+    """`depth_map` in color; nothing where a run had no finite value. ended: tokens at which the run diverged."""
+    import altair as alt
+
+    low, high = domain or color_range(cells["value"])
+    log = low > 0 and high / low > LOGARITHMIC
+    scale = alt.Scale(type="log" if log else "linear", domain=[low, high], scheme="viridis", clamp=True, nice=False)
+    legend = alt.Legend(
+        type="gradient",
+        title=None,
+        orient="right",
+        gradientLength=170,
+        gradientThickness=10,
+        format=".2~g",
+        values=round_values(low, high, log),
+    )
+    depth = int(cells["layer"].max())
+    cells = cells.assign(top=cells["layer"] + 0.5, bottom=cells["layer"] - 0.5)
+    color = alt.Color("value:Q", scale=scale, legend=legend)
+    x = alt.X(
+        "tokens:Q",
+        title="tokens",
+        axis=alt.Axis(format="~s", tickCount=4, grid=False),
+        scale=alt.Scale(nice=False, zero=False),
+    )
+    ticks = sorted({1, *(round(depth * i / 4) for i in range(1, 5))} - {0})
+    y = alt.Y(
+        "bottom:Q",
+        title="block",
+        scale=alt.Scale(domain=[0.5, depth + 0.5], nice=False, zero=False),
+        axis=alt.Axis(values=ticks, format="d", grid=False),
+    )
+    # cells overlap a little: antialiasing leaves seams between neighbors
+    map_ = (
+        alt.Chart(cells)
+        .mark_rect(x2Offset=0.7, y2Offset=-0.7, clip=True)
+        .encode(
+            x,
+            alt.X2("end"),
+            y,
+            alt.Y2("top"),
+            color,
+            tooltip=[_tip("tokens", form=","), _tip("layer", "block", "d"), _tip("value")],
+        )
+    )
+    if ended is None:
+        return map_.properties(view=alt.ViewBackground(style="map"))
+    mark = pd.DataFrame({"tokens": [ended], "what": ["diverged"]})
+    return alt.layer(
+        map_,
+        alt.Chart(mark).mark_rule(style="warning", strokeWidth=2, strokeDash=[4, 2]).encode(x="tokens:Q"),
+        view=alt.ViewBackground(style="map"),
+    )
+
+
+def color_range(values: Sequence[float] | np.ndarray) -> list[float]:
+    """The 1st to 98th percentile, of positive values if there are any: the last column before a divergence would take
+    the colors from all others."""
+    v = np.asarray(values, float)
+    v = v[np.isfinite(v)]
+    v = v[v > 0] if (v > 0).any() else v
+    if not len(v):
+        return [0.0, 1.0]
+    low, high = (float(q) for q in np.quantile(v, [0.01, 0.98]))
+    return [low, high] if high > low else [low * 0.9, low * 1.1 or 1.0]
+
+
+def round_values(low: float, high: float, log: bool, most: int = 6) -> list[float]:
+    """A few round values between the ends of a scale; on a log scale powers of ten, or 1, 2, 5 of each."""
+    if not log:
+        return [float(f"{v:.3g}") for v in np.linspace(low, high, 4)]
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for factors in ((1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 5), (1, 3), (1,)):
+        inside = [v for n in decades for f in factors if low <= (v := float(f"{f}e{n}")) <= high]
+        if len(inside) <= most:
+            break
+    inside = inside[:: math.ceil(len(inside) / most)] if inside else []
+    return inside if len(inside) > 1 else [float(f"{v:.3g}") for v in np.geomspace(low, high, 4)]
+
+
+def log_axis(values: Sequence[float] | np.ndarray, grid: bool = True) -> tuple[Any, Any]:
+    """Scale and axis of positive values, with few lines."""
+    import altair as alt
+
+    v = np.asarray(values, float)
+    v = v[np.isfinite(v) & (v > 0)]
+    low, high = (float(v.min()) / 1.15, float(v.max()) * 1.15) if len(v) else (0.1, 10.0)
+    return alt.Scale(type="log", domain=[low, high], nice=False), alt.Axis(
+        values=round_values(low, high, log=True),
+        format=".1~e" if high / low > 1e6 else "~g" if high < 1e4 else "~s",
+        grid=grid,
+    )
+
+
+# --- many runs -------------------------------------------------------------------------------------------------------
+
+
+def loss_curves(evals: pd.DataFrame, ends: pd.DataFrame, arms: Sequence[str], unit: str, initial: float | None):
+    """Every run thin, the mean of an arm's seeds thick, their range as a band; a cross where a run diverged.
+
+    evals: arm, run, seed, tokens, loss, and per arm and tokens mean, low, high. ends: the last row of diverged runs.
+    """
+    import altair as alt
+
+    x = tokens_axis()
+    scale = alt.Scale(domain=loss_range(evals["loss"], initial), nice=False, zero=False)
+    y = alt.Y("loss:Q", title=unit, scale=scale)
+    color, dash = arm_color(arms), arm_dash(arms)
+    tips = ["arm:N", _tip("seed", form="d"), _tip("tokens", form=","), _tip("loss", form=".4f")]
+    over = evals.drop_duplicates(["arm", "tokens"])[["arm", "tokens", "mean", "low", "high"]]
+    hovered = alt.selection_point(name="hovered", fields=["run"], on="pointerover", empty=False)
+    layers = [
+        alt.Chart(over)
+        .mark_area(opacity=0.16, clip=True)
+        .encode(x, alt.Y("low:Q", title=unit, scale=scale), alt.Y2("high"), color),
+        alt.Chart(evals)
+        .mark_line(clip=True)
+        .encode(
+            x,
+            y,
+            color,
+            dash,
+            alt.Detail("run:N"),
+            opacity=alt.condition(hovered, alt.value(1.0), alt.value(0.4)),
+            strokeWidth=alt.condition(hovered, alt.value(2.5), alt.value(0.9)),
+            tooltip=["arm:N", _tip("seed", form="d")],
+        ),
+        alt.Chart(over)
+        .mark_line(strokeWidth=2.2, clip=True)
+        .encode(x, alt.Y("mean:Q", title=unit, scale=scale), color, dash),
+        alt.Chart(evals)
+        .mark_circle(size=60, opacity=0)
+        .encode(x, y, tooltip=tips, detail="run:N")
+        .add_params(hovered, _zoom()),
+    ]
+    if len(ends):
+        top = scale.domain[1] - 0.02 * (scale.domain[1] - scale.domain[0])
+        ends = ends.assign(at=ends["loss"].clip(upper=top).fillna(top))
+        cross = alt.Chart(ends).mark_point(shape="cross", size=70, filled=True, angle=45, opacity=1)
+        layers.append(cross.encode(x, alt.Y("at:Q", title=unit, scale=scale), color, tooltip=[*tips, "divergence:N"]))
+    return filtered(alt.layer(*layers), arms)
+
+
+def batch_curves(steps: pd.DataFrame, arms: Sequence[str], initial: float | None):
+    """Training loss of each batch, thinned to the extremes of its buckets. steps: arm, run, seed, tokens, loss."""
+    import altair as alt
+
+    scale = alt.Scale(domain=loss_range(steps["loss"], initial), nice=False, zero=False)
+    chart = (
+        alt.Chart(steps)
+        .mark_line(strokeWidth=0.8, opacity=0.65, clip=True)
+        .encode(
+            tokens_axis(),
+            alt.Y("loss:Q", title="nats per token", scale=scale),
+            arm_color(arms),
+            arm_dash(arms),
+            alt.Detail("run:N"),
+            tooltip=["arm:N", _tip("seed", form="d")],
+        )
+        .add_params(_zoom())
+    )
+    return filtered(chart, arms)
+
+
+def forest(effects: pd.DataFrame):
+    """Effects with their intervals in multiples of the margin, which is shaded: several units share one axis.
+
+    effects: row (name), mean, low, high (in margins), text (in natural units), verdict, kind (primary or secondary).
+    """
+    import altair as alt
+
+    rows = list(dict.fromkeys(effects["row"]))
+    finite = effects[["mean", "low", "high"]].to_numpy(float)
+    reach = min(max(2.0, 1.1 * float(np.abs(finite[np.isfinite(finite)]).max(initial=0.0))), 40.0)
+    effects = effects.assign(low=effects["low"].clip(-2 * reach), high=effects["high"].clip(upper=2 * reach))
+    axis = alt.Axis(tickCount=5, grid=False)
+    x = alt.X("mean:Q", title="effect / margin", scale=alt.Scale(domain=[-reach, reach], nice=False), axis=axis)
+    y = alt.Y("row:N", title=None, sort=rows, axis=alt.Axis(grid=False, ticks=False, domain=False, labelLimit=150))
+    margin = pd.DataFrame({"from": [-1.0], "to": [1.0], "zero": [0.0]})
+    tips = ["row:N", alt.Tooltip("text:N", title="effect"), "verdict:N", "kind:N"]
+    layers = [
+        alt.Chart(margin).mark_rect(style="inside").encode(x="from:Q", x2="to:Q"),
+        alt.Chart(margin).mark_rule(style="reference").encode(x="zero:Q"),
+        alt.Chart(effects).mark_rule(style="line", strokeWidth=2, clip=True).encode(alt.X("low:Q"), alt.X2("high"), y),
+        *(
+            alt.Chart(own)
+            .mark_point(style="plain", size=70, clip=True, filled=kind == "primary", opacity=1)
+            .encode(x, y, tooltip=tips)
+            for kind, own in effects.groupby("kind")
+        ),
+        alt.Chart(effects)
+        .mark_text(style="note", align="left", dx=4, dy=-10, fontSize=10)
+        .encode(x=alt.value(0), y=y, text="text:N"),
+    ]
+    return alt.layer(*layers).properties(height=max(90, 40 * len(rows)))
+
+
+def sensitivity(points: pd.DataFrame, means: pd.DataFrame, arms: Sequence[str], initial: float | None):
+    """Final loss over the learning rate, each run and the mean, diverged runs as crosses at the top.
+
+    points: arm, rate, loss, diverged (loss: the axis's top), seed. means: arm, rate, mean.
+    """
+    import altair as alt
+
+    span = loss_range(points.loc[~points["diverged"], "loss"], initial)
+    rates = sorted({*points["rate"]})
+    x = alt.X(
+        "rate:Q",
+        title="learning rate",
+        scale=alt.Scale(type="log", domain=[rates[0] / 1.3, rates[-1] * 1.3], nice=False),
+        axis=alt.Axis(values=rates, format=".2~g", grid=False, labelOverlap=True),
+    )
+    scale = alt.Scale(domain=[span[0], span[1] + 0.06 * (span[1] - span[0])], nice=False, zero=False)
+    y = alt.Y("loss:Q", title="validation loss at the end", scale=scale)
+    color, dash = arm_color(arms), arm_dash(arms)
+    tips = ["arm:N", _tip("rate", "learning rate"), _tip("loss", form=".4f"), _tip("seed", form="d")]
+    lost = points[points["diverged"]].drop(columns="loss")
+    chart = alt.layer(
+        alt.Chart(means)
+        .mark_line(strokeWidth=2, clip=True)
+        .encode(x, alt.Y("mean:Q", title="validation loss at the end", scale=scale), color, dash),
+        alt.Chart(points[~points["diverged"]])
+        .mark_circle(size=34, opacity=0.8, clip=True)
+        .encode(x, y, color, tooltip=tips),
+        alt.Chart(lost)
+        .mark_point(shape="cross", angle=45, size=70, filled=True)
+        .encode(
+            x,
+            color,
+            y=alt.value(5),
+            tooltip=["arm:N", _tip("rate", "learning rate"), _tip("seed", form="d"), "outcome:N"],
+        ),
+    )
+    return filtered(chart, arms)
+
+
+def strip(values: pd.DataFrame, means: pd.DataFrame, arms: Sequence[str], title: str, zero: bool = False):
+    """A dot a run and the mean as a bar. values: arm, seed, value. means: arm, mean, low, high (nan: no interval)."""
+    import altair as alt
+
+    color = arm_color(arms)
+    scale = alt.Scale(zero=zero, padding=10)
+    y = alt.Y("arm:N", title=None, sort=list(arms), axis=alt.Axis(labelLimit=170, ticks=False, domain=False, grid=True))
+    axis = alt.Axis(format="~g", tickCount=5)
+    chart = alt.layer(
+        alt.Chart(values)
+        .mark_circle(size=46, opacity=0.7)
+        .encode(
+            alt.X("value:Q", title=title, scale=scale, axis=axis),
+            y,
+            color,
+            tooltip=["arm:N", _tip("seed", form="d"), _tip("value")],
+        ),
+        alt.Chart(means)
+        .mark_rule(strokeWidth=2)
+        .encode(alt.X("low:Q", title=title, scale=scale), alt.X2("high"), y, color),
+        alt.Chart(means)
+        .mark_tick(thickness=3, size=18)
+        .encode(
+            alt.X("mean:Q", title=title, scale=scale),
+            y,
+            color,
+            tooltip=["arm:N", _tip("mean"), _tip("low"), _tip("high")],
+        ),
+    ).properties(height=alt.Step(26))
+    return filtered(chart, arms)
+
+
+def train_and_validation(points: pd.DataFrame, arms: Sequence[str], initial: float | None):
+    """Validation loss over training loss, both in evaluation mode: at equal training loss the lower curve generalizes.
+
+    points: arm, run, seed, tokens, train, validation.
+    """
+    import altair as alt
+
+    span = loss_range(np.r_[points["train"], points["validation"]], initial)
+    scale = alt.Scale(domain=span, nice=False, zero=False)
+    x = alt.X("train:Q", title="training loss (nats per token)", scale=scale, axis=alt.Axis(grid=False, tickCount=6))
+    y = alt.Y("validation:Q", title="validation loss", scale=scale)
+    equal = pd.DataFrame({"train": span, "validation": span})
+    tips = [
+        "arm:N",
+        _tip("seed", form="d"),
+        _tip("tokens", form=","),
+        _tip("train", form=".4f"),
+        _tip("validation", form=".4f"),
+    ]
+    chart = alt.layer(
+        alt.Chart(equal).mark_line(style="reference", strokeDash=[4, 3], strokeWidth=1).encode(x, y),
+        filtered_layer(
+            alt.Chart(points)
+            .mark_line(strokeWidth=1.3, clip=True, point={"size": 18})
+            .encode(x, y, arm_color(arms), arm_dash(arms), alt.Detail("run:N"), alt.Order("tokens:Q"), tooltip=tips)
+        ),
+    )
+    return chart.add_params(alt.param(name="arms", value=list(arms)[:SHOWN]))
+
+
+def filtered_layer(chart):
+    return chart.transform_filter("indexof(arms, datum.arm) >= 0")
+
+
+def corruption(points: pd.DataFrame, arms: Sequence[str], title: str):
+    """Rise of the loss over the share of what was corrupted: each run thin, the arm's mean thick.
+
+    points: arm, run, seed, rate, rise, mean.
+    """
+    import altair as alt
+
+    x = alt.X("rate:Q", title=title, axis=alt.Axis(format="~%", grid=False, tickCount=5))
+    color, dash = arm_color(arms), arm_dash(arms)
+    over = points.drop_duplicates(["arm", "rate"])
+    tips = ["arm:N", _tip("seed", form="d"), _tip("rate", form=".0%"), _tip("rise", form=".4f")]
+    chart = alt.layer(
+        alt.Chart(points)
+        .mark_line(strokeWidth=0.8, opacity=0.5, point={"size": 22})
+        .encode(
+            x,
+            alt.Y("rise:Q", title="rise of the loss (nats per token)"),
+            color,
+            dash,
+            alt.Detail("run:N"),
+            tooltip=tips,
+        ),
+        alt.Chart(over)
+        .mark_line(strokeWidth=2.2)
+        .encode(x, alt.Y("mean:Q", title="rise of the loss (nats per token)"), color, dash),
+    )
+    return filtered(chart, arms)
+
+
+def interaction(cells: pd.DataFrame, points: pd.DataFrame, one: str, other: str):
+    """Two factors: parallel lines mean that they add up. Levels of the second by dash and shape; color is the arm's.
+
+    cells: x (level of one), level (of other), mean. points: the runs, with value and seed.
+    """
+    import altair as alt
+
+    levels = sorted({*cells["level"]})
+    x = alt.X(
+        "x:N",
+        title=one,
+        sort=sorted({*cells["x"]}),
+        axis=alt.Axis(labelAngle=0, grid=False),
+        scale=alt.Scale(type="point", padding=0.4),
+    )
+    scale = alt.Scale(zero=False, nice=True)
+    dash = alt.StrokeDash(
+        "level:N",
+        title=other,
+        scale=alt.Scale(domain=levels, range=[DASHES[i % 4] for i in range(len(levels))]),
+        legend=alt.Legend(orient="bottom", symbolSize=300),
+    )
+    shape = alt.Shape("level:N", title=other, scale=alt.Scale(domain=levels), legend=alt.Legend(orient="bottom"))
+    tips = ["x:N", "level:N", _tip("seed", form="d"), _tip("value", "validation loss", ".4f")]
+    return alt.layer(
+        alt.Chart(cells)
+        .mark_line(style="line", strokeWidth=2)
+        .encode(x, alt.Y("mean:Q", title="validation loss", scale=scale), dash),
+        alt.Chart(points)
+        .mark_point(style="plain", size=42, fillOpacity=0.25)
+        .encode(x, alt.Y("value:Q", title="validation loss", scale=scale), shape, tooltip=tips),
+    )
+
+
+def cost(points: pd.DataFrame, arms: Sequence[str], column: str, title: str):
+    """Validation loss at the end against what the run took, a dot a run. points: arm, seed, loss, `column`."""
+    import altair as alt
+
+    tips = ["arm:N", _tip("seed", form="d"), _tip(column), _tip("loss", form=".4f")]
+    scale, axis = log_axis(points[column], grid=False)
+    if points[column].max() < 2 * points[column].min():
+        scale, axis = alt.Scale(zero=False, padding=12), alt.Axis(format="~s", tickCount=5, labelOverlap=True)
+    chart = (
+        alt.Chart(points)
+        .mark_circle(size=60, opacity=0.75)
+        .encode(
+            alt.X(f"{column}:Q", title=title, scale=scale, axis=axis),
+            alt.Y("loss:Q", title="validation loss at the end", scale=alt.Scale(zero=False, padding=8)),
+            arm_color(arms),
+            tooltip=tips,
+        )
+    )
+    return filtered(chart, arms)
+
+
+# --- out -------------------------------------------------------------------------------------------------------------
+
+
+def require() -> None:
+    """One sentence where the extra is not installed."""
+    try:
+        import altair  # noqa: F401
+        import jinja2  # noqa: F401
+        import vl_convert  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"Charts need {error.name}: pip install 'albert_ablate[plot]'.") from None
+
+
+def specification(chart: Any) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
+    """The chart as Vega-Lite, and its tables by the names that stand for them there."""
+    import altair as alt
+
+    frames: dict[str, pd.DataFrame] = {}
+    names: dict[int, str] = {}
+
+    def collect(data=None, **options):
+        if data is None:
+            return collect
+        if id(data) not in names:
+            names[id(data)] = f"table{len(names)}"
+            frames[names[id(data)]] = data
+        return {"name": names[id(data)]}
+
+    alt.data_transformers.register("albert_ablate", collect)
+    with alt.data_transformers.enable("albert_ablate"):
+        return chart.to_dict(validate=False), frames  # validation takes half of a report's time
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows as JSON can hold them: what is not finite is null."""
+    plain = frame.astype(object).where(frame.notna() & ~frame.isin([np.inf, -np.inf]), None)
+    return json.loads(json.dumps(plain.to_dict("records"), default=lambda v: v.item()))
+
+
+def picture(chart: Any, suffix: str) -> bytes:
+    """The chart as PNG (twice the pixels) or SVG, on white."""
+    import vl_convert
+
+    spec, frames = specification(chart)
+    if not {"hconcat", "vconcat", "concat"} & {*spec}:
+        spec.setdefault("height", HEIGHT)
+    spec |= {"datasets": {name: records(frame) for name, frame in frames.items()}, "config": theme(), "padding": 10}
+    if suffix == ".svg":
+        return vl_convert.vegalite_to_svg(spec).encode()
+    return vl_convert.vegalite_to_png(spec, scale=2)
+
+
+def writable(output: Path, suffixes: Sequence[str] = FORMATS) -> None:
+    """One sentence where nothing can be written to `output`."""
+    if output.suffix not in suffixes:
+        allowed = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}" if len(suffixes) > 1 else suffixes[0]
+        raise ConfigError(f"{output} cannot be written: its name must end in {allowed}.")
+    if not output.absolute().parent.is_dir():
+        raise ConfigError(f"{output} cannot be written: there is no folder {output.parent}.")
+    if output.is_dir():
+        raise ConfigError(f"{output} cannot be written: it is a folder.")

@@ -57,17 +57,26 @@ def mean_loss(curve: Curve) -> float:
 
 
 def spike_score(values: Sequence[float], window: int = 1000, deviations: float = 7.0) -> float:
-    """Share of values at least `deviations` standard deviations from the mean of the `window` values before them.
+    """Share of values that are `spikes`, in percent in the source; nan where there are no more than `window`.
 
-    Of a loss or a gradient norm by step (OLMo 2: Team OLMo 2024, 2501.00656, where 7 and 1000 are from, in percent).
-    The first `window` values have no score; nan where there are no more than that. A value that is not finite is a
-    spike, and stays out of the means of others.
+    OLMo 2: Team OLMo 2024, 2501.00656, where 7 and 1000 are from.
+    """
+    if len(found := spikes(values, window, deviations)) <= window:
+        return np.nan
+    return float(np.mean(found[window:]))
+
+
+def spikes(values: Sequence[float], window: int = 1000, deviations: float = 7.0) -> np.ndarray:
+    """Whether a value lies at least `deviations` standard deviations from the mean of the `window` values before it.
+
+    Of a loss or a gradient norm by step. The first `window` values are none. A value that is not finite is a spike, and
+    stays out of the means of others.
     """
     x = np.asarray(values, float)
     if window < 2:
         raise ValueError(f"A standard deviation needs a window of at least two values, not {window}.")
     if len(x) <= window:
-        return np.nan
+        return np.zeros(len(x), bool)
     finite = np.isfinite(x)
     # shifted by the median, so that sums of squares lose no digits
     shifted = np.where(finite, x - np.median(x[finite]) if finite.any() else 0.0, 0.0)
@@ -81,7 +90,7 @@ def spike_score(values: Sequence[float], window: int = 1000, deviations: float =
         far = np.abs(shifted[window:] - mean) >= deviations * deviation
     # where the window is constant, only what differs from it is a spike
     far &= np.abs(shifted[window:] - mean) > 1e-12 * np.maximum(1.0, np.abs(mean))
-    return float(np.mean(far | ~finite[window:]))
+    return np.concatenate([np.zeros(window, bool), far | ~finite[window:]])
 
 
 def roughness(losses: Sequence[float]) -> float:

@@ -1,0 +1,283 @@
+"""Sections of text, tables and charts, written as one HTML page, as Markdown with pictures, or as CSV.
+
+A page holds everything it needs: Vega once, the tables behind the charts by column, a chart drawn when it comes into
+view. Nothing is fetched, and a policy in the page forbids it. Whatever comes from records is escaped.
+"""
+
+import csv
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from albert_ablate.analysis import charts
+from albert_ablate.config import ConfigError
+from albert_ablate.records.atomic import replace_file
+
+DIGITS = 4  # of a number behind a chart
+UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One chart. arm: shown with the filter's arm; group: shown when chosen among the section's groups."""
+
+    title: str
+    chart: Any
+    note: str = ""
+    arm: str | None = None
+    group: str | None = None
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of plain values: numbers are written short in a page, whole in CSV."""
+
+    name: str  # of the CSV file
+    rows: pd.DataFrame
+    title: str = ""
+    note: str = ""
+    folded: bool = False
+
+
+@dataclass
+class Section:
+    """What a page is made of. missing: one line in place of what there is no material for."""
+
+    title: str
+    text: list[str] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    cards: list[Mapping[str, Any]] = field(default_factory=list)  # claims: verdict, name, statement, sentence, details
+
+    @property
+    def anchor(self) -> str:
+        return re.sub(r"\W+", "-", self.title.lower()).strip("-")
+
+
+@dataclass(frozen=True)
+class Page:
+    title: str
+    subtitle: str
+    sections: list[Section]
+    arms: Sequence[str] = ()  # of the filter, in the order of the charts' colors
+
+
+def html(page: Page) -> str:
+    """The page as one file."""
+    import jinja2
+    import vl_convert
+
+    frames: dict[str, Any] = {}
+    figures = [f for s in page.sections for f in s.figures]
+    content = {
+        "arms": list(page.arms),
+        "shown": charts.SHOWN,
+        "themes": {"light": charts.theme(), "dark": charts.theme(dark=True) | {"background": "transparent"}},
+        "charts": [_responsive(f.chart, f"f{i}", frames) for i, f in enumerate(figures)],
+        "tables": frames,
+    }
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["cell"] = written
+    arms = [
+        (arm, i % len(charts.LIGHT), i // len(charts.LIGHT) % len(charts.DASHES)) for i, arm in enumerate(page.arms)
+    ]
+    return environment.get_template("page.html.j2").render(
+        page=page,
+        arms=arms,
+        numbers={id(f): i for i, f in enumerate(figures)},
+        identity=id,
+        content=safe_json(content),
+        vega=vl_convert.javascript_bundle(None),  # type: ignore[arg-type]
+        light=charts.LIGHT,
+        dark=charts.DARK,
+        filter_from=2,
+    )
+
+
+def safe_json(value: Any) -> str:
+    """JSON that stands safely in a script element: no text of it can end the element or begin another."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return re.sub("[<>&\u2028\u2029]", lambda m: UNSAFE[m.group()], text)
+
+
+def _responsive(chart: Any, prefix: str, frames: dict[str, Any]) -> dict[str, Any]:
+    """The chart's specification as wide as its place, its tables added to `frames`; the page's filter is the legend."""
+    spec, own = charts.specification(chart)
+    names = {name: f"{prefix}-{name}" for name in own}
+    for name, frame in own.items():
+        frames[names[name]] = packed(frame)
+
+    def walk(node: Any) -> None:
+        if isinstance(node, dict):
+            if "name" in node and node["name"] in names and len(node) == 1:
+                node["name"] = names[node["name"]]
+            if node.get("field") == "arm" and "legend" in node:
+                node["legend"] = None
+            for child in node.values():
+                walk(child)
+        elif isinstance(node, list):
+            for child in node:
+                walk(child)
+
+    walk(spec)
+    spec.pop("config", None)
+    spec.setdefault("height", charts.HEIGHT)
+    return spec | {"width": "container", "autosize": {"type": "fit-x", "contains": "padding"}}
+
+
+def packed(frame: pd.DataFrame) -> dict[str, Any]:
+    """A table by column, numbers rounded: {"n": rows, "c": {name: values, or {"u": unique values, "i": indices}}}."""
+    columns: dict[str, Any] = {}
+    for name in frame:
+        column = frame[name]
+        if column.dtype.kind in "biuf":
+            values = _numbers(column.to_numpy())
+        else:
+            values = [
+                None if v is None or v is pd.NA or v != v else v if isinstance(v, bool | int) else str(v)
+                for v in column
+            ]
+        unique = list(dict.fromkeys(values))
+        if 4 * len(unique) < len(values):
+            index = {v: i for i, v in enumerate(unique)}
+            columns[str(name)] = {"u": unique, "i": [index[v] for v in values]}
+        else:
+            columns[str(name)] = values
+    return {"n": len(frame), "c": columns}
+
+
+def _numbers(values: np.ndarray) -> list[Any]:
+    if values.dtype.kind in "bui":
+        return values.tolist()
+    whole = np.isfinite(values) & (values == np.round(values)) & (np.abs(values) < 1e15)
+    return [
+        int(v) if i else float(f"{v:.{DIGITS + 1}g}") if math.isfinite(v) else None
+        for v, i in zip(values.tolist(), whole.tolist(), strict=True)
+    ]
+
+
+def written(value: Any) -> str:
+    """A table's cell in words."""
+    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, int | np.integer):
+        return written(float(value)) if abs(int(value)) >= 10_000 else str(int(value))
+    if isinstance(value, float | np.floating):
+        if math.isinf(value):
+            return "∞" if value > 0 else "−∞"
+        x = float(value)
+        text = f"{int(x):,}" if x == int(x) and 1e4 <= abs(x) < 1e9 else f"{x:.4g}"
+        return text.replace("-", "−") if text.startswith("-") else text
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(written(v) for v in value) + "]"
+    return str(value)
+
+
+def write_html(page: Page, output: Path) -> list[Path]:
+    _replace(output, html(page).encode())
+    return [output]
+
+
+def write_markdown(page: Page, output: Path) -> list[Path]:
+    """Markdown, and its charts as PNG in a folder of the same name beside it."""
+    folder = output.with_name(f"{output.stem}_files")
+    files, lines = [output], [f"# {_plain(page.title)}", "", _plain(page.subtitle), ""]
+    for number, section in enumerate(page.sections, 1):
+        lines += [f"## {_plain(section.title)}", ""]
+        lines += [line for text in [*section.text, *section.missing] for line in (_plain(text), "")]
+        for card in section.cards:
+            lines += [f"**{_plain(card['verdict'])}**: {_plain(card['name'])}. {_plain(card['statement'])}", ""]
+            lines += [line for text in [card["sentence"], *card["notes"]] if text for line in (_plain(text), "")]
+        for table in section.tables:
+            lines += [*([_plain(table.title), ""] if table.title else []), *_markdown_rows(table.rows), ""]
+            lines += [_plain(table.note), ""] if table.note else []
+        for i, (title, chart, note) in enumerate(_pictures(section), 1):
+            file = folder / f"{number:02d}_{section.anchor}_{i:02d}.png"
+            folder.mkdir(exist_ok=True)
+            _replace(file, charts.picture(chart, ".png"))
+            files.append(file)
+            lines += [f"![{_plain(title)}]({folder.name}/{file.name})", ""]
+            lines += [_plain(note), ""] if note else []
+    _replace(output, ("\n".join(lines).rstrip() + "\n").encode())
+    return files
+
+
+def _pictures(section: Section) -> Iterator[tuple[str, Any, str]]:
+    """title, chart, note; the figures of a group in one chart."""
+    import altair as alt
+
+    for figure in section.figures:
+        if figure.group is None:
+            yield figure.title, figure.chart.properties(title=figure.title, width=charts.WIDTH), figure.note
+    for group in dict.fromkeys(f.group for f in section.figures if f.group is not None):
+        own = [f.chart.properties(title=f.title, width=260, height=170) for f in section.figures if f.group == group]
+        chart = alt.concat(*own, columns=3).resolve_scale(color="shared").properties(title=alt.Title(group, offset=12))
+        yield group, chart, ""
+
+
+def write_csv(page: Page, output: Path) -> list[Path]:
+    """Every table as a CSV file in the folder `output`."""
+    try:
+        output.mkdir(exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{output} cannot be written: {error.strerror}.") from None
+    files = []
+    for section in page.sections:
+        for table in section.tables:
+            file = output / f"{table.name}.csv"
+            _replace(file, _csv(table.rows).encode())
+            files.append(file)
+    return files
+
+
+def _csv(rows: pd.DataFrame) -> str:
+    import io
+
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(map(_harmless, rows.columns))
+    for row in rows.itertuples(index=False):
+        writer.writerow(["" if v is None or v is pd.NA or v != v else _harmless(v) for v in row])
+    return out.getvalue()
+
+
+def _harmless(value: Any) -> Any:
+    """A text that a spreadsheet would take for a formula stands behind an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+
+
+def _markdown_rows(rows: pd.DataFrame) -> Iterator[str]:
+    yield "| " + " | ".join(_plain(str(c)) for c in rows.columns) + " |"
+    yield "|" + " --- |" * len(rows.columns)
+    for row in rows.itertuples(index=False):
+        yield "| " + " | ".join(_plain(written(v)) for v in row) + " |"
+
+
+def _plain(text: Any) -> str:
+    """Text in which Markdown sees no markup of its own, on one line."""
+    text = " ".join(str(text).split())
+    return re.sub(r"([\\`*_\[\]|<>#])", r"\\\1", text)
+
+
+def _replace(file: Path, content: bytes) -> None:
+    try:
+        replace_file(file, content)
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be written: {error.strerror or error}.") from None

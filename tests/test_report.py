@@ -1,0 +1,415 @@
+"""show and report: records written by hand in the form that runs leave, drawn, and looked at by a browser."""
+
+import json
+import re
+import shutil
+import time
+from hashlib import sha1
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from albert_ablate.analysis import charts, report, show
+from albert_ablate.analysis.measures import spike_score, spikes
+from albert_ablate.analysis.page import packed, safe_json, written
+from albert_ablate.cli import main
+
+pytest.importorskip("altair", reason="pip install 'albert_ablate[plot]'")
+pytest.importorskip("vl_convert", reason="pip install 'albert_ablate[plot]'")
+
+EVIL = '</script><script>window.hacked=1</script><img src=x onerror="window.hacked=2"> | *x* {{ 7*7 }}'
+
+
+def write(folder: Path, name: str, columns: dict) -> None:
+    table = pa.table(columns)
+    with pa.OSFile(str(folder / f"{name}.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+def make_run(root, choices, seed=0, steps=300, layers=4, level=2.0, lost=None, full=True, lr=1e-3, role="confirmation"):
+    """A finished run, or one that diverged after `lost` steps; full: with the columns of today's histories."""
+    rng = np.random.default_rng(seed)
+    n, setting = lost or steps, sha1(repr((choices, lr)).encode()).hexdigest()[:12]
+    folder = root / setting / f"seed{seed}"
+    folder.mkdir(parents=True)
+    step = np.arange(1, n + 1)
+
+    def axes(at):
+        return {"step": at, "tokens": at * 100, "seconds": at * 0.01, "flops": at * 1e6}
+
+    loss = level + 3 * np.exp(-step / 40) + rng.normal(0, 0.03, n) + 0.02 * seed
+    loss[n // 2] += 1.5
+    norm = np.exp(rng.normal(0, 0.1, n))
+    if lost:
+        loss[-2:], norm[-2:] = [1e6, np.nan], [np.inf, np.nan]
+    steps_ = {**axes(step), "loss": loss, "lr": lr + 0 * loss, "grad_norm": norm, "clipped": 0 * loss}
+    write(folder, "steps", steps_ | ({"grad_norm_clipped": np.minimum(norm, 1)} if full else {}))
+    at = np.repeat(np.linspace(0, n, 6).astype(int), 2)
+    held = np.where(at == 0, 5.5, level + 3 * np.exp(-at / 40)) + 0.02 * seed + np.tile([0, 0.1], 6)
+    split = ["train", "validation"] * 6
+    write(folder, "evals", {**axes(at), "split": split, "loss": held, "bits_per_byte": held / np.log(2)})
+    logged = np.arange(0, n + 1, 10)
+    g, layer = np.repeat(logged, 2 * layers), np.tile(np.repeat(np.arange(layers), 2), len(logged))
+    sublayer = np.tile(["attention", "mlp"], layers * len(logged))
+    one = np.ones(len(g))
+    rows = {**axes(g), "layer": pa.array(layer, pa.int32()), "grad_norm": one / (1 + layer), "weight_norm": one}
+    if full:
+        rows |= {"sublayer": sublayer, "update_ratio": one * 1e-3, "residual_rms": one + layer, "output_rms": one}
+        rows |= {"entropy": np.where(sublayer == "attention", 2.0, np.nan), "max_logit": one}
+    write(folder, "layers", rows)
+    val = float(held[-1])
+    record = {
+        "status": "diverged" if lost else "finished", "label": " ".join(choices.values()), "arm": setting,
+        "setting": setting, "identity": f"{setting}{seed}", "seed": seed, "role": role, "choices": choices,
+        "config": {"optimizer": {"lr": lr}, "model": {"layers": layers}},
+        "summary": {"val_loss": val, "train_loss": val - 0.1, "gap": 0.1, "initial_loss": 5.5, "unigram_loss": 3.0,
+                    "divergence": "non_finite" if lost else None, "tokens": n * 100},
+        "cost": {"flops": n * 1e6, "seconds": n * 0.01 + seed}, "histories": None, "error": None,
+        "progress": {"step": n, "steps": steps},
+    }  # fmt: skip
+    (folder / "record.json").write_text(json.dumps(record))
+    curve = [{"kind": k, "rate": r, "loss": val + r, "rise": r} for k in ("masked", "noisy") for r in (0, 0.1, 0.3)]
+    kept = {"settings": {}, "weights": "last", "weights_hash": "x"}
+    if full and not lost:
+        found = {"corruption": {"rows": curve, "summary": {"masked_area": 0.1, "noisy_area": "Infinity"}, **kept}}
+        (folder / "evaluations.json").write_text(json.dumps(found))
+    return folder
+
+
+def part(treatment, control, mean, low, high, pairs=5):
+    return {
+        "treatment": treatment, "control": control, "measure": "final loss", "unit": "log ratio", "direction": "lower",
+        "margin": 0.005, "null": "0", "pairs": pairs, "mean": mean, "low": low, "high": high,
+        "percent": None if isinstance(low, str) else [100 * mean, 100 * low, 100 * high], "finished": pairs, "lost": 0,
+        "treatment_diverged": [1, pairs, 0.005, 0.7], "control_diverged": [0, pairs, 0.0, 0.5],
+        "correlation": [0.8, 0.4, 0.95], "pairs_to_margin": [30, 20, "Infinity"], "rank": "agrees",
+        "looks": [{"pairs": 4, "statistic": 3.1, "p": 0.05, "boundary": 0.0089}], "seeds": [0], "d": [0.1],
+    }  # fmt: skip
+
+
+def claim(name, verdict, parts):
+    return {
+        "name": name, "statement": EVIL, "sentence": f"At 4 layers: {verdict}.", "verdict": verdict, "reason": EVIL,
+        "regime": "ample", "edited": True, "N": 20, "needs": "one", "p_effect": 0.01, "p_inside": 1.0, "parts": parts,
+        "secondary": [], "cost": {"seconds": 12.0, "tokens": 1000, "runs": 8}, "notes": [EVIL],
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A 2 x 2 study with a diverged and an unreadable run, tuning, evaluations, a ledger, and a hostile arm."""
+    root = tmp_path_factory.mktemp("study")
+    for i, norm in enumerate(("pre_ln", "post_ln")):
+        for j, dropout in enumerate(("none", EVIL)):
+            for seed in range(4):
+                lost = 200 if (i, j, seed) == (1, 0, 3) else None
+                make_run(root, {"norm": norm, "dropout": dropout}, seed, level=2 + 0.1 * i + 0.05 * j, lost=lost)
+    torn = root / "0123456789ab" / "seed0"
+    torn.mkdir(parents=True)
+    (torn / "record.json").write_text('{"status": "fini')
+    curve = [{"rate": 1e-3 * 2**k, "losses": [2 + 0.1 * (k - 1) ** 2, None if k == 3 else 2.1], "mean": 2.0,
+              "seeds": [1_000_000, 1_000_001], "tokens": 100} for k in range(4)]  # fmt: skip
+    (root / "tuning").mkdir()
+    tuned = {"arm": EVIL, "rate": 2e-3, "curve": curve, "edge": None, "slack": 0.01, "trained": True, "tokens": 100}
+    (root / "tuning" / "a.json").write_text(json.dumps(tuned))
+    claims = [
+        claim("4", "supported", [part("pre_ln", "none", 0.03, 0.02, 0.04)]),
+        claim(EVIL, "inconclusive", [part(EVIL, "none", 0.001, "-Infinity", "Infinity")]),
+        claim("14", "open", [part("full", "plain", "NaN", "NaN", "NaN", 0)]),
+    ]
+    family = {"size": 15, "alpha": 0.05}
+    ledger = {"version": 1, "claims_file": "claims.yaml", "family": family, "claims": claims, "refusals": [EVIL]}
+    (root / "ledger.json").write_text(json.dumps(ledger))
+    return root
+
+
+@pytest.fixture(scope="module")
+def page_file(study, tmp_path_factory):
+    target = tmp_path_factory.mktemp("out") / "report.html"
+    assert main(["report", str(study), "-o", str(target)]) == 0
+    return target
+
+
+# --- thinning, depth maps, spikes ------------------------------------------------------------------------------------
+
+
+def test_thinning_keeps_ends_and_every_spike():
+    y = np.random.default_rng(0).normal(size=100_000)
+    y[[777, 50_001]], y[60_000:60_010] = [99, -99], np.nan
+    kept = charts.thinned(y, 200)
+    assert len(kept) <= 202 and {0, 777, 50_001, 99_999} <= {*kept} and (np.diff(kept) > 0).all()
+    assert np.isfinite(y[kept]).all()
+    assert charts.thinned([3.0, np.inf, 1.0], 10).tolist() == [0, 2]
+    for low, high in zip(range(0, 100_000, 2100), range(2100, 100_000, 2100), strict=False):
+        inside = kept[(kept >= low) & (kept < high)]  # a stretch of two buckets keeps something of itself
+        assert len(inside)
+
+
+def test_a_block_joins_its_sublayers_and_a_column_shows_the_worst_step():
+    rows = pd.DataFrame(
+        {"step": np.repeat([1, 2, 3, 4], 2), "tokens": np.repeat([10, 20, 30, 40], 2), "layer": 0,
+         "sublayer": ["attention", "mlp"] * 4, "weight_norm": [1.0, 2.0] * 4, "grad_norm": [3, 4, 6, 8, 3, 4, 3, 4],
+         "update_ratio": [0.5, 0.5] * 4, "residual_rms": [1, 2, 3, 7, 5, 6, 7, 1.5],
+         "entropy": [2.0, np.nan, 1.0, np.nan, 3.0, np.nan, 4.0, np.nan]}
+    )  # fmt: skip
+    grad = charts.depth_map(rows, "grad_norm", columns=2)
+    assert grad["value"].tolist() == [10.0, 5.0] and grad["tokens"].tolist() == [10, 30] and set(grad["layer"]) == {1}
+    assert charts.depth_map(rows, "residual_rms", 2)["value"].tolist() == [7.0, 6.0]  # the stream after the last
+    assert charts.depth_map(rows, "entropy", 2)["value"].tolist() == [1.0, 3.0]  # the least
+    np.testing.assert_allclose(charts.depth_map(rows, "update_ratio", 4)["value"], 0.5)
+    assert charts.depth_map(rows, "max_logit").empty
+    old = rows.iloc[::2][["step", "tokens", "layer", "grad_norm"]]
+    assert charts.depth_map(old, "grad_norm", 4)["value"].tolist() == [3, 6, 3, 3]
+
+
+def test_96_layers_and_many_steps_stay_thin():
+    n, layers = 400, 96
+    rows = pd.DataFrame({"step": np.repeat(np.arange(n), layers), "layer": np.tile(np.arange(layers), n)})
+    rows = rows.assign(tokens=rows["step"] * 10, grad_norm=1.0)
+    rows.loc[rows["step"].eq(333) & rows["layer"].eq(50), "grad_norm"] = 1e9
+    cells = charts.depth_map(rows, "grad_norm")
+    assert len(cells) == charts.CELLS * layers and cells["value"].max() == 1e9
+
+
+def test_spikes_are_those_that_the_score_counts():
+    x = np.random.default_rng(1).normal(size=3000)
+    x[2000], x[2500] = 50, np.nan
+    found = spikes(x, 1000)
+    assert np.flatnonzero(found).tolist() == [2000, 2500] and spike_score(x, 1000) == 2 / 2000
+    assert not spikes(x[:10], 1000).any() and np.isnan(spike_score(x[:10], 1000))
+
+
+# --- show ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("lost", "full"), [(None, True), (200, True), (None, False), (1, True)])
+def test_a_run_is_drawn_whatever_became_of_it(tmp_path, lost, full):
+    folder = make_run(tmp_path, {"norm": EVIL}, lost=lost if lost != 1 else 2, full=full)
+    target = tmp_path / "run.html"
+    assert main(["show", str(folder), "-o", str(target)]) == 0
+    text = target.read_text()
+    assert EVIL not in text and ("diverged" in text) == bool(lost)
+    assert text.count("</script>") == 3 and ("Not in this run" in text) == (not full)
+    wanted = set(charts.QUANTITIES) if full else {"grad_norm"}
+    assert set(show.maps(show.read_run(folder))) == wanted
+
+
+def test_a_run_is_a_picture_too(tmp_path):
+    folder = make_run(tmp_path, {"norm": "pre_ln"}, lost=200)
+    for kind, begins in (("png", b"\x89PNG"), ("svg", b"<svg")):
+        target = tmp_path / f"run.{kind}"
+        assert main(["show", str(folder), "-o", str(target)]) == 0
+        assert target.read_bytes().startswith(begins) and target.stat().st_size > 20_000
+
+
+def test_a_run_that_goes_on_is_drawn_from_what_it_committed(tmp_path):
+    from albert_ablate.records.history import SCHEMAS, History
+
+    folder = make_run(tmp_path, {"norm": "pre_ln"})
+    record = json.loads((folder / "record.json").read_text()) | {"status": "running", "histories": {}}
+    for name in SCHEMAS:
+        history = History(folder, name)
+        history.cut(0)
+        row = {f.name: "train" if pa.types.is_string(f.type) else 1 for f in SCHEMAS[name]}
+        history.append(**row)
+        record["histories"][name] = history.commit()
+        history.close()
+        (folder / f"{name}.arrow").unlink()
+    (folder / "record.json").write_text(json.dumps(record))
+    assert main(["show", str(folder), "-o", str(tmp_path / "run.html")]) == 0
+    record["histories"] = {}
+    (folder / "record.json").write_text(json.dumps(record))
+    with pytest.raises(show.ConfigError, match="has committed no step"):
+        show.read_run(folder)
+
+
+def test_what_cannot_be_drawn_is_one_sentence_and_exit_code_2(tmp_path, capsys):
+    folder = make_run(tmp_path, {"norm": "pre_ln"})
+
+    def said(*arguments: str) -> str:
+        assert main([*arguments]) == 2
+        error = capsys.readouterr().err.strip()
+        assert "\n" not in error and error.endswith(".")
+        return error
+
+    out = str(tmp_path / "run.html")
+    assert "holds no record.json: a run in it is" in said("show", str(tmp_path), "-o", out)
+    assert "must end in .html, .png or .svg" in said("show", str(folder), "-o", "x.pdf")
+    assert "no folder" in said("show", str(folder), "-o", str(tmp_path / "nowhere" / "x.png"))
+    (folder / "steps.arrow").write_bytes(b"ARROW1 torn")
+    assert "steps cannot be read" in said("show", str(folder), "-o", out)
+    (folder / "steps.arrow").unlink()
+    assert "is missing" in said("show", str(folder), "-o", out)
+    (folder / "record.json").write_text("{")
+    assert "cannot be read" in said("show", str(folder), "-o", out)
+    assert "no folder of runs" in said("report", str(tmp_path / "nowhere"))
+    assert "no run that can be read" in said("report", str(tmp_path), "-o", out)
+    assert "There is no ledger" in said("report", str(tmp_path), "-o", out, "--ledger", str(tmp_path / "l.json"))
+    (tmp_path / "l.json").write_text('{"claims": 3}')
+    assert "is no ledger" in said("report", str(tmp_path), "-o", out, "--ledger", str(tmp_path / "l.json"))
+
+
+# --- report ----------------------------------------------------------------------------------------------------------
+
+
+def test_no_text_from_elsewhere_is_markup(page_file):
+    text = page_file.read_text()
+    assert text.count("</script>") == 3 and "<img src=x" not in text and "window.hacked=1</script>" not in text
+    assert "{{ 7*7 }}" in text  # a name is no template
+    content = re.search(r'id="content">(.*?)</script>', text, re.S).group(1)
+    assert not set("<>&") & set(content) and any(EVIL in arm for arm in json.loads(content)["arms"])
+    assert json.loads(safe_json({"x": "</script>&\u2028"})) == {"x": "</script>&\u2028"}
+    markup = re.sub(r"<script.*?</script>", "", text, flags=re.S)  # of which one is Vega, with templates of its own
+    assert not re.search(r'(?:src|href)="(?!data:|#)', markup)  # nothing is fetched
+
+
+def test_markdown_and_csv_hold_the_same_tables(study, tmp_path):
+    assert main(["report", str(study), "--format", "csv", "-o", str(tmp_path / "tables")]) == 0
+    table = pd.read_csv(tmp_path / "tables" / "divergence.csv")
+    assert table["diverged"].sum() == 1 and table["seeds"].tolist() == [4] * 4
+    # Clopper and Pearson: of 1 of 4 from 0.6 to 80.6 %, of 0 of 4 up to 60.2 %
+    assert {*table["share"]} == {"25% (0.6% to 80.6%)", "0% (0.0% to 60.2%)"}
+    effects = pd.read_csv(tmp_path / "tables" / "interactions.csv").set_index("effect")["mean"]
+    assert effects["norm x dropout"] == pytest.approx(0, abs=1e-9)
+    assert effects["norm: pre_ln minus post_ln"] == pytest.approx(-0.1)
+    target = tmp_path / "report.md"
+    assert main(["report", str(study), "--format", "md", "-o", str(target)]) == 0
+    text = target.read_text()
+    pictures = re.findall(r"\]\((report_files/\S+\.png)\)", text)
+    assert len(pictures) > 8 and all((tmp_path / p).read_bytes().startswith(b"\x89PNG") for p in pictures)
+    assert "<script>" not in text.replace(r"\<script\>", "") and report.SCOPE in text
+
+
+def test_what_is_absent_is_left_out_with_a_line_that_says_what_would_fill_it(tmp_path):
+    make_run(tmp_path, {"norm": "pre_ln"}, full=False)
+    page = report.make(tmp_path)
+    missing = {section.title: " ".join(section.missing) for section in page.sections if section.missing}
+    assert (
+        "judge" in missing["Ledger"] and "tune" in missing["Learning rates"] and "evaluate" in missing["Generalization"]
+    )
+    assert "diagnostics.every" in missing["Depth by tokens"] and "cross" in missing["Interactions"]
+    assert "one arm only" in missing["Configurations"]
+
+
+def test_arms_are_named_by_what_tells_them_apart(tmp_path):
+    for lr in (1e-3, 2e-3, 4e-3):
+        make_run(tmp_path, {"norm": "pre_ln", "dropout": "none"}, lr=lr)
+    make_run(tmp_path, {"norm": "post_ln", "dropout": "none"})
+    m = report.gather(tmp_path, None)
+    assert m.arms == ["norm=post_ln", *(f"norm=pre_ln optimizer.lr={lr}" for lr in (0.001, 0.002, 0.004))]
+    section = report.rates_section(m)
+    assert [f.title for f in section.figures] == ["Learning-rate sensitivity"] and len(section.tables[0].rows) == 3
+
+
+def test_tuning_runs_are_no_results(tmp_path):
+    make_run(tmp_path, {"norm": "pre_ln"})
+    make_run(tmp_path, {"norm": "pre_ln"}, seed=1_000_000, role="tuning")
+    m = report.gather(tmp_path, None)
+    assert m.rows["seed"].tolist() == [0] and "tuning" in m.notes[0]
+
+
+def test_numbers_survive_packing_and_are_short_in_words():
+    frame = pd.DataFrame({"x": [0.123456789, np.nan, np.inf, 3.0], "arm": ["a"] * 4})
+    assert packed(frame) == {"n": 4, "c": {"x": [0.12346, None, None, 3], "arm": ["a"] * 4}}
+    assert packed(pd.DataFrame({"arm": ["a"] * 9}))["c"]["arm"] == {"u": ["a"], "i": [0] * 9}
+    assert [written(v) for v in (None, np.nan, 200_000, -0.5, 1e12, np.inf, True)] == [
+        "–", "–", "200,000", "−0.5", "1e+12", "∞", "yes"]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_thousand_runs_make_a_page_under_10_mb_in_a_minute(tmp_path):
+    base = make_run(tmp_path / "base", {"norm": "n", "dropout": "d"}, steps=10_000, layers=12)
+    record = json.loads((base / "record.json").read_text())
+    for arm in range(100):
+        for seed in range(10):
+            folder = tmp_path / "runs" / f"{arm:012x}" / f"seed{seed}"
+            folder.mkdir(parents=True)
+            for file in ("steps.arrow", "evals.arrow", "layers.arrow", "evaluations.json"):
+                (folder / file).hardlink_to(base / file)
+            own = {
+                "setting": folder.parent.name,
+                "seed": seed,
+                "choices": {"norm": f"n{arm // 10}", "dropout": f"d{arm % 10}"},
+            }
+            (folder / "record.json").write_text(json.dumps(record | own))
+    began = time.perf_counter()
+    assert main(["report", str(tmp_path / "runs"), "-o", str(tmp_path / "report.html")]) == 0
+    assert time.perf_counter() - began < 60
+    assert (tmp_path / "report.html").stat().st_size < 10e6
+
+
+# --- in a browser ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's chromium, driven by playwright."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
+    binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if binary is None:
+        pytest.skip("no chromium: apt-get install chromium")
+    with playwright.sync_playwright() as p:
+        opened = p.chromium.launch(executable_path=binary, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+def opened(browser, file, width=1280, scheme="light"):
+    page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
+    page.trouble = []
+    page.on("console", lambda m: page.trouble.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda e: page.trouble.append(str(e)))
+    page.on("request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else page.trouble.append(r.url))
+    page.goto(f"file://{file}")
+    return page
+
+
+def drawn(page) -> int:
+    """Brings every visible figure into view; gives how many there are, once all are drawn."""
+    figures = page.locator("figure[data-chart]:not([hidden])")
+    for i in range(figures.count()):
+        figures.nth(i).scroll_into_view_if_needed()
+    page.wait_for_function("!document.querySelector('figure[data-chart]:not([hidden]):not([data-drawn])')")
+    return figures.count()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_every_chart_is_drawn_at_any_width_and_in_both_schemes(browser, page_file, width, scheme):
+    page = opened(browser, page_file, width, scheme)
+    assert drawn(page) >= 12 and not page.trouble
+    assert page.evaluate("document.documentElement.scrollWidth") <= width  # nothing sticks out of a phone
+    assert page.evaluate("window.hacked") is None
+    inked = """[...document.querySelectorAll('figure[data-drawn] canvas')].every(c => {
+        const p = c.getContext('2d').getImageData(0, 0, c.width, c.height).data, seen = new Set();
+        for (let i = 0; i < p.length && seen.size < 5; i += 4) seen.add(p[i] + ',' + p[i+1] + ',' + p[i+2]);
+        return seen.size >= 5; })"""
+    assert page.evaluate(inked)
+
+
+@pytest.mark.slow
+def test_filter_hover_and_choice_of_quantity_work(browser, page_file):
+    page = opened(browser, page_file)
+    before = drawn(page)
+    page.locator("#filter input[type=checkbox]").first.uncheck()
+    assert page.locator("#count").inner_text() == "3 of 4 arms shown"
+    assert page.locator("figure[data-chart]:not([hidden])").count() == before - 1  # its heat map goes
+    page.locator("#none").click()
+    assert page.locator("figure[data-arm]:not([hidden])").count() == 0
+    page.locator("#all").click()
+    select = page.locator("select.groups")
+    select.select_option(label=charts.QUANTITIES["entropy"])
+    assert page.locator("figure[data-group]:not([hidden])").first.get_attribute("data-group").startswith("Attention")
+    assert drawn(page) == before
+    canvas = page.locator("figure[data-group]:not([hidden]) canvas").first
+    canvas.scroll_into_view_if_needed()
+    canvas.hover(position={"x": 150, "y": 100})
+    page.wait_for_selector("#vg-tooltip-element.visible")
+    assert "block" in page.locator("#vg-tooltip-element").inner_text()
+    page.emulate_media(color_scheme="dark")
+    drawn(page)
+    assert not page.trouble
