@@ -202,6 +202,10 @@ def test_the_command_stopped_by_a_signal_tells_so_by_its_exit_code_and_goes_on_e
         assert outcome(folder) == whole
 
 
+def plain(row, without):
+    return {k: v for k, v in row.items() if k not in without}
+
+
 @pytest.mark.parametrize(
     "change",
     ["evaluation.every=700", "diagnostics.every=0 trainer.threads=2"],
@@ -212,7 +216,8 @@ def test_how_a_run_is_watched_may_change_between_its_sessions(change, reference,
     record = train(configured("masks", text, tmp_path, *change.split()))
     result = outcome(record["folder"])
     assert result["weights"]["last.ckpt"] == expected["weights"]["last.ckpt"]
-    assert result["rows"]["steps"] == expected["rows"]["steps"]
+    own = ("logit_rms", "noise_scale", "grad_norm_clipped")  # seen where diagnostics look
+    assert [plain(r, own) for r in result["rows"]["steps"]] == [plain(r, own) for r in expected["rows"]["steps"]]
     assert record["provenance"]["threads"] == 1
     evals = result["rows"]["evals"]
     assert len({(row["step"], row["split"]) for row in evals}) == len(evals)

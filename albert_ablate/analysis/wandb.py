@@ -25,7 +25,7 @@ BLOCK, HEADER = 32768, 7
 PATHS = {
     "steps": re.compile(r"train/(?P<column>\w+)"),
     "evals": re.compile(r"eval/(?P<split>\w+)/(?P<column>\w+)"),
-    "layers": re.compile(r"layers/(?P<layer>\d+)/(?:(?P<sublayer>[a-z]+)/)?(?P<column>\w+)"),
+    "layers": re.compile(r"(?:layers|(?P<initial>initial))/(?P<layer>\d+)/(?:(?P<sublayer>[a-z]+)/)?(?P<column>\w+)"),
 }
 STATES = {"finished": "finished", "running": "running", "preempting": "stopped", "preempted": "stopped"}
 
@@ -115,7 +115,9 @@ def _table(scan: Any, name: str) -> pa.Table:
             found = path.fullmatch(key)
             if found and found["column"] in schema.names:
                 labels = {k: int(v) if k == "layer" else v for k, v in found.groupdict().items() if k != "column"}
-                entry = own.setdefault(tuple(labels.values()), {**axes, **labels})
+                # what the first step found at initialization is in its row
+                begin = {"step": 0, "tokens": 0, "flops": 0.0} if labels.pop("initial", None) else {}
+                entry = own.setdefault((bool(begin), *labels.values()), {**axes, **labels, **begin})
                 entry[found["column"]] = _number(value)
         out += own.values()
     columns = [_column([row.get(f.name) for row in out], f.type) for f in schema]
