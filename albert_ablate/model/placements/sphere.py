@@ -46,6 +46,11 @@ class NGPT(Placement):
             )
         if cfg["trainer"]["strategy"] == "fsdp":
             raise ConfigError("norm=ngpt needs whole matrices, which trainer.strategy=fsdp splits: take trainer=ddp.")
+        if cfg["model"].get("gated"):
+            raise ConfigError(
+                "model.gated=true is not allowed with norm=ngpt: its published gated form scales both halves of what "
+                "enters the activation, which is not built."
+            )
         if decay:
             raise ConfigError(
                 f"optimizer.weight_decay={decay} contradicts norm=ngpt, which fixes the weights' norms: set 0."
