@@ -45,6 +45,12 @@ def environment(tmp_path, url):
     return {**own, **told, "PATH": path, "WANDB__FILE_STREAM_TRANSMIT_INTERVAL": "1"}
 
 
+def enter(variables):
+    """Make them this process's environment: nothing of the machine's own W&B settings is left."""
+    os.environ.clear()
+    os.environ.update(variables)
+
+
 def place(tmp_path, name):
     """A working folder as a user has it: run.py, and runs below it."""
     folder = tmp_path / name
@@ -139,7 +145,7 @@ DENIED = [
 
 def test_a_sweep_that_decides_too_much_is_refused_before_any_run(tmp_path, capfd):
     def work(url):
-        os.environ.update(environment(tmp_path, url))
+        enter(environment(tmp_path, url))
         os.chdir(place(tmp_path, "here"))
         return [main(["agent", f"e/proj/sweep{i}", "--workers", "1"]) for i in range(len(DENIED))]
 
@@ -155,9 +161,9 @@ def test_a_sweep_that_decides_too_much_is_refused_before_any_run(tmp_path, capfd
 
 
 def test_without_a_key_a_project_or_a_server_a_sentence_says_so(tmp_path, capfd):
-    def work(key, *names):
+    def work(key, *names, **more):
         def inner():
-            os.environ.update(environment(tmp_path, "http://127.0.0.1:9") | {"WANDB_API_KEY": key})
+            enter(environment(tmp_path, "http://127.0.0.1:9") | {"WANDB_API_KEY": key} | more)
             os.chdir(tmp_path)
             return [main(["agent", name]) for name in names]
 
@@ -165,6 +171,8 @@ def test_without_a_key_a_project_or_a_server_a_sentence_says_so(tmp_path, capfd)
 
     codes, said = work("", "e/p/s")
     assert codes == [2] and "W&B has no key" in said[-1]
+    codes, said = work(KEY, "e/p/s", WANDB_MODE="offline")
+    assert codes == [2] and "WANDB_MODE=offline" in said[-1]
     codes, said = work(KEY, "s", "a/b/c/d", "e/p/s")
     assert codes == [2, 2, 1] and "s needs its project" in said[-3] and "a/b/c/d names no sweep" in said[-2]
     assert "http://127.0.0.1:9 does not answer" in said[-1]

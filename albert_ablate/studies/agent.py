@@ -35,6 +35,8 @@ def find_server(sweep: str, entity: str | None, project: str | None) -> SweepSer
     parts = sweep.split("/")
     if not all(parts) or len(parts) > 3:
         raise ConfigError(f"{sweep} names no sweep: write ENTITY/PROJECT/SWEEP, as `wandb sweep` shows it.")
+    if (mode := os.environ.get("WANDB_MODE")) in ("offline", "dryrun", "disabled"):
+        raise ConfigError(f"WANDB_MODE={mode} keeps W&B from its server, which an agent needs: unset it.")
     if not wandb.login(prompt=False, verify=False) or not (settings := wandb.setup().settings).api_key:
         raise ConfigError("W&B has no key: set WANDB_API_KEY or call `wandb login`.")
     project = parts[-2] if len(parts) > 1 else project or settings.project
