@@ -262,11 +262,11 @@ def test_no_text_from_elsewhere_is_markup(page_file):
     content = re.search(r'id="content">(.*?)</script>', text, re.S).group(1)
     assert not set("<>&") & set(content) and any(EVIL in arm for arm in json.loads(content)["arms"])
     assert json.loads(safe_json({"x": "</script>&\u2028"})) == {"x": "</script>&\u2028"}
-    markup = re.sub(r"<script.*?</script>", "", text, flags=re.S)  # of which one is Vega, with templates of its own
+    markup = re.sub(r"<script.*?</script>", "", text, flags=re.S)
     assert not re.search(r'(?:src|href)="(?!data:|#)', markup)  # nothing is fetched
 
 
-def test_markdown_and_csv_hold_the_same_tables(study, tmp_path):
+def test_csv_holds_the_tables(study, tmp_path):
     assert main(["report", str(study), "--format", "csv", "-o", str(tmp_path / "tables")]) == 0
     table = pd.read_csv(tmp_path / "tables" / "divergence.csv")
     assert table["diverged"].sum() == 1 and table["seeds"].tolist() == [4] * 4
@@ -275,6 +275,10 @@ def test_markdown_and_csv_hold_the_same_tables(study, tmp_path):
     effects = pd.read_csv(tmp_path / "tables" / "interactions.csv").set_index("effect")["mean"]
     assert effects["norm x dropout"] == pytest.approx(0, abs=1e-9)
     assert effects["norm: pre_ln minus post_ln"] == pytest.approx(-0.1)
+
+
+@pytest.mark.slow
+def test_markdown_has_its_charts_beside_it(study, tmp_path):
     target = tmp_path / "report.md"
     assert main(["report", str(study), "--format", "md", "-o", str(target)]) == 0
     text = target.read_text()
@@ -395,7 +399,12 @@ def test_every_chart_is_drawn_at_any_width_and_in_both_schemes(browser, page_fil
 def test_filter_hover_and_choice_of_quantity_work(browser, page_file):
     page = opened(browser, page_file)
     before = drawn(page)
+    curves = page.locator("figure[data-chart='1'] canvas")
+    whole = curves.evaluate("c => c.toDataURL()")
     page.locator("#filter input[type=checkbox]").first.uncheck()
+    page.wait_for_function(
+        "whole => document.querySelector(`figure[data-chart='1'] canvas`).toDataURL() !== whole", arg=whole
+    )
     assert page.locator("#count").inner_text() == "3 of 4 arms shown"
     assert page.locator("figure[data-chart]:not([hidden])").count() == before - 1  # its heat map goes
     page.locator("#none").click()

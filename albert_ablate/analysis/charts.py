@@ -170,9 +170,13 @@ def filtered(chart, arms: Sequence[str]):
     """The chart with the page's filter: the parameter `arms` lists those that are drawn."""
     import altair as alt
 
-    return chart.transform_filter("indexof(arms, datum.arm) >= 0").add_params(
-        alt.param(name="arms", value=list(arms)[:SHOWN])
-    )
+    shown = "indexof(arms, datum.arm) >= 0"
+    if isinstance(chart, alt.LayerChart) and chart.data is alt.Undefined:
+        chart = chart.copy()  # a layer with data of its own does not see the transforms of the whole
+        chart.layer = [own.transform_filter(shown) if "arm" in own.data else own for own in chart.layer]
+    else:
+        chart = chart.transform_filter(shown)
+    return chart.add_params(alt.param(name="arms", value=list(arms)[:SHOWN]))
 
 
 def tokens_axis(title: str = "tokens"):
@@ -596,17 +600,11 @@ def train_and_validation(points: pd.DataFrame, arms: Sequence[str], initial: flo
     ]
     chart = alt.layer(
         alt.Chart(equal).mark_line(style="reference", strokeDash=[4, 3], strokeWidth=1).encode(x, y),
-        filtered_layer(
-            alt.Chart(points)
-            .mark_line(strokeWidth=1.3, clip=True, point={"size": 18})
-            .encode(x, y, arm_color(arms), arm_dash(arms), alt.Detail("run:N"), alt.Order("tokens:Q"), tooltip=tips)
-        ),
+        alt.Chart(points)
+        .mark_line(strokeWidth=1.3, clip=True, point={"size": 18})
+        .encode(x, y, arm_color(arms), arm_dash(arms), alt.Detail("run:N"), alt.Order("tokens:Q"), tooltip=tips),
     )
-    return chart.add_params(alt.param(name="arms", value=list(arms)[:SHOWN]))
-
-
-def filtered_layer(chart):
-    return chart.transform_filter("indexof(arms, datum.arm) >= 0")
+    return filtered(chart, arms)
 
 
 def corruption(points: pd.DataFrame, arms: Sequence[str], title: str):
