@@ -181,6 +181,7 @@ def test_without_a_key_a_project_or_a_server_a_sentence_says_so(tmp_path, capfd)
 # --- runs ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_agent_trains_what_it_is_handed_and_a_run_that_is_refused_sinks_nothing(tmp_path):
     """The first draw holds two values that do not go together."""
     draws = [{"norm": "none", "norm_type": "rms_norm"}, {"norm": "pre_ln"}]

@@ -699,6 +699,7 @@ def test_a_deep_decoder_without_warmup_learns_where_the_papers_say_so(option):
     assert loss > unigram - 0.1 if option == "post_ln" else loss < rate + 0.35
 
 
+@pytest.mark.slow
 def test_post_ln_stays_at_the_unigram_entropy_where_rezero_has_left_it():
     (stuck, _, unigram), (learned, *_) = (markov_loss(o, steps=40) for o in ("post_ln", "rezero"))
     assert stuck > unigram - 0.1 and learned < unigram - 0.3

@@ -86,6 +86,7 @@ def test_an_arm_is_tuned_once_and_another_grid_tunes_it_again(tune, trained, tmp
     assert found["rate"] == pytest.approx(OPTIMA["pre_ln"], rel=0.01) and found["step"] == pytest.approx(10**0.5)
 
 
+@pytest.mark.slow
 def test_a_best_rate_at_the_end_of_the_grid_is_flagged(tune, trained, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(OPTIMA, "pre_ln", 1.0)
     assert tune("pre_ln", "--rates", "5") == 0
@@ -94,6 +95,7 @@ def test_a_best_rate_at_the_end_of_the_grid_is_flagged(tune, trained, tmp_path, 
     assert "the best rate is the highest that was run" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_arm_that_no_rate_trains_is_said_to_be_one(tune, trained, tmp_path, capsys):
     assert tune("none", "--rates", "5") == 0
     found = results(tmp_path)["study"]
@@ -149,6 +151,7 @@ def test_a_failed_run_leaves_its_arm_untuned_and_the_others_tuned(tune, trained,
     assert [*results(tmp_path)] == ["pre_ln"]
 
 
+@pytest.mark.slow
 def test_a_torn_file_is_named(tune, trained, tmp_path, capsys):
     assert tune("pre_ln", "--rates", "5") == 0
     (file,) = (tmp_path / "runs" / "tuning").iterdir()
