@@ -15,6 +15,7 @@ import typer
 from albert_ablate.analysis import commands as analysis
 from albert_ablate.config import ConfigError
 from albert_ablate.studies import commands as studies
+from albert_ablate.studies.judging import judge
 from albert_ablate.training.evaluations import commands as evaluations
 from albert_ablate.training.generate import generate
 
@@ -66,6 +67,7 @@ app.command("show")(analysis.show)
 app.command("report")(analysis.report)
 app.command("tune")(studies.tune)
 app.command("calibrate")(studies.calibrate)
+app.command("judge")(judge)
 
 
 def main(arguments: list[str] | None = None) -> int:

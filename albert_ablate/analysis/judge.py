@@ -1,0 +1,596 @@
+"""Claims and records in, a ledger out: what may be compared, the differences per seed, the verdicts of STATISTICS.md.
+
+The same claims and records give the same ledger, byte for byte: nothing in it depends on when or where it was made.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from albert_ablate.analysis import effects
+from albert_ablate.analysis.claims import ClaimsFile, ClaimText, Form, Part, arms_of, composed, measure_of, runs_of
+from albert_ablate.analysis.registry import Evidence, Measure, Missing, Unusable
+from albert_ablate.analysis.statistics import nominal
+from albert_ablate.analysis.tuning import pairs_to_margin
+from albert_ablate.analysis.verdicts import Claim, Contrast, PartResult, Verdict, verdicts
+from albert_ablate.config import ConfigError, nearest
+from albert_ablate.records.atomic import replace_file
+from albert_ablate.records.folder import DONE
+from albert_ablate.records.tuning import read_tuning
+
+OPEN = ("open", "undecided")  # verdicts that another pair may change
+ATTEMPTS = 3
+NOT_PROVENANCE = ("created", "command")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that a contrast still lacks; rate None: its arm has to be tuned first."""
+
+    arm: str
+    overrides: tuple[str, ...]
+    rate: float | None
+    seed: int
+    evaluation: str = ""
+
+
+@dataclass
+class Found:
+    """What the records say about one contrast."""
+
+    d: list[float] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+    treatment: str = ""
+    values: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))
+    diverged: tuple[list[bool], list[bool]] = field(default_factory=lambda: ([], []))
+    refusal: str = ""
+    waiting: str = ""  # why the next pair is not there yet
+    mixed: str = ""
+    slack: float = 0.0
+    notes: list[str] = field(default_factory=list)
+    used: dict[str, Evidence] = field(default_factory=dict)
+    jobs: list[Job] = field(default_factory=list)
+
+
+class _Arm:
+    """An arm of a contrast: its runs, and the learning rate at which it is judged."""
+
+    def __init__(self, name: str, overrides: tuple[str, ...], bench: "Bench", tuned: bool, factor: float):
+        self.name, self.overrides = name, overrides
+        self.runs = bench.runs_of(overrides)
+        # what decides is tuned as a language model
+        trunk = tuple(o for o in overrides if o.partition("=")[0].split(".")[0] != "task")
+        ids = sorted({r.record["arm"] for r in bench.runs_of(trunk) if r.record.get("arm")})
+        found = [t for t in (read_tuning(bench.root, i) for i in ids) if t]
+        self.tuning: Mapping[str, Any] | None = found[0] if found else None
+        own = float(composed(overrides)["optimizer"]["lr"])
+        self.rate = float(self.tuning["rate"] if tuned and self.tuning else own) * factor
+        self.known = bool(self.tuning) or not tuned
+
+    def at(self, seed: int, rate: float | None = None) -> Evidence | None:
+        """The run of a seed and rate, whatever its status."""
+        wanted = self.rate if rate is None else rate
+        found = [r for r in self.runs if r.record["seed"] == seed and math.isclose(r.lr, wanted, rel_tol=1e-9)]
+        return found[0] if found else None
+
+    def tuned_loss(self) -> float:
+        """The least mean loss over tuning seeds, by which a level is chosen and nothing is judged."""
+        assert self.tuning is not None
+        means = [c["mean"] for c in self.tuning["curve"] if c["tokens"] == self.tuning["tokens"]]
+        return min((m for m in means if m is not None), default=math.inf)
+
+
+class Bench:
+    """All runs below a folder, and which arm they are of."""
+
+    def __init__(self, root: Path):
+        self.root, self.evidence, self.unreadable = root, list[Evidence](), list[str]()
+        self._arms: dict[tuple[str, ...], list[Evidence]] = {}
+        for folder in sorted(root.glob("*/seed*")):
+            try:
+                record = json.loads((folder / "record.json").read_text())
+                record["status"], record["seed"], record["config"]["optimizer"]["lr"]
+                self.evidence.append(Evidence(folder, record))
+            except FileNotFoundError:
+                continue  # begun, nothing committed
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                place = f"{folder.parent.name}/{folder.name}"
+                self.unreadable.append(f"{place}/record.json cannot be read: {type(error).__name__}: {error}")
+
+    def runs_of(self, overrides: tuple[str, ...]) -> list[Evidence]:
+        if overrides not in self._arms:
+            self._arms[overrides] = runs_of(self.evidence, overrides)
+        return self._arms[overrides]
+
+
+def judge(file: ClaimsFile, runs: Path, form: str = "screen", only: Sequence[str] = ()) -> dict[str, Any]:
+    """The ledger of a claims file from the records below `runs`."""
+    return _judge(file, runs, form, only)[0]
+
+
+def _judge(
+    file: ClaimsFile, runs: Path, form: str, only: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, list[Found]]]:
+    names = [c.name for c in file.claims]
+    if bad := [n for n in only if n not in names]:
+        raise ConfigError(f"{file.path} has no claim {bad[0]}: it has {nearest(bad[0], names)}.")
+    bench = Bench(runs)
+    chosen = [c for c in file.claims if form in c.forms and (not only or c.name in only)]
+    if not chosen:
+        raise ConfigError(f"{file.path} has no claim with the form {form}.")
+    found = {c.name: [gather(file, c, p, form, bench) for p in c.parts] for c in chosen}
+    tested = [c for c in chosen if not _refusals(found[c.name]) and measure_of(c.parts[0]).kind != "exact"]
+    asked = [Claim(_contrasts(c, found[c.name]), c.forms[form].N, c.needs) for c in tested]  # type: ignore[arg-type]
+    decided = dict(zip([c.name for c in tested], verdicts(asked, file.size, file.alpha), strict=True))
+    entries = [_entry(file, c, form, bench, found[c.name], decided.get(c.name)) for c in chosen]
+    ledger = {
+        "version": 1,
+        "claims_file": file.path.name,
+        "form": form,
+        "family": {"name": file.family, "size": file.size, "alpha": file.alpha},
+        "claims": entries,
+        "refusals": [*bench.unreadable, *(f"{e['name']}: {e['reason']}" for e in entries if e["verdict"] == "inadmissible")],
+    }  # fmt: skip
+    return ledger, found
+
+
+def _contrasts(claim: ClaimText, found: Sequence[Found]) -> list[Contrast]:
+    return [Contrast(f.d, p.margin, p.null, f.slack, f.mixed) for p, f in zip(claim.parts, found, strict=True)]
+
+
+def _refusals(found: Sequence[Found]) -> list[str]:
+    return [f.refusal for f in found if f.refusal]
+
+
+# --- what the records say of a contrast ------------------------------------------------------------------------------
+
+
+def gather(file: ClaimsFile, claim: ClaimText, part: Part, form: str, bench: Bench) -> Found:
+    """The differences of a contrast over the gapless prefix of its seeds, or why there are none."""
+    out, m, f = Found(), measure_of(part), claim.forms[form]
+    tuned = bool(claim.tuned) and m.kind not in ("grid", "exact")
+    arms = {a: _Arm(a, file.overrides(claim, part, form, a), bench, tuned, part.rate_factor) for a in arms_of(part)}
+    treatment = _chosen(part, arms, out, claim)
+    if treatment is None:
+        return out
+    out.treatment = treatment
+    kept = [arms[a] for a in dict.fromkeys([treatment, part.control, *part.singles])]
+    if tuned and any(a.runs for a in kept):
+        _check_tuning(kept, out, m)
+    _check_text(kept, out)
+    rates: tuple[float, ...] = f.grid if m.kind == "grid" else ()
+    for seed in claim.seeds[: f.N]:
+        runs = {a.name: [a.at(seed, r) for r in rates] if rates else [a.at(seed)] for a in kept}
+        if refusal := _failed(runs):
+            out.refusal = out.refusal or refusal
+            break
+        gaps = [
+            Job(a.name, a.overrides, (r if rates else a.rate) if a.known else None, seed)
+            for a in kept
+            for r, run in zip(rates or (a.rate,), runs[a.name], strict=True)
+            if run is None or run.record["status"] not in DONE
+        ]
+        if gaps:
+            out.jobs = gaps
+            break
+        done = {name: [r for r in found if r is not None] for name, found in runs.items()}
+        if refusal := _unfair(done, part.control, claim.equal, m):
+            out.refusal = out.refusal or refusal
+        try:
+            _add_pair(out, m, part, treatment, done)
+        except Missing as sentence:
+            out.waiting = str(sentence)
+            lacking = [(a, r) for a in kept for r in done[a.name]]
+            out.jobs = [Job(a.name, a.overrides, r.lr, seed, m.evaluation) for a, r in lacking if m.evaluation]
+            break
+        except (Unusable, ValueError) as sentence:
+            out.refusal = out.refusal or str(sentence)
+            break
+        out.seeds.append(seed)
+        out.used |= {r.place: r for found in done.values() for r in found}
+    _notes(out, kept)
+    if m.loss and m.log and out.values[1]:
+        level = np.nanmean([v for v in out.values[1] if np.isfinite(v)] or [np.nan])
+        slacks = [float(a.tuning["slack"]) for a in kept if a.tuning and a.tuning.get("slack") is not None]
+        out.slack = float(sum(slacks) / level) if slacks and np.isfinite(level) and tuned else 0.0
+    return out
+
+
+def _chosen(part: Part, arms: Mapping[str, _Arm], out: Found, claim: ClaimText) -> str | None:
+    """The treatment, of several levels the one that is best on tuning seeds."""
+    if len(part.treatment) == 1:
+        return part.treatment[0]
+    if lacking := [a for a in part.treatment if arms[a].tuning is None]:
+        out.waiting = f"The level is chosen on tuning seeds, and {', '.join(lacking)} has not been tuned."
+        out.treatment = "|".join(part.treatment)
+        out.jobs = [Job(a, arms[a].overrides, None, claim.seeds[0]) for a in lacking]
+        return None
+    best = min(part.treatment, key=lambda a: arms[a].tuned_loss())
+    out.notes.append(f"Of {', '.join(part.treatment)} tuning seeds chose {best}.")
+    return best
+
+
+def _check_tuning(arms: Sequence[_Arm], out: Found, m: Measure) -> None:
+    for a in arms:
+        if a.tuning is None:
+            out.refusal = out.refusal or (
+                f"The learning rate of {a.name} is not tuned: albert-ablate judge --run tunes it, or set tuned: [] "
+                "in the claim."
+            )
+        elif a.tuning.get("edge"):
+            out.refusal = out.refusal or (
+                f"The best learning rate of {a.name} lies at the {a.tuning['edge']} edge of its grid: tune it on "
+                "a wider one."
+            )
+        elif not a.tuning.get("trained", True):
+            out.notes.append(f"No learning rate trains {a.name}: its runs are diverged.")
+
+
+def _check_text(arms: Sequence[_Arm], out: Found) -> None:
+    texts = {(r.record.get("data") or {}).get("fingerprint") for a in arms for r in a.runs}
+    if len(texts) > 1:
+        out.refusal = (
+            "Mixed corpora or tokenizers: the arms' runs were trained on "
+            f"{len(texts)} different texts, by their fingerprints."
+        )
+
+
+def _failed(runs: Mapping[str, Sequence[Evidence | None]]) -> str:
+    for name, found in runs.items():
+        for r in found:
+            if r is not None and r.record["status"] == "failed" and r.record.get("sessions", 0) >= ATTEMPTS:
+                why = (r.record.get("error") or "no reason kept").strip().splitlines()[-1]
+                return f"Seed {r.record['seed']} of {name} failed after {r.record['sessions']} attempts: {why}"
+    return ""
+
+
+def _unfair(runs: Mapping[str, Sequence[Evidence]], control: str, equal: Mapping[str, float], m: Measure) -> str:
+    """Why runs of one seed must not be compared, or ""."""
+    base = runs[control]
+    for name, own in runs.items():
+        if name == control:
+            continue
+        for a, b in zip(own, base, strict=True):
+            seed = a.record["seed"]
+            for key, tolerance in equal.items():
+                x, y = _held(a, key), _held(b, key)
+                if x is not None and y is not None and abs(x - y) > tolerance * max(abs(x), abs(y)):
+                    return (
+                        f"{key} must be equal{f' within {100 * tolerance:g} %' if tolerance else ''}; {name} has "
+                        f"{x:,.6g} and {control} {y:,.6g} (seed {seed})."
+                    )
+            if not _same_order(a, b):
+                return f"The runs of seed {seed} saw different data or another order: {name} and {control} are no pair."
+    return ""
+
+
+def _held(run: Evidence, key: str) -> float | None:
+    record = run.record
+    if key == "tokens":
+        return (record.get("budget") or {}).get("tokens")
+    if key == "parameters":
+        return record["summary"].get("parameters")
+    tokens, flops = record["summary"].get("tokens"), record["cost"].get("flops")
+    return flops / tokens if tokens and flops else None
+
+
+def _same_order(a: Evidence, b: Evidence) -> bool:
+    """Whether both consumed the same batches, up to the last evaluation that both reached."""
+    ends = [r.record.get("proof", {}).get("data_order") for r in (a, b)]
+    if None not in ends and a.record["summary"].get("tokens") == b.record["summary"].get("tokens"):
+        return ends[0] == ends[1]
+    try:
+        chains = [dict(zip(r.column("evals", "step"), r.column("evals", "data_order"), strict=True)) for r in (a, b)]
+    except (Missing, ConfigError):
+        return False
+    common = set(chains[0]) & set(chains[1])
+    return bool(common) and chains[0][max(common)] == chains[1][max(common)]
+
+
+def _add_pair(out: Found, m: Measure, part: Part, treatment: str, runs: Mapping[str, Sequence[Evidence]]) -> None:
+    t, c = runs[treatment], runs[part.control]
+    better = part.direction
+    lost = [any(r.diverged for r in side) and m.kind != "grid" for side in (t, c)]
+    value, other = math.nan, math.nan
+    if part.singles:
+        cells = [runs[a][0] for a in (treatment, part.control, *part.singles)]
+        scale: Callable[[float], float] = math.log if m.log else float
+        full, base, *singles = [math.nan if r.diverged else scale(_finite(m, r, r)) for r in cells]
+        d = float(effects.more_than_the_sum([full], [base], [singles], better)[0])  # type: ignore[arg-type]
+        if dead := [a for a in runs if all(r.diverged for r in runs[a])]:
+            out.mixed = f"Runs of {', '.join(dead)} diverged: a diverged cell is no interaction."
+        value, other = (math.exp(x) if m.log else x for x in (full, base))
+    elif m.kind == "pair":
+        if any(lost):
+            d = math.nan if all(lost) else (-math.inf if lost[0] else math.inf)
+        else:
+            d = float(m.of(t[0], c[0])) * (1 if better == m.better else -1)
+            if not math.isfinite(d):
+                raise Unusable(f"{t[0].name} and {c[0].name} have no finite {m.name}.")
+    else:
+        value, other = (
+            math.nan if gone else _finite(m, side if m.kind == "grid" else side[0], side[0])
+            for gone, side in zip(lost, (t, c), strict=True)
+        )
+        d = float(effects.signed_difference([value], [other], better, m.log, [lost[0]], [lost[1]])[0])  # type: ignore[arg-type]
+    out.d.append(d)
+    out.values[0].append(value)
+    out.values[1].append(other)
+    for side, gone in zip(out.diverged, lost, strict=True):
+        side.append(gone)
+
+
+def _finite(m: Measure, what: Any, run: Evidence) -> float:
+    value = float(m.of(what))
+    if not math.isfinite(value):
+        raise Unusable(f"{run.name} finished without a finite {m.name}.")
+    return float(f"{value:.12g}") if m.kind == "exact" else value
+
+
+def _notes(out: Found, arms: Sequence[_Arm]) -> None:
+    """What a reader should know: provenance that differs, initial weights that are not shared."""
+    places = {}
+    for a in arms:
+        for r in out.used.values():
+            if r in a.runs:
+                flat = {k: json.dumps(v, sort_keys=True) for k, v in (r.record.get("provenance") or {}).items()}
+                places.setdefault(a.name, []).append(flat)
+    keys = {k for rows in places.values() for row in rows for k in row} - set(NOT_PROVENANCE)
+    differ = [k for k in sorted(keys) if len({frozenset(row.get(k) for row in rows) for rows in places.values()}) > 1]
+    if differ:
+        out.notes.append(f"Provenance differs between the arms: {', '.join(differ)}.")
+    first = [next((r for r in out.used.values() if r in a.runs), None) for a in arms]
+    for a, r in zip(arms[:-1], first[:-1], strict=True):
+        other = next((x for x in arms[-1].runs if r and x.record["seed"] == r.record["seed"]), None)
+        x, y = ((z.record.get("proof") or {}).get("initial_draws") or {} if z else {} for z in (r, other))
+        if x and y:
+            shared = sum(y.get(k) == v for k, v in x.items())
+            if shared < max(len(x), len(y)):
+                out.notes.append(
+                    f"{a.name} and {arms[-1].name} share {shared} of {max(len(x), len(y))} initial draws of a seed."
+                )
+
+
+# --- entries of the ledger -------------------------------------------------------------------------------------------
+
+
+def _entry(file: ClaimsFile, claim: ClaimText, form: str, bench: Bench, found: Sequence[Found],
+           verdict: Verdict | None) -> dict[str, Any]:  # fmt: skip
+    f, refused = claim.forms[form], _refusals(found)
+    exact = measure_of(claim.parts[0]).kind == "exact"
+    if refused:
+        word, reason = "inadmissible", refused[0]
+    elif exact:
+        word, reason = _exactly(claim.parts[0], found[0])
+    else:
+        assert verdict is not None
+        word, reason = verdict.verdict, verdict.reason
+    waiting = [x.waiting for x in found if x.waiting]
+    if word in OPEN and waiting:
+        reason = waiting[0]
+    parts = [
+        _shown(p, x, f, file.alpha, verdict.parts[i] if verdict else None)
+        for i, (p, x) in enumerate(zip(claim.parts, found, strict=True))
+    ]
+    beside = [(p, gather(file, claim, p, form, bench)) for p in claim.secondary]
+    secondary = [_shown(p, x, f, file.alpha) | ({"notes": [x.refusal]} if x.refusal else {}) for p, x in beside]
+    used = {place: run for x in (*found, *(x for _, x in beside)) for place, run in x.used.items()}
+    notes = list(dict.fromkeys([*waiting, *(n for x in found for n in x.notes)]))
+    if word not in OPEN and any(p["pairs"] < 8 for p in parts) and word != "inadmissible" and not exact:
+        notes.append("Below 8 pairs a verdict rests on normal differences.")
+    regime = file.regime(claim, form)
+    entry = {
+        "name": claim.name,
+        "statement": claim.statement,
+        "sentence": "",
+        "verdict": word,
+        "reason": reason,
+        "regime": regime,
+        "edited": was_edited(file, claim, form, bench.root),
+        "N": f.N,
+        "needs": claim.needs,
+        "p_effect": verdict.p_effect if verdict else 1.0,
+        "p_inside": verdict.p_inside if verdict else 1.0,
+        "parts": parts,
+        "secondary": secondary,
+        "cost": _cost(used, bench, file, claim, form),
+        "notes": notes,
+    }
+    entry["sentence"] = sentence(entry)
+    return entry
+
+
+def _exactly(part: Part, found: Found) -> tuple[str, str]:
+    """The verdict on a measure without noise: no test, no n."""
+    t, c = ([v for v in values if math.isfinite(v)] for values in found.values)
+    if not t or not c:
+        return "open", found.waiting or "No pair of finished runs yet."
+    m = measure_of(part)
+    try:
+        return effects.compare_exactly(t, c, part.margin, part.direction, m.log).verdict, "Compared exactly."  # type: ignore[arg-type]
+    except ValueError as error:
+        return "inadmissible", str(error)
+
+
+def _shown(part: Part, found: Found, f: Form, alpha: float, result: PartResult | None = None) -> dict[str, Any]:
+    m, n = measure_of(part), len(found.d)
+    if result is None and m.kind != "exact":
+        result = verdicts([Claim([Contrast(found.d, part.margin, part.null)], f.N)], 1, alpha)[0].parts[0]
+    exact = m.kind == "exact" and n > 0
+    mean, low, high = (result.mean, result.low, result.high) if result else ((found.d[0] if exact else math.nan),) * 3
+    level = nominal(0.05, f.N)
+    rates = [
+        [sum(s), n, *effects.rate_interval(sum(s), n, level)[1:]] if n else [0, 0, 0.0, 1.0] for s in found.diverged
+    ]
+    return {
+        "treatment": found.treatment or "|".join(part.treatment),
+        "control": part.control,
+        "singles": list(part.singles),
+        "measure": m.name,
+        "unit": m.unit,
+        "log": m.log,
+        "direction": part.direction,
+        "margin": part.margin,
+        "null": part.null,
+        "rate_factor": part.rate_factor,
+        "pairs": n,
+        "mean": mean,
+        "low": low,
+        "high": high,
+        "percent": _percent(part, m, mean, low, high),
+        "treatment_mean": _mean(found.values[0]),
+        "control_mean": _mean(found.values[1]),
+        "finished": result.finished if result else n,
+        "lost": result.lost if result else 0,
+        "treatment_diverged": rates[0],
+        "control_diverged": rates[1],
+        "correlation": _try(lambda: list(effects.correlation(*found.values))),
+        "pairs_to_margin": _try(lambda: list(pairs_to_margin(found.d, part.margin))) if not exact else None,
+        "rank": result.rank if result else "not tested",
+        "looks": [asdict(look) for look in result.looks] if result else [],
+        "seeds": found.seeds,
+        "d": found.d,
+        "tuning_slack": found.slack,
+    }
+
+
+def _percent(part: Part, m: Measure, mean: float, low: float, high: float) -> list[float] | None:
+    """Change of the measure from control to treatment in percent (lower is negative), of a log ratio."""
+    if not m.log or math.isnan(mean) or part.singles:
+        return None
+    if part.direction == "lower":
+        mean, low, high = -mean, -high, -low
+    return [100 * math.expm1(x) if x < 700 else math.inf for x in (mean, low, high)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    fine = [v for v in values if math.isfinite(v)]
+    return float(np.mean(fine)) if fine else math.nan
+
+
+def _try(of: Callable[[], list[float]]) -> list[float] | None:
+    try:
+        return of()
+    except ValueError:
+        return None
+
+
+def _cost(
+    used: Mapping[str, Evidence], bench: Bench, file: ClaimsFile, claim: ClaimText, form: str
+) -> dict[str, float]:
+    """Seconds, tokens and runs so far, those of tuning included; runs shared between claims count in each."""
+    settings = set[str]()
+    for part in (*claim.parts, *claim.secondary):
+        for arm in arms_of(part):
+            for r in bench.runs_of(file.overrides(claim, part, form, arm)):
+                tuning = read_tuning(bench.root, r.record["arm"]) if r.record.get("arm") else None
+                settings |= set((tuning or {}).get("runs", ()))
+    tuning_runs = {
+        r.place: r for r in bench.evidence if r.folder.parent.name in settings and r.record.get("role") == "tuning"
+    }
+    every = [*({**tuning_runs, **used}).values()]
+    return {
+        "seconds": float(sum(r.record["cost"].get("seconds") or 0 for r in every)),
+        "tokens": int(sum(r.record["summary"].get("tokens") or 0 for r in every)),
+        "runs": len(every),
+        "tuning_runs": len(tuning_runs),
+    }
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def effect_words(p: Mapping[str, Any]) -> str:
+    """-0.4 % (95 % interval -0.9 to +0.1, 8 pairs), or in the measure's unit."""
+    numbers = p["percent"] or [p["mean"], p["low"], p["high"]]
+    unit = " %" if p["percent"] else f" {p['unit']}"
+    if math.isnan(numbers[0]):
+        return f"no finite pair of {p['pairs']}"
+    if not p["percent"] and p["direction"] == "lower" and not p["singles"]:
+        numbers = [-numbers[0], -numbers[2], -numbers[1]]
+    mean, low, high = (f"{x:+.3g}" for x in numbers)
+    if p["rank"] == "not tested":
+        return f"{mean}{unit} (exact)"
+    count = f"{p['pairs']} pairs" + (f", {p['finished']} of which finished" if p["finished"] < p["pairs"] else "")
+    return f"{mean}{unit} (95 % interval {low} to {high}, {count})"
+
+
+def sentence(entry: Mapping[str, Any]) -> str:
+    """The verdict as a sentence to repeat, with its regime."""
+    word = entry["verdict"]
+    if word in ("inadmissible", "open"):
+        return f"{entry['regime']}: {word}. {entry['reason']}"
+    said = []
+    for p in entry["parts"]:
+        verb = f"beyond the sum of {', '.join(p['singles'])} changed" if p["singles"] else "changed"
+        said.append(f"{p['treatment']} {verb} {p['measure']} against {p['control']} by {effect_words(p)}")
+    out = f"{entry['regime']}, {'; '.join(said)}: {word}"
+    if word in ("inconclusive", "undecided"):
+        margins = [p["pairs_to_margin"] for p in entry["parts"] if p["pairs_to_margin"]]
+        if margins:
+            n, low, high = max(margins, key=lambda x: x[0])
+            out += f"; the interval would fit the margin at about {n:g} pairs ({low:g} to {high:g})"
+    return f"{out}."
+
+
+# --- pre-registration and files --------------------------------------------------------------------------------------
+
+
+def _registered(claim: ClaimText, form: str, runs: Path) -> Path:
+    return runs / "claims" / f"{claim.name}.{form}.json"
+
+
+def register(file: ClaimsFile, claim: ClaimText, form: str, runs: Path) -> None:
+    """Store the claim's hash with its first run, once: a claim edited afterwards is marked."""
+    place = _registered(claim, form, runs)
+    if not place.exists():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        kept = {"hash": file.hash(claim, form), "statement": claim.statement}
+        replace_file(place, (json.dumps(kept, indent=1) + "\n").encode())
+
+
+def was_edited(file: ClaimsFile, claim: ClaimText, form: str, runs: Path) -> bool:
+    """Whether the claim is another than when its first run was seen."""
+    place = _registered(claim, form, runs)
+    try:
+        return json.loads(place.read_text())["hash"] != file.hash(claim, form)
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{place} cannot be read ({type(error).__name__}: {error}).") from None
+
+
+def judge_and_register(file: ClaimsFile, runs: Path, form: str,
+                       only: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, list[Found]]]:  # fmt: skip
+    """The ledger and what each claim still lacks; a claim with a run is registered from now on."""
+    ledger, found = _judge(file, runs, form, only)
+    for claim in file.claims:
+        if any(f.used for f in found.get(claim.name, ())):
+            register(file, claim, form, runs)
+    return ledger, found
+
+
+def write_ledger(ledger: Mapping[str, Any], path: Path) -> None:
+    """As strict JSON: what is not finite is "Infinity", "-Infinity" or "NaN"."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, (json.dumps(_strict(ledger), indent=1, allow_nan=False) + "\n").encode())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror or error}.") from None
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _strict(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value

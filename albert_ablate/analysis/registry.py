@@ -1,0 +1,292 @@
+"""Measures by name: what a claim may ask of runs, and how two arms' runs become one signed number per seed.
+
+A measure of one run is a function Evidence -> number; of a grid, of a seed's runs over learning rates; of a pair, of
+both arms' runs of a seed, already signed in favor of the treatment. `Missing` says what a run lacks and which command
+adds it. Unit, direction and scale (log ratio or difference) stand beside each.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from albert_ablate.analysis import measures
+from albert_ablate.config import ConfigError, nearest
+from albert_ablate.records.evaluations import read_evaluations
+from albert_ablate.records.history import read_history
+
+
+class Missing(ValueError):
+    """A run lacks what a measure needs: one sentence, with the command that adds it."""
+
+
+class Unusable(ValueError):
+    """A finished run has no finite value of a measure: one sentence. No command helps."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One run: its record, and its histories and evaluations when they are asked for."""
+
+    folder: Path
+    record: Mapping[str, Any]
+
+    @property
+    def diverged(self) -> bool:
+        return self.record["status"] == "diverged"
+
+    @property
+    def lr(self) -> float:
+        return float(self.record["config"]["optimizer"]["lr"])
+
+    def figure(self, name: str) -> float:
+        """A number of the record's summary."""
+        value = self.record["summary"].get(name)
+        if value is None:
+            raise Unusable(f"{self.name} finished without a finite {name}.")
+        return float(value)
+
+    def evaluation(self, name: str, figure: str) -> float:
+        """A figure of `evaluations.json`."""
+        value = self._evaluations.get(name, {}).get("summary", {}).get(figure)
+        if value is None:
+            raise Missing(f"{self.name} has no {name}.{figure}: albert-ablate evaluate {self.place} {name}")
+        return float(value)
+
+    def column(self, history: str, name: str) -> np.ndarray:
+        """A column of a history; Missing where the run did not write it."""
+        table = self._history(history)
+        if name not in table.column_names or not len(table):
+            raise Missing(
+                f"{self.name} has no column {name} in its {history}: it needs a run with diagnostics.every>0."
+            )
+        return np.asarray(table[name].to_numpy(zero_copy_only=False))
+
+    @property
+    def name(self) -> str:
+        return f"Run {self.place}"
+
+    @property
+    def place(self) -> str:
+        return f"{self.folder.parent.name}/{self.folder.name}"
+
+    @cached_property
+    def _evaluations(self) -> dict[str, dict[str, Any]]:
+        return read_evaluations(self.folder)
+
+    def _history(self, name: str) -> Any:
+        kept = self.__dict__.setdefault("_histories", {})
+        if name not in kept:
+            try:
+                kept[name] = read_history(self.folder, name, self.record["histories"])
+            except (OSError, KeyError) as error:
+                raise Missing(f"{self.name} has no readable {name}: {error}.") from None
+        return kept[name]
+
+    def curve(self, split: str, y: str = "loss", x: str = "tokens") -> tuple[np.ndarray, np.ndarray]:
+        """The evaluations of one split, over tokens."""
+        rows = self.column("evals", "split") == split
+        if not rows.any():
+            raise Missing(f"{self.name} has no evaluation of {split}.")
+        return self.column("evals", x)[rows].astype(float), self.column("evals", y)[rows].astype(float)
+
+    def layers(self, name: str, initial: bool = False) -> np.ndarray:
+        """(logged steps, places in depth) of a column of `layers`: of step 0, or of all steps after it.
+
+        A row's sublayers stand side by side, in the order of depth.
+        """
+        step, values = self.column("layers", "step"), self.column("layers", name).astype(float)
+        rows = (step == 0) if initial else (step > 0)
+        if not rows.any() or np.isnan(values[rows]).all():
+            when = "at initialization" if initial else "while it trains"
+            raise Missing(f"{self.name} has no {name} by layer {when}: it needs a run with diagnostics.every>0.")
+        steps = np.unique(step[rows])
+        return values[rows].reshape(len(steps), -1)
+
+    def norms(self, name: str, initial: bool = False) -> np.ndarray:
+        """(logged steps, blocks): root of the sum of squares over a block's rows."""
+        found = self.layers(name, initial)
+        blocks = len(np.unique(self.column("layers", "layer")))
+        return np.sqrt(np.nansum(found.reshape(len(found), blocks, -1) ** 2, axis=-1))
+
+
+Kind = Literal["run", "grid", "pair", "exact"]
+
+
+@dataclass(frozen=True)
+class Measure:
+    name: str
+    of: Callable[..., float]
+    unit: str
+    better: Literal["lower", "higher"] = "lower"
+    log: bool = False  # judged as a log ratio
+    kind: Kind = "run"
+    evaluation: str = ""  # the evaluation after training that it needs
+    loss: bool = False  # in nats, as the tuning slack is
+
+    @property
+    def description(self) -> str:
+        return (self.of.__doc__ or "").strip().splitlines()[0] if self.of.__doc__ else self.name
+
+
+MEASURES: dict[str, Measure] = {}
+
+
+def _add(name: str, of: Callable[..., float], unit: str, **more: Any) -> None:
+    MEASURES[name] = Measure(name, of, unit, **more)
+
+
+def _summary(name: str) -> Callable[[Evidence], float]:
+    return lambda run: run.figure(name)
+
+
+def _evaluated(name: str, figure: str) -> Callable[[Evidence], float]:
+    return lambda run: run.evaluation(name, figure)
+
+
+def gap_at_best(run: Evidence) -> float:
+    """Validation minus training loss at the evaluation with the least validation loss, in nats."""
+    (at, validation), (at_train, train) = run.curve("validation"), run.curve("train")
+    best = at[np.nanargmin(validation)]
+    if best not in at_train:
+        raise Missing(f"{run.name} has no training loss at its best evaluation.")
+    return float(np.nanmin(validation) - train[at_train == best][0])
+
+
+def gap_at_equal_training_loss(treatment: Evidence, control: Evidence) -> float:
+    """Control's minus treatment's validation loss where each first has the worse final training loss, in nats."""
+    curves = [(run.curve("train")[1], run.curve("validation")[1]) for run in (treatment, control)]
+    return measures.gap_at_equal_training_loss(*curves)
+
+
+def speedup(treatment: Evidence, control: Evidence) -> float:
+    """ln(tokens of the control / tokens of the treatment) to the worse of their two final validation losses."""
+    return measures.speedup(treatment.curve("validation"), control.curve("validation"))
+
+
+def residual_spread(run: Evidence) -> float:
+    """Standard deviation over depth of ln RMS of the residual stream, averaged over logged steps."""
+    return measures.spread_over_depth(run.layers("residual_rms"))
+
+
+def input_spread(run: Evidence) -> float:
+    """Standard deviation over depth of ln RMS of what the sublayers receive, averaged over logged steps."""
+    return measures.spread_over_depth(run.layers("input_rms"))
+
+
+def residual_drift(run: Evidence) -> float:
+    """Standard deviation over logged batches of ln RMS of the residual stream, averaged over depth."""
+    return measures.spread_over_depth(run.layers("residual_rms").T)
+
+
+def depth_imbalance_init(run: Evidence) -> float:
+    """|ln(first block's gradient norm / last block's)| at initialization, before clipping."""
+    return measures.depth_imbalance(run.norms("grad_norm", initial=True)[0])
+
+
+def depth_imbalance(run: Evidence) -> float:
+    """|ln(first block's gradient norm / last block's)|, median over the logged steps, before clipping."""
+    return float(np.median([measures.depth_imbalance(norms) for norms in run.norms("grad_norm")]))
+
+
+def grad_norm(run: Evidence) -> float:
+    """Global gradient norm before clipping, median over the steps."""
+    return float(np.nanmedian(run.column("steps", "grad_norm")))
+
+
+def spike_score(run: Evidence) -> float:
+    """Share of losses 7 standard deviations off the window before (a tenth of the run, 20 to 1000 steps)."""
+    losses = run.column("steps", "loss")
+    return measures.spike_score(losses, window=int(min(1000, max(20, len(losses) // 10))))
+
+
+def roughness(run: Evidence) -> float:
+    """Root mean square of the change of the training loss from step to step, in nats."""
+    return measures.roughness(run.column("steps", "loss"))
+
+
+def largest_update_ratio(run: Evidence) -> float:
+    """Largest ratio of a step's change to the weights' norm, over layers and logged steps."""
+    return float(np.nanmax(run.layers("update_ratio")))
+
+
+def weight_norm(run: Evidence) -> float:
+    """Norm of all blocks' weights at the last logged step."""
+    return float(np.sqrt(np.nansum(run.norms("weight_norm")[-1] ** 2)))
+
+
+def flops_per_token(run: Evidence) -> float:
+    """Training operations per token."""
+    return float(run.record["cost"]["flops"]) / run.figure("tokens")
+
+
+def rate_sensitivity(runs: Sequence[Evidence]) -> float:
+    """Mean over the rate grid of min(loss, initial loss) minus the seed's least, in nats."""
+    from albert_ablate.analysis.effects import rate_sensitivity as of
+
+    losses = [math.inf if run.diverged else run.figure("val_loss") for run in runs]
+    return float(of([losses], max(run.figure("initial_loss") for run in runs))[0])
+
+
+def largest_stable_rate(runs: Sequence[Evidence]) -> float:
+    """Log to base 2 of the largest rate that, like all below it, trains; a grid step below the grid if none does."""
+    rates = [run.lr for run in runs]
+    found = measures.largest_stable_rate(rates, [run.diverged for run in runs])
+    return math.log2(found or min(rates) ** 2 / sorted(rates)[1])
+
+
+def diverging_share(runs: Sequence[Evidence]) -> float:
+    """Share of the rate grid that diverges."""
+    return float(np.mean([run.diverged for run in runs]))
+
+
+for _name, _text in (("test_loss", "nats"), ("val_loss", "nats"), ("best_val_loss", "nats"), ("train_loss", "nats"),
+                     ("test_loss_last", "nats"), ("test_bits_per_byte", "bits per byte"),
+                     ("val_bits_per_byte", "bits per byte")):  # fmt: skip
+    _add(_name, _summary(_name), _text, log=True, loss=_text == "nats")
+_add("gap", _summary("gap"), "nats")
+_add("gap_at_best", gap_at_best, "nats")
+_add("gap_at_equal_training_loss", gap_at_equal_training_loss, "nats", kind="pair")
+_add("speedup", speedup, "log ratio of tokens", better="higher", kind="pair", log=True)
+_add("rate_sensitivity", rate_sensitivity, "nats", kind="grid")
+_add("largest_stable_rate", largest_stable_rate, "doublings", better="higher", kind="grid")
+_add("diverging_share", diverging_share, "share", kind="grid")
+_add("residual_spread", residual_spread, "ln RMS")
+_add("input_spread", input_spread, "ln RMS")
+_add("residual_drift", residual_drift, "ln RMS")
+_add("depth_imbalance_init", depth_imbalance_init, "log ratio")
+_add("depth_imbalance", depth_imbalance, "log ratio")
+_add("grad_norm", grad_norm, "norm", log=True)
+_add("spike_score", spike_score, "share of steps")
+_add("roughness", roughness, "nats", log=True)
+_add("largest_update_ratio", largest_update_ratio, "ratio", log=True)
+_add("weight_norm", weight_norm, "norm", log=True)
+_add("flops_per_token", flops_per_token, "FLOPs per token", log=True, kind="exact")
+_add("parameters", _summary("parameters"), "parameters", log=True, kind="exact")
+for _kind in ("masked", "noisy", "swapped"):
+    _add(f"corruption_{_kind}", _evaluated("corruption", f"{_kind}_area"), "nats", evaluation="corruption")
+for _share in (1, 2, 5, 10, 20, 30):
+    _add(f"unit_ablation_{_share}", _evaluated("units", f"rise_{_share}"), "nats", evaluation="units")
+_add("sharpness", _evaluated("sharpness", "eigenvalue"), "eigenvalue", log=True, evaluation="sharpness")
+_add("sharpness_rise", _evaluated("sharpness", "rise"), "nats", evaluation="sharpness")
+for _where in ("first", "middle", "last"):
+    _add(f"rank_{_where}", _evaluated("representation", f"rank_{_where}"), "dimensions", better="higher", log=True,
+         evaluation="representation")  # fmt: skip
+_add("calibration", _evaluated("calibration", "error"), "share", evaluation="calibration")
+_add("memorization", _evaluated("memorization", "excess"), "share", evaluation="memorization")
+for _name in ("macro_f1", "probe_macro_f1", "accuracy"):
+    _add(_name, _summary(_name), "share", better="higher")
+
+
+def measure(name: str) -> Measure:
+    """The measure called `name`; domains.<corpus> is bits per byte on any other corpus."""
+    if name.startswith("domains."):
+        corpus = name.partition(".")[2]
+        return Measure(name, _evaluated("domains", corpus), "bits per byte", log=True, evaluation="domains")
+    if name not in MEASURES:
+        raise ConfigError(f"measure={name} is unknown: it is one of {nearest(name, [*MEASURES, 'domains.<corpus>'])}.")
+    return MEASURES[name]

@@ -1,0 +1,227 @@
+"""`albert-ablate judge`: print the ledger, price the claims, or train what the undecided ones lack, cheapest first."""
+
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from albert_ablate.config import ConfigError
+
+SEVERAL_RUNGS = 4  # the shares that tune's first rung has of a budget
+
+
+def judge(
+    claims: Annotated[Path, typer.Argument(help="A claims file, such as sweeps/claims.yaml.", show_default=False)],
+    runs: Annotated[Path, typer.Option(help="Where the runs lie.")] = Path("runs"),
+    json: Annotated[
+        Path | None, typer.Option(help="Where the ledger goes; RUNS/ledger.json.", show_default=False)
+    ] = None,
+    form: Annotated[Literal["screen", "full"], typer.Option(help="The claims' small or large form.")] = "screen",
+    only: Annotated[list[str] | None, typer.Option(help="Only this claim, as often as wanted.")] = None,
+    run: Annotated[bool, typer.Option("--run", help="Train the cheapest next pair until all is decided.")] = False,
+    budget: Annotated[
+        str | None, typer.Option(help="With --run: 3600s, or 5e8tokens, to spend.", show_default=False)
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="With --run: processes, one thread each.")] = 2,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="The price of each claim in both forms.")] = False,
+) -> int:
+    """Judge claims from the records of runs: a verdict for each, with its interval, its cost and every look."""
+    from albert_ablate.analysis.claims import read_claims
+    from albert_ablate.analysis.judge import judge_and_register, write_ledger
+    from albert_ablate.analysis.ledger import show_ledger
+
+    limit = _budget(budget)
+    if budget and not run:
+        raise ConfigError(f"--budget={budget} would do nothing: it limits --run.")
+    if run and dry_run:
+        raise ConfigError("--run and --dry-run exclude each other.")
+    file = read_claims(claims)
+    if dry_run:
+        from albert_ablate.studies.price import show_price
+
+        show_price(file, runs, only or ())
+        return 0
+    code = 0
+    if run:
+        code = _Runner(file, runs, form, only or (), workers, limit, print).go()
+    elif not runs.is_dir():
+        raise ConfigError(f"{runs} is no folder of runs: --run trains them, --dry-run says what they cost.")
+    elif not any(runs.glob("*/seed*")):
+        raise ConfigError(f"{runs} holds no run: --run trains them, --dry-run says what they cost.")
+    ledger, _ = judge_and_register(file, runs, form, only or ())
+    place = json or runs / "ledger.json"
+    write_ledger(ledger, place)
+    show_ledger(ledger)
+    print(place)
+    return code
+
+
+@dataclass(frozen=True)
+class Budget:
+    seconds: float = float("inf")
+    tokens: float = float("inf")
+
+
+def _budget(text: str | None) -> Budget:
+    if text is None:
+        return Budget()
+    found = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)(s|tokens)", text.replace("_", "").strip(), re.IGNORECASE)
+    try:
+        assert found
+        amount = float(found[1])
+        assert amount > 0
+    except (AssertionError, ValueError):
+        raise ConfigError(f"--budget={text} is not allowed: write 3600s or 5e8tokens.") from None
+    return Budget(seconds=amount) if found[2].lower() == "s" else Budget(tokens=amount)
+
+
+class _Runner:
+    """Trains, of all undecided claims, the cheapest next pair; what two claims share is trained once."""
+
+    def __init__(self, file: Any, runs: Path, form: str, only: Sequence[str], workers: int, budget: Budget,
+                 say: Callable[[str], None]):  # fmt: skip
+        self.file, self.runs, self.form, self.only = file, runs, form, only
+        self.workers, self.budget, self.say = workers, budget, say
+        self.begun, self.tokens = time.monotonic(), 0.0
+        self.broken = set[str]()  # claims whose next pair cannot be had
+
+    def go(self) -> int:
+        """Exit code 0, also where the budget ends; 130 and 143 stopped by a signal."""
+        while True:
+            found = self._next()
+            if found is None:
+                return 0
+            claim, jobs = found
+            if time.monotonic() - self.begun >= self.budget.seconds or self.tokens >= self.budget.tokens:
+                self.say("The budget is spent; the same command goes on from here.")
+                return 0
+            if code := self._do(claim, jobs):
+                return code
+
+    def _next(self) -> tuple[Any, list[Any]] | None:
+        from albert_ablate.analysis.judge import OPEN, _judge
+
+        ledger, found = _judge(self.file, self.runs, self.form, self.only)
+        claims = {c.name: c for c in self.file.claims}
+        open_ = []
+        for entry in ledger["claims"]:
+            untuned = entry["verdict"] == "inadmissible" and "is not tuned" in entry["reason"]
+            if (entry["verdict"] in OPEN or untuned) and entry["name"] not in self.broken:
+                jobs = list(dict.fromkeys(j for f in found[entry["name"]] for j in f.jobs))
+                if jobs:
+                    open_.append((self._price(entry["name"], jobs), len(open_), claims[entry["name"]], jobs))
+        if not open_:
+            return None
+        _, _, claim, jobs = min(open_)
+        return claim, jobs
+
+    def _price(self, name: str, jobs: Sequence[Any]) -> float:
+        """Tokens times the size of the model, tuning included, in a unit that orders claims."""
+        return sum(work(j.overrides) * (1 if j.rate else tuning_runs(self._form(name).rates)) for j in jobs)
+
+    def _form(self, name: str) -> Any:
+        return next(c for c in self.file.claims if c.name == name).forms[self.form]
+
+    def _do(self, claim: Any, jobs: Sequence[Any]) -> int:
+        from albert_ablate.analysis.claims import composed
+        from albert_ablate.analysis.judge import register
+
+        register(self.file, claim, self.form, self.runs)
+        for overrides, name in {j.overrides: j.arm for j in jobs if j.rate is None}.items():
+            self.say(f"{claim.name}: tuning {name}")
+            tokens = composed(overrides)["budget"]["tokens"]
+            self.tokens += tokens * tuning_runs(self._form(claim.name).rates)
+            code = tuned_rate(overrides, name, self.runs, self.workers, self._form(claim.name).rates, self.say)
+            if code in (130, 143):
+                return code
+            if code:
+                self.broken.add(claim.name)
+                return 0
+        ready = [j for j in jobs if j.rate is not None]
+        if not ready:
+            return 0
+        if any(j.evaluation for j in ready):
+            return self._evaluate(claim, ready)
+        return self._train(claim, ready)
+
+    def _train(self, claim: Any, jobs: Sequence[Any]) -> int:
+        from albert_ablate.studies.sweeper import Study, launched
+
+        launcher, extra = launched(_sweep(()), (), self.workers)
+        planned = [p for j in jobs for p in planned_of(j, self.runs, extra)]
+        self.say(f"{claim.name}: {', '.join(p.name for p in planned)}")
+        study = Study(launcher, self.workers, self.say)
+        failed = study.complete(planned)
+        self.tokens += sum(p.cfg["budget"]["tokens"] for p in planned)
+        if study.stopped is not None:
+            return 128 + study.stopped
+        for p, error in failed.items():
+            self.say(f"{claim.name} is set aside, {p.name} failed: {error.strip().splitlines()[-1]}")
+            self.broken.add(claim.name)
+        return 0
+
+    def _evaluate(self, claim: Any, jobs: Sequence[Any]) -> int:
+        """Add the evaluation that a done run lacks, from its kept weights."""
+        from albert_ablate.config import compose
+        from albert_ablate.training.run import run
+
+        for j in jobs:
+            for p in planned_of(j, self.runs, [f"evaluation={j.evaluation}"]):
+                self.say(f"{claim.name}: {j.evaluation} of {p.name}")
+                try:
+                    run(compose([*p.overrides]))
+                except ConfigError as error:
+                    self.say(f"{claim.name} is set aside: {error}")
+                    self.broken.add(claim.name)
+                    return 0
+        if self._still_lacks(claim, jobs):
+            self.say(f"{claim.name} is set aside: its runs still lack {jobs[0].evaluation} after evaluating.")
+            self.broken.add(claim.name)
+        return 0
+
+    def _still_lacks(self, claim: Any, jobs: Sequence[Any]) -> bool:
+        from albert_ablate.analysis.judge import _judge
+
+        _, found = _judge(self.file, self.runs, self.form, [claim.name])
+        now = [j for f in found[claim.name] for j in f.jobs]
+        return bool(now) and set(jobs) <= set(now)
+
+
+def _sweep(fixed: Sequence[str], name: str = "judge") -> Any:
+    from albert_ablate.studies.sweepfile import Sweep
+
+    return Sweep(Path(f"{name}.yaml"), "grid", (), tuple(fixed))
+
+
+def planned_of(job: Any, runs: Path, extra: Sequence[str] = ()) -> Iterator[Any]:
+    """The run of a job as a study knows it, at the arm's learning rate."""
+    from albert_ablate.studies.sweeper import plan
+
+    for p in plan(_sweep(job.overrides), [{"seed": job.seed}], runs, [*extra, f"optimizer.lr={job.rate!r}"]):
+        yield replace(p, label=f"{job.arm} lr={job.rate:g}")
+
+
+def tuned_rate(overrides: Sequence[str], name: str, runs: Path, workers: int, rates: int,
+               say: Callable[[str], None]) -> int:  # fmt: skip
+    """Tune an arm as `albert-ablate tune` does; its exit code."""
+    from albert_ablate.studies.tune import tune
+
+    trunk = [o for o in overrides if o.partition("=")[0].split(".")[0] != "task"]
+    return tune(_sweep(trunk, name), runs, workers, (), rates=rates, say=say)
+
+
+def tuning_runs(rates: int) -> float:
+    """Runs at the full budget that tuning an arm costs."""
+    return rates / SEVERAL_RUNGS + 4 * 3
+
+
+def work(overrides: tuple[str, ...]) -> float:
+    """Tokens times layers times the square of the width: what orders runs by their price without building one."""
+    from albert_ablate.analysis.claims import composed
+
+    cfg: Mapping[str, Any] = composed(overrides)
+    return float(cfg["budget"]["tokens"]) * cfg["model"]["layers"] * cfg["model"]["width"] ** 2

@@ -1,0 +1,467 @@
+"""`albert-ablate judge` on records made by hand: every verdict, every refusal, and the claims file of the project."""
+
+import copy
+import json
+import math
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+import pytest
+import yaml
+
+from albert_ablate.analysis import registry
+from albert_ablate.analysis.claims import arms_of, composed, read_claims
+from albert_ablate.analysis.judge import judge
+from albert_ablate.analysis.registry import MEASURES, Evidence, Missing
+from albert_ablate.cli import main
+from albert_ablate.records.history import SCHEMAS
+
+SHORT = {"text": "at 2 layers", "overrides": ["model=nano", "model.layers=2", "budget.tokens=20_000"]}
+CLAIM = {
+    "name": "first",
+    "statement": "Pre-norm is better.",
+    "parts": [{"treatment": "pre", "control": "post", "measure": "test_loss"}],
+    "tuned": [],
+    "screen": {"regime": "short", "N": 12},
+}
+FILE = {
+    "arms": {"pre": ["norm=pre_ln"], "post": ["norm=post_ln"]},
+    "regimes": {"short": SHORT},
+    "claims": [CLAIM],
+}
+
+
+def arm(norm):
+    return (*SHORT["overrides"], f"norm={norm}")
+
+
+@pytest.fixture
+def bench(tmp_path):
+    return Workbench(tmp_path)
+
+
+class Workbench:
+    """A claims file and hand-made records, and what the command makes of them."""
+
+    def __init__(self, folder):
+        self.folder, self.runs = folder, folder / "runs"
+        self.runs.mkdir()
+
+    def run(self, norm, seed, loss, status="finished", **more):
+        """A run's record; `more` replaces parts of it, by dotted key written with __."""
+        cfg = copy.deepcopy(composed(arm(norm)))
+        cfg["optimizer"]["lr"] = more.pop("lr", cfg["optimizer"]["lr"])
+        record = {
+            "status": status, "seed": seed, "arm": f"arm-{norm}", "role": "confirmation", "config": cfg,
+            "budget": {"tokens": 20_000}, "data": {"fingerprint": "text"},
+            "summary": {"test_loss": loss, "tokens": 20_000, "parameters": 1000, "initial_loss": 5.0, "val_loss": loss},
+            "proof": {"data_order": f"order{seed}", "initial_draws": {"w": "x"}}, "provenance": {"torch": "2"},
+            "cost": {"seconds": 2.0, "flops": 2e9}, "histories": None, "error": None,
+        }  # fmt: skip
+        for key, value in more.items():
+            *path, last = key.split("__")
+            node = record
+            for name in path:
+                node = node[name]
+            node[last] = value
+        folder = self.runs / f"{norm}-{cfg['optimizer']['lr']:g}" / f"seed{seed}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "record.json").write_text(json.dumps(record))
+        return folder
+
+    def pairs(self, treatment, control):
+        for norm, losses in (("pre_ln", treatment), ("post_ln", control)):
+            for seed, loss in enumerate(losses):
+                status = "finished" if math.isfinite(loss) else "diverged"
+                self.run(norm, seed, loss if math.isfinite(loss) else None, status)
+
+    def file(self, **claim):
+        """The claims file, with keys of its claim replaced."""
+        tree = copy.deepcopy(FILE)
+        tree["claims"][0] |= claim
+        path = self.folder / "claims.yaml"
+        path.write_text(yaml.safe_dump(tree))
+        return path
+
+    def judged(self, **claim):
+        return judge(read_claims(self.file(**claim)), self.runs)["claims"][0]
+
+    def command(self, *more, **claim):
+        return main(["judge", str(self.file(**claim)), "--runs", str(self.runs), *more])
+
+
+NOISE = np.random.default_rng(0).normal(size=12)
+INF = math.inf
+
+
+@pytest.mark.parametrize(
+    "treatment, control, word",
+    [
+        (2.0 + 0.01 * NOISE, 2.2 + 0 * NOISE, "supported"),
+        (2.2 + 0.01 * NOISE, 2.0 + 0 * NOISE, "refuted"),
+        (2.0 + 0.001 * NOISE, 2.0 + 0 * NOISE, "no effect"),
+        (2.0 + 0.1 * NOISE, 2.0 + 0 * NOISE, "inconclusive"),
+        (2.0 + 0.01 * NOISE[:3], 2.2 + 0 * NOISE[:3], "undecided"),
+        ([2.0, INF, *(2.0 + 0.01 * NOISE[2:])], [2.3, 2.3, *(2.3 + 0 * NOISE[2:])], "mixed"),
+        (2.0 + 0.01 * NOISE, [INF] * 12, "supported"),
+        ([], [], "open"),
+    ],
+)
+def test_every_verdict(bench, treatment, control, word):
+    bench.pairs(treatment, control)
+    found = bench.judged()
+    assert found["verdict"] == word
+    assert word in found["sentence"]
+
+
+def test_sentence_and_entry_say_what_was_found(bench):
+    bench.pairs(2.0 + 0.01 * NOISE, 2.2 + 0.02 * NOISE)
+    found = bench.judged()
+    part = found["parts"][0]
+    logs = np.log((2.2 + 0.02 * NOISE) / (2.0 + 0.01 * NOISE))
+    assert part["mean"] == pytest.approx(logs.mean())
+    assert part["percent"][0] == pytest.approx(100 * np.expm1(-logs.mean()))  # the loss falls
+    assert part["percent"][1] < part["percent"][0] < part["percent"][2]
+    assert part["correlation"][0] == pytest.approx(1, abs=1e-4)
+    assert (part["pairs"], len(part["looks"]), part["seeds"]) == (12, 9, list(range(12)))
+    assert found["sentence"].startswith("at 2 layers, pre changed test_loss against post by -9.")
+    assert found["sentence"].endswith("12 pairs): supported.")
+    assert found["cost"] == {"seconds": 48.0, "tokens": 480_000, "runs": 24, "tuning_runs": 0}
+
+
+def test_only_the_gapless_prefix_is_judged(bench):
+    bench.pairs(2.0 + 0.01 * NOISE, 2.2 + 0 * NOISE)
+    for file in bench.runs.glob("post_ln*/seed5/record.json"):
+        file.unlink()
+    assert bench.judged()["parts"][0]["seeds"] == [0, 1, 2, 3, 4]
+
+
+def test_runs_of_other_arms_rates_and_roles_are_not_taken(bench):
+    bench.pairs(2.0 + 0.01 * NOISE, 2.2 + 0 * NOISE)
+    before = bench.judged()
+    bench.run("pre_ln", 0, 9.0, lr=0.7)
+    bench.run("rezero", 0, 9.0)
+    bench.run("pre_ln", 1_000_000, 9.0)
+    assert bench.judged() == before
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"data__fingerprint": "other"}, "Mixed corpora or tokenizers"),
+        ({"proof__data_order": "other"}, "different data or another order"),
+        ({"budget__tokens": 30_000}, "tokens must be equal"),
+        ({"summary__parameters": 2000}, "parameters must be equal within 2 %"),
+        ({"cost__flops": 4e9}, "flops must be equal within 5 %"),
+        ({"summary__test_loss": None}, "finished without a finite test_loss"),
+        ({"status": "failed", "sessions": 3, "error": "a\nOSError: full"}, "failed after 3 attempts: OSError: full"),
+    ],
+)
+def test_an_unfair_pair_makes_the_claim_inadmissible(bench, change, said):
+    bench.pairs(2.0 + 0.01 * NOISE, 2.2 + 0 * NOISE)
+    bench.run("pre_ln", 3, 2.0, **{"status": "finished"} | change)
+    found = bench.judged()
+    assert found["verdict"] == "inadmissible"
+    assert said in found["reason"]
+
+
+def test_what_differs_and_is_allowed_is_noted(bench):
+    bench.pairs(2.0 + 0.01 * NOISE, 2.2 + 0 * NOISE)
+    bench.run("pre_ln", 0, 2.0, provenance={"torch": "3"}, proof__initial_draws={"w": "y"})
+    found = bench.judged()
+    assert found["verdict"] == "supported"
+    assert "Provenance differs between the arms: torch." in found["notes"]
+    assert "pre and post share 0 of 1 initial draws of a seed." in found["notes"]
+
+
+def write_tuning(bench, norm, rate, **more):
+    folder = bench.runs / "tuning"
+    folder.mkdir(exist_ok=True)
+    curve = [{"rate": rate, "losses": [2.0], "mean": more.pop("mean", 2.0), "seeds": [1_000_000], "tokens": 20_000}]
+    found = {"rate": rate, "curve": curve, "edge": None, "slack": 0.0, "tokens": 20_000, "trained": True, "runs": []}
+    (folder / f"arm-{norm}.json").write_text(json.dumps(found | more))
+
+
+def test_arms_are_judged_at_their_tuned_rates(bench):
+    tuned = {"tuned": ["optimizer.lr"]}
+    bench.pairs(2.0 + 0.01 * NOISE, 2.2 + 0 * NOISE)
+    assert "The learning rate of pre is not tuned" in bench.judged(**tuned)["reason"]
+    own = composed(arm("post_ln"))["optimizer"]["lr"]
+    write_tuning(bench, "post_ln", own)
+    write_tuning(bench, "pre_ln", 0.5)
+    assert bench.judged(**tuned)["verdict"] == "open"  # no run at 0.5 yet
+    for seed in range(12):
+        bench.run("pre_ln", seed, 3.0 + 0.01 * NOISE[seed], lr=0.5)
+    assert bench.judged(**tuned)["verdict"] == "refuted"
+    write_tuning(bench, "pre_ln", 0.5, slack=5.0)
+    assert bench.judged(**tuned)["verdict"] == "within tuning slack"
+    write_tuning(bench, "pre_ln", 0.5, edge="high")
+    assert "lies at the high edge of its grid" in bench.judged(**tuned)["reason"]
+
+
+def test_of_several_levels_tuning_seeds_choose(bench):
+    part = {"treatment": ["pre", "post"], "control": "base", "measure": "test_loss"}
+    tree = copy.deepcopy(FILE)
+    tree["arms"]["base"] = ["norm=rezero"]
+    tree["claims"][0] |= {"parts": [part], "tuned": ["optimizer.lr"]}
+    path = bench.folder / "claims.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    bench.pairs(2.0 + 0.01 * NOISE, 1.0 + 0.01 * NOISE)  # the level with the better test loss is not the one chosen
+    own = composed(arm("pre_ln"))["optimizer"]["lr"]
+    for seed in range(12):
+        bench.run("rezero", seed, 2.2)
+    assert "has not been tuned" in judge(read_claims(path), bench.runs)["claims"][0]["reason"]
+    for norm, mean in (("pre_ln", 1.9), ("post_ln", 2.1), ("rezero", 2.5)):
+        write_tuning(bench, norm, own, mean=mean)
+    found = judge(read_claims(path), bench.runs)["claims"][0]
+    assert found["parts"][0]["treatment"] == "pre"
+    assert found["verdict"] == "supported"
+
+
+def test_a_measure_without_noise_is_compared_exactly(bench):
+    bench.pairs([2.0] * 4, [2.0] * 4)
+    part = {"treatment": "pre", "control": "post", "measure": "flops_per_token", "margin": 0.01}
+    assert bench.judged(parts=[part], equal={})["verdict"] == "no effect"
+    for seed in range(4):
+        bench.run("pre_ln", seed, 2.0, cost__flops=1e9)
+    assert bench.judged(parts=[part], equal={})["verdict"] == "supported"
+
+
+def test_more_than_the_sum_by_hand(bench):
+    tree = copy.deepcopy(FILE)
+    tree["arms"] |= {"one": ["norm=rezero"], "two": ["norm=none"]}
+    part = {"treatment": "pre", "control": "post", "singles": ["one", "two"], "measure": "gap", "margin": 0.01}
+    tree["claims"][0]["parts"] = [part]
+    path = bench.folder / "claims.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    for norm, gap in (("pre_ln", 1.0), ("post_ln", 2.0), ("rezero", 1.9), ("none", 1.8)):
+        for seed in range(5):
+            bench.run(norm, seed, 2.0, summary__gap=gap + (0.001 * NOISE[seed] if norm == "none" else 0))
+    found = judge(read_claims(path), bench.runs)["claims"][0]
+    assert found["verdict"] == "supported"
+    assert found["parts"][0]["mean"] == pytest.approx(0.7, abs=0.01)  # 1.0 gained, .1 + .2 by the parts
+
+
+def test_a_grid_of_rates(bench):
+    part = {"treatment": "pre", "control": "post", "measure": "diverging_share", "direction": "higher", "margin": 0.1}
+    form = {"regime": "short", "N": 8, "grid": [0.001, 0.004, 0.016, 0.064]}
+    for seed in range(8):
+        for k, rate in enumerate(form["grid"]):
+            bench.run("post_ln", seed, 2.0, lr=rate)
+            bench.run("pre_ln", seed, 2.0, "diverged" if k >= 2 - seed % 2 else "finished", lr=rate)
+    found = bench.judged(parts=[part], screen=form)
+    assert found["verdict"] == "supported"
+    assert found["parts"][0]["d"] == [0.5, 0.75] * 4
+
+
+# --- files and the command -------------------------------------------------------------------------------------------
+
+
+def test_the_same_records_give_the_same_ledger_byte_for_byte(bench, capsys):
+    bench.pairs([*(2.0 + 0.01 * NOISE[:9]), INF], [*(2.2 + 0 * NOISE[:9]), INF])
+    assert bench.command() == 0
+    first = (bench.runs / "ledger.json").read_bytes()
+    assert bench.command("--json", str(bench.folder / "again.json")) == 0
+    assert (bench.folder / "again.json").read_bytes() == first
+    assert str(bench.folder).encode() not in first
+    ledger = json.loads(first, parse_constant=lambda word: pytest.fail(f"{word} is no strict JSON"))
+    assert ledger["claims"][0]["parts"][0]["d"][-1] == "NaN"
+    assert "SUPPORTED" in capsys.readouterr().out
+
+
+def test_a_claim_edited_after_its_first_look_is_marked(bench, capsys):
+    bench.pairs(2.0 + 0.01 * NOISE, 2.2 + 0 * NOISE)
+    edited = dict(parts=[CLAIM["parts"][0] | {"margin": 0.02}])
+    assert bench.command(**edited) == 0
+    assert not bench.judged(**edited)["edited"]
+    assert not bench.judged(**edited, statement="In other words.")["edited"]
+    assert bench.judged()["edited"]
+    assert bench.command() == 0
+    assert "not pre-registered" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"parts": [{"treatment": "pre", "control": "psot", "measure": "test_loss"}]}, "control=psot is unknown"),
+        ({"parts": [{"treatment": "pre", "control": "post", "measure": "tst_loss"}]}, "is one of test_loss"),
+        ({"parts": [{"treatment": "pre", "control": "post", "measure": "gap"}]}, "needs margin, in nats"),
+        ({"parts": [{"treatment": "pre", "measure": "test_loss"}]}, "control is missing"),
+        ({"parts": [{"treatment": "pre", "control": "pre", "measure": "gap", "margin": 1}]}, "pre is the control"),
+        ({"screen": {"regime": "short", "N": 13}}, "a whole number 4 to 12"),
+        ({"screen": {"regime": "shrt"}}, "regime=shrt is unknown: it is one of short"),
+        ({"needs": "all"}, "needs=all is not allowed with 1 parts"),
+        ({"markin": 1}, "markin is unknown"),
+        ({"seeds": [0, 1]}, "must name 12 or more different seeds"),
+        ({"tuned": ["clip.factor"]}, "only optimizer.lr is tuned"),
+    ],
+)
+def test_mistakes_in_a_claim_are_one_sentence(bench, capsys, change, said):
+    bench.pairs([2.0], [2.0])
+    assert bench.command(**change) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "norm, said", [("norm=nrom", "norm=nrom is not an option"), ("model.layer=2", "model.layer is unknown")]
+)
+def test_an_arm_that_does_not_compose_is_one_sentence(bench, capsys, norm, said):
+    bench.pairs([2.0], [2.0])
+    tree = FILE | {"arms": {"pre": [norm], "post": ["norm=post_ln"]}}
+    (bench.folder / "c.yaml").write_text(yaml.safe_dump(tree))
+    assert main(["judge", str(bench.folder / "c.yaml"), "--runs", str(bench.runs)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_empty_folders_and_unknown_claims_are_one_sentence(bench, capsys):
+    assert bench.command() == 2
+    assert "holds no run" in capsys.readouterr().err
+    bench.pairs([2.0], [2.1])
+    assert bench.command("--only", "frist") == 2
+    assert "has no claim frist: it has first" in capsys.readouterr().err
+    assert bench.command("--budget", "3h", "--run") == 2
+    assert "write 3600s or 5e8tokens" in capsys.readouterr().err
+    assert bench.command("--budget", "3s") == 2
+
+
+def test_one_seed_only_and_arms_with_nothing_in_common_are_no_verdict(bench):
+    bench.pairs([2.0], [2.2])
+    one = bench.judged()
+    assert one["verdict"] == "undecided"
+    assert (one["parts"][0]["low"], one["parts"][0]["high"]) == (-INF, INF)
+    for file in bench.runs.glob("pre_ln*/seed0/record.json"):
+        file.unlink()
+    bench.run("pre_ln", 7, 2.0)
+    assert bench.judged()["verdict"] == "open"
+
+
+def test_an_unreadable_record_is_named(bench):
+    bench.pairs(2.0 + 0.01 * NOISE, 2.2 + 0 * NOISE)
+    (bench.run("rezero", 0, 2.0) / "record.json").write_text("{")
+    (said,) = judge(read_claims(bench.file()), bench.runs)["refusals"]
+    assert "rezero" in said and "cannot be read" in said
+
+
+def test_a_lacking_evaluation_names_the_command_and_waits(bench):
+    bench.pairs(2.0 + 0.01 * NOISE, 2.2 + 0 * NOISE)
+    part = {"treatment": "pre", "control": "post", "measure": "corruption_masked", "margin": 0.01}
+    found = bench.judged(parts=[part])
+    assert found["verdict"] == "open"
+    assert "albert-ablate evaluate pre_ln" in found["reason"] and found["reason"].endswith(" corruption")
+
+
+# --- measures --------------------------------------------------------------------------------------------------------
+
+
+def history(folder, name, **columns):
+    """A finished history of these columns, the others nan."""
+    n = len(next(iter(columns.values())))
+    rows = {
+        f.name: columns.get(f.name, [""] * n if f.type == pa.string() else np.full(n, np.nan)) for f in SCHEMAS[name]
+    }
+    rows |= {k: columns.get(k, np.arange(n)) for k in ("step", "tokens", "layer") if k in rows}
+    table = pa.table({f.name: pa.array(rows[f.name], f.type) for f in SCHEMAS[name]})
+    with pa.OSFile(str(folder / f"{name}.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def evidence(bench, norm, factor, lr=0.001):
+    """A run with everything a measure may ask for; `factor` separates two arms."""
+    folder = bench.run(norm, 0, 2.0 * factor, lr=lr, summary__gap=0.1 * factor, summary__best_val_loss=2.0 * factor,
+                       summary__train_loss=1.8 * factor, summary__test_loss_last=2.0 * factor,
+                       summary__test_bits_per_byte=3.0 * factor, summary__val_bits_per_byte=3.0 * factor,
+                       summary__macro_f1=0.5 / factor, summary__probe_macro_f1=0.5 / factor,
+                       summary__accuracy=0.5 / factor, summary__parameters=1000 * factor)  # fmt: skip
+    steps = np.arange(1, 61)
+    history(folder, "steps", step=steps, tokens=steps * 100, loss=2 + factor / steps, grad_norm=factor * np.ones(60))
+    at = np.repeat([100, 200, 300, 400], 2)
+    losses = np.array([3.0, 3.1, 2.5, 2.7, 2.0, 2.4, 1.8, 2.3]) + 0.1 * factor
+    history(folder, "evals", step=at, tokens=at * 10, split=["train", "validation"] * 4, loss=losses)
+    step, layer = np.repeat([0, 10, 20], 8), np.tile(np.repeat(np.arange(4), 2), 3)
+    sizes = (1 + layer) ** float(factor)
+    history(folder, "layers", step=step, layer=layer, sublayer=["attention", "mlp"] * 12, grad_norm=sizes,
+            weight_norm=sizes, update_ratio=0.01 * sizes, input_rms=sizes, residual_rms=sizes * (1 + step))  # fmt: skip
+    figures = {
+        "corruption": {f"{k}_area": 0.1 * factor for k in ("masked", "noisy", "swapped")},
+        "units": {f"rise_{k}": 0.1 * factor for k in (1, 2, 5, 10, 20, 30)},
+        "sharpness": {"eigenvalue": 3.0 * factor, "rise": 0.2 * factor},
+        "representation": {f"rank_{k}": 9.0 / factor for k in ("first", "middle", "last")},
+        "calibration": {"error": 0.1 * factor}, "memorization": {"excess": 0.1 * factor},
+        "domains": {"bible": 2.0 * factor},
+    }  # fmt: skip
+    entries = {
+        k: {"rows": [], "summary": v, "settings": {}, "weights": "last", "weights_hash": "x"}
+        for k, v in figures.items()
+    }
+    (folder / "evaluations.json").write_text(json.dumps(entries))
+    return Evidence(folder, json.loads((folder / "record.json").read_text()))
+
+
+@pytest.mark.parametrize("name", [*MEASURES, "domains.bible"])
+def test_swapping_the_arms_flips_every_measure_exactly(bench, name):
+    m = registry.measure(name)
+    margin = {"margin": 0.01}
+    part = {"treatment": "pre", "control": "post", "measure": name} | margin
+    grid = [0.001, 0.002] if m.kind == "grid" else []
+    form = {"regime": "short", "N": 4} | ({"grid": grid} if grid else {})
+    own = composed(arm("pre_ln"))["optimizer"]["lr"]
+    for norm, factor in (("pre_ln", 1.0), ("post_ln", 1.3)):
+        for rate in grid or [own]:
+            folder = evidence(bench, norm, factor * (rate / 0.001) ** 0.1 if grid else factor, lr=rate).folder
+            if grid and name != "rate_sensitivity" and norm == "post_ln" and rate == 0.002:
+                record = json.loads((folder / "record.json").read_text())
+                (folder / "record.json").write_text(json.dumps(record | {"status": "diverged"}))
+    claim = {"equal": {}, "screen": form}
+    (d,) = bench.judged(parts=[part], **claim)["parts"][0]["d"]
+    (swapped,) = bench.judged(parts=[part | {"treatment": "post", "control": "pre"}], **claim)["parts"][0]["d"]
+    assert swapped == -d
+    if name not in ("spike_score", "residual_drift"):  # equal here by construction
+        assert d != 0
+    if name not in ("spike_score", "residual_drift", "speedup", "gap_at_equal_training_loss", "gap_at_best"):
+        assert d > 0  # the factor makes every measure of the control worse
+
+
+def test_measures_by_layer_by_hand(bench):
+    run = evidence(bench, "pre_ln", 1.0)
+    sizes = np.repeat([1.0, 2.0, 3.0, 4.0], 2)
+    assert registry.input_spread(run) == pytest.approx(np.log(sizes).std())
+    assert registry.depth_imbalance_init(run) == pytest.approx(np.log(4))
+    assert registry.depth_imbalance(run) == pytest.approx(np.log(4))
+    assert registry.residual_drift(run) == pytest.approx(np.log(21 / 11) / 2)  # steps 10 and 20
+    assert registry.weight_norm(run) == pytest.approx(np.sqrt(2 * (1 + 4 + 9 + 16)))
+    assert registry.largest_update_ratio(run) == pytest.approx(0.04)
+    assert registry.gap_at_best(run) == pytest.approx(0.5)
+
+
+def test_a_history_without_the_column_names_what_is_needed(bench):
+    folder = bench.run("pre_ln", 0, 2.0)
+    history(folder, "layers", step=[1, 1], layer=[0, 1])
+    with pytest.raises(Missing, match="no update_ratio by layer while it trains"):
+        registry.largest_update_ratio(Evidence(folder, json.loads((folder / "record.json").read_text())))
+
+
+# --- the project's own claims ----------------------------------------------------------------------------------------
+
+
+def test_the_fifteen_claims_are_read_and_screens_are_small():
+    file = read_claims("sweeps/claims.yaml")
+    assert len(file.claims) == file.size == 15
+    assert all(set(c.forms) == {"screen", "full"} for c in file.claims)
+    assert all(c.forms["screen"].N <= 12 and c.forms["screen"].rates == 5 for c in file.claims)
+    assert all("12" in file.regime(c, "screen") for c in file.claims)
+
+
+@pytest.mark.slow
+def test_every_arm_of_every_claim_composes():
+    from albert_ablate.config import compose
+
+    file = read_claims("sweeps/claims.yaml")
+    for overrides in {
+        file.overrides(c, p, form, a)
+        for c in file.claims for form in c.forms for p in (*c.parts, *c.secondary) for a in arms_of(p)
+    }:  # fmt: skip
+        compose(list(overrides))
+        composed(overrides)
