@@ -319,7 +319,7 @@ def _hydra(overrides: tuple[str, ...]) -> dict[str, Any]:
     except Exception as error:
         raise as_config_error(error) from None
     assert isinstance(found, dict)
-    return found
+    return {str(key): value for key, value in found.items()}
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

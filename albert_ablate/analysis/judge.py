@@ -128,14 +128,15 @@ def _judge(
     asked = [Claim(_contrasts(c, found[c.name]), c.forms[form].N, c.needs) for c in tested]  # type: ignore[arg-type]
     decided = dict(zip([c.name for c in tested], verdicts(asked, file.size, file.alpha), strict=True))
     entries = [_entry(file, c, form, bench, found[c.name], decided.get(c.name)) for c in chosen]
+    refused = [f"{e['name']}: {e['reason']}" for e in entries if e["verdict"] == "inadmissible"]
     ledger = {
         "version": 1,
         "claims_file": file.path.name,
         "form": form,
         "family": {"name": file.family, "size": file.size, "alpha": file.alpha},
         "claims": entries,
-        "refusals": [*bench.unreadable, *(f"{e['name']}: {e['reason']}" for e in entries if e["verdict"] == "inadmissible")],
-    }  # fmt: skip
+        "refusals": [*bench.unreadable, *refused],
+    }
     return ledger, found
 
 
@@ -334,7 +335,7 @@ def _finite(m: Measure, what: Any, run: Evidence) -> float:
 
 def _notes(out: Found, arms: Sequence[_Arm]) -> None:
     """What a reader should know: provenance that differs, initial weights that are not shared."""
-    places = {}
+    places: dict[str, list[dict[str, str]]] = {}
     for a in arms:
         for r in out.used.values():
             if r in a.runs:
@@ -345,9 +346,9 @@ def _notes(out: Found, arms: Sequence[_Arm]) -> None:
     if differ:
         out.notes.append(f"Provenance differs between the arms: {', '.join(differ)}.")
     first = [next((r for r in out.used.values() if r in a.runs), None) for a in arms]
-    for a, r in zip(arms[:-1], first[:-1], strict=True):
-        other = next((x for x in arms[-1].runs if r and x.record["seed"] == r.record["seed"]), None)
-        x, y = ((z.record.get("proof") or {}).get("initial_draws") or {} if z else {} for z in (r, other))
+    for a, own in zip(arms[:-1], first[:-1], strict=True):
+        other = next((x for x in arms[-1].runs if own and x.record["seed"] == own.record["seed"]), None)
+        x, y = ((z.record.get("proof") or {}).get("initial_draws") or {} if z else {} for z in (own, other))
         if x and y:
             shared = sum(y.get(k) == v for k, v in x.items())
             if shared < max(len(x), len(y)):

@@ -11,7 +11,10 @@ COLORS = {
     "supported": "green", "refuted": "red", "no effect": "blue", "mixed": "yellow", "inadmissible": "magenta",
     "inconclusive": "yellow", "within tuning slack": "yellow",
 }  # fmt: skip
-CAVEAT = "Intervals speak about new seeds on this text, this tokenizer and these sizes; not about new text. Means of claims that stopped early run high."
+CAVEAT = (
+    "Intervals speak about new seeds on this text, this tokenizer and these sizes; not about new text. "
+    "Means of claims that stopped early run high."
+)
 
 
 def show_ledger(ledger: Mapping[str, Any]) -> None:

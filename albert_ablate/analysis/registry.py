@@ -57,7 +57,7 @@ class Evidence:
             raise Missing(f"{self.name} has no {name}.{figure}: albert-ablate evaluate {self.place} {name}")
         return float(value)
 
-    def column(self, history: str, name: str) -> np.ndarray:
+    def column(self, history: str, name: str) -> Any:
         """A column of a history; Missing where the run did not write it."""
         table = self._history(history)
         if name not in table.column_names or not len(table):
@@ -87,7 +87,7 @@ class Evidence:
                 raise Missing(f"{self.name} has no readable {name}: {error}.") from None
         return kept[name]
 
-    def curve(self, split: str, y: str = "loss", x: str = "tokens") -> tuple[np.ndarray, np.ndarray]:
+    def curve(self, split: str, y: str = "loss", x: str = "tokens") -> tuple[Any, Any]:
         """The evaluations of one split, over tokens."""
         rows = self.column("evals", "split") == split
         if not rows.any():
@@ -159,8 +159,8 @@ def gap_at_best(run: Evidence) -> float:
 
 def gap_at_equal_training_loss(treatment: Evidence, control: Evidence) -> float:
     """Control's minus treatment's validation loss where each first has the worse final training loss, in nats."""
-    curves = [(run.curve("train")[1], run.curve("validation")[1]) for run in (treatment, control)]
-    return measures.gap_at_equal_training_loss(*curves)
+    t, c = ((run.curve("train")[1], run.curve("validation")[1]) for run in (treatment, control))
+    return measures.gap_at_equal_training_loss(t, c)
 
 
 def speedup(treatment: Evidence, control: Evidence) -> float:

@@ -107,7 +107,7 @@ class _Runner:
 
         ledger, found = _judge(self.file, self.runs, self.form, self.only)
         claims = {c.name: c for c in self.file.claims}
-        open_ = []
+        open_: list[tuple[float, int, Any, list[Any]]] = []
         for entry in ledger["claims"]:
             untuned = entry["verdict"] == "inadmissible" and "is not tuned" in entry["reason"]
             if (entry["verdict"] in OPEN or untuned) and entry["name"] not in self.broken:

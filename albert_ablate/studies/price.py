@@ -38,7 +38,8 @@ def price(file: Any, claim: Any, form: str) -> dict[Any, tuple[float, float, flo
     """Runs that a claim takes at most: what is trained -> (runs, tokens of each, FLOPs of each)."""
     from albert_ablate.analysis.claims import arms_of, composed, measure_of
 
-    f, out = claim.forms[form], {}
+    f = claim.forms[form]
+    out: dict[Any, tuple[float, float, float]] = {}
     for part in (*claim.parts, *claim.secondary):
         kind = measure_of(part).kind
         for arm in arms_of(part):
