@@ -316,7 +316,8 @@ def heat_map(cells: pd.DataFrame, quantity: str, domain: Sequence[float] | None 
     import altair as alt
 
     low, high = domain or color_range(cells["value"])
-    log = low > 0 and high / low > LOGARITHMIC
+    # a logarithm of 0 or less is no color: the largest logit may be negative, an entropy 0
+    log = low > 0 and high / low > LOGARITHMIC and bool((cells["value"] > 0).all())
     scale = alt.Scale(type="log" if log else "linear", domain=[low, high], scheme="viridis", clamp=True, nice=False)
     legend = alt.Legend(
         type="gradient",
