@@ -13,12 +13,14 @@
 Everything is composed by Hydra alone, so that judging imports no torch; values are checked when they are trained.
 """
 
+import ast
 import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -354,7 +356,58 @@ def is_arm(record: Mapping[str, Any], wanted: Mapping[str, Any], explicit: Seque
                 return False
         elif not _same(found[key], value):
             return False
-    return not set(found) - set(wanted)
+    for key in set(found) - set(wanted):  # an argument that its YAML leaves to the signature
+        group, _, name = key.rpartition(".")
+        if f"{group}._target_" not in wanted or not _same(
+            found[key], signature_default(wanted[f"{group}._target_"], name)
+        ):
+            return False
+    return True
+
+
+@lru_cache(4096)
+def signature_default(target: str, name: str) -> Any:
+    """The default of an argument of a component, read from its source, so that no component is imported."""
+    module, _, component = target.rpartition(".")
+    try:
+        return _default(module, component, name)
+    except (LookupError, ValueError, ImportError, OSError, SyntaxError):  # not said in so many words
+        from albert_ablate.config import parameters_of
+
+        return parameters_of(target).get(name, (None, None))[1]
+
+
+def _default(module: str, component: str, name: str) -> Any:
+    """The literal that stands as the default of `name` in the component or in one of its bases."""
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        raise LookupError(module)
+    tree = ast.parse(Path(spec.origin).read_text())
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and any((a.asname or a.name) == component for a in node.names):
+            return _default(
+                str(node.module), next(a.name for a in node.names if (a.asname or a.name) == component), name
+            )
+        if not isinstance(node, ast.ClassDef | ast.FunctionDef) or node.name != component:
+            continue
+        makers = (
+            [node] if isinstance(node, ast.FunctionDef) else [x for x in node.body if isinstance(x, ast.FunctionDef)]
+        )
+        for maker in makers:
+            if maker is not node and maker.name != "__init__":
+                continue
+            args = [*maker.args.posonlyargs, *maker.args.args]
+            pairs = [*zip(args[len(args) - len(maker.args.defaults) :], maker.args.defaults, strict=True)]
+            pairs += [
+                (a, d) for a, d in zip(maker.args.kwonlyargs, maker.args.kw_defaults, strict=True) if d is not None
+            ]
+            for argument, default in pairs:
+                if argument.arg == name:
+                    return ast.literal_eval(default)
+        for base in node.bases if isinstance(node, ast.ClassDef) else ():
+            if isinstance(base, ast.Name):
+                return _default(module, base.id, name)
+    raise LookupError(name)
 
 
 def _same(a: Any, b: Any) -> bool:

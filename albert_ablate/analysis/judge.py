@@ -196,9 +196,9 @@ def gather(file: ClaimsFile, claim: ClaimText, part: Part, form: str, bench: Ben
         out.used |= {r.place: r for found in done.values() for r in found}
     _notes(out, kept)
     if m.loss and m.log and out.values[1]:
-        level = np.nanmean([v for v in out.values[1] if np.isfinite(v)] or [np.nan])
+        level = _mean(out.values[1])
         slacks = [float(a.tuning["slack"]) for a in kept if a.tuning and a.tuning.get("slack") is not None]
-        out.slack = float(sum(slacks) / level) if slacks and np.isfinite(level) and tuned else 0.0
+        out.slack = float(sum(slacks) / level) if slacks and math.isfinite(level) and tuned else 0.0
     return out
 
 

@@ -162,6 +162,9 @@ class _Runner:
         for p, error in failed.items():
             self.say(f"{claim.name} is set aside, {p.name} failed: {error.strip().splitlines()[-1]}")
             self.broken.add(claim.name)
+        if not failed and self._still_lacks(claim, jobs):
+            self.say(f"{claim.name} is set aside: the runs it asked for are done but are not those of its arms.")
+            self.broken.add(claim.name)
         return 0
 
     def _evaluate(self, claim: Any, jobs: Sequence[Any]) -> int:
