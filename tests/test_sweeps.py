@@ -10,7 +10,7 @@ from albert_ablate.config import ConfigError, compose
 from albert_ablate.records.trust import refuse_untrusted
 from albert_ablate.studies.sweepfile import CONTINUOUS, QUANTIZED, Parameter, overrides_of, read_sweep
 
-FILES = sorted((Path(__file__).parent.parent / "sweeps").glob("*.yaml"))
+FILES = sorted(f for f in (Path(__file__).parent.parent / "sweeps").glob("*.yaml") if f.stem != "claims")
 COMMAND = 'command: ["${env}", "${interpreter}", "${program}", "${args_no_hyphens}"]\n'
 
 
