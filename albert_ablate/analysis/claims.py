@@ -18,7 +18,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +26,7 @@ from typing import Any
 
 from albert_ablate.analysis.registry import Evidence, Measure, measure
 from albert_ablate.analysis.statistics import ALPHA, FIRST, MOST_PAIRS
+from albert_ablate.analysis.tuning import log_step
 from albert_ablate.config import (
     HYDRA_KEYS,
     NUISANCE,
@@ -37,7 +38,7 @@ from albert_ablate.config import (
     prepared,
 )
 
-SCREEN_PAIRS, SCREEN_RATES = 12, 5
+SCREEN_PAIRS, SCREEN_RATES, SCREEN_STEP = 12, 5, 3.16  # a few rates must reach far, or the best lies at their edge
 EQUAL = {"tokens": 0.0, "parameters": 0.02, "flops": 0.05}
 TUNED = ("optimizer.lr",)
 FORMS = ("screen", "full")
@@ -63,7 +64,9 @@ class Form:
     regime: str
     N: int
     rates: int = 7  # of tuning
+    step: float = 2.0  # from one rate of tuning to the next
     grid: tuple[float, ...] = ()  # learning rates of measures over a grid
+    measure: str = ""  # of the primary contrasts, where this form asks something cheaper than they do
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,15 @@ class ClaimText:
     equal: Mapping[str, float] = field(default_factory=lambda: dict(EQUAL))
     tuned: tuple[str, ...] = TUNED
     seeds: tuple[int, ...] = ()
+
+    def contrasts(self, form: str) -> tuple[Part, ...]:
+        """The primary contrasts of a form."""
+        own = self.forms[form].measure
+        return tuple(replace(p, measure=own) for p in self.parts) if own else self.parts
+
+    def rate_matters(self, measure: Measure) -> bool:
+        """Whether an arm is judged at its tuned rate: not over a grid of rates, nor where no rate has acted yet."""
+        return bool(self.tuned) and measure.kind not in ("grid", "exact", "initial")
 
 
 @dataclass(frozen=True)
@@ -98,7 +110,10 @@ class ClaimsFile:
 
     def hash(self, claim: ClaimText, form: str) -> str:
         """Of what must not change once a run has been seen: contrasts, measures, margins, N, family, seeds, arms."""
-        parts = [{**asdict(p), "arms": {a: self.overrides(claim, p, form, a) for a in arms_of(p)}} for p in claim.parts]
+        parts = [
+            {**asdict(p), "arms": {a: self.overrides(claim, p, form, a) for a in arms_of(p)}}
+            for p in claim.contrasts(form)
+        ]
         kept = {
             "parts": parts, "needs": claim.needs, "form": asdict(claim.forms[form]), "equal": dict(claim.equal),
             "tuned": claim.tuned, "seeds": claim.seeds, "family": [self.family, self.size, self.alpha],
@@ -183,6 +198,8 @@ def _claim(tree: Any, arms: Mapping, regimes: Mapping) -> ClaimText:
     if len(parts) > 1 and any(measure(p.measure).kind == "exact" for p in parts):
         raise ConfigError(f"{where}: a measure without noise must be a claim's only part.")
     for form, f in forms.items():
+        for p in parts if f.measure else ():
+            _alike(f"{where}.{form}", measure(p.measure), measure(f.measure))
         if not f.grid and any(measure(p.measure).kind == "grid" for p in (*parts, *lists["secondary"])):
             raise ConfigError(f"{where}.{form} needs grid, the learning rates that its measures run over.")
     equal = tree.get("equal", EQUAL)
@@ -200,20 +217,30 @@ def _claim(tree: Any, arms: Mapping, regimes: Mapping) -> ClaimText:
 
 
 def _form(where: str, tree: Any, regimes: Mapping, form: str) -> Form:
-    _keys(where, tree, ("regime", "N", "rates", "grid"), ("regime",))
+    _keys(where, tree, ("regime", "N", "rates", "step", "grid", "measure"), ("regime",))
     if tree["regime"] not in regimes:
         raise ConfigError(
             f"{where}: regime={tree['regime']} is unknown: it is one of {_near(tree['regime'], regimes)}."
         )
-    default = (SCREEN_PAIRS, SCREEN_RATES) if form == "screen" else (20, 7)
+    default = (SCREEN_PAIRS, SCREEN_RATES, SCREEN_STEP) if form == "screen" else (20, 7, 2.0)
     N, rates = tree.get("N", default[0]), tree.get("rates", default[1])
+    step = log_step(_number(f"{where}.step", tree.get("step", default[2])), f"{where}: step")
     most = SCREEN_PAIRS if form == "screen" else MOST_PAIRS
     if isinstance(N, bool) or not isinstance(N, int) or not FIRST <= N <= most:
         raise ConfigError(f"{where}: N={N} is not allowed: at most so many pairs, a whole number {FIRST} to {most}.")
     grid = tuple(_number(f"{where}.grid", r) for r in tree.get("grid", ()))
     if grid and (len(grid) < 2 or list(grid) != sorted(set(grid)) or grid[0] <= 0):
         raise ConfigError(f"{where}: grid={list(grid)} is not allowed: two or more positive rates in rising order.")
-    return Form(tree["regime"], N, rates, grid)
+    return Form(tree["regime"], N, rates, step, grid, str(tree.get("measure", "")))
+
+
+def _alike(where: str, asked: Measure, instead: Measure) -> None:
+    """Margin and direction are the contrast's, so another measure must be in their unit."""
+    if (asked.unit, asked.better, asked.log) != (instead.unit, instead.better, instead.log):
+        raise ConfigError(
+            f"{where}: measure={instead.name} is not allowed: {instead.better} {instead.unit}, "
+            f"where the contrast's {asked.name} is {asked.better} {asked.unit}."
+        )
 
 
 PART_KEYS = ("treatment", "control", "measure", "direction", "margin", "null", "rate_factor", "singles", "regime")

@@ -123,9 +123,12 @@ def _judge(
     chosen = [c for c in file.claims if form in c.forms and (not only or c.name in only)]
     if not chosen:
         raise ConfigError(f"{file.path} has no claim with the form {form}.")
-    found = {c.name: [gather(file, c, p, form, bench) for p in c.parts] for c in chosen}
-    tested = [c for c in chosen if not _refusals(found[c.name]) and measure_of(c.parts[0]).kind != "exact"]
-    asked = [Claim(_contrasts(c, found[c.name]), c.forms[form].N, c.needs) for c in tested]  # type: ignore[arg-type]
+    found = {c.name: [gather(file, c, p, form, bench) for p in c.contrasts(form)] for c in chosen}
+    tested = [c for c in chosen if not _refusals(found[c.name]) and measure_of(c.contrasts(form)[0]).kind != "exact"]
+    asked = [
+        Claim(_contrasts(c.contrasts(form), found[c.name]), c.forms[form].N, c.needs)  # type: ignore[arg-type]
+        for c in tested
+    ]
     decided = dict(zip([c.name for c in tested], verdicts(asked, file.size, file.alpha), strict=True))
     entries = [_entry(file, c, form, bench, found[c.name], decided.get(c.name)) for c in chosen]
     refused = [f"{e['name']}: {e['reason']}" for e in entries if e["verdict"] == "inadmissible"]
@@ -140,8 +143,8 @@ def _judge(
     return ledger, found
 
 
-def _contrasts(claim: ClaimText, found: Sequence[Found]) -> list[Contrast]:
-    return [Contrast(f.d, p.margin, p.null, f.slack, f.mixed) for p, f in zip(claim.parts, found, strict=True)]
+def _contrasts(parts: Sequence[Part], found: Sequence[Found]) -> list[Contrast]:
+    return [Contrast(f.d, p.margin, p.null, f.slack, f.mixed) for p, f in zip(parts, found, strict=True)]
 
 
 def _refusals(found: Sequence[Found]) -> list[str]:
@@ -154,7 +157,7 @@ def _refusals(found: Sequence[Found]) -> list[str]:
 def gather(file: ClaimsFile, claim: ClaimText, part: Part, form: str, bench: Bench) -> Found:
     """The differences of a contrast over the gapless prefix of its seeds, or why there are none."""
     out, m, f = Found(), measure_of(part), claim.forms[form]
-    tuned = bool(claim.tuned) and m.kind not in ("grid", "exact")
+    tuned = claim.rate_matters(m)
     arms = {a: _Arm(a, file.overrides(claim, part, form, a), bench, tuned, part.rate_factor) for a in arms_of(part)}
     treatment = _chosen(part, arms, out, claim)
     if treatment is None:
@@ -296,7 +299,10 @@ def _same_order(a: Evidence, b: Evidence) -> bool:
 def _add_pair(out: Found, m: Measure, part: Part, treatment: str, runs: Mapping[str, Sequence[Evidence]]) -> None:
     t, c = runs[treatment], runs[part.control]
     better = part.direction
-    lost = [any(r.diverged for r in side) and m.kind != "grid" for side in (t, c)]
+    if m.kind == "initial":
+        lost = [not math.isfinite(m.of(side[0])) for side in (t, c)]
+    else:
+        lost = [any(r.diverged for r in side) and m.kind != "grid" for side in (t, c)]
     value, other = math.nan, math.nan
     if part.singles:
         cells = [runs[a][0] for a in (treatment, part.control, *part.singles)]
@@ -362,12 +368,12 @@ def _notes(out: Found, arms: Sequence[_Arm]) -> None:
 
 def _entry(file: ClaimsFile, claim: ClaimText, form: str, bench: Bench, found: Sequence[Found],
            verdict: Verdict | None) -> dict[str, Any]:  # fmt: skip
-    f, refused = claim.forms[form], _refusals(found)
-    exact = measure_of(claim.parts[0]).kind == "exact"
+    f, primary, refused = claim.forms[form], claim.contrasts(form), _refusals(found)
+    exact = measure_of(primary[0]).kind == "exact"
     if refused:
         word, reason = "inadmissible", refused[0]
     elif exact:
-        word, reason = _exactly(claim.parts[0], found[0])
+        word, reason = _exactly(primary[0], found[0])
     else:
         assert verdict is not None
         word, reason = verdict.verdict, verdict.reason
@@ -376,7 +382,7 @@ def _entry(file: ClaimsFile, claim: ClaimText, form: str, bench: Bench, found: S
         reason = waiting[0]
     parts = [
         _shown(p, x, f, file.alpha, verdict.parts[i] if verdict else None)
-        for i, (p, x) in enumerate(zip(claim.parts, found, strict=True))
+        for i, (p, x) in enumerate(zip(primary, found, strict=True))
     ]
     beside = [(p, gather(file, claim, p, form, bench)) for p in claim.secondary]
     secondary = [_shown(p, x, f, file.alpha) | ({"notes": [x.refusal]} if x.refusal else {}) for p, x in beside]
@@ -420,9 +426,9 @@ def _exactly(part: Part, found: Found) -> tuple[str, str]:
 
 def _shown(part: Part, found: Found, f: Form, alpha: float, result: PartResult | None = None) -> dict[str, Any]:
     m, n = measure_of(part), len(found.d)
-    if result is None and m.kind != "exact":
+    exact = m.kind == "exact" and len(set(found.d)) == 1  # skipped blocks make operations random
+    if result is None and not exact:
         result = verdicts([Claim([Contrast(found.d, part.margin, part.null)], f.N)], 1, alpha)[0].parts[0]
-    exact = m.kind == "exact" and n > 0
     mean, low, high = (result.mean, result.low, result.high) if result else ((found.d[0] if exact else math.nan),) * 3
     level = nominal(0.05, f.N)
     rates = [

@@ -1,7 +1,8 @@
 """Measures by name: what a claim may ask of runs, and how two arms' runs become one signed number per seed.
 
-A measure of one run is a function Evidence -> number; of a grid, of a seed's runs over learning rates; of a pair, of
-both arms' runs of a seed, already signed in favor of the treatment. `Missing` says what a run lacks and which command
+A measure of one run is a function Evidence -> number; an initial one speaks of the weights before the first step, and
+how the run ended is nothing to it; of a grid, of a seed's runs over learning rates; of a pair, of both arms' runs of a
+seed, already signed in favor of the treatment. `Missing` says what a run lacks and which command
 adds it. Unit, direction and scale (log ratio or difference) stand beside each.
 """
 
@@ -114,7 +115,7 @@ class Evidence:
         return np.sqrt(np.nansum(found.reshape(len(found), blocks, -1) ** 2, axis=-1))
 
 
-Kind = Literal["run", "grid", "pair", "exact"]
+Kind = Literal["run", "initial", "grid", "pair", "exact"]
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,9 @@ def residual_drift(run: Evidence) -> float:
 
 
 def depth_imbalance_init(run: Evidence) -> float:
-    """|ln(first block's gradient norm / last block's)| at initialization, before clipping."""
+    """|ln(first block's gradient norm / last block's)| at initialization, before clipping; infinite if either is."""
+    if not np.isfinite(run.column("layers", "grad_norm")[run.column("layers", "step") == 0]).all():
+        return math.inf
     return measures.depth_imbalance(run.norms("grad_norm", initial=True)[0])
 
 
@@ -258,7 +261,7 @@ _add("diverging_share", diverging_share, "share", kind="grid")
 _add("residual_spread", residual_spread, "ln RMS")
 _add("input_spread", input_spread, "ln RMS")
 _add("residual_drift", residual_drift, "ln RMS")
-_add("depth_imbalance_init", depth_imbalance_init, "log ratio")
+_add("depth_imbalance_init", depth_imbalance_init, "log ratio", kind="initial")
 _add("depth_imbalance", depth_imbalance, "log ratio")
 _add("grad_norm", grad_norm, "norm", log=True)
 _add("spike_score", spike_score, "share of steps")

@@ -16,8 +16,18 @@ from albert_ablate.analysis.statistics import (
     p_effect,
     refuse_unusable,
 )
+from albert_ablate.config import ConfigError
 
 TUNING_SEEDS = 3
+STEPS = (2.0, sqrt(10))  # of a grid: those whose false winners were counted (STATISTICS.md, 2.4)
+
+
+def log_step(step: float, key: str) -> float:
+    """The step of a log grid of rates that `step` stands for: 3.16 is sqrt(10). ConfigError for any other."""
+    for known in STEPS:
+        if abs(step - known) <= 0.02 * known:
+            return known
+    raise ConfigError(f"{key}={step:g} is not allowed: a log grid has steps of 2, or of 3.16 for sqrt(10).")
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,7 @@ class _Runner:
             self.say(f"{claim.name}: tuning {name}")
             tokens = composed(overrides)["budget"]["tokens"]
             self.tokens += tokens * tuning_runs(self._form(claim.name).rates)
-            code = tuned_rate(overrides, name, self.runs, self.workers, self._form(claim.name).rates, self.say)
+            code = tuned_rate(overrides, name, self.runs, self.workers, self._form(claim.name), self.say)
             if code in (130, 143):
                 return code
             if code:
@@ -208,13 +208,14 @@ def planned_of(job: Any, runs: Path, extra: Sequence[str] = ()) -> Iterator[Any]
         yield replace(p, label=f"{job.arm} lr={job.rate:g}")
 
 
-def tuned_rate(overrides: Sequence[str], name: str, runs: Path, workers: int, rates: int,
+def tuned_rate(overrides: Sequence[str], name: str, runs: Path, workers: int, form: Any,
                say: Callable[[str], None]) -> int:  # fmt: skip
     """Tune an arm as `albert-ablate tune` does; its exit code."""
     from albert_ablate.studies.tune import tune
 
     trunk = [o for o in overrides if o.partition("=")[0].split(".")[0] != "task"]
-    return tune(_sweep(trunk, name), runs, workers, (), rates=rates, say=say)
+    objective = "best_val_loss"  # as claims are judged by test loss at the checkpoint chosen on validation
+    return tune(_sweep(trunk, name), runs, workers, (), form.rates, form.step, objective=objective, say=say)
 
 
 def tuning_runs(rates: int) -> float:

@@ -40,17 +40,17 @@ def price(file: Any, claim: Any, form: str) -> dict[Any, tuple[float, float, flo
 
     f = claim.forms[form]
     out: dict[Any, tuple[float, float, float]] = {}
-    for part in (*claim.parts, *claim.secondary):
-        kind = measure_of(part).kind
+    for part in (*claim.contrasts(form), *claim.secondary):
+        m = measure_of(part)
         for arm in arms_of(part):
             overrides = file.overrides(claim, part, form, arm)
             tokens = float(composed(overrides)["budget"]["tokens"])
             flops = tokens * _flops_per_token(overrides)
-            if kind == "grid":
+            if m.kind == "grid":
                 out |= {(overrides, seed, rate): (1.0, tokens, flops) for seed in claim.seeds[: f.N] for rate in f.grid}
                 continue
             out |= {(overrides, seed, part.rate_factor): (1.0, tokens, flops) for seed in claim.seeds[: f.N]}
-            if claim.tuned and kind != "exact":
+            if claim.rate_matters(m):
                 trunk = tuple(o for o in overrides if not o.startswith("task"))
                 out[trunk, "tuning", f.rates] = (tuning_runs(f.rates), tokens, flops)
     return out

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from albert_ablate.analysis.tuning import log_step
 from albert_ablate.config import ConfigError
 from albert_ablate.records.tuning import FIRST_SEED, read_tuning, write_tuning
 from albert_ablate.studies.states import is_done, last_line, read_record
@@ -23,7 +24,6 @@ from albert_ablate.studies.sweepfile import Parameter, Sweep, varied_labels
 RATES, STEP, SEEDS = 7, 2.0, 3
 SHARE = 4  # the first rung has a budget of 1 / SHARE
 WINDOW = 4  # rates that end with all seeds at the full budget
-STEPS = (2.0, math.sqrt(10))
 OBJECTIVES = ("val_loss", "best_val_loss")
 
 
@@ -56,7 +56,7 @@ def tune(
 ) -> int:
     """Tune the arms of a sweep that are not tuned yet: exit code 0 all tuned, 1 some failed, 130 and 143 stopped."""
     _refuse(sweep, overrides, rates, seeds, objective)
-    step = _step(step)
+    step = log_step(step, "--step")
     launcher, extra = launched(sweep, overrides, workers)
     bare = _without_rate(sweep)
     arms = arms_of(sweep, bare, runs, extra, rates, step)
@@ -234,13 +234,6 @@ def _same_tuning(found: Mapping[str, Any] | None, asked: Mapping[str, Any], arm:
     if found is None or any(found.get(key) != value for key, value in asked.items()):
         return False
     return [c["rate"] for c in found["curve"] if c["tokens"] == arm.tokens // SHARE] == arm.grid
-
-
-def _step(step: float) -> float:
-    for known in STEPS:
-        if math.isclose(step, known, rel_tol=0.02):
-            return known
-    raise ConfigError(f"--step={step:g} is not allowed: a log grid has steps of 2, or of 3.16 for sqrt(10).")
 
 
 def _without_rate(sweep: Sweep) -> Sweep:
