@@ -257,6 +257,32 @@ def test_a_grid_of_rates(bench):
     assert found["parts"][0]["d"] == [0.5, 0.75] * 4
 
 
+def test_a_screen_may_ask_of_the_initialization_where_how_a_run_ends_is_nothing(bench):
+    part = {"treatment": "pre", "control": "post", "measure": "depth_imbalance", "margin": 0.1}
+    for norm, first, status in (("pre_ln", 2.0, "diverged"), ("post_ln", math.nan, "finished")):
+        for seed in range(12):
+            folder = bench.run(norm, seed, 2.0, status)
+            history(folder, "layers", step=[0, 0, 25, 25], layer=[0, 1, 0, 1], grad_norm=[first + seed, 1.0, 9.0, 9.0])
+    screen = {"regime": "short", "N": 12, "measure": "depth_imbalance_init"}
+    found = bench.judged(parts=[part], tuned=["optimizer.lr"], screen=screen)  # and no rate has acted that was tuned
+    assert found["parts"][0]["treatment_mean"] == pytest.approx(np.log(2.0 + np.arange(12)).mean())
+    assert found["parts"][0]["d"] == [INF] * 12
+    assert found["verdict"] == "supported"
+    assert bench.command(parts=[part], screen=screen | {"measure": "test_loss"}) == 2  # another unit than the margin's
+
+
+def test_the_price_is_of_what_run_trains(bench, monkeypatch, capsys):
+    monkeypatch.setattr("albert_ablate.studies.price._flops_per_token", lambda overrides: 1e6)
+    bench.run("pre_ln", 0, 2.0, cost__flops=3e9, cost__seconds=1.0)
+    bench.run("pre_ln", 1, 2.0, cost__flops=1.0, cost__seconds=100.0)  # a short run says little about speed
+    beside = [{"treatment": "pre", "control": "post", "measure": "rank_last"}]
+    assert bench.command("--dry-run", secondary=beside, tuned=["optimizer.lr"]) == 0
+    shown = capsys.readouterr().out
+    runs = 2 * 12 + 2 * (5 / 4 + 4 * 3)  # pairs; five rates at a quarter of the budget, four with three seeds each
+    hours = runs * 20_000 * 1e6 / 3e9 / 3600
+    assert f"{'screen':<8}{runs:>8,.0f}{26.5:>8,.0f}{runs * 20_000:>10.2g}{runs * 2e10:>10.2g}{hours:>10,.1f}" in shown
+
+
 # --- files and the command -------------------------------------------------------------------------------------------
 
 

@@ -9,38 +9,40 @@ from albert_ablate.studies.judging import tuning_runs
 
 def show_price(file: Any, runs: Path, only: Sequence[str] = ()) -> None:
     """Runs, tokens, FLOPs and seconds of each claim in both forms, and of all claims together, shared runs once."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for column in ("claim", "form", "runs", "of them tuning", "tokens", "FLOPs", "hours"):
-        table.add_column(column, justify="left" if column in ("claim", "form") else "right", overflow="fold")
     from albert_ablate.analysis.judge import Bench
+
+    print(f"{'':<10}{'runs':>8}{'tuning':>8}{'tokens':>10}{'FLOPs':>10}{'hours':>10}")
 
     speed = _speed(Bench(runs))
     every: dict[str, dict[Any, tuple[float, float, float]]] = {"screen": {}, "full": {}}
     for claim in file.claims:
+        if only and claim.name not in only:
+            continue
+        print(claim.name)
         for form in claim.forms:
-            if only and claim.name not in only:
-                continue
             jobs = price(file, claim, form)
             every[form] |= jobs
-            table.add_row(claim.name, form, *_row(jobs, speed))
+            print(_row(form, jobs, speed))
+    print("all of these, runs that they share once")
     for form, jobs in every.items():
-        if jobs and not only:
-            table.add_row("all, shared runs once", form, *_row(jobs, speed))
-    Console(highlight=False).print(table)
-    if not speed:
+        if jobs:
+            print(_row(form, jobs, speed))
+    if speed:
+        print(f"Hours are of one process at {speed:.2g} FLOPs/s, as the runs below {runs} had.")
+    else:
         print(f"No run below {runs} is done: hours are unknown until one is.")
 
 
 def price(file: Any, claim: Any, form: str) -> dict[Any, tuple[float, float, float]]:
-    """Runs that a claim takes at most: what is trained -> (runs, tokens of each, FLOPs of each)."""
+    """Runs that a claim takes at most: what is trained -> (runs, tokens of each, FLOPs of each).
+
+    Of its primary contrasts, as `judge --run` trains them: secondary ones stand beside where their runs are there.
+    """
     from albert_ablate.analysis.claims import arms_of, composed, measure_of
 
     f = claim.forms[form]
     out: dict[Any, tuple[float, float, float]] = {}
-    for part in (*claim.contrasts(form), *claim.secondary):
+    for part in claim.contrasts(form):
         m = measure_of(part)
         for arm in arms_of(part):
             overrides = file.overrides(claim, part, form, arm)
@@ -56,12 +58,12 @@ def price(file: Any, claim: Any, form: str) -> dict[Any, tuple[float, float, flo
     return out
 
 
-def _row(jobs: dict[Any, tuple[float, float, float]], speed: float | None) -> list[str]:
+def _row(form: str, jobs: dict[Any, tuple[float, float, float]], speed: float | None) -> str:
     runs = sum(n for n, _, _ in jobs.values())
     tuning = sum(n for key, (n, _, _) in jobs.items() if key[1] == "tuning")
     tokens, flops = (sum(x[0] * x[i] for x in jobs.values()) for i in (1, 2))
     hours = f"{flops / speed / 3600:,.1f}" if speed else "?"
-    return [f"{runs:,.0f}", f"{tuning:,.0f}", f"{tokens:.2g}", f"{flops:.2g}", hours]
+    return f"  {form:<8}{runs:>8,.0f}{tuning:>8,.0f}{tokens:>10.2g}{flops:>10.2g}{hours:>10}"
 
 
 _FLOPS: dict[str, float] = {}
@@ -83,9 +85,12 @@ def _flops_per_token(overrides: tuple[str, ...]) -> float:
 
 
 def _speed(bench: Any) -> float | None:
-    """FLOPs per second of the done runs here, all together."""
-    done = [
-        r.record["cost"] for r in bench.evidence if r.record["cost"].get("seconds") and r.record["cost"].get("flops")
-    ]
-    seconds = sum(c["seconds"] for c in done)
-    return sum(c["flops"] for c in done) / seconds if seconds else None
+    """FLOPs per second of the done runs here: the median over all their FLOPs, which short runs hardly move."""
+    costs = [r.record["cost"] for r in bench.evidence]
+    done = sorted((c["flops"] / c["seconds"], c["flops"]) for c in costs if c.get("seconds") and c.get("flops"))
+    below, total = 0.0, sum(flops for _, flops in done)
+    for speed, flops in done:
+        below += flops
+        if below >= total / 2:
+            return speed
+    return None
