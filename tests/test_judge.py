@@ -264,10 +264,14 @@ def test_a_screen_may_ask_of_the_initialization_where_how_a_run_ends_is_nothing(
             folder = bench.run(norm, seed, 2.0, status)
             history(folder, "layers", step=[0, 0, 25, 25], layer=[0, 1, 0, 1], grad_norm=[first + seed, 1.0, 9.0, 9.0])
     screen = {"regime": "short", "N": 12, "measure": "depth_imbalance_init"}
-    found = bench.judged(parts=[part], tuned=["optimizer.lr"], screen=screen)  # and no rate has acted that was tuned
+    beside = [part, part | {"treatment": "post", "control": "pre"}, part | {"measure": "test_loss"}]
+    # no rate has acted, so none need be tuned
+    found = bench.judged(parts=[part], tuned=["optimizer.lr"], screen=screen, secondary=beside)
     assert found["parts"][0]["treatment_mean"] == pytest.approx(np.log(2.0 + np.arange(12)).mean())
     assert found["parts"][0]["d"] == [INF] * 12
     assert found["verdict"] == "supported"
+    assert "pre against post" in found["sentence"] and "post diverged in 12" in found["sentence"]
+    assert [p["measure"] for p in found["secondary"]] == ["depth_imbalance_init"]  # what it can be asked, no copy
     assert bench.command(parts=[part], screen=screen | {"measure": "test_loss"}) == 2  # another unit than the margin's
 
 

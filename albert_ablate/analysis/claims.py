@@ -84,8 +84,18 @@ class ClaimText:
 
     def contrasts(self, form: str) -> tuple[Part, ...]:
         """The primary contrasts of a form."""
-        own = self.forms[form].measure
-        return tuple(replace(p, measure=own) for p in self.parts) if own else self.parts
+        return tuple(self._asked(form, p) for p in self.parts)
+
+    def beside(self, form: str) -> tuple[Part, ...]:
+        """The secondary contrasts of a form: where it asks another measure, those that can be asked it too."""
+        own = [self._asked(form, p) for p in self.secondary]
+        if self.forms[form].measure:
+            own = [p for p in dict.fromkeys(own) if p.measure == self.forms[form].measure]
+        return tuple(p for p in own if p not in self.contrasts(form))
+
+    def _asked(self, form: str, part: Part) -> Part:
+        name = self.forms[form].measure
+        return replace(part, measure=name) if name and _unlike(measure(part.measure), measure(name)) is None else part
 
     def rate_matters(self, measure: Measure) -> bool:
         """Whether an arm is judged at its tuned rate: not over a grid of rates, nor where no rate has acted yet."""
@@ -200,7 +210,8 @@ def _claim(tree: Any, arms: Mapping, regimes: Mapping) -> ClaimText:
         raise ConfigError(f"{where}: a measure without noise must be a claim's only part.")
     for form, f in forms.items():
         for p in parts if f.measure else ():
-            _alike(f"{where}.{form}", measure(p.measure), measure(f.measure))
+            if unlike := _unlike(measure(p.measure), measure(f.measure)):
+                raise ConfigError(f"{where}.{form}: {unlike}")
         if not f.grid and any(measure(p.measure).kind == "grid" for p in (*parts, *lists["secondary"])):
             raise ConfigError(f"{where}.{form} needs grid, the learning rates that its measures run over.")
     equal = tree.get("equal", EQUAL)
@@ -235,13 +246,14 @@ def _form(where: str, tree: Any, regimes: Mapping, form: str) -> Form:
     return Form(tree["regime"], N, rates, step, grid, str(tree.get("measure", "")))
 
 
-def _alike(where: str, asked: Measure, instead: Measure) -> None:
+def _unlike(asked: Measure, instead: Measure) -> str | None:
     """Margin and direction are the contrast's, so another measure must be in their unit."""
-    if (asked.unit, asked.better, asked.log) != (instead.unit, instead.better, instead.log):
-        raise ConfigError(
-            f"{where}: measure={instead.name} is not allowed: {instead.better} {instead.unit}, "
-            f"where the contrast's {asked.name} is {asked.better} {asked.unit}."
-        )
+    if (asked.unit, asked.better, asked.log) == (instead.unit, instead.better, instead.log):
+        return None
+    return (
+        f"measure={instead.name} is not allowed: its unit is {instead.unit}, {instead.better} is better; "
+        f"that of the contrast's {asked.name} is {asked.unit}, {asked.better}."
+    )
 
 
 PART_KEYS = ("treatment", "control", "measure", "direction", "margin", "null", "rate_factor", "singles", "regime")

@@ -384,7 +384,7 @@ def _entry(file: ClaimsFile, claim: ClaimText, form: str, bench: Bench, found: S
         _shown(p, x, f, file.alpha, verdict.parts[i] if verdict else None)
         for i, (p, x) in enumerate(zip(primary, found, strict=True))
     ]
-    beside = [(p, gather(file, claim, p, form, bench)) for p in claim.secondary]
+    beside = [(p, gather(file, claim, p, form, bench)) for p in claim.beside(form)]
     secondary = [_shown(p, x, f, file.alpha) | ({"notes": [x.refusal]} if x.refusal else {}) for p, x in beside]
     used = {place: run for x in (*found, *(x for _, x in beside)) for place, run in x.used.items()}
     notes = list(dict.fromkeys([*waiting, *(n for x in found for n in x.notes)]))
@@ -472,7 +472,7 @@ def _percent(part: Part, m: Measure, mean: float, low: float, high: float) -> li
         return None
     if part.direction == "lower":
         mean, low, high = -mean, -high, -low
-    return [100 * math.expm1(x) if x < 700 else math.inf for x in (mean, low, high)]
+    return [100 * math.expm1(x) + 0.0 if x < 700 else math.inf for x in (mean, low, high)]
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -492,8 +492,8 @@ def _cost(
 ) -> dict[str, float]:
     """Seconds, tokens and runs so far, those of tuning included; runs shared between claims count in each."""
     settings = set[str]()
-    for part in (*claim.parts, *claim.secondary):
-        for arm in arms_of(part):
+    for part in (*claim.contrasts(form), *claim.beside(form)):
+        for arm in arms_of(part) if claim.rate_matters(measure_of(part)) else ():
             for r in bench.runs_of(file.overrides(claim, part, form, arm)):
                 tuning = read_tuning(bench.root, r.record["arm"]) if r.record.get("arm") else None
                 settings |= set((tuning or {}).get("runs", ()))
@@ -517,7 +517,8 @@ def effect_words(p: Mapping[str, Any]) -> str:
     numbers = p["percent"] or [p["mean"], p["low"], p["high"]]
     unit = " %" if p["percent"] else f" {p['unit']}"
     if math.isnan(numbers[0]):
-        return f"no finite pair of {p['pairs']}"
+        lost = [f"{p[side]} diverged in {p[f'{side}_diverged'][0]}" for side in ("treatment", "control")]
+        return f"no finite difference in {p['pairs']} pairs ({', '.join(lost)})"
     if not p["percent"] and p["direction"] == "lower" and not p["singles"]:
         numbers = [-numbers[0], -numbers[2], -numbers[1]]
     mean, low, high = (f"{x:+.3g}" for x in numbers)
@@ -535,7 +536,10 @@ def sentence(entry: Mapping[str, Any]) -> str:
     said = []
     for p in entry["parts"]:
         verb = f"beyond the sum of {', '.join(p['singles'])} changed" if p["singles"] else "changed"
-        said.append(f"{p['treatment']} {verb} {p['measure']} against {p['control']} by {effect_words(p)}")
+        if math.isnan(p["mean"]):
+            said.append(f"{p['treatment']} against {p['control']}, {p['measure']}: {effect_words(p)}")
+        else:
+            said.append(f"{p['treatment']} {verb} {p['measure']} against {p['control']} by {effect_words(p)}")
     out = f"{entry['regime']}, {'; '.join(said)}: {word}"
     if word in ("inconclusive", "undecided"):
         margins = [p["pairs_to_margin"] for p in entry["parts"] if p["pairs_to_margin"]]
