@@ -32,7 +32,7 @@ from albert_ablate.config import (
     SIGNIFICANT,
     ConfigError,
     as_config_error,
-    conf_folder,
+    composition,
     nearest,
     prepared,
 )
@@ -310,14 +310,10 @@ def composed(overrides: tuple[str, ...]) -> dict[str, Any]:
 
 @lru_cache(4096)
 def _hydra(overrides: tuple[str, ...]) -> dict[str, Any]:
-    import hydra
-    from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
     try:
-        GlobalHydra.instance().clear()
-        with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            found = OmegaConf.to_container(hydra.compose("config", overrides=list(overrides)), resolve=True)
+        found = OmegaConf.to_container(composition(overrides)[0], resolve=True)
     except Exception as error:
         raise as_config_error(error) from None
     assert isinstance(found, dict)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from albert_ablate.config import ConfigError, Identity, check, compose, conf_folder, identity, prepared
+from albert_ablate.config import ConfigError, Identity, check, compose, conf_folder, identity, prepared, quoted
 from albert_ablate.records.folder import RunFolder
 from albert_ablate.records.signals import stops_handled
 from albert_ablate.records.tuning import read_tuning
@@ -73,7 +73,7 @@ def plan(
 
     composed: dict[tuple[str, ...], tuple[tuple[str, ...], dict, Identity]] = {}
     planned: dict[Path, Planned] = {}
-    place = f"paths.runs='{runs.expanduser().resolve()}'"
+    place = f"paths.runs={quoted(str(runs.expanduser().resolve()))}"
     for setting, label in zip(settings, varied_labels(sweep, settings), strict=True):
         asked = {o.partition("=")[0].lstrip("+"): o for o in [*sweep.fixed, *overrides_of(setting), *extra, place]}
         seed = asked.pop("seed", "seed=0").partition("=")[2]
@@ -90,8 +90,7 @@ def plan(
                         cfg, who = settled(overrides)
                 composed[arm] = overrides, cfg, who
             overrides, cfg, who = composed[arm]
-            number = int(float(seed)) if seed.replace("_", "").replace(".0", "").isdigit() else seed
-            cfg = check({**cfg, "seed": number})
+            cfg = check({**cfg, "seed": _number(seed)})
         except ConfigError as error:
             raise ConfigError(f"{sweep.path}: {label}: {error}") from None
         folder = Path(cfg["paths"]["runs"]) / who.setting / f"seed{cfg['seed']}"
@@ -99,6 +98,14 @@ def plan(
             folder, Planned(label, cfg["seed"], (*overrides, f"seed={cfg['seed']}"), folder, who.arm, cfg)
         )
     return list(planned.values())
+
+
+def _number(text: str) -> Any:
+    """A number that an override holds, to its last digit."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def estimates(planned: Iterable[Planned], runs: Path) -> dict[Planned, float | None]:
@@ -247,7 +254,7 @@ def _launcher(overrides: Sequence[str], desk: Path) -> Iterator[Any]:
         assert main is not None
         cfg = main.compose_config(
             config_name="config",
-            overrides=[*overrides, f"hydra.sweep.dir='{desk}'"],
+            overrides=[*overrides, f"hydra.sweep.dir={quoted(str(desk))}"],
             run_mode=RunMode.MULTIRUN,
             from_shell=False,
             with_log_configuration=False,

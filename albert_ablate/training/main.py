@@ -7,7 +7,7 @@ import tempfile
 import traceback
 from typing import Any
 
-from albert_ablate.config import ConfigError, as_config_error, conf_folder, options, prepared, with_choices
+from albert_ablate.config import ConfigError, as_config_error, conf_folder, options, prepared, quoted, with_choices
 
 HELP = """Train one arm of an ablation, or find it if it is already trained.
 
@@ -75,7 +75,7 @@ def _compose_and_run(arguments: list[str], debug: bool, scratch: str) -> int:
     overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
     given = [a for a in arguments if a not in overrides] + prepared(overrides)  # argparse wants them in one piece
     if not any(a.startswith("hydra.sweep.dir=") for a in overrides):
-        given.append(f"hydra.sweep.dir='{scratch}'")
+        given.append(f"hydra.sweep.dir={quoted(scratch)}")
 
     @hydra.main(config_path=str(conf_folder()), config_name="config", version_base="1.3")
     def task(cfg: Any) -> float | None:
