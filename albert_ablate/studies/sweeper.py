@@ -17,12 +17,11 @@ from typing import Any
 from albert_ablate.config import ConfigError, Identity, check, compose, conf_folder, identity, prepared, quoted
 from albert_ablate.records.folder import RunFolder
 from albert_ablate.records.signals import stops_handled
-from albert_ablate.records.tuning import read_tuning
+from albert_ablate.records.tuning import LEARNING_RATE, read_tuning
 from albert_ablate.studies.jobs import job, whoami
 from albert_ablate.studies.states import has_ended, is_done, is_held, last_line, read_record, state, states
 from albert_ablate.studies.sweepfile import Sweep, overrides_of, varied_labels
 
-LEARNING_RATE = "optimizer.lr"
 ATTEMPTS = 3
 POLL = 2.0  # seconds between looks at runs that others are training
 FRESH = 60.0  # seconds within which a launch has written down what it is of

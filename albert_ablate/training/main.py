@@ -119,12 +119,14 @@ def _one(cfg: Any, debug: bool) -> tuple[int, float | None]:
     from albert_ablate.training.console import show_result
     from albert_ablate.training.evaluations.commands import show_evaluations
     from albert_ablate.training.run import RunFailed, is_first
-    from albert_ablate.training.swept import run_swept
+    from albert_ablate.training.swept import run_swept, with_tuned_rate
 
     first = is_first(cfg)
     try:
         about = HydraConfig.get()
-        record = run_swept(with_choices(cfg, about.runtime.choices, about.overrides.task), verbose=first)
+        overrides = about.overrides.task
+        cfg = with_tuned_rate(with_choices(cfg, about.runtime.choices, overrides), overrides)
+        record = run_swept(cfg, verbose=first)
     except ConfigError as error:
         if debug:
             traceback.print_exc()
