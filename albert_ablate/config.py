@@ -15,7 +15,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
@@ -548,18 +548,53 @@ def compose(overrides: typing.Sequence[str] = ()) -> Any:
 
     Raises ConfigError with one sentence for whatever is not allowed.
     """
+    from omegaconf import OmegaConf
+
+    overrides = prepared(overrides)
+    cfg, choices = composition(overrides)
+    return OmegaConf.create(check(with_choices(cfg, choices, overrides)))
+
+
+def composition(overrides: typing.Sequence[str]) -> tuple[Any, dict[str, str]]:
+    """What `prepared` overrides compose to, interpolations not resolved and nothing checked; the option taken by group.
+
+    Hydra reads some thirty files for each composition. Values (++key=value) count after all options, so options are
+    composed once, and values set on a copy in the way Hydra sets them; what it would refuse is left to it.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+
+    values = [o for o in overrides if o.startswith("++") and not o.startswith("++hydra")]
+    files = tuple((str(f), f.stat().st_mtime_ns) for f in sorted(conf_folder().rglob("*.yaml")))
+    try:
+        parsed = OverridesParser.create().parse_overrides(values)
+        if any(o.is_sweep_override() or o.package is not None for o in parsed):
+            parsed, values = [], []
+    except HydraException:
+        parsed, values = [], []
+    try:
+        kept, choices = _by_hydra(tuple(o for o in overrides if o not in values), files)
+        cfg = kept.copy()
+        for override in parsed:
+            OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True, force_add=True)
+    except Exception as error:
+        raise as_config_error(error) from None
+    return cfg, dict(choices)
+
+
+@lru_cache(256)
+def _by_hydra(overrides: tuple[str, ...], files: tuple) -> tuple[Any, dict[str, str]]:
+    """Composed by Hydra from these `files` of conf/."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
-    overrides = prepared(overrides)
-    try:
-        GlobalHydra.instance().clear()
-        with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            cfg = hydra.compose("config", overrides=overrides, return_hydra_config=True)
-    except Exception as error:
-        raise as_config_error(error) from None
-    return OmegaConf.create(check(with_choices(cfg, cfg.hydra.runtime.choices, cfg.hydra.overrides.task)))
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        cfg = hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
+    choices = {str(k): str(v) for k, v in cfg.hydra.runtime.choices.items()}
+    return OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"]), choices
 
 
 def prepared(overrides: typing.Iterable[str]) -> list[str]:
@@ -588,6 +623,12 @@ def prepared(overrides: typing.Iterable[str]) -> list[str]:
         else:
             out.append(override)
     return out
+
+
+def quoted(text: str) -> str:
+    """A text as the value of an override, whatever characters it has."""
+    text = re.sub(r"(\\*)(?='|$)", r"\1\1", text).replace("'", r"\'")  # backslashes count before a quote alone
+    return f"'{text}'"
 
 
 def _several(key: str, value: str, names: list[str]) -> list[str]:

@@ -20,6 +20,7 @@ from wandb_server import Server
 from albert_ablate.analysis.wandb import _row
 from albert_ablate.cli import main
 from albert_ablate.config import ConfigError
+from albert_ablate.studies.agent import _setting
 from albert_ablate.studies.server import SweepGone, SweepServer, Unreachable
 from albert_ablate.studies.states import state
 
@@ -127,11 +128,21 @@ def test_what_the_server_says_is_taken_or_said_in_a_sentence():
         server.config()
 
 
+def test_arguments_that_are_none_are_said_to_be():
+    assert _setting({"seed": {"value": 3}, "norm": {"value": "pre_ln"}}) == {"seed": 3, "norm": "pre_ln"}
+    for arguments in (None, [], "seed", {"seed": 3}, {"seed": [3]}):
+        with pytest.raises(ConfigError, match="its arguments cannot be read"):
+            _setting(arguments)
+
+
 DENIED = [
     (sweep_of(norm___target_=["os.system"]), "'norm._target_=os.system' may not come from a sweep"),
     (sweep_of(paths__runs=["/tmp/x"]), "paths.runs is the user's own"),
     (sweep_of(data__path=["/etc/passwd"]), "data.path is the user's own"),
     (sweep_of(seed=["${oc.env:HOME}"]), "may not come from a sweep"),
+    (sweep_of(dropout__sites=[["a", ["b"]]]), "dropout.sites=['b'] is not allowed"),
+    (sweep_of(**{f"x{i}": [*range(100)] for i in range(20)}), "x0=49 is unknown"),  # 10^40 settings
+    (sweep_of(seed=["[" + ", " * 300]), "may not come from a sweep"),
     (sweep_of(norm=["pre_ln", "nothing"]), "norm=nothing is not an option"),
     (sweep_of(model__nothing=[1]), "model.nothing=1 is unknown"),
     (sweep_of(optimizer__lr=[-1.0]), "optimizer.lr=-1.0 is not allowed"),
@@ -151,7 +162,7 @@ def test_a_sweep_that_decides_too_much_is_refused_before_any_run(tmp_path, capfd
 
     with Server() as server:
         for tree, _ in DENIED:
-            server.add_sweep(tree)
+            server.add_sweep(tree, [])
         assert forked(lambda: work(server.url)) == [2] * len(DENIED)
         assert not [r for r in server.requests if "CreateAgent" in r or "Heartbeat" in r] and not server.runs
     said = capfd.readouterr().err.splitlines()

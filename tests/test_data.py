@@ -144,8 +144,12 @@ def test_hub_reads_a_folder_of_files_and_a_saved_dataset(tmp_path, rows, streami
     assert len(short.documents()) < 10 and short.source() != HubDataset(name=str(tmp_path / "files")).source()
 
 
-def test_hub_mistakes_get_one_sentence(tmp_path, rows):
+def test_hub_mistakes_get_one_sentence(tmp_path, rows, monkeypatch):
     rows.save_to_disk(tmp_path / "saved")
+    (tmp_path / "train.txt").write_text("of the working folder")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="data.name=text is a way to read files, no dataset"):
+        HubDataset(name="text", revision="a" * 40).documents()
     with pytest.raises(ConfigError, match="data.field=body is not in .*: its fields are text, n"):
         HubDataset(name=str(tmp_path / "saved"), field="body").documents()
     with pytest.raises(ConfigError, match="holds int, not text"):

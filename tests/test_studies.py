@@ -284,6 +284,21 @@ def test_the_table_shows_every_run_of_the_file(text, given, tmp_path, capfd):
     assert "4 runs: 1 " in capfd.readouterr().out
     assert main(["status", str(runs), "budget.tokens=2_048", "--sweep", str(file)]) == 0
     assert "4 runs: 1 " in capfd.readouterr().out
+    assert (
+        main(
+            [
+                "status",
+                str(runs),
+                "model.tied=false",
+                "data.batch=4",
+                "optimizer.betas=[0.9, 0.95]",
+                "--sweep",
+                str(file),
+            ]
+        )
+        == 0
+    )
+    assert "4 runs: 1 " in capfd.readouterr().out
     assert main(["status", str(runs), "budget.tokens=4096", "hydra/launcher=ray", "--sweep", str(file)]) == 0
     assert "4 runs: 4 pending" in capfd.readouterr().out  # that budget has no runs
     assert main(["status", str(runs), "budget.tokens=4096"]) == 2

@@ -1,12 +1,13 @@
 """Sweep files: W&B's format read without W&B, the shipped files, and what a sweep may decide."""
 
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from albert_ablate.config import ConfigError, compose
+from albert_ablate.config import ConfigError, compose, quoted
 from albert_ablate.records.trust import refuse_untrusted
 from albert_ablate.studies.sweepfile import CONTINUOUS, QUANTIZED, Parameter, overrides_of, read_sweep
 
@@ -55,6 +56,26 @@ def test_a_grid_is_the_product_with_seeds_outermost_and_a_cap(tmp_path):
     assert found == [[*e, "model.layers=3"] for e in expected]
     found = [overrides_of(s) for s in read_sweep(write(tmp_path, text + "run_cap: 3\n")).settings()]
     assert found == [[*e, "model.layers=3"] for e in expected[:3]]
+
+
+def test_a_grid_of_a_range_is_all_its_values_to_the_bit_as_w_and_b_has_them(tmp_path):
+    """As wandb's own sweeps/grid_search.py: int_uniform with both ends, q_uniform by arange and without its end."""
+    text = grid(seed="{min: 0, max: 3}", optimizer__lr="{distribution: q_uniform, min: 0.1, max: 0.5, q: 0.1}")
+    seed, rate = read_sweep(write(tmp_path, text)).parameters
+    assert seed.values == (0, 1, 2, 3) and rate.values == (0.1, 0.2, 0.30000000000000004, 0.4)
+    text = grid(model__layers="{distribution: q_uniform, min: 2, max: 8, q: 2}")
+    (layers,) = read_sweep(write(tmp_path, text)).parameters
+    assert layers.values == (2, 4, 6) and all(isinstance(v, int) for v in layers.values)
+
+
+def test_a_text_of_any_characters_arrives_as_it_stands_in_the_file(tmp_path):
+    """Of one's own file; from a server texts are no paths."""
+    texts = ["/a b/it's {here}, $x.txt", "ü\\'[1]", "C:\\x\\", "choice(a,b)", "a=b"]
+    text = grid(data="{value: text_files}", data__path=f"{{values: {json.dumps(texts)}}}")
+    settings = read_sweep(write(tmp_path, text)).settings()
+    assert [compose(overrides_of(s)).data.path for s in settings] == texts
+    folder = tmp_path / "it's {a} folder, ü"
+    assert compose([f"paths.runs={quoted(str(folder))}"]).paths.runs == str(folder)
 
 
 def test_values_are_written_as_the_command_reads_them(tmp_path):
@@ -147,7 +168,14 @@ REFUSED = [
     ("method: random\nparameters:\n  seed: {values: [0, 1]}\n", "run_cap is missing"),
     ("method: bayes\nrun_cap: 3\nparameters:\n  seed: {values: [0, 1]}\n", "metric is missing"),
     (grid(optimizer="{parameters: {lr: {value: 1}, eps: {value: 1}}}"), "write optimizer.lr, optimizer.eps"),
-    (grid(seed="{min: 0, max: 3}"), "seed has a distribution: method=grid needs value or values"),
+    (grid(model__width="{min: 0.0, max: 3.0}"), "model.width has a distribution: method=grid needs value, values, int"),
+    (grid(seed="{min: 0, max: 1000000000000}"), "seed has more than 10,000 values"),
+    (grid(seed="{values: [0, 1], probabilities: [0.5, 0.5]}"), "seed: probabilities would do nothing"),
+    (grid(optimizer__lr="{distribution: log_normal, mu: 1000}").replace("grid", "random\nrun_cap: 2"), "no number can"),
+    (grid(seed="{values: [0]}") + "  seed: {values: [1]}\n", "seed stands twice"),
+    (grid(seed="{value: 2024-01-01}"), "seed=datetime.date(2024, 1, 1) is not allowed: it must be a number, text, or"),
+    (grid(dropout__sites="{value: [[residual]]}"), "dropout.sites=['residual'] is not allowed"),
+    (grid(dropout__sites="{value: [null]}"), "dropout.sites=null is not allowed"),
     (grid(optimizer__lr="{min: 1e-4, max: 1.0e-2}"), "min=1e-4 is not allowed: it must be a number; YAML reads"),
     (grid(optimizer__lr="{distribution: log_uniform_values, min: 0.0, max: 1.0}"), "log_uniform_values needs it above"),
     (grid(optimizer__lr="{distribution: loguniform, min: 0.0, max: 1.0}"), "distribution=loguniform is unknown"),
@@ -158,6 +186,8 @@ REFUSED = [
     (grid(norm="{values: [pre_ln, post_ln], probabilities: [0.5, 0.6]}"), "their sum 1"),
     (grid(norm="{values: [pre_ln, pre_ln]}"), "a value stands twice"),
     (grid(norm="{values: pre_ln}"), "must be a list"),
+    (grid(norm="{values: [pre_ln, post_ln], probabilities: [true, false]}"), "their sum 1"),
+    (grid(norm=f"{{value: {'x' * 2000}}}"), "... may not come from a sweep"),
     (grid(data__train_size="{values: [null, 5]}"), "data.train_size=null is not allowed"),
     (grid(norm="pre_ln"), "norm holds value, values or a distribution"),
     (grid(norm___target_="{value: os.system}"), "may not come from a sweep"),
@@ -183,6 +213,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(text, words, tmp_path):
         ("command: [python, run.py, -m, '${args_no_hyphens}']\n", "command: -m cannot be honoured"),
         ("command: [python, run.py, '${envvar:X}', '${args_no_hyphens}']\n", "command: ${envvar:X} cannot be"),
         ("program: train.py\n" + COMMAND, "program=train.py is not allowed"),
+        ("command: [run.py, '${args_no_hyphens}', seed=5]\n", "seed stands in the parameters and in the command"),
     ],
 )
 def test_a_command_that_run_py_would_not_understand_is_refused(command, words, tmp_path):
@@ -224,6 +255,11 @@ DENIED = [
     "norm=choice(pre_ln,post_ln)",
     "seed=0,1",
     "norm=pre_ln\nseed=1",
+    "dropout.sites=[" + ", " * 400 + "!",  # no time is lost on it
+    "dropout.sites=[a,[b]]",
+    "dropout.sites=[a,'b]",
+    "norm=" + "x" * 5000,
+    "data.name=" + "x" * 500,
     "seed=0\n",
     "norm",
 ]

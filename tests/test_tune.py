@@ -5,12 +5,14 @@ import math
 from collections import Counter
 
 import pytest
-from forking import arguments, write_text
+from forking import arguments, nano, write_text
 
 from albert_ablate.cli import main
 from albert_ablate.records.folder import RunFolder
-from albert_ablate.records.tuning import FIRST_SEED, read_tuning
+from albert_ablate.records.tuning import FIRST_SEED, read_tuning, write_tuning
 from albert_ablate.studies.sweeper import Study
+from albert_ablate.training.run import identified
+from albert_ablate.training.swept import with_tuned_rate
 
 OPTIMA = {"pre_ln": 3.1e-3, "post_ln": 1.3e-3, "none": math.inf}  # the rate at which each arm is best; none: never
 
@@ -118,6 +120,19 @@ def test_a_sweep_takes_the_tuned_rate_unless_told_otherwise(tune, trained, tmp_p
     assert tune("pre_ln", "--untuned", name="sweep") == 0
     assert tune("pre_ln", "optimizer.lr=0.01", name="sweep") == 0
     assert [p.cfg["optimizer"]["lr"] for p in trained] == [2e-3] * 2 + [0.01] * 2
+
+
+def test_under_a_w_and_b_agent_a_run_takes_the_tuned_rate_too(text, tmp_path, monkeypatch):
+    cfg = nano(text, tmp_path)
+    write_tuning(tmp_path, identified(cfg)[1].arm, {"rate": 0.0123})
+    assert with_tuned_rate(cfg, []) is cfg  # a run by hand is what its command says
+    monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
+    monkeypatch.setenv("WANDB_RUN_ID", "def")
+    assert with_tuned_rate(cfg, ["seed=1"])["optimizer"] == cfg["optimizer"] | {"lr": 0.0123}
+    assert with_tuned_rate(cfg, ["++optimizer.lr=0.1"]) is cfg
+    other = nano(text, tmp_path, "norm=post_ln")
+    assert with_tuned_rate(other, []) == other
+    assert not [f for f in (tmp_path / "tuning").iterdir() if f.suffix != ".json"]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ Everything is composed by Hydra alone, so that judging imports no torch; values 
 """
 
 import ast
-import copy
 import hashlib
 import json
 import math
@@ -34,7 +33,7 @@ from albert_ablate.config import (
     SIGNIFICANT,
     ConfigError,
     as_config_error,
-    conf_folder,
+    composition,
     nearest,
     prepared,
 )
@@ -339,46 +338,20 @@ def _number(where: str, value: Any) -> float:
 @lru_cache(4096)
 def composed(overrides: tuple[str, ...]) -> dict[str, Any]:
     """What an arm's overrides compose to, without importing a component. ConfigError for an unknown option or key."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from omegaconf import OmegaConf
-
     ready = prepared(overrides)
-    cfg = _chosen(tuple(o for o in ready if not o.startswith("++")))
-    known = _flat(_container(cfg))
-    cfg = copy.deepcopy(cfg)
-    try:  # what Hydra does with ++key=value; composing again for each arm would take most of the judge's time
-        for o in OverridesParser.create().parse_overrides([o for o in ready if o.startswith("++")]):
-            if o.is_sweep_override():
-                raise ConfigError(f"{o.input_line} is not allowed: an arm has one value of a key.")
-            OmegaConf.update(cfg, o.key_or_group, o.value(), merge=True, force_add=True)
-    except Exception as error:
-        raise as_config_error(error) from None
-    found = _container(cfg)
+    known = _flat(_container([o for o in ready if not o.startswith("++")]))
+    found = _container(ready)
     for key in _flat(found):
         if key not in known and not any(k.startswith(f"{key}.") or key.startswith(f"{k}.") for k in known):
             raise ConfigError(f"{key} is unknown: near it are {nearest(key, known)}.")
     return found
 
 
-@lru_cache(4096)
-def _chosen(choices: tuple[str, ...]) -> Any:
-    """The configuration with these options in its groups, all else as it is."""
-    import hydra
-    from hydra.core.global_hydra import GlobalHydra
-
-    try:
-        GlobalHydra.instance().clear()
-        with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            return hydra.compose("config", overrides=list(choices))
-    except Exception as error:
-        raise as_config_error(error) from None
-
-
-def _container(cfg: Any) -> dict[str, Any]:
+def _container(overrides: Sequence[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     try:
-        found = OmegaConf.to_container(cfg, resolve=True)
+        found = OmegaConf.to_container(composition(overrides)[0], resolve=True)
     except Exception as error:
         raise as_config_error(error) from None
     assert isinstance(found, dict)

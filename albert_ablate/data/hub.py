@@ -105,6 +105,9 @@ class HubDataset(Corpus):
                     raise ConfigError(f"data.part={self.part} is not in {self.name}: it has {', '.join(found)}.")
                 found = found[self.part]
             return found
+        if not self.local and self.name in getattr(datasets.packaged_modules, "_PACKAGED_DATASETS_MODULES", {}):
+            # which would read whatever files of its kind lie in the working folder
+            raise ConfigError(f"data.name={self.name} is a way to read files, no dataset: give the folder they lie in.")
         name = str(root) if self.local else self.name
         return datasets.load_dataset(name, self.config, split=self.part, revision=self.commit, streaming=self.streaming)
 

@@ -10,31 +10,42 @@ from albert_ablate.config import ConfigError
 OWN = ("paths", "logger", "force", "debug", "choices", "hydra")
 PLACES = ("path", "pattern")  # data.path, tokenizer.path: any file of the machine
 KEY = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*")
-WORD = r"[A-Za-z0-9_.+\- ]*"
-ITEM = rf"(?:{WORD}|'{WORD}'|\"{WORD}\")"
-VALUE = re.compile(rf"{ITEM}|\[{ITEM}(?:, ?{ITEM})*\]")  # with a space: a list as `wandb agent` writes it
-HUB_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)?")
+WORD = re.compile(r"[A-Za-z0-9_.+\- ]*")
+LONGEST = 1000  # characters of key=value
+HUB_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9_.\-]{0,95})?")
 
 
-def refuse_untrusted(arguments: Iterable[str]) -> None:
+def refuse_untrusted(arguments: Iterable[str], own_file: bool = False) -> None:
     """Raise ConfigError unless every argument is `key=value` that chooses an option or sets a number.
 
     Refused: flags, `_target_` and its like, dictionaries, interpolations (`${oc.env:KEY}`), Hydra's functions, paths,
-    and the keys that belong to the user: paths, logger.*, force, debug, hydra.
+    and the keys that belong to the user: paths, logger.*, force, debug, hydra. A file that is the user's own may say
+    where texts lie, and hold any text but an interpolation.
     """
     for argument in arguments:
         key, equals, value = argument.partition("=")
+        shown = argument if len(argument) <= LONGEST else f"{argument[:60]}..."
         if not equals or not KEY.fullmatch(key):
-            raise ConfigError(f"'{argument}' may not come from a sweep: its values are written key=value.")
+            raise ConfigError(f"'{shown}' may not come from a sweep: its values are written key=value.")
         parts = key.split(".")
-        if (parts[0] in OWN and key != "logger") or parts[-1] in PLACES:
-            raise ConfigError(f"{argument} may not come from a sweep: {key} is the user's own.")
-        if key == "data.name":  # on the hub, not a folder of this machine
+        if (parts[0] in OWN and key != "logger") or (parts[-1] in PLACES and not own_file):
+            raise ConfigError(f"{shown} may not come from a sweep: {key} is the user's own.")
+        if own_file:
+            fits = "${" not in value
+        elif key == "data.name":  # on the hub, not a folder of this machine
             fits = bool(HUB_NAME.fullmatch(value)) and not Path(value).exists()
         else:
-            fits = bool(VALUE.fullmatch(value))
-        if not fits or ".." in value:
-            raise ConfigError(f"{argument} may not come from a sweep: it may choose among options and set numbers.")
+            fits = _chooses(value)
+        if not fits or (".." in value and not own_file) or len(argument) > LONGEST:
+            raise ConfigError(f"{shown} may not come from a sweep: it may choose among options and set numbers.")
+
+
+def _chooses(value: str) -> bool:
+    """Whether a value is a word or a number, quoted or not, or a flat list of them, as `wandb agent` writes it."""
+    # no pattern for the whole list: a hostile one would keep it at backtracking for ever
+    items = value[1:-1].split(",") if value.startswith("[") and value.endswith("]") else [value]
+    items = [item.strip(" ") for item in items]
+    return all(WORD.fullmatch(i[1:-1] if len(i) > 1 and i[0] == i[-1] and i[0] in "'\"" else i) for i in items)
 
 
 def told(arguments: list[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """What tuning found, a file an arm: <runs>/tuning/<arm>.json. An arm is tuned once for all studies below `runs`."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from albert_ablate.config import ConfigError
 from albert_ablate.records.atomic import replace_file
 from albert_ablate.records.folder import plain
 
+LEARNING_RATE = "optimizer.lr"
 FIRST_SEED = 1_000_000  # of tuning; those of confirmation count from 0
 FIRST_CALIBRATION_SEED = 2_000_000
 
@@ -44,4 +46,6 @@ def read_tuning(runs: Path, arm: str) -> dict[str, Any] | None:
 def write_tuning(runs: Path, arm: str, found: Mapping[str, Any]) -> None:
     file = tuning_file(runs, arm)
     file.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(file, (json.dumps(plain(found), indent=1) + "\n").encode())
+    scratch = file.with_name(f".{arm}.{os.getpid()}")  # of two commands that tune one arm both come to the same
+    replace_file(scratch, (json.dumps(plain(found), indent=1) + "\n").encode())
+    os.replace(scratch, file)

@@ -1,8 +1,10 @@
 """A warm W&B agent: it asks the server for runs as `wandb agent` does, and keeps its processes from run to run."""
 
 import contextlib
+import math
 import multiprocessing
 import os
+import reprlib
 import signal
 import tempfile
 import time
@@ -16,6 +18,7 @@ from typing import Any
 from albert_ablate.config import ConfigError
 from albert_ablate.records.signals import stops_handled
 from albert_ablate.records.trust import refuse_untrusted, told
+from albert_ablate.studies.bayes import corners
 from albert_ablate.studies.jobs import attempt, imported, interrupt, outcome_of
 from albert_ablate.studies.server import SweepGone, SweepServer, Unreachable
 from albert_ablate.studies.states import read_record
@@ -24,6 +27,7 @@ from albert_ablate.studies.sweepfile import Sweep, overrides_of, served_sweep
 
 HEARTBEAT = 5.0  # seconds between two of a slot that has nothing to say
 PATIENCE = 60.0  # seconds between two tries of a server that does not answer, at most
+CHECKED = 1000  # settings that are all looked at before the first run
 KILLED = "Its process was killed, which a lack of memory does"
 
 
@@ -55,9 +59,10 @@ class Order:
     extra: tuple[str, ...]
     environment: tuple[tuple[str, str], ...]
     scratch: Path
+    use_tuned: bool
 
     def planned(self, settings: Sequence[Mapping[str, Any]]) -> list[Planned]:
-        return plan(self.sweep, settings, self.runs, self.extra)
+        return plan(self.sweep, settings, self.runs, self.extra, {} if self.use_tuned else None)
 
 
 class Slot:
@@ -192,8 +197,8 @@ class Agent:
     def _follow(self, slot: Slot, command: Mapping[str, Any]) -> None:
         kind, run = command.get("type"), str(command.get("run_id"))
         if kind in ("run", "resume") and slot.run is None and self.stopped is None:
-            setting = {key: value.get("value") for key, value in (command.get("args") or {}).items()}
             try:
+                setting = _setting(command.get("args"))
                 refuse_untrusted(overrides_of(setting))
             except ConfigError as error:
                 raise ConfigError(f"{self.server.name}: run {run}: {error}") from None
@@ -231,6 +236,13 @@ class Agent:
         self.say("Stopping; the same command goes on from here.")
         for slot in self.slots:
             slot.signal()
+
+
+def _setting(arguments: Any) -> dict[str, Any]:
+    """A run's values by key, from what the server has handed over."""
+    if not isinstance(arguments, Mapping) or not all(isinstance(a, Mapping) for a in arguments.values()):
+        raise ConfigError(f"its arguments cannot be read: {reprlib.repr(arguments)}.")
+    return {str(key): argument.get("value") for key, argument in arguments.items()}
 
 
 def work(pipe: Connection, order: Order) -> None:
@@ -275,6 +287,7 @@ def run_agent(
     project: str | None = None,
     count: int | None = None,
     overrides: tuple[str, ...] = (),
+    use_tuned: bool = True,
     say: Callable[[str], None] = print,
 ) -> int:
     """Train what a sweep on a W&B server hands out, below `runs`. `overrides` are the user's own, for every run."""
@@ -291,8 +304,13 @@ def run_agent(
     with tempfile.TemporaryDirectory(prefix="albert_ablate_", ignore_cleanup_errors=True) as scratch:
         environment = {"WANDB_SWEEP_ID": server.sweep, "WANDB_PROJECT": server.project, "WANDB_CACHE_DIR": scratch}
         environment |= {"WANDB_ENTITY": server.entity} if server.entity else {}
-        order = Order(found, runs, tuple(extra), tuple(environment.items()), Path(scratch))
-        order.planned(found.settings() if found.method == "grid" else [{p.name: p.at(0.5) for p in found.parameters}])
+        order = Order(found, runs, tuple(extra), tuple(environment.items()), Path(scratch), use_tuned)
+        if found.method != "grid":
+            order.planned(corners(found)[:1])  # a draw whose values do not go together is refused by itself
+        elif math.prod(len(p.values) for p in found.parameters) <= CHECKED:
+            order.planned(found.settings())
+        else:
+            order.planned(corners(found))
         try:
             return Agent(server, order, workers, count, say).work()
         except Unreachable as error:

@@ -12,9 +12,8 @@ from albert_ablate.records.folder import RunFolder
 from albert_ablate.streams import digest, stream_seed
 from albert_ablate.studies.states import is_done, last_line, state
 from albert_ablate.studies.sweeper import Planned, Study, plan
-from albert_ablate.studies.sweepfile import Parameter, Sweep, varied_labels
+from albert_ablate.studies.sweepfile import EDGE, Parameter, Sweep, varied_labels
 
-EDGE = 1e-6  # of the cumulative probability, within which a proposal lies
 REPEATS = 50  # proposals in a row of what has been tried, before one is drawn at random, and before all is tried
 
 Trial = dict[str, Any]  # draws: by key a place in `values` or a cumulative probability; setting; folder; error

@@ -7,6 +7,9 @@ from typing import Annotated, Literal
 import typer
 
 RUNS = Annotated[Path, typer.Option(help="Where the runs lie.")]
+TUNED = Annotated[
+    bool, typer.Option("--tuned/--untuned", help="Use the learning rates that `tune` found for these arms.")
+]
 
 
 def sweep(
@@ -19,9 +22,7 @@ def sweep(
         int | None, typer.Option(min=1, help="Processes here, one thread each; all cores if not given.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs, their states and the time left.")] = False,
-    tuned: Annotated[
-        bool, typer.Option("--tuned/--untuned", help="Use the learning rates that `tune` found for these arms.")
-    ] = True,
+    tuned: TUNED = True,
 ) -> int:
     """Train what a sweep file still lacks, with no server: finished and diverged runs are kept, others go on."""
     from albert_ablate.studies.sweeper import run_sweep
@@ -40,11 +41,12 @@ def agent(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Runs at a time, one thread each; all cores if not given.")
     ] = None,
+    tuned: TUNED = True,
 ) -> int:
     """Train what a sweep on a W&B server hands out, in processes that stay warm; its values only choose and set."""
     from albert_ablate.studies.agent import run_agent
 
-    return run_agent(sweep, runs, workers or os.cpu_count() or 1, entity, project, count, tuple(overrides or ()))
+    return run_agent(sweep, runs, workers or os.cpu_count() or 1, entity, project, count, tuple(overrides or ()), tuned)
 
 
 def tune(

@@ -16,14 +16,15 @@ _warm = False
 def job(cfg: Any) -> dict[str, Any]:
     """Train or find the run of a composed configuration. Gives its status; raises nothing.
 
-    The folder `hydra.sweep.dir` of the study is where a worker says what it has begun (a file <number>.begun that is
-    there while it trains) and learns that the study is being stopped (a file `stop`, or the folder's end).
+    The folder `hydra.sweep.dir` of the launch is where a worker says what it has begun (a file <number>.begun that is
+    there while it trains) and learns that the study is being stopped (a file `stop`, or the folder's end), or that
+    nothing more is to be begun since the launch is over (a file `closed`).
     """
     from hydra.core.hydra_config import HydraConfig
 
     about = HydraConfig.get()
     desk, number = Path(about.sweep.dir), about.job.num
-    if is_over(desk):
+    if is_over(desk) or (desk / "closed").exists():
         return {"status": "stopped"}
     own = _settle(desk)
     begun = desk / f"{number}.begun"

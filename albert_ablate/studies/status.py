@@ -1,5 +1,6 @@
 """Arms and seeds as a table, from the records alone: no torch."""
 
+import contextlib
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -61,7 +62,12 @@ def _value(record: Mapping[str, Any], key: str) -> Any:
 
 
 def _same(value: Any) -> Any:
-    """Equal for values that are written differently and mean the same: 1, 1.0 and "1"."""
+    """Equal for values that are written differently and mean the same: 1, 1.0 and "1"; [a] and "[a]"; true."""
+    import yaml
+
+    if isinstance(value, str) and (value[:1] in "['\"" or value in ("true", "false", "True", "False")):
+        with contextlib.suppress(yaml.YAMLError):
+            value = yaml.safe_load(value)
     if isinstance(value, list | tuple):
         return tuple(map(_same, value))
     try:

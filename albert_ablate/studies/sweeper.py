@@ -14,17 +14,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from albert_ablate.config import ConfigError, Identity, check, compose, conf_folder, identity, prepared
+from albert_ablate.config import ConfigError, Identity, check, compose, conf_folder, identity, prepared, quoted
 from albert_ablate.records.folder import RunFolder
 from albert_ablate.records.signals import stops_handled
-from albert_ablate.records.tuning import read_tuning
+from albert_ablate.records.tuning import LEARNING_RATE, read_tuning
 from albert_ablate.studies.jobs import job, whoami
 from albert_ablate.studies.states import has_ended, is_done, is_held, last_line, read_record, state, states
 from albert_ablate.studies.sweepfile import Sweep, overrides_of, varied_labels
 
-LEARNING_RATE = "optimizer.lr"
 ATTEMPTS = 3
 POLL = 2.0  # seconds between looks at runs that others are training
+FRESH = 60.0  # seconds within which a launch has written down what it is of
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def plan(
 
     composed: dict[tuple[str, ...], tuple[tuple[str, ...], dict, Identity]] = {}
     planned: dict[Path, Planned] = {}
-    place = f"paths.runs='{runs.expanduser().resolve()}'"
+    place = f"paths.runs={quoted(str(runs.expanduser().resolve()))}"
     for setting, label in zip(settings, varied_labels(sweep, settings), strict=True):
         asked = {o.partition("=")[0].lstrip("+"): o for o in [*sweep.fixed, *overrides_of(setting), *extra, place]}
         seed = asked.pop("seed", "seed=0").partition("=")[2]
@@ -90,8 +90,7 @@ def plan(
                         cfg, who = settled(overrides)
                 composed[arm] = overrides, cfg, who
             overrides, cfg, who = composed[arm]
-            number = int(float(seed)) if seed.replace("_", "").replace(".0", "").isdigit() else seed
-            cfg = check({**cfg, "seed": number})
+            cfg = check({**cfg, "seed": _number(seed)})
         except ConfigError as error:
             raise ConfigError(f"{sweep.path}: {label}: {error}") from None
         folder = Path(cfg["paths"]["runs"]) / who.setting / f"seed{cfg['seed']}"
@@ -99,6 +98,14 @@ def plan(
             folder, Planned(label, cfg["seed"], (*overrides, f"seed={cfg['seed']}"), folder, who.arm, cfg)
         )
     return list(planned.values())
+
+
+def _number(text: str) -> Any:
+    """A number that an override holds, to its last digit."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def estimates(planned: Iterable[Planned], runs: Path) -> dict[Planned, float | None]:
@@ -123,9 +130,21 @@ class Study:
     def __init__(self, launcher: Sequence[str], workers: int, say: Callable[[str], None] = print):
         self.overrides, self.workers, self.say = launcher, workers, say
         self.stopped: int | None = None
+        self.desks: list[Path] = []  # of launches that may have workers: one that fails leaves some at work
 
     def complete(self, planned: Sequence[Planned]) -> dict[Planned, str]:
         """Train what is not done, up to three attempts a run; gives the runs that failed, each with its error."""
+        with self._signals():
+            errors = self._complete(planned)
+        if planned:
+            _clear_desks(_launches(planned[0]))
+        for p in planned:  # killed between its last word and its tidying up
+            folder = RunFolder(p.folder)
+            if (folder.checkpoints / "resume.ckpt").exists() and has_ended(p.folder):
+                folder.tidy()
+        return {p: error for p, error in errors.items() if not has_ended(p.folder)}
+
+    def _complete(self, planned: Sequence[Planned]) -> dict[Planned, str]:
         attempts: Counter[Planned] = Counter()  # of this command: asked again, a run gets three more
         killed: Counter[Planned] = Counter()
         errors: dict[Planned, str] = {}
@@ -162,42 +181,42 @@ class Study:
             fruitless = fruitless + 1 if trouble and not begun else 0
             if fruitless == ATTEMPTS:
                 raise RuntimeError(f"The launcher failed {ATTEMPTS} times: {trouble}")
-        for p in planned:  # killed between its last word and its tidying up
-            folder = RunFolder(p.folder)
-            if (folder.checkpoints / "resume.ckpt").exists() and has_ended(p.folder):
-                folder.tidy()
-        return {p: errors[p] for p in planned if p in given_up and not has_ended(p.folder)}
+        return {p: errors[p] for p in planned if p in given_up}
 
     def _launch(self, batch: Sequence[Planned]) -> tuple[list[dict] | None, str, set[int]]:
         """One launch: the results of the jobs, or None and what the launcher said; the jobs that were cut short."""
         with _desk(batch) as desk:
+            self.desks.append(desk)
             results, trouble = None, ""
-            with self._signals(desk), _launcher(self.overrides, desk) as launcher:
-                try:
-                    returned = launcher.launch([prepared(p.overrides) for p in batch], initial_job_idx=0)
-                    results = [r.return_value for r in returned]
-                except Exception as error:
-                    trouble = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            if self.stopped is None:
+                with _launcher(self.overrides, desk) as launcher:
+                    try:
+                        returned = launcher.launch([prepared(p.overrides) for p in batch], initial_job_idx=0)
+                        results = [r.return_value for r in returned]
+                        self.desks.remove(desk)
+                    except Exception as error:
+                        trouble = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             if self.stopped is None and (desk / "stop").exists():  # by a signal that a run in this process took
                 self.stopped = int((desk / "stop").read_text() or signal.SIGINT)
             return results, trouble, {int(f.stem) for f in desk.glob("*.begun")}
 
     @contextlib.contextmanager
-    def _signals(self, desk: Path) -> Iterator[None]:
+    def _signals(self) -> Iterator[None]:
         """Pass Ctrl-C and SIGTERM on to the workers, whose runs then stop at a step's end; the second time, just go."""
 
         def stop(number: int, frame: Any) -> None:
             if self.stopped is not None:
                 raise KeyboardInterrupt
             self.stopped = number
-            with contextlib.suppress(OSError):  # a full disk
-                (desk / "stop").write_text(str(number))
             self.say("Stopping; the same command goes on from here.")
-            for file in desk.glob("*.begun"):  # on other nodes they look for themselves
-                with contextlib.suppress(OSError, ValueError):
-                    node, process = file.read_text().split()
-                    if node == os.uname().nodename:
-                        os.kill(int(process), signal.SIGTERM)
+            for desk in self.desks:
+                with contextlib.suppress(OSError):  # a full disk
+                    (desk / "stop").write_text(str(number))
+                for file in desk.glob("*.begun"):  # on other nodes they look for themselves
+                    with contextlib.suppress(OSError, ValueError):
+                        node, process = file.read_text().split()
+                        if node == os.uname().nodename:
+                            os.kill(int(process), signal.SIGTERM)
 
         with stops_handled(stop):
             yield
@@ -207,28 +226,44 @@ class Study:
 def _desk(batch: Sequence[Planned]) -> Iterator[Path]:
     """A folder for this launch beside the runs, which all nodes see, held while it lasts.
 
-    Raises RuntimeError where the disk has no room for it. Those that killed commands left behind are removed, unless
-    a run of theirs still goes on: a worker that outlives its command ends the run it has begun.
+    Raises RuntimeError where the disk has no room for it.
     """
-    root = batch[0].folder.parents[1] / ".launches"
-    for listed in root.glob("*/folders.json"):
-        with contextlib.suppress(OSError, ValueError):
-            folders, left = json.loads(listed.read_text()), listed.parent
-            begun = [Path(folders[int(f.stem)]) for f in left.glob("*.begun")]
-            if not is_held(left) and not any(map(is_held, begun)):
-                shutil.rmtree(left, ignore_errors=True)
+    root = _launches(batch[0])
+    _clear_desks(root)
     with contextlib.ExitStack() as after:
+        after.callback(_clear_desks, root)
         try:
             root.mkdir(parents=True, exist_ok=True)
             desk = Path(tempfile.mkdtemp(dir=root))
-            after.callback(shutil.rmtree, desk, ignore_errors=True)
             after.enter_context(RunFolder(desk).lock())
             (desk / "owner").write_text(whoami())
             (desk / "labels.json").write_text(json.dumps([p.name for p in batch]))
             (desk / "folders.json").write_text(json.dumps([str(p.folder) for p in batch]))  # last: all is there
         except OSError as error:
             raise RuntimeError(f"The sweep cannot go on: {root}: {error.strerror or error}.") from None
-        yield desk
+        try:
+            yield desk
+        finally:
+            with contextlib.suppress(OSError):
+                (desk / "closed").touch()
+
+
+def _launches(planned: Planned) -> Path:
+    return planned.folder.parents[1] / ".launches"
+
+
+def _clear_desks(root: Path) -> None:
+    """Remove those of launches that are over, unless a run of theirs still goes on: a worker that outlives its launch,
+    or its command, ends the run it has begun."""
+    for desk in root.glob("*"):
+        with contextlib.suppress(OSError, ValueError):
+            listed = desk / "folders.json"
+            if not listed.exists() and time.time() - desk.stat().st_mtime < FRESH:
+                continue  # somebody is about to write it
+            folders = json.loads(listed.read_text()) if listed.exists() else []
+            begun = [Path(folders[int(f.stem)]) for f in desk.glob("*.begun")]
+            if not is_held(desk) and not any(is_held(f) and not has_ended(f) for f in begun):
+                shutil.rmtree(desk, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -247,7 +282,7 @@ def _launcher(overrides: Sequence[str], desk: Path) -> Iterator[Any]:
         assert main is not None
         cfg = main.compose_config(
             config_name="config",
-            overrides=[*overrides, f"hydra.sweep.dir='{desk}'"],
+            overrides=[*overrides, f"hydra.sweep.dir={quoted(str(desk))}"],
             run_mode=RunMode.MULTIRUN,
             from_shell=False,
             with_log_configuration=False,

@@ -1,22 +1,26 @@
 """W&B sweep files read without W&B: one file, the same settings under `wandb agent` and under `albert-ablate sweep`."""
 
+import contextlib
 import itertools
 import json
 import math
 import re
+import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from albert_ablate.config import ConfigError, nearest
-from albert_ablate.records.trust import refuse_untrusted
+from albert_ablate.config import ConfigError, nearest, quoted
+from albert_ablate.records.trust import WORD, refuse_untrusted
 from albert_ablate.streams import stream_seed
 
 KEYS = ("method", "parameters", "metric", "run_cap", "command", "program", "name", "description", "project", "entity")
 METHODS = ("grid", "random", "bayes")
 MACROS = ("${env}", "${interpreter}", "${program}", "${args_no_hyphens}")
 INTERPRETERS = ("env", "/usr/bin/env", "python", "python3")  # words that may stand before the program
+EDGE = 1e-6  # of the cumulative probability: the ends of a distribution
+MOST = 10_000  # values of one parameter of a grid
 NUMBER = re.compile(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 
 
@@ -128,7 +132,7 @@ def written(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, list | tuple):
         return f"[{','.join(map(written, value))}]"
-    return str(value)
+    return quoted(value) if isinstance(value, str) and not WORD.fullmatch(value) else str(value)
 
 
 def overrides_of(setting: Mapping[str, Any]) -> list[str]:
@@ -140,9 +144,18 @@ def read_sweep(path: str | Path) -> Sweep:
     """The sweep in a W&B sweep file. Raises ConfigError for what cannot be honoured, naming its key."""
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """Of a key that stands twice YAML would take the last, and leave out the first without a word."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+            keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+            if twice := [key for i, key in enumerate(keys) if key in keys[:i]]:
+                raise ConfigError(f"{path}: {twice[0]} stands twice.")
+            return super().construct_mapping(node, deep)
+
     path = Path(path)
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.load(path.read_text(), Loader)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -185,22 +198,23 @@ def _sweep(path: Path, tree: Any, served: bool = False) -> Sweep:
     if cap is None and method != "grid" and not served:
         raise ConfigError(f"run_cap is missing: method={method} would never end.")
     parameters = tuple(_parameter(str(name), spec) for name, spec in tree["parameters"].items())
-    for p in parameters:
-        if method == "grid" and not p.values:
-            raise ConfigError(f"{p.name} has a distribution: method=grid needs value or values.")
+    if method == "grid":
+        parameters = tuple(map(_all_values, parameters))
     metric, maximize = (None, False) if served else _metric(tree.get("metric"), method)
     if method == "bayes" and not served and any(p.name == "seed" and len(p.values) != 1 for p in parameters):
         raise ConfigError("seed has several values: method=bayes would look for the luckiest; give it one value.")
     fixed = _command(tree)
     for p in parameters:
+        if twice := [o for o in fixed if o.partition("=")[0] == p.name]:
+            raise ConfigError(f"{p.name} stands in the parameters and in the command ({twice[0]}): leave one out.")
         for value in p.values or (p.at(0.5),):
-            refuse_untrusted([f"{p.name}={written(value)}"])
+            refuse_untrusted([f"{p.name}={written(value)}"], own_file=not served)
     return Sweep(path, method, parameters, fixed, cap, metric, maximize)
 
 
 def _parameter(name: str, spec: Any) -> Parameter:
     if not isinstance(spec, Mapping):
-        raise ConfigError(f"{name} holds value, values or a distribution, not {spec!r}.")
+        raise ConfigError(f"{name} holds value, values or a distribution, not {reprlib.repr(spec)}.")
     if "parameters" in spec:
         inner = spec["parameters"]
         dotted = ", ".join(f"{name}.{key}" for key in inner) if isinstance(inner, Mapping) else f"{name}.<key>"
@@ -225,7 +239,29 @@ def _parameter(name: str, spec: Any) -> Parameter:
     if missing := [key for key, value in arguments.items() if value is None]:
         raise ConfigError(f"{name}: {distribution} needs {' and '.join(missing)}.")
     _check_arguments(name, distribution, arguments)
-    return Parameter(name, distribution=distribution, arguments=arguments)
+    found = Parameter(name, distribution=distribution, arguments=arguments)
+    with contextlib.suppress(OverflowError):
+        if all(math.isfinite(found.at(u)) for u in (EDGE, 1 - EDGE)):
+            return found
+    raise ConfigError(f"{name}: {distribution} of {arguments} has values that no number can hold.")
+
+
+def _all_values(parameter: Parameter) -> Parameter:
+    """As W&B's grid takes it: int_uniform and q_uniform stand for all their values, of q_uniform without the end."""
+    name, given = parameter.name, parameter.arguments
+    if parameter.values:
+        if parameter.probabilities:
+            raise ConfigError(f"{name}: probabilities would do nothing: method=grid takes every value.")
+        return parameter
+    if parameter.distribution not in ("int_uniform", "q_uniform"):
+        raise ConfigError(f"{name} has a distribution: method=grid needs value, values, int_uniform or q_uniform.")
+    step = given.get("q", 1)
+    if (given["max"] - given["min"]) / step > MOST:
+        raise ConfigError(f"{name} has more than {MOST:,} values, which no grid goes through.")
+    import numpy as np
+
+    end = given["max"] + 1 if parameter.distribution == "int_uniform" else given["max"]
+    return Parameter(name, tuple(np.arange(given["min"], end, step).tolist()))  # to the last bit as W&B has them
 
 
 def _arguments(name: str, distribution: Any) -> dict[str, float | None]:
@@ -261,29 +297,31 @@ def _listed(name: str, given: dict, distribution: str | None) -> Parameter:
         raise ConfigError(f"{name}: distribution={distribution} takes no {key}.")
     values = found if key == "values" else [found]
     if not isinstance(values, list) or not values:
-        raise ConfigError(f"{name}: values={values} is not allowed: it must be a list of one or more.")
+        raise ConfigError(f"{name}: values={reprlib.repr(values)} is not allowed: it must be a list of one or more.")
     values = [_value(name, v) for v in values]
     if len({json.dumps(v) for v in values}) < len(values):
-        raise ConfigError(f"{name}: a value stands twice in {found}.")
+        raise ConfigError(f"{name}: a value stands twice in {reprlib.repr(found)}.")
     if weights is not None and (
         not isinstance(weights, list)
         or len(weights) != len(values)
-        or not all(isinstance(w, int | float) and w >= 0 for w in weights)
+        or not all(isinstance(w, int | float) and not isinstance(w, bool) and w >= 0 for w in weights)
         or not math.isclose(sum(weights), 1, rel_tol=1e-6)
     ):
         raise ConfigError(f"{name}: probabilities={weights} is not allowed: one for each value, and their sum 1.")
     return Parameter(name, tuple(values), tuple(weights or ()))
 
 
-def _value(name: str, value: Any) -> Any:
+def _value(name: str, value: Any, inner: bool = False) -> Any:
     """A listed value; 1e-3, which YAML reads as text, is the number that the command would read."""
+    if isinstance(value, list) and not inner:
+        return [_value(name, v, inner=True) for v in value]
     if value is None or isinstance(value, Mapping):
         raise ConfigError(
-            f"{name}={json.dumps(value)} is not allowed: an agent would hand over Python's {value}; "
-            "vary the option, or its dotted keys."
+            f"{name}={'null' if value is None else reprlib.repr(value)} is not allowed: an agent would hand over "
+            f"Python's {reprlib.repr(value)}; vary the option, or its dotted keys."
         )
-    if isinstance(value, list):
-        return [_value(name, v) for v in value]
+    if not isinstance(value, bool | int | float | str):
+        raise ConfigError(f"{name}={reprlib.repr(value)} is not allowed: it must be a number, text, or a list of them.")
     return float(value) if isinstance(value, str) and NUMBER.fullmatch(value) else value
 
 

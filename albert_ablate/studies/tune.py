@@ -16,9 +16,9 @@ import numpy as np
 
 from albert_ablate.analysis.tuning import log_step
 from albert_ablate.config import ConfigError
-from albert_ablate.records.tuning import FIRST_SEED, read_tuning, write_tuning
+from albert_ablate.records.tuning import FIRST_SEED, LEARNING_RATE, read_tuning, write_tuning
 from albert_ablate.studies.states import is_done, last_line, read_record
-from albert_ablate.studies.sweeper import LEARNING_RATE, Planned, Study, launched, plan, say_price
+from albert_ablate.studies.sweeper import Planned, Study, launched, plan, say_price
 from albert_ablate.studies.sweepfile import Parameter, Sweep, varied_labels
 
 RATES, STEP, SEEDS = 7, 2.0, 3

@@ -7,7 +7,7 @@ import tempfile
 import traceback
 from typing import Any
 
-from albert_ablate.config import ConfigError, as_config_error, conf_folder, options, prepared, with_choices
+from albert_ablate.config import ConfigError, as_config_error, conf_folder, options, prepared, quoted, with_choices
 
 HELP = """Train one arm of an ablation, or find it if it is already trained.
 
@@ -75,7 +75,7 @@ def _compose_and_run(arguments: list[str], debug: bool, scratch: str) -> int:
     overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
     given = [a for a in arguments if a not in overrides] + prepared(overrides)  # argparse wants them in one piece
     if not any(a.startswith("hydra.sweep.dir=") for a in overrides):
-        given.append(f"hydra.sweep.dir='{scratch}'")
+        given.append(f"hydra.sweep.dir={quoted(scratch)}")
 
     @hydra.main(config_path=str(conf_folder()), config_name="config", version_base="1.3")
     def task(cfg: Any) -> float | None:
@@ -119,12 +119,14 @@ def _one(cfg: Any, debug: bool) -> tuple[int, float | None]:
     from albert_ablate.training.console import show_result
     from albert_ablate.training.evaluations.commands import show_evaluations
     from albert_ablate.training.run import RunFailed, is_first
-    from albert_ablate.training.swept import run_swept
+    from albert_ablate.training.swept import run_swept, with_tuned_rate
 
     first = is_first(cfg)
     try:
         about = HydraConfig.get()
-        record = run_swept(with_choices(cfg, about.runtime.choices, about.overrides.task), verbose=first)
+        overrides = about.overrides.task
+        cfg = with_tuned_rate(with_choices(cfg, about.runtime.choices, overrides), overrides)
+        record = run_swept(cfg, verbose=first)
     except ConfigError as error:
         if debug:
             traceback.print_exc()

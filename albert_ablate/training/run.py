@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from albert_ablate.config import ConfigError, as_config_error, check, evaluations_of, identity, steps_of
+from albert_ablate.config import ConfigError, Identity, as_config_error, check, evaluations_of, identity, steps_of
 from albert_ablate.data.packed import Order, Packed, block_count, cache_folder, pack
 from albert_ablate.data.tasks import fingerprint, is_language, language_model
 from albert_ablate.records.atomic import replace_file
@@ -193,12 +193,20 @@ def _with_devices(cfg: dict, gpus: int) -> dict:
     return cfg
 
 
-def _prepare(cfg: dict) -> tuple[Packed, Any]:
+def identified(cfg: dict) -> tuple[Packed, Identity]:
+    """The text, and who the run is."""
+    from albert_ablate.model.build import build
+
+    cache = cache_folder(cfg["paths"]["cache"])
+    packed = pack(build(cfg["data"]), build(cfg["tokenizer"]), cache)
+    return packed, identity(cfg, fingerprint(cfg, build, packed.fingerprint, cache))
+
+
+def _prepare(cfg: dict) -> tuple[Packed, Identity]:
     """The text and the identity: what can be known before the first step."""
     from albert_ablate.model.build import build
 
-    packed = pack(build(cfg["data"]), build(cfg["tokenizer"]), cache_folder(cfg["paths"]["cache"]))
-    who = identity(cfg, fingerprint(cfg, build, packed.fingerprint, cache_folder(cfg["paths"]["cache"])))
+    packed, who = identified(cfg)
     if not is_language(cfg):
         task = build(cfg["task"])
         task.kept(task.rows(cache_folder(cfg["paths"]["cache"])))  # what is wrong with it is said before any work

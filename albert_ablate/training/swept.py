@@ -2,16 +2,28 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from albert_ablate.config import check
 from albert_ablate.records.folder import Busy
 from albert_ablate.records.tracker import joined
+from albert_ablate.records.tuning import LEARNING_RATE, read_tuning
 from albert_ablate.records.wandb import agent_run, mirror_found
-from albert_ablate.training.run import is_first, run
+from albert_ablate.training.run import identified, is_first, run
 
 POLL = 2.0  # seconds between looks at a run that somebody else is training
+
+
+def with_tuned_rate(cfg: Mapping, overrides: Iterable[str]) -> Mapping:
+    """Under a W&B agent: with the learning rate that `albert-ablate tune` has found for this arm, as `albert-ablate
+    sweep` takes it, unless one of the `overrides` sets it."""
+    if agent_run() is None or any(o.lstrip("+").startswith(f"{LEARNING_RATE}=") for o in overrides):
+        return cfg
+    cfg = check(cfg)
+    found = read_tuning(Path(cfg["paths"]["runs"]).expanduser(), identified(cfg)[1].arm)
+    return {**cfg, "optimizer": {**cfg["optimizer"], "lr": found["rate"]}} if found else cfg
 
 
 def run_swept(cfg: Mapping, verbose: bool = False) -> dict[str, Any]:
