@@ -157,6 +157,11 @@ def test_five_pairs_with_a_diverged_run_can_never_reach_the_level():
     assert judge(np.array([0.5, inf, 0.3, 0.8]), N=8).verdict == "undecided"
 
 
+def test_a_verdict_reached_before_the_divergence_stands_where_the_signed_rank_cannot_follow():
+    assert judge(np.r_[3 + WAVE[:4], -3.0, inf], N=6).verdict == "supported"
+    assert judge(np.r_[0.001 * WAVE[:5], inf], N=6).verdict == "no effect"
+
+
 def test_ledger_of_looks_agrees_with_the_verdict():
     claims = [Claim([Contrast(x, 0.1)]) for x in (YES, NO, NULL, OPEN, 0.3 + WAVE)]
     for found in verdicts(claims, 7):

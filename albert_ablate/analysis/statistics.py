@@ -105,7 +105,7 @@ def sign(d):
     """Direction of one look: of the mean, or of the signed-rank sum once a run diverged."""
     d = np.asarray(d, float)
     finite = np.isfinite(d).all(-1)
-    direction = np.array(np.sign(np.where(finite[..., None], d, 0.0).mean(-1)))
+    direction = np.array(np.sign(_mean_and_error(np.where(finite[..., None], d, 0.0))[0]))
     if not finite.all():
         direction[~finite] = np.sign((np.sign(np.nan_to_num(d)) * _doubled_ranks(d)).sum(-1))[~finite]
     return direction[()]
@@ -233,7 +233,7 @@ def looks(d, margin: float, N: int = PAIRS, level: float = ALPHA, inside_level: 
         if np.isfinite(x).all():
             mean, se = _mean_and_error(x)
             test, statistic, boundary = "t", (mean / se if se else 0.0), critical(n, N, level)
-            inside = (margin - abs(d[:n].mean())) / se if se and null >= 0 else -inf
+            inside = (margin - abs(_mean_and_error(d[:n])[0])) / se if se and null >= 0 else -inf
         else:
             ranks = _doubled_ranks(x)
             test, statistic, boundary = "signed rank", (np.sign(np.nan_to_num(x)) * ranks).sum() / 2, inf
@@ -284,9 +284,13 @@ def _differences(d) -> np.ndarray:
 
 def _mean_and_error(d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard error along the last axis; the error is exactly 0 where all differences are equal."""
+    # over a power of two, which rounds nothing: squares of 1e200 or 1e-200 would overflow or vanish
+    largest = np.abs(d).max(-1)
+    scale = np.ldexp(1.0, np.frexp(largest)[1] - 1)
+    x = d / scale[..., None]
     # .3 - .1 and .5 - .3 differ by rounding only: without the tolerance they would be a t of 1e16
-    equal = np.ptp(d, axis=-1) <= 1e-12 * np.abs(d).max(-1)
-    return d.mean(-1), np.where(equal, 0.0, d.std(-1, ddof=1)) / sqrt(d.shape[-1])
+    equal = np.ptp(x, axis=-1) <= 1e-12 * largest / scale
+    return x.mean(-1) * scale, np.where(equal, 0.0, x.std(-1, ddof=1)) / sqrt(d.shape[-1]) * scale
 
 
 def _t_tail(x, se, n: int):

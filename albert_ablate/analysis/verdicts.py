@@ -153,7 +153,7 @@ def inadmissible(claim: Claim) -> str:
         usable = claim.N - int(np.sum(np.isnan(d) | (d == 0)))
         if not np.isfinite(d).all() and usable < (need := rank_pairs(claim.N)):
             tried = sequential(d, x.margin, claim.N, x.shift)
-            if tried.effect > ALPHA:
+            if min(tried.effect, tried.inside) > ALPHA:
                 return (
                     f"Runs diverged, and the signed rank needs {need} pairs that say something to reach the level; "
                     f"with N = {claim.N} at most {usable} can come."
