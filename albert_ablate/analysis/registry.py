@@ -57,6 +57,10 @@ class Evidence:
             raise Missing(f"{self.name} has no {name}.{figure}: albert-ablate evaluate {self.place} {name}")
         return float(value)
 
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """The rows of an evaluation; none where it was not asked for."""
+        return self._evaluations.get(name, {}).get("rows", [])
+
     def column(self, history: str, name: str) -> Any:
         """A column of a history; Missing where the run did not write it."""
         table = self._history(history)
@@ -242,7 +246,7 @@ def grad_spike_score(run: Evidence) -> float:
     return _spike_score(np.log(np.where(norms > 0, norms, np.nan)))
 
 
-def _spike_score(values: np.ndarray) -> float:
+def _spike_score(values: Any) -> float:
     return measures.spike_score(values, window=int(min(1000, max(20, len(values) // 10))))
 
 
