@@ -25,8 +25,8 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "analysis").glob("*.ipynb"))
 NAMES = ["01_one_run", "02_convergence", "03_stability", "04_generalization", "05_verdicts"]
 TINY = ["model=nano", "model.layers=2", "model.width=16", "model.context=16", "data=markov", "data.symbols=8",
-        "data.length=20_000", "budget.tokens=3_000", "evaluation.every=750", "evaluation.tokens=256", "trainer.threads=1",
-        "diagnostics.every=4"]  # fmt: skip
+        "data.length=20_000", "budget.tokens=3_000", "evaluation.every=750", "evaluation.tokens=256",
+        "trainer.threads=1", "diagnostics.every=4"]  # fmt: skip
 RATES = (0.01, 0.03)
 
 

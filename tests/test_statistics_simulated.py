@@ -69,6 +69,17 @@ def test_stuck_runs_in_both_arms_keep_five_percent(chance):
     assert stop(d)[0].mean() <= 0.05 + 4 * sqrt(0.05 * 0.95 / MANY)
 
 
+@pytest.mark.parametrize("N, zeros, expected", [(8, 0.25, 0.0746), (8, 0.75, 0.0036), (20, 0.0, 0.0621)])
+def test_discrete_differences_err_a_little_more_often_and_equal_ones_add_nothing(N, zeros, expected):
+    rng = np.random.default_rng(21)
+    d = rng.choice([-1.0, 1.0], size=(MANY, N)) * (rng.random((MANY, N)) >= zeros)
+    looks = [d[:, :n] for n in range(s.FIRST, N + 1)]
+    plain, discrete = (np.min([s.p_effect(x, kind) for x in looks], axis=0) for kind in (False, True))
+    a = s.nominal(0.05, N)
+    assert close((discrete <= a).mean(), expected, MANY, rounding=0.001)
+    assert (discrete <= a).mean() <= (plain <= a).mean() + 0.005
+
+
 @pytest.mark.parametrize("chance", [0.1, 0.3])
 def test_diverged_runs_in_both_arms_keep_five_percent(chance):
     d = arms(np.random.default_rng(3), 4000, 20, bad=inf, chances=(chance, chance))

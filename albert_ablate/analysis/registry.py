@@ -131,6 +131,7 @@ class Measure:
     kind: Kind = "run"
     evaluation: str = ""  # the evaluation after training that it needs
     loss: bool = False  # in nats, as the tuning slack is
+    discrete: bool = False  # few values, so that differences may all be equal: `statistics.p_effect`
 
     @property
     def description(self) -> str:
@@ -302,8 +303,8 @@ _add("speedup_flops", speedup_flops, "log ratio of FLOPs", better="higher", kind
 _add("loss_at_equal_flops", loss_at_equal_flops, "log ratio of losses", better="higher", kind="pair", log=True)
 _add("mean_val_loss", mean_val_loss, "nats", log=True, loss=True)
 _add("rate_sensitivity", rate_sensitivity, "nats", kind="grid")
-_add("largest_stable_rate", largest_stable_rate, "doublings", better="higher", kind="grid")
-_add("diverging_share", diverging_share, "share", kind="grid")
+_add("largest_stable_rate", largest_stable_rate, "doublings", better="higher", kind="grid", discrete=True)
+_add("diverging_share", diverging_share, "share", kind="grid", discrete=True)
 _add("residual_spread", residual_spread, "ln RMS")
 _add("input_spread", input_spread, "ln RMS")
 _add("residual_drift", residual_drift, "ln RMS")
@@ -313,8 +314,8 @@ _add("largest_logit", largest_logit, "logit")
 _add("depth_imbalance_init", depth_imbalance_init, "log ratio")
 _add("depth_imbalance", depth_imbalance, "log ratio")
 _add("grad_norm", grad_norm, "norm", log=True)
-_add("spike_score", spike_score, "share of steps")
-_add("grad_spike_score", grad_spike_score, "share of steps")
+_add("spike_score", spike_score, "share of steps", discrete=True)
+_add("grad_spike_score", grad_spike_score, "share of steps", discrete=True)
 _add("roughness", roughness, "nats", log=True)
 _add("largest_update_ratio", largest_update_ratio, "ratio", log=True)
 _add("weight_norm", weight_norm, "norm", log=True)
@@ -330,7 +331,7 @@ for _where in ("first", "middle", "last"):
     _add(f"rank_{_where}", _evaluated("representation", f"rank_{_where}"), "dimensions", better="higher", log=True,
          evaluation="representation")  # fmt: skip
 _add("calibration", _evaluated("calibration", "error"), "share", evaluation="calibration")
-_add("memorization", _evaluated("memorization", "excess"), "share", evaluation="memorization")
+_add("memorization", _evaluated("memorization", "excess"), "share", evaluation="memorization", discrete=True)
 for _name in ("macro_f1", "probe_macro_f1", "accuracy"):
     _add(_name, _summary(_name), "share", better="higher")
 

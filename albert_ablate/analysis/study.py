@@ -380,7 +380,8 @@ def judged(study: Study, name: str, margin: float, N: int = PAIRS, control: str 
     m, claims = measure(name), []
     for arm in others:
         d = _paired(study, m, arm, control)
-        claims.append(Claim([Contrast([d[s] for s in effects.prefix(list(study.arms[control]), d)], margin)], N))
+        pairs = [d[seed] for seed in effects.prefix(list(study.arms[control]), d)]
+        claims.append(Claim([Contrast(pairs, margin, discrete=m.discrete)], N))
     return dict(zip(others, verdicts(claims, len(claims), ALPHA), strict=True))
 
 
