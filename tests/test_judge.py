@@ -257,6 +257,17 @@ def test_a_grid_of_rates(bench):
     assert found["parts"][0]["d"] == [0.5, 0.75] * 4
 
 
+def test_arms_that_differ_by_the_same_share_of_the_grid_on_every_seed_are_told_apart(bench):
+    part = {"treatment": "pre", "control": "post", "measure": "diverging_share", "direction": "higher", "margin": 0.1}
+    form = {"regime": "short", "N": 8, "grid": [0.001, 0.004, 0.016, 0.064]}
+    for seed in range(8):
+        for k, rate in enumerate(form["grid"]):
+            bench.run("post_ln", seed, 2.0, lr=rate)
+            bench.run("pre_ln", seed, 2.0, "diverged" if k >= 2 else "finished", lr=rate)
+    found = bench.judged(parts=[part], screen=form)
+    assert (found["verdict"], found["parts"][0]["looks"][-1]["test"]) == ("supported", "signed rank")
+
+
 # --- files and the command -------------------------------------------------------------------------------------------
 
 

@@ -141,7 +141,10 @@ def _judge(
 
 
 def _contrasts(claim: ClaimText, found: Sequence[Found]) -> list[Contrast]:
-    return [Contrast(f.d, p.margin, p.null, f.slack, f.mixed) for p, f in zip(claim.parts, found, strict=True)]
+    return [
+        Contrast(f.d, p.margin, p.null, f.slack, f.mixed, measure_of(p).discrete)
+        for p, f in zip(claim.parts, found, strict=True)
+    ]
 
 
 def _refusals(found: Sequence[Found]) -> list[str]:
@@ -421,7 +424,8 @@ def _exactly(part: Part, found: Found) -> tuple[str, str]:
 def _shown(part: Part, found: Found, f: Form, alpha: float, result: PartResult | None = None) -> dict[str, Any]:
     m, n = measure_of(part), len(found.d)
     if result is None and m.kind != "exact":
-        result = verdicts([Claim([Contrast(found.d, part.margin, part.null)], f.N)], 1, alpha)[0].parts[0]
+        alone = Contrast(found.d, part.margin, part.null, discrete=m.discrete)
+        result = verdicts([Claim([alone], f.N)], 1, alpha)[0].parts[0]
     exact = m.kind == "exact" and n > 0
     mean, low, high = (result.mean, result.low, result.high) if result else ((found.d[0] if exact else math.nan),) * 3
     level = nominal(0.05, f.N)
