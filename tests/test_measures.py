@@ -119,6 +119,7 @@ def test_stability_measures_by_hand():
     layers = [[2.0, math.nan, 1.5], [1.9, math.nan, -0.1]]  # logged steps x places in depth
     assert (entropy_floor(layers), largest_logit(layers), largest_update(layers)) == (-0.1, 2.0, 2.0)
     assert spread_over_depth([1, math.e**2]) == pytest.approx(1) and spread_over_depth([[3, 3], [1, 1]]) == 0
+    assert spread_over_depth([[1, math.nan, math.e**2], [math.nan] * 3]) == pytest.approx(1)
 
 
 def test_generalization_measures_by_hand():
@@ -147,6 +148,8 @@ def test_a_verdict_costs_all_runs_over_what_they_decided():
         (lambda: depth_imbalance([0, 1]), "gradients in the first and the last"),
         (lambda: spike_score([1] * 5, window=1), "at least two values"),
         (lambda: growth_exponent(0, 1, 3), "positive sizes"),
+        (lambda: spread_over_depth([math.nan, math.nan]), "must be positive"),
+        (lambda: spread_over_depth([1.0, 0.0]), "must be positive"),
         (lambda: entropy_floor([[math.nan]]), "at least one value"),
         (lambda: calibration_error([0.5], [1], [1]), "add up to 1"),
         (lambda: memorization_excess(1.5, 0), "between 0 and 1"),

@@ -310,6 +310,9 @@ def test_one_claim_too_many_for_the_family_is_refused():
         s.holm([0.1, 0.2, 0.3], 2)
     with pytest.raises(ValueError, match="p-value for every claim"):
         s.holm([0.1, nan], 2)
+    with pytest.raises(ValueError, match="p-value for every claim judged, got 1.5"):
+        s.holm([1.5], 2)
+    assert s.holm([], 3) == ([], [])
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------

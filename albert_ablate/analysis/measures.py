@@ -186,11 +186,15 @@ def _extreme(values, of) -> float:
 
 
 def spread_over_depth(sizes) -> float:
-    """Standard deviation of ln(size) over layers, averaged over logged steps; sizes (steps, layers) or (layers,)."""
+    """Standard deviation of ln(size) over layers, averaged over logged steps; sizes (steps, layers) or (layers,).
+
+    nan, such as of a block that dropout skipped in a step, is left out.
+    """
     s = np.atleast_2d(np.asarray(sizes, float))
-    if not (s > 0).all():
+    s = s[~np.isnan(s).all(axis=1)]
+    if not s.size or not (s[~np.isnan(s)] > 0).all():
         raise ValueError("Sizes must be positive, their logarithms are compared.")
-    return float(np.log(s).std(axis=1).mean())
+    return float(np.nanstd(np.log(s), axis=1).mean())
 
 
 # --- cost ------------------------------------------------------------------------------------------------------------

@@ -205,9 +205,12 @@ def residual_drift(run: Evidence) -> float:
 
 def activation_growth(run: Evidence) -> float:
     """|ln(RMS of the residual stream behind the last sublayer / behind the first)| per block, median over steps."""
-    sizes = run.layers("residual_rms")
+    ends = run.layers("residual_rms")[:, [0, -1]]
+    ends = ends[~np.isnan(ends).any(axis=1)]  # steps in which dropout skipped neither block
+    if not len(ends):
+        raise Unusable(f"{run.name} has no logged step with the residual stream at both of its ends.")
     blocks = len(np.unique(run.column("layers", "layer")))
-    return float(np.median([abs(measures.growth_exponent(x[0], x[-1], blocks)) for x in sizes]))
+    return float(np.median([abs(measures.growth_exponent(first, last, blocks)) for first, last in ends]))
 
 
 def entropy_floor(run: Evidence) -> float:

@@ -149,8 +149,8 @@ def holm(p: Sequence[float], m: int, alpha: float = ALPHA) -> tuple[list[bool], 
         raise ValueError(
             f"The family was named with {m} claims, and {len(p)} are judged: a new claim needs a new family."
         )
-    if np.isnan(p).any():
-        raise ValueError("Holm needs a p-value for every claim judged, got nan.")
+    if bad := [x for x in p if not 0 <= x <= 1]:
+        raise ValueError(f"Holm needs a p-value for every claim judged, got {bad[0]}.")
     rejected, levels, count = [False] * len(p), [alpha / m] * len(p), 0
     order = np.argsort(p, kind="stable")
     for j in order:
