@@ -34,34 +34,45 @@ FEWEST = 8  # seeds in common
 FAMILY = (0.0,) * 5 + (0.5,) * 3 + (1.0,) * 4 + (2.0,) * 2 + (3.0,)
 
 
-def looks(rng: np.random.Generator, studies: int, effect: float, N: int) -> np.ndarray:
+def looks(d: np.ndarray) -> np.ndarray:
     """Nominal p at each look, (studies, looks)."""
     from albert_ablate.analysis.statistics import FIRST, p_effect
 
-    d = rng.standard_normal((studies, N)) + effect
-    return np.stack([p_effect(d[:, :n]) for n in range(FIRST, N + 1)], -1)
+    return np.stack([p_effect(d[:, :n]) for n in range(FIRST, d.shape[1] + 1)], -1)
 
 
 def alone(rng: np.random.Generator, studies: int, effect: float, N: int) -> tuple[float, float]:
     """Power and mean pairs of one claim at 5 %."""
     from albert_ablate.analysis.statistics import ALPHA, FIRST, nominal
 
-    found = looks(rng, studies, effect, N) <= nominal(ALPHA, N)
+    found = looks(rng.standard_normal((studies, N)) + effect) <= nominal(ALPHA, N)
     return found.any(1).mean(), np.where(found.any(1), found.argmax(1) + FIRST, N).mean()
 
 
-def ledger(rng: np.random.Generator, ledgers: int, N: int) -> dict[float, tuple[float, float]]:
-    """Power and mean pairs by effect inside a family under Holm, each claim stopping when it is rejected."""
-    from albert_ablate.analysis.statistics import FIRST, holm, overall
+def ledger(rng: np.random.Generator, ledgers: int, N: int,
+           margin: float = 0.0) -> tuple[dict[float, tuple[float, float]], float]:  # fmt: skip
+    """Power and mean pairs by effect inside a family under Holm, each claim stopping when it is rejected; mean runs.
 
-    p = np.stack([looks(rng, ledgers, effect, N) for effect in FAMILY], 1)  # (ledgers, claims, looks)
-    p = overall(np.minimum.accumulate(p, axis=-1), N)
-    pairs, found = np.full(p.shape[:2], N), np.zeros(p.shape[:2], bool)
+    A ledger's runs are those of the treatments and of one control, which runs as long as the longest of them.
+
+    A positive margin: or when Holm finds "no effect", its 90 % interval inside the margin.
+    """
+    from albert_ablate.analysis.statistics import FIRST, holm, overall, p_inside
+
+    d = [rng.standard_normal((ledgers, N)) + effect for effect in FAMILY]
+    p = overall(np.minimum.accumulate(np.stack([looks(x) for x in d], 1), axis=-1), N)  # (ledgers, claims, looks)
+    inside = np.ones_like(p)
+    if margin:
+        each = [[p_inside(x[:, :n], margin) for n in range(FIRST, N + 1)] for x in d]
+        inside = overall(np.minimum.accumulate(np.moveaxis(np.array(each), 2, 0), axis=-1), N) / 2
+    pairs, found, ended = np.full(p.shape[:2], N), np.zeros(p.shape[:2], bool), np.zeros(p.shape[:2], bool)
     for i, k in itertools.product(range(ledgers), range(p.shape[2])):
-        new = np.array(holm(p[i, :, k], len(FAMILY))[0]) & ~found[i]
-        pairs[i, new], found[i] = k + FIRST, found[i] | new
+        effect, nothing = (np.array(holm(x[i, :, k], len(FAMILY))[0]) for x in (p, inside))
+        new = (effect | nothing) & ~ended[i]
+        pairs[i, new], found[i], ended[i] = k + FIRST, found[i] | (new & effect & ~nothing), ended[i] | new
     effects = np.array(FAMILY)
-    return {e: (found[:, effects == e].mean(), pairs[:, effects == e].mean()) for e in sorted(set(FAMILY))}
+    by = {e: (found[:, effects == e].mean(), pairs[:, effects == e].mean()) for e in sorted(set(FAMILY))}
+    return by, float((pairs.sum(1) + pairs.max(1)).mean())
 
 
 def fixed_pairs(effect: float, power: float) -> int:
@@ -107,7 +118,7 @@ def simulated(studies: int, N: int) -> None:
             + against_welch(effect, power, pairs, 0.05)
         )
     few, level = max(200, studies // 20), 0.05 / len(FAMILY)
-    found = ledger(rng, few, N)
+    found, runs = ledger(rng, few, N)
     print(f"\nA ledger of {len(FAMILY)} under Holm, N = {N}, {few:,} ledgers\n")
     print(f"{'effect':>6} {'power':>6} {'pairs':>6} {'/ alone':>13}   runs / Welch's (with tuning) of:{HEAD}")
     for effect, (power, pairs) in found.items():
@@ -116,7 +127,11 @@ def simulated(studies: int, N: int) -> None:
             print(f"{effect:6.1f} {power:6.2f} {pairs:6.1f} {times:>13}   {against_welch(effect, power, pairs, level)}")
         else:
             print(f"{effect:6.1f} {power:6.3f} {pairs:6.1f}")
-    bill(found, level)
+    bill(runs, level)
+    found, runs = ledger(rng, few, N, margin=1.0)
+    print("With a margin of one spread, inside which a claim ends as no effect, mean pairs by effect:", end=" ")
+    print(", ".join(f"{effect:g}: {pairs:.1f}" for effect, (_, pairs) in found.items()))
+    bill(runs, level)
 
 
 def against_welch(effect: float, power: float, pairs: float, level: float) -> str:
@@ -132,13 +147,11 @@ def equal_power(power: float) -> float:
     return next((usual for usual in (0.95, 0.80) if power >= usual), power)
 
 
-def bill(found: dict[float, tuple[float, float]], level: float) -> None:
-    """Runs of the whole ledger: treatments each alone, their control once, as far as the longest of them; 16 tunings.
+def bill(ours: float, level: float) -> None:
+    """Runs of the whole ledger and of 16 tunings, beside those of Welch's test.
 
-    Welch's ledger plans for an effect of 1 at 95 % in every claim, since it cannot know, and shares its control too.
+    That plans for an effect of 1 at 95 % in every claim, since it cannot know, and shares its control too.
     """
-    pairs = sum(found[effect][1] for effect in FAMILY)
-    ours = pairs + max(p for _, p in found.values())
     tuning = TUNING / 2 * (len(FAMILY) + 1)
     print(f"\nRuns of the ledger, one control shared: {ours:.0f}, with tuning {ours + tuning:.0f}.", end=" ")
     for c in CORRELATIONS:
