@@ -218,6 +218,26 @@ def test_diverged_runs_are_infinite_differences_and_the_worst_values(records):
     assert len(study.ends(lost)) == 1 and len(study.beside(lost, "test_loss")) == 3
 
 
+def test_arms_without_a_seed_in_common_or_with_one_seed_give_no_number(records):
+    found = study.read_study(records)
+    one, other = found.names
+    apart = study.Study(records, {one: {0: found.arms[one][0]}, other: {1: found.arms[other][1]}}, found.grids)
+    assert study.compare(apart, ["test_loss", "speedup"]).empty and study.beside(apart, "test_loss").empty
+    assert [v.verdict for v in study.judged(apart, "test_loss", 0.005).values()] == ["open"]
+    single = study.Study(records, {arm: {0: runs[0]} for arm, runs in found.arms.items()}, found.grids)
+    row = study.compare(single, ["test_loss"]).iloc[0]
+    assert row["pairs"] == 1 and np.isnan(row[["low", "high", "correlation"]].astype(float)).all()
+    (verdict,) = study.judged(single, "test_loss", 0.005).values()
+    assert verdict.verdict == "undecided" and study.look_table({"x": verdict}).empty
+    chart = charts.drawn("one pair", charts.forest, study.forest_rows({"x": verdict}, 0.005))
+    assert chart._repr_png_().startswith(b"\x89PNG")
+    alone = study.Study(records, {one: found.arms[one]}, found.grids)
+    with pytest.raises(ConfigError, match="needs two arms; there is only norm=post_ln"):
+        study.compare(alone, ["test_loss"])
+    with pytest.raises(ConfigError, match="measure=tst_loss is unknown"):
+        study.values(found, ["tst_loss"])
+
+
 class Lost:
     """A run as it is, but for its outcome."""
 

@@ -27,6 +27,7 @@ from albert_ablate.config import ConfigError
 from albert_ablate.records.folder import DONE
 
 FOLDER = "ALBERT_ABLATE_RUNS"
+COMPARED = ["treatment", "measure", "unit", "pairs", "finished", "mean", "low", "high", "correlation", "improvement"]
 MAKE = "python run.py -m norm=pre_ln,post_ln seed=0,1,2,3"
 
 
@@ -152,7 +153,7 @@ def describe(study: Study, names: Sequence[str]) -> pd.DataFrame:
         spread = float(fine.std(ddof=1)) if len(fine) > 1 else np.nan
         row = {"measure": name, "arm": arm, "runs": len(x), "mean": fine.mean() if len(fine) else np.nan}
         rows.append(row | {"spread": spread, "interquartile mean": effects.interquartile_mean(x)})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["measure", "arm", "runs", "mean", "spread", "interquartile mean"])
 
 
 def means(table: pd.DataFrame) -> pd.DataFrame:
@@ -176,9 +177,10 @@ def _value(m: Measure, run: Evidence) -> float | None:
     if run.diverged:
         return np.inf if m.better == "lower" else -np.inf
     try:
-        return float(m.of(run))
+        value = float(m.of(run))
     except (Missing, Unusable, ValueError):
         return None
+    return value if np.isfinite(value) else None
 
 
 def curves(study: Study, split: str = "validation", x: str = "tokens") -> pd.DataFrame:
@@ -335,7 +337,9 @@ def _difference(m: Measure, treatment: Sequence[Evidence], control: Sequence[Evi
     """The signed number of one seed: of one run an arm, or of its grid of rates."""
     gone = [m.kind != "grid" and side[0].diverged for side in (treatment, control)]
     if m.kind == "pair" and not any(gone):
-        return float(m.of(treatment[0], control[0]))
+        if not np.isfinite(d := float(m.of(treatment[0], control[0]))):
+            raise Unusable(f"{treatment[0].name} and {control[0].name} have no finite {m.name}.")
+        return d
     t, c = (
         np.nan if lost else 0.0 if any(gone) else float(m.of(side if m.kind == "grid" else side[0]))
         for side, lost in zip((treatment, control), gone, strict=True)
@@ -366,7 +370,7 @@ def compare(study: Study, names: Sequence[str], control: str | None = None) -> p
             with suppress(ValueError):  # fewer than four pairs, or values that do not vary
                 row["correlation"] = effects.correlation(both[arm], both[control])[0]
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=COMPARED)
 
 
 def judged(study: Study, name: str, margin: float, N: int = PAIRS, control: str | None = None) -> dict[str, Verdict]:
