@@ -287,6 +287,17 @@ def test_the_price_is_of_what_run_trains(bench, monkeypatch, capsys):
     assert f"{'screen':<8}{runs:>8,.0f}{26.5:>8,.0f}{runs * 20_000:>10.2g}{runs * 2e10:>10.2g}{hours:>10,.1f}" in shown
 
 
+def test_arms_that_differ_by_the_same_share_of_the_grid_on_every_seed_are_told_apart(bench):
+    part = {"treatment": "pre", "control": "post", "measure": "diverging_share", "direction": "higher", "margin": 0.1}
+    form = {"regime": "short", "N": 8, "grid": [0.001, 0.004, 0.016, 0.064]}
+    for seed in range(8):
+        for k, rate in enumerate(form["grid"]):
+            bench.run("post_ln", seed, 2.0, lr=rate)
+            bench.run("pre_ln", seed, 2.0, "diverged" if k >= 2 else "finished", lr=rate)
+    found = bench.judged(parts=[part], screen=form)
+    assert (found["verdict"], found["parts"][0]["looks"][-1]["test"]) == ("supported", "signed rank")
+
+
 # --- files and the command -------------------------------------------------------------------------------------------
 
 
@@ -412,11 +423,12 @@ def evidence(bench, norm, factor, lr=0.001):
     history(folder, "steps", step=steps, tokens=steps * 100, loss=2 + factor / steps, grad_norm=factor * np.ones(60))
     at = np.repeat([100, 200, 300, 400], 2)
     losses = np.array([3.0, 3.1, 2.5, 2.7, 2.0, 2.4, 1.8, 2.3]) + 0.1 * factor
-    history(folder, "evals", step=at, tokens=at * 10, split=["train", "validation"] * 4, loss=losses)
+    history(folder, "evals", step=at, tokens=at * 10, flops=at * 1e6, split=["train", "validation"] * 4, loss=losses)
     step, layer = np.repeat([0, 10, 20], 8), np.tile(np.repeat(np.arange(4), 2), 3)
     sizes = (1 + layer) ** float(factor)
     history(folder, "layers", step=step, layer=layer, sublayer=["attention", "mlp"] * 12, grad_norm=sizes,
-            weight_norm=sizes, update_ratio=0.01 * sizes, input_rms=sizes, residual_rms=sizes * (1 + step))  # fmt: skip
+            weight_norm=sizes, update_ratio=0.01 * sizes, input_rms=sizes, residual_rms=sizes * (1 + step),
+            entropy=np.tile([2.0 / factor, np.nan], 12), max_logit=np.tile([5.0 * factor, np.nan], 12))  # fmt: skip
     figures = {
         "corruption": {f"{k}_area": 0.1 * factor for k in ("masked", "noisy", "swapped")},
         "units": {f"rise_{k}": 0.1 * factor for k in (1, 2, 5, 10, 20, 30)},
@@ -451,9 +463,9 @@ def test_swapping_the_arms_flips_every_measure_exactly(bench, name):
     (d,) = bench.judged(parts=[part], **claim)["parts"][0]["d"]
     (swapped,) = bench.judged(parts=[part | {"treatment": "post", "control": "pre"}], **claim)["parts"][0]["d"]
     assert swapped == -d
-    if name not in ("spike_score", "residual_drift"):  # equal here by construction
-        assert d != 0
-    if name not in ("spike_score", "residual_drift", "speedup", "gap_at_equal_training_loss", "gap_at_best"):
+    equal = ("spike_score", "grad_spike_score", "residual_drift")  # here, by construction
+    assert name in equal or d != 0
+    if name not in (*equal, "speedup", "speedup_flops", "gap_at_equal_training_loss", "gap_at_best"):
         assert d > 0  # the factor makes every measure of the control worse
 
 
@@ -467,6 +479,9 @@ def test_measures_by_layer_by_hand(bench):
     assert registry.weight_norm(run) == pytest.approx(np.sqrt(2 * (1 + 4 + 9 + 16)))
     assert registry.largest_update_ratio(run) == pytest.approx(0.04)
     assert registry.gap_at_best(run) == pytest.approx(0.5)
+    assert registry.activation_growth(run) == pytest.approx(np.log(4) / 4)
+    assert (registry.entropy_floor(run), registry.largest_logit(run)) == (2.0, 5.0)
+    assert registry.mean_val_loss(run) == pytest.approx((3.2 / 2 + 2.8 + 2.5 + 2.4 / 2) / 3)
 
 
 def test_a_history_without_the_column_names_what_is_needed(bench):

@@ -8,15 +8,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from albert_ablate.analysis.measures import (
+    calibration_error,
     corruption_area,
+    cost_per_verdict,
     depth_imbalance,
+    entropy_floor,
     first_reached,
     gap_at_equal_training_loss,
     growth_exponent,
+    largest_logit,
     largest_stable_rate,
+    largest_update,
+    loss_at_equal_budget,
     mean_loss,
+    memorization_excess,
     roughness,
     speedup,
+    speedup_over_control,
     spike_score,
     spread_over_depth,
 )
@@ -36,6 +44,23 @@ def test_speedup_is_to_the_worse_final_loss():
         speedup(FAST, ([1, 2], [3, math.nan]))
 
 
+def test_an_arm_may_beat_its_copy_by_the_controls_final_loss_and_never_by_the_worse():
+    lucky, unlucky = ([1, 2, 3, 4], [4, 3, 2, 2.5]), ([1, 2, 3, 4], [4, 3, 2.4, 2.5])
+    assert speedup_over_control(FAST, SLOW) == pytest.approx(math.log(400 / 200))
+    assert speedup_over_control(SLOW, FAST) == -math.inf
+    assert speedup_over_control(lucky, unlucky) > 0 and speedup_over_control(unlucky, lucky) > 0
+    assert speedup(lucky, unlucky) == -speedup(unlucky, lucky)
+
+
+def test_loss_at_an_equal_budget_is_that_of_the_smaller_end():
+    longer = ([0, 800], [4.0, 2.0])  # 3.0 at 400, where FAST has ended with 1.5
+    assert loss_at_equal_budget(FAST, longer) == pytest.approx(math.log(2)) == -loss_at_equal_budget(longer, FAST)
+    with pytest.raises(ValueError, match="no x in common"):
+        loss_at_equal_budget(FAST, ([500, 600], [1, 1]))
+    with pytest.raises(ValueError, match="finite positive losses"):
+        loss_at_equal_budget(FAST, ([100, 400], [1, math.nan]))
+
+
 curves = st.lists(st.floats(0.5, 9), min_size=2, max_size=12)
 
 
@@ -45,6 +70,7 @@ def test_measures_of_two_arms_flip_exactly(a, b):
     a, b = [9.5, *a], [9.5, *b]
     one, two = (np.arange(1, len(a) + 1), a), (np.arange(1, len(b) + 1), b)
     assert speedup(one, two) == -speedup(two, one)
+    assert loss_at_equal_budget(one, two) == -loss_at_equal_budget(two, one)
     n = min(len(a), len(b))
     assert gap_at_equal_training_loss((a[:n], b[:n]), (b[:n], a[:n])) == -gap_at_equal_training_loss(
         (b[:n], a[:n]), (a[:n], b[:n])
@@ -90,7 +116,10 @@ def test_stability_measures_by_hand():
     assert largest_stable_rate(rates, [False, False, False, True]) == 0
     assert depth_imbalance([8, 1, 2]) == pytest.approx(math.log(4)) == depth_imbalance([2, 1, 8])
     assert growth_exponent(1, math.e**6, 12) == pytest.approx(0.5)
+    layers = [[2.0, math.nan, 1.5], [1.9, math.nan, -0.1]]  # logged steps x places in depth
+    assert (entropy_floor(layers), largest_logit(layers), largest_update(layers)) == (-0.1, 2.0, 2.0)
     assert spread_over_depth([1, math.e**2]) == pytest.approx(1) and spread_over_depth([[3, 3], [1, 1]]) == 0
+    assert spread_over_depth([[1, math.nan, math.e**2], [math.nan] * 3]) == pytest.approx(1)
 
 
 def test_generalization_measures_by_hand():
@@ -100,6 +129,13 @@ def test_generalization_measures_by_hand():
     assert corruption_area([0, 0.1, 0.3], [2, 3, 3]) == pytest.approx((0.05 + 0.2) / 0.3)
     with pytest.raises(ValueError, match="start at 0"):
         corruption_area([0.1, 0.2], [2, 3])
+    assert calibration_error([0.25, 0.75], [0.5, 0.9], [0.7, 0.8]) == pytest.approx(0.25 * 0.2 + 0.75 * 0.1)
+    assert memorization_excess(0.25, 0.0625) == 0.1875
+
+
+def test_a_verdict_costs_all_runs_over_what_they_decided():
+    words = ["supported", "undecided", "no effect", "inadmissible", "mixed", "inconclusive", "refuted", "open"]
+    assert cost_per_verdict([10.0, 20.0, 30.0], words) == 20 and cost_per_verdict([1.0], ["open"]) == math.inf
 
 
 @pytest.mark.parametrize(
@@ -112,6 +148,12 @@ def test_generalization_measures_by_hand():
         (lambda: depth_imbalance([0, 1]), "gradients in the first and the last"),
         (lambda: spike_score([1] * 5, window=1), "at least two values"),
         (lambda: growth_exponent(0, 1, 3), "positive sizes"),
+        (lambda: spread_over_depth([math.nan, math.nan]), "must be positive"),
+        (lambda: spread_over_depth([1.0, 0.0]), "must be positive"),
+        (lambda: entropy_floor([[math.nan]]), "at least one value"),
+        (lambda: calibration_error([0.5], [1], [1]), "add up to 1"),
+        (lambda: memorization_excess(1.5, 0), "between 0 and 1"),
+        (lambda: speedup_over_control(FAST, ([1, 2], [3, math.nan])), "finite final loss"),
     ],
 )
 def test_numbers_that_make_no_measure_are_refused(call, sentence):

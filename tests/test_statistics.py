@@ -156,6 +156,15 @@ def test_equal_differences_are_no_evidence_even_when_rounding_separates_them():
     assert s.p_effect(np.array([0.2, 0.2, 0.2, 0.2 + 1e-9])) < 1e-6
 
 
+@pytest.mark.parametrize("scale", [1e-300, 1e-160, 1e160, 4e307])
+def test_huge_and_tiny_differences_are_judged_as_others_are(scale):
+    d = np.array([1.0, 3.0, 2.0, -1.0, 4.0, 2.0]) * scale
+    plain = d / d.max()
+    assert s.p_effect(d) == pytest.approx(s.p_effect(plain), rel=1e-6) and s.sign(d) == 1
+    assert s.sign(np.array([1.7, 1.7, -1.7, -1.7, -1.0]) * 1e308) == -1  # the plain sum would overflow on its way
+    assert s.interval(d)[1] / d.max() == pytest.approx(s.interval(plain)[1], rel=1e-5)
+
+
 @QUICK
 @given(differences(outcomes=DIVERGING))
 def test_swapping_the_arms_flips_the_sign_and_nothing_else(d):
@@ -301,6 +310,9 @@ def test_one_claim_too_many_for_the_family_is_refused():
         s.holm([0.1, 0.2, 0.3], 2)
     with pytest.raises(ValueError, match="p-value for every claim"):
         s.holm([0.1, nan], 2)
+    with pytest.raises(ValueError, match="p-value for every claim judged, got 1.5"):
+        s.holm([1.5], 2)
+    assert s.holm([], 3) == ([], [])
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------

@@ -263,6 +263,13 @@ def test_decision_accuracy_with_ties_and_divergence():
         e.decision_accuracy([1.0], [1.0])
 
 
+def test_transfer_is_the_decision_accuracy_of_each_depth_against_the_deepest():
+    found = e.transfer({96: [1.0, 2.0, 3.0], 12: [1.0, 3.0, 2.0], 24: [1.0, 2.0, inf]})
+    assert found == {12: 2 / 3, 24: 1.0} and list(found) == [12, 24]
+    with pytest.raises(ValueError, match="at least two depths"):
+        e.transfer({12: [1.0, 2.0]})
+
+
 def test_flops_are_compared_exactly():
     found = e.compare_exactly([100.0] * 5, [200.0] * 3, margin=log(1.005))
     assert (found.verdict, found.difference) == ("supported", log(200) - log(100))

@@ -4,7 +4,9 @@ Quick forms run thousands of studies; those marked slow run the specification's 
 ledger, study by study. Tolerances are four standard errors of both simulations plus the specification's rounding.
 """
 
+from importlib.util import module_from_spec, spec_from_file_location
 from math import inf, nan, sqrt
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -67,6 +69,17 @@ def test_heavy_tails_are_conservative():
 def test_stuck_runs_in_both_arms_keep_five_percent(chance):
     d = arms(np.random.default_rng(2), MANY, 20, bad=10.0, chances=(chance, chance))
     assert stop(d)[0].mean() <= 0.05 + 4 * sqrt(0.05 * 0.95 / MANY)
+
+
+@pytest.mark.parametrize("N, zeros, expected", [(8, 0.25, 0.0746), (8, 0.75, 0.0036), (20, 0.0, 0.0621)])
+def test_discrete_differences_err_a_little_more_often_and_equal_ones_add_nothing(N, zeros, expected):
+    rng = np.random.default_rng(21)
+    d = rng.choice([-1.0, 1.0], size=(MANY, N)) * (rng.random((MANY, N)) >= zeros)
+    looks = [d[:, :n] for n in range(s.FIRST, N + 1)]
+    plain, discrete = (np.min([s.p_effect(x, kind) for x in looks], axis=0) for kind in (False, True))
+    a = s.nominal(0.05, N)
+    assert close((discrete <= a).mean(), expected, MANY, rounding=0.001)
+    assert (discrete <= a).mean() <= (plain <= a).mean() + 0.005
 
 
 @pytest.mark.parametrize("chance", [0.1, 0.3])
@@ -172,6 +185,41 @@ def test_clamping_a_diverged_control_would_cost_the_better_arm_its_verdict():
     d = arms(rng, 2000, 20, inf, effect=1.0, chances=(0.0, 0.1))
     clamped = np.where(np.isinf(d), 15.0, d)
     assert stop(clamped)[0].mean() < 0.5 < 0.9 < stop(d)[0].mean()
+
+
+def benchmark():
+    spec = spec_from_file_location("verdict", Path(__file__).parent.parent / "benchmarks" / "verdict.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_designs_that_the_benchmark_compares_with_are_those_of_the_specification():
+    b = benchmark()
+    assert [b.fixed_pairs(d, 0.8) for d in b.EFFECTS] == [34, 10, 5, 4]
+    assert [round(b.wald(d), 1) for d in b.EFFECTS] == [22.0, 7.1, 3.1, 2.1]
+    assert [[b.welch_runs(d, c, 0.8) for d in b.EFFECTS] for c in b.CORRELATIONS] == [
+        [33, 9, 4, 3], [64, 17, 6, 4], [158, 41, 11, 6], [315, 80, 21, 10]]  # fmt: skip
+    assert [b.welch_runs(1.0, c, 0.95) for c in b.CORRELATIONS] == [15, 27, 66, 131]
+    assert (b.equal_power(1.0), b.equal_power(0.82), b.equal_power(0.6)) == (0.95, 0.80, 0.6)
+
+
+def test_saving_on_records_is_that_of_their_own_correlation():
+    b, rng = benchmark(), np.random.default_rng(22)
+    shared, own = rng.standard_normal(20) * 0.02, rng.standard_normal((2, 20)) * 0.005
+    x, y = shared + own[0], shared + own[1] - 0.01
+    said, d = b.saved(x, y, orders=300), y - x
+    assert said.startswith(f"20 seeds, effect {100 * d.mean():+.2f} %") and "decided in 100 %" in said
+    unpaired = abs(d.mean()) / np.sqrt((x.var(ddof=1) + y.var(ddof=1)) / 2)
+    runs = int(said.split(" runs an arm")[0].split()[-1])
+    assert (
+        b._power(unpaired * sqrt(runs / 2), 2 * runs - 2)
+        >= 0.95
+        > b._power(unpaired * sqrt((runs - 1) / 2), 2 * runs - 4)
+    )
+    assert float(said.split(": ")[-1]) < 0.3  # of the runs of a test that does not pair
+    said = b.saved(own[0], own[1], orders=300)
+    assert "Welch" not in said  # no effect to be found
 
 
 # --- estimates at stopping -------------------------------------------------------------------------------------------

@@ -64,7 +64,10 @@ def test_rates_dropped_by_halving_do_not_count_and_missing_neighbors_are_named()
         t.tuned_rate(RATES, losses[:2])
 
 
-@pytest.mark.parametrize("rates", [[1e-3, 2e-3], [2e-3, 1e-3, 4e-3], [1e-3, 2e-3, 9e-3], [0, 1e-3, 2e-3]])
+@pytest.mark.parametrize(
+    "rates",
+    [[1e-3, 2e-3], [2e-3, 1e-3, 4e-3], [1e-3, 2e-3, 9e-3], [0, 1e-3, 2e-3], [1e-3, nan, 4e-3], [1e-3, 2e-3, inf]],
+)
 def test_a_grid_without_equal_rising_log_steps_is_refused(rates):
     with pytest.raises(ValueError, match="got"):
         t.tuned_rate(rates, three([1.0] * len(rates)))
@@ -116,6 +119,8 @@ def test_pairs_to_margin_depends_on_the_spread_and_not_on_the_effect():
     assert t.pairs_to_margin(2 * d, 1.0) == t.pairs_to_margin(d, 0.5)
     with pytest.raises(ValueError, match="positive margin"):
         t.pairs_to_margin(d, 0.0)
+    with pytest.raises(ValueError, match="positive margin"):
+        t.pairs_to_margin(d, nan)
     with pytest.raises(ValueError, match="not a random measure"):
         t.pairs_to_margin([1.0, 1.0, 1.0], 0.5)
 

@@ -44,6 +44,18 @@ def test_each_word_has_its_differences(d, word):
     assert found.verdict == word and found.reason.endswith(".")
 
 
+def test_equal_differences_of_a_discrete_measure_are_evidence():
+    same = np.full(8, 0.4)
+    found = judge(same, discrete=True)
+    assert found.verdict == "supported" and judge(-same, discrete=True).verdict == "refuted"
+    assert found.p_effect == s.overall(2.0**-7, 20) and found.parts[0].rank == "agrees"
+    assert (found.parts[0].looks[-1].test, found.parts[0].low) == ("signed rank", -inf)
+    assert judge(same[:7], discrete=True).verdict == "undecided" and judge(same).verdict == "inadmissible"
+    assert judge(np.r_[same, 0.6], discrete=True).parts[0].looks[-1].test == "t"
+    assert judge(np.zeros(8), discrete=True).verdict == "undecided"
+    assert judge(np.zeros(20), discrete=True).verdict == "inconclusive"  # no difference seen proves none smaller
+
+
 def test_out_of_reach_is_told_from_reaching_the_maximum():
     assert "Out of reach" in judge(WAVE[:8]).reason and "All 20 pairs" in judge(0.35 + WAVE).reason
     assert judge(np.r_[WAVE[:8], inf]).verdict == "undecided"
@@ -155,6 +167,11 @@ def test_five_pairs_with_a_diverged_run_can_never_reach_the_level():
     found = judge(np.array([0.5, inf, 0.3, 0.8]), N=5)
     assert found.verdict == "inadmissible" and "signed rank needs 6 pairs" in found.reason
     assert judge(np.array([0.5, inf, 0.3, 0.8]), N=8).verdict == "undecided"
+
+
+def test_a_verdict_reached_before_the_divergence_stands_where_the_signed_rank_cannot_follow():
+    assert judge(np.r_[3 + WAVE[:4], -3.0, inf], N=6).verdict == "supported"
+    assert judge(np.r_[0.001 * WAVE[:5], inf], N=6).verdict == "no effect"
 
 
 def test_ledger_of_looks_agrees_with_the_verdict():

@@ -6,7 +6,7 @@ depend on the page's background (light or dark) come from the theme: a chart nam
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -692,6 +692,88 @@ def cost(points: pd.DataFrame, arms: Sequence[str], column: str, title: str):
     return filtered(chart, arms)
 
 
+def by_depth(points: pd.DataFrame, arms: Sequence[str], title: str, log: bool = True):
+    """A quantity over the blocks, as initialized and at the end: each run thin, the mean of an arm's seeds thick.
+
+    points: arm, run, seed, block, when, value.
+    """
+    import altair as alt
+
+    points = points.assign(mean=points.groupby(["arm", "when", "block"])["value"].transform("mean"))
+    scale, axis = log_axis(points["value"]) if log else (alt.Scale(zero=False), alt.Axis(format="~g", tickCount=5))
+    depth = int(points["block"].max())
+    ticks = sorted({1, *(round(depth * i / 4) for i in range(1, 5))} - {0})
+    x = alt.X("block:Q", title="block", scale=alt.Scale(nice=False), axis=alt.Axis(values=ticks, grid=False))
+    color, dash = arm_color(arms), arm_dash(arms)
+    tips = ["arm:N", _tip("seed", form="d"), _tip("block", form="d"), _tip("value")]
+    panels = []
+    for when in ("initialization", "end"):
+        own = points[points["when"] == when]
+        over = own.drop_duplicates(["arm", "block"])
+        thin = alt.Chart(own).mark_line(strokeWidth=0.7, opacity=0.45, clip=True)
+        thick = alt.Chart(over).mark_line(strokeWidth=2.2, clip=True)
+        drawn = alt.layer(
+            thin.encode(
+                x, alt.Y("value:Q", title=title, scale=scale, axis=axis), color, dash, alt.Detail("run:N"), tooltip=tips
+            ),
+            thick.encode(x, alt.Y("mean:Q", title=title, scale=scale, axis=axis), color, dash),
+        )
+        panels.append(drawn.properties(title=when, width=WIDTH // 2 - 50, height=HEIGHT - 40))
+    return alt.hconcat(*panels)
+
+
+def pairs(points: pd.DataFrame, arms: Sequence[str], control: str, title: str):
+    """A dot a seed, the arm's run over the control's: off the dashed line the arms differ, along it the seeds do.
+
+    points: arm, seed, control, value.
+    """
+    import altair as alt
+
+    both = points[["control", "value"]].to_numpy(float)
+    low, high = float(np.min(both)), float(np.max(both))
+    pad = 0.06 * (high - low) or 0.05
+    span = [low - pad, high + pad]
+    scale = alt.Scale(domain=span, nice=False, zero=False)
+    x = alt.X("control:Q", title=f"{title}, {control}", scale=scale, axis=alt.Axis(grid=False, tickCount=5))
+    y = alt.Y("value:Q", title=f"{title}, treatment", scale=scale, axis=alt.Axis(tickCount=5))
+    equal = pd.DataFrame({"control": span, "value": span})
+    tips = ["arm:N", _tip("seed", form="d"), _tip("control"), _tip("value")]
+    return alt.layer(
+        alt.Chart(equal).mark_line(style="reference", strokeDash=[4, 3], strokeWidth=1).encode(x, y),
+        alt.Chart(points).mark_circle(size=60, opacity=0.8).encode(x, y, arm_color(arms), tooltip=tips),
+    )
+
+
+def looks(steps: pd.DataFrame, arms: Sequence[str]):
+    """The statistic of every look against its boundary: outside the shaded band an effect is found.
+
+    steps: arm, pairs, statistic, boundary (infinite where the test cannot reach its level yet).
+    """
+    import altair as alt
+
+    finite = steps[["statistic", "boundary"]].to_numpy(float)
+    reach = 1.15 * float(np.abs(finite[np.isfinite(finite)]).max(initial=1.0))
+    scale = alt.Scale(domain=[-reach, reach], nice=False)
+    y = alt.Y("statistic:Q", title="statistic", scale=scale, axis=alt.Axis(tickCount=7))
+    counts = sorted({*steps["pairs"]})
+    x = alt.X(
+        "pairs:Q", title="pairs", axis=alt.Axis(values=counts, format="d", grid=False), scale=alt.Scale(nice=False)
+    )
+    band = steps[np.isfinite(steps["boundary"])].assign(below=lambda s: -s["boundary"])
+    tips = ["arm:N", _tip("pairs", form="d"), _tip("statistic", form=".3f"), _tip("boundary", form=".3f")]
+    layers = [
+        alt.Chart(steps)
+        .mark_line(point=True, strokeWidth=2)
+        .encode(x, y, arm_color(arms), arm_dash(arms), tooltip=tips)
+    ]
+    if len(band):
+        edge = alt.Chart(band.drop_duplicates("pairs")).mark_area(style="inside").encode(
+            x, alt.Y("below:Q", title="statistic", scale=scale), alt.Y2("boundary")
+        )  # fmt: skip
+        layers.insert(0, edge)
+    return alt.layer(*layers)
+
+
 # --- out -------------------------------------------------------------------------------------------------------------
 
 
@@ -731,7 +813,27 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return json.loads(json.dumps(plain.to_dict("records"), default=lambda v: v.item()))
 
 
-def picture(chart: Any, suffix: str) -> bytes:
+class Drawn:
+    """A chart as a notebook shows and stores it: a small PNG, that needs nothing to be looked at."""
+
+    def __init__(self, chart: Any, title: str = ""):
+        import altair as alt
+
+        if title:
+            chart = chart.properties(title=alt.Title(title, offset=14))
+        joined = isinstance(chart, alt.HConcatChart | alt.VConcatChart)
+        self.chart = chart if joined else chart.properties(width=WIDTH - 120)
+
+    def _repr_png_(self) -> bytes:
+        return picture(self.chart, ".png", scale=1.1)
+
+
+def drawn(title: str, chart: Callable[..., Any], table: pd.DataFrame, *more: Any) -> Drawn | str:
+    """`chart` of the table, for a notebook; a sentence where the table is empty."""
+    return f"{title}: these runs hold nothing to draw." if table.empty else Drawn(chart(table, *more), title)
+
+
+def picture(chart: Any, suffix: str, scale: float = 2) -> bytes:
     """The chart as PNG (twice the pixels) or SVG, on white."""
     import vl_convert
 
@@ -741,7 +843,7 @@ def picture(chart: Any, suffix: str) -> bytes:
     spec |= {"datasets": {name: records(frame) for name, frame in frames.items()}, "config": theme(), "padding": 10}
     if suffix == ".svg":
         return vl_convert.vegalite_to_svg(spec).encode()
-    return vl_convert.vegalite_to_png(spec, scale=2)
+    return vl_convert.vegalite_to_png(spec, scale=scale)
 
 
 def writable(output: Path, suffixes: Sequence[str] = FORMATS) -> None:

@@ -224,6 +224,17 @@ def decision_accuracy(shallow, deep) -> float:
     return float((1 - np.abs(order[0] - order[1]) / 2).mean())
 
 
+def transfer(values: Mapping[int, Sequence[float]]) -> dict[int, float]:
+    """`decision_accuracy` of each depth against the deepest: does what 12 layers say hold at 96?
+
+    values: depth -> one value per arm, the arms in the same order at every depth.
+    """
+    if len(values) < 2:
+        raise ValueError(f"Transfer needs at least two depths, got {len(values)}.")
+    deepest = max(values)
+    return {depth: decision_accuracy(values[depth], values[deepest]) for depth in sorted(values) if depth < deepest}
+
+
 @dataclass(frozen=True)
 class Exact:
     """Two deterministic measures: no test, no n."""

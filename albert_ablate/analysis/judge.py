@@ -144,7 +144,10 @@ def _judge(
 
 
 def _contrasts(parts: Sequence[Part], found: Sequence[Found]) -> list[Contrast]:
-    return [Contrast(f.d, p.margin, p.null, f.slack, f.mixed) for p, f in zip(parts, found, strict=True)]
+    return [
+        Contrast(f.d, p.margin, p.null, f.slack, f.mixed, measure_of(p).discrete)
+        for p, f in zip(parts, found, strict=True)
+    ]
 
 
 def _refusals(found: Sequence[Found]) -> list[str]:
@@ -428,7 +431,8 @@ def _shown(part: Part, found: Found, f: Form, alpha: float, result: PartResult |
     m, n = measure_of(part), len(found.d)
     exact = m.kind == "exact" and len(set(found.d)) == 1  # skipped blocks make operations random
     if result is None and not exact:
-        result = verdicts([Claim([Contrast(found.d, part.margin, part.null)], f.N)], 1, alpha)[0].parts[0]
+        alone = Contrast(found.d, part.margin, part.null, discrete=m.discrete)
+        result = verdicts([Claim([alone], f.N)], 1, alpha)[0].parts[0]
     mean, low, high = (result.mean, result.low, result.high) if result else ((found.d[0] if exact else math.nan),) * 3
     level = nominal(0.05, f.N)
     rates = [

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 Curve = tuple[Sequence[float], Sequence[float]]
+DECIDED = ("supported", "refuted", "no effect")
 
 # --- convergence -----------------------------------------------------------------------------------------------------
 
@@ -43,6 +44,33 @@ def speedup(treatment: Curve, control: Curve) -> float:
     if min(at) <= 0:
         raise ValueError("The worse final loss is reached before the first step: neither run has learned anything.")
     return float(np.log(at[1]) - np.log(at[0]))
+
+
+def speedup_over_control(treatment: Curve, control: Curve) -> float:
+    """ln(x_control / x_treatment) to the control's final loss; -inf where the treatment never reaches it.
+
+    What papers report. It is drawn and never judged: it is not antisymmetric, and an arm beats its own copy in 46 % of
+    ten-seed studies, since the target is a lucky or unlucky end of one run. Unit: log ratio; 0.69 is half the tokens.
+    """
+    (x, y), at = _curve(control), first_reached(treatment, float(_curve(control)[1][-1]))
+    if not np.isfinite(y[-1]) or min(at, x[-1]) <= 0:
+        raise ValueError("A speed-up over the control needs its finite final loss, reached after the first step.")
+    return float(np.log(x[-1]) - np.log(at))
+
+
+def loss_at_equal_budget(treatment: Curve, control: Curve) -> float:
+    """ln(loss_control / loss_treatment) at the smaller of the two final x, straight between points.
+
+    x is the budget that is to be equal: tokens, FLOPs or seconds. Unit: log ratio of losses.
+    """
+    curves = [_curve(curve) for curve in (treatment, control)]
+    end = min(x[-1] for x, _ in curves)
+    if end < max(x[0] for x, _ in curves):
+        raise ValueError("The two curves have no x in common: there is no equal budget at which both have a loss.")
+    t, c = (float(np.interp(end, x, y)) for x, y in curves)
+    if not (np.isfinite([t, c]).all() and min(t, c) > 0):
+        raise ValueError("A log ratio needs finite positive losses at the equal budget.")
+    return float(np.log(c) - np.log(t))
 
 
 def mean_loss(curve: Curve) -> float:
@@ -129,12 +157,56 @@ def growth_exponent(first: float, last: float, layers: int) -> float:
     return float((np.log(last) - np.log(first)) / layers)
 
 
+def entropy_floor(entropies) -> float:
+    """Least attention entropy (mean over heads and positions, nats) over layers and logged steps.
+
+    0 where every position attends to one token only: entropy collapse (Zhai et al. 2023, 2303.06296). Higher is safer.
+    """
+    return _extreme(entropies, np.nanmin)
+
+
+def largest_logit(logits) -> float:
+    """Largest attention logit over layers and logged steps: beyond about 50 softmax saturates in low precision.
+
+    Dehghani et al. 2023, 2302.05442; Wortsman et al. 2023, 2309.14322. No unit; negative where every logit is.
+    """
+    return _extreme(logits, np.nanmax)
+
+
+def largest_update(ratios) -> float:
+    """Largest ||change of the weights by a step|| / ||weights|| over layers and logged steps; about 1e-3 is usual."""
+    return _extreme(ratios, np.nanmax)
+
+
+def _extreme(values, of) -> float:
+    v = np.asarray(values, float)
+    if not v.size or np.isnan(v).all():
+        raise ValueError("The least or largest of layers needs at least one value that is not NaN.")
+    return float(of(v))
+
+
 def spread_over_depth(sizes) -> float:
-    """Standard deviation of ln(size) over layers, averaged over logged steps; sizes (steps, layers) or (layers,)."""
+    """Standard deviation of ln(size) over layers, averaged over logged steps; sizes (steps, layers) or (layers,).
+
+    nan, such as of a block that dropout skipped in a step, is left out.
+    """
     s = np.atleast_2d(np.asarray(sizes, float))
-    if not (s > 0).all():
+    s = s[~np.isnan(s).all(axis=1)]
+    if not s.size or not (s[~np.isnan(s)] > 0).all():
         raise ValueError("Sizes must be positive, their logarithms are compared.")
-    return float(np.log(s).std(axis=1).mean())
+    return float(np.nanstd(np.log(s), axis=1).mean())
+
+
+# --- cost ------------------------------------------------------------------------------------------------------------
+
+
+def cost_per_verdict(costs: Sequence[float], verdicts: Sequence[str]) -> float:
+    """Sum of the costs of all runs, tuning included and each run once, over the number of claims that are decided.
+
+    Unit: that of the costs (seconds, tokens, FLOPs, runs) a verdict; inf where nothing is decided.
+    """
+    decided = sum(word in DECIDED for word in verdicts)
+    return float(np.sum(costs)) / decided if decided else np.inf
 
 
 # --- generalization --------------------------------------------------------------------------------------------------
@@ -161,6 +233,27 @@ def corruption_area(rates: Sequence[float], losses: Sequence[float]) -> float:
     if len(x) < 2 or x[0] != 0:
         raise ValueError("Corruption rates must start at 0, the clean loss, and rise from there.")
     return float(np.trapezoid(y - y[0], x) / x[-1])
+
+
+def calibration_error(shares: Sequence[float], confidences: Sequence[float], accuracies: Sequence[float]) -> float:
+    """Expected calibration error: sum_b share_b |accuracy_b - confidence_b| over bins of the confidence.
+
+    Guo et al. 2017, 1706.04599. Shares of tokens that add up to 1. Unit: share of tokens.
+    """
+    share, confidence, accuracy = (np.asarray(x, float) for x in (shares, confidences, accuracies))
+    if not len(share) == len(confidence) == len(accuracy) or not np.isclose(share.sum(), 1):
+        raise ValueError("Each bin needs a share, a confidence and an accuracy, and the shares must add up to 1.")
+    return float(np.sum(share * np.abs(accuracy - confidence)))
+
+
+def memorization_excess(train: float, validation: float) -> float:
+    """Share of training prefixes continued verbatim minus that of validation prefixes, which are just easy text.
+
+    Carlini et al. 2022, 2202.07646, definition 3.1, less its floor. Unit: share of prefixes; 0 is none memorized.
+    """
+    if not (0 <= train <= 1 and 0 <= validation <= 1):
+        raise ValueError(f"Shares of prefixes lie between 0 and 1, got {train:g} and {validation:g}.")
+    return float(train - validation)
 
 
 def _crossing(x: np.ndarray, y: np.ndarray, target: float) -> float:

@@ -58,6 +58,10 @@ class Evidence:
             raise Missing(f"{self.name} has no {name}.{figure}: albert-ablate evaluate {self.place} {name}")
         return float(value)
 
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """The rows of an evaluation; none where it was not asked for."""
+        return self._evaluations.get(name, {}).get("rows", [])
+
     def column(self, history: str, name: str) -> Any:
         """A column of a history; Missing where the run did not write it."""
         table = self._history(history)
@@ -128,6 +132,7 @@ class Measure:
     kind: Kind = "run"
     evaluation: str = ""  # the evaluation after training that it needs
     loss: bool = False  # in nats, as the tuning slack is
+    discrete: bool = False  # few values, so that differences may all be equal: `statistics.p_effect`
 
     @property
     def description(self) -> str:
@@ -169,6 +174,21 @@ def speedup(treatment: Evidence, control: Evidence) -> float:
     return measures.speedup(treatment.curve("validation"), control.curve("validation"))
 
 
+def speedup_flops(treatment: Evidence, control: Evidence) -> float:
+    """ln(FLOPs of the control / FLOPs of the treatment) to the worse of their two final validation losses."""
+    return measures.speedup(*(run.curve("validation", x="flops") for run in (treatment, control)))
+
+
+def loss_at_equal_flops(treatment: Evidence, control: Evidence) -> float:
+    """ln(validation loss of the control / of the treatment) at the smaller of their final FLOPs."""
+    return measures.loss_at_equal_budget(*(run.curve("validation", x="flops") for run in (treatment, control)))
+
+
+def mean_val_loss(run: Evidence) -> float:
+    """Area under the validation loss over tokens, over its length, in nats."""
+    return measures.mean_loss(run.curve("validation"))
+
+
 def residual_spread(run: Evidence) -> float:
     """Standard deviation over depth of ln RMS of the residual stream, averaged over logged steps."""
     return measures.spread_over_depth(run.layers("residual_rms"))
@@ -182,6 +202,26 @@ def input_spread(run: Evidence) -> float:
 def residual_drift(run: Evidence) -> float:
     """Standard deviation over logged batches of ln RMS of the residual stream, averaged over depth."""
     return measures.spread_over_depth(run.layers("residual_rms").T)
+
+
+def activation_growth(run: Evidence) -> float:
+    """|ln(RMS of the residual stream behind the last sublayer / behind the first)| per block, median over steps."""
+    ends = run.layers("residual_rms")[:, [0, -1]]
+    ends = ends[~np.isnan(ends).any(axis=1)]  # steps in which dropout skipped neither block
+    if not len(ends):
+        raise Unusable(f"{run.name} has no logged step with the residual stream at both of its ends.")
+    blocks = len(np.unique(run.column("layers", "layer")))
+    return float(np.median([abs(measures.growth_exponent(first, last, blocks)) for first, last in ends]))
+
+
+def entropy_floor(run: Evidence) -> float:
+    """Least attention entropy over blocks and logged steps, in nats: 0 is collapse."""
+    return measures.entropy_floor(run.layers("entropy"))
+
+
+def largest_logit(run: Evidence) -> float:
+    """Largest attention logit over blocks and logged steps."""
+    return measures.largest_logit(run.layers("max_logit"))
 
 
 def depth_imbalance_init(run: Evidence) -> float:
@@ -203,8 +243,18 @@ def grad_norm(run: Evidence) -> float:
 
 def spike_score(run: Evidence) -> float:
     """Share of losses 7 standard deviations off the window before (a tenth of the run, 20 to 1000 steps)."""
-    losses = run.column("steps", "loss")
-    return measures.spike_score(losses, window=int(min(1000, max(20, len(losses) // 10))))
+    return _spike_score(run.column("steps", "loss"))
+
+
+def grad_spike_score(run: Evidence) -> float:
+    """Share of ln(gradient norm) 7 standard deviations off the window before, which is that of `spike_score`."""
+    # the noise of a norm is multiplicative
+    norms = run.column("steps", "grad_norm").astype(float)
+    return _spike_score(np.log(np.where(norms > 0, norms, np.nan)))
+
+
+def _spike_score(values: Any) -> float:
+    return measures.spike_score(values, window=int(min(1000, max(20, len(values) // 10))))
 
 
 def roughness(run: Evidence) -> float:
@@ -214,7 +264,7 @@ def roughness(run: Evidence) -> float:
 
 def largest_update_ratio(run: Evidence) -> float:
     """Largest ratio of a step's change to the weights' norm, over layers and logged steps."""
-    return float(np.nanmax(run.layers("update_ratio")))
+    return measures.largest_update(run.layers("update_ratio"))
 
 
 def weight_norm(run: Evidence) -> float:
@@ -255,16 +305,23 @@ _add("gap", _summary("gap"), "nats")
 _add("gap_at_best", gap_at_best, "nats")
 _add("gap_at_equal_training_loss", gap_at_equal_training_loss, "nats", kind="pair")
 _add("speedup", speedup, "log ratio of tokens", better="higher", kind="pair", log=True)
+_add("speedup_flops", speedup_flops, "log ratio of FLOPs", better="higher", kind="pair", log=True)
+_add("loss_at_equal_flops", loss_at_equal_flops, "log ratio of losses", better="higher", kind="pair", log=True)
+_add("mean_val_loss", mean_val_loss, "nats", log=True, loss=True)
 _add("rate_sensitivity", rate_sensitivity, "nats", kind="grid")
-_add("largest_stable_rate", largest_stable_rate, "doublings", better="higher", kind="grid")
-_add("diverging_share", diverging_share, "share", kind="grid")
+_add("largest_stable_rate", largest_stable_rate, "doublings", better="higher", kind="grid", discrete=True)
+_add("diverging_share", diverging_share, "share", kind="grid", discrete=True)
 _add("residual_spread", residual_spread, "ln RMS")
 _add("input_spread", input_spread, "ln RMS")
 _add("residual_drift", residual_drift, "ln RMS")
+_add("activation_growth", activation_growth, "ln RMS per block")
+_add("entropy_floor", entropy_floor, "nats", better="higher")
+_add("largest_logit", largest_logit, "logit")
 _add("depth_imbalance_init", depth_imbalance_init, "log ratio", kind="initial")
 _add("depth_imbalance", depth_imbalance, "log ratio")
 _add("grad_norm", grad_norm, "norm", log=True)
-_add("spike_score", spike_score, "share of steps")
+_add("spike_score", spike_score, "share of steps", discrete=True)
+_add("grad_spike_score", grad_spike_score, "share of steps", discrete=True)
 _add("roughness", roughness, "nats", log=True)
 _add("largest_update_ratio", largest_update_ratio, "ratio", log=True)
 _add("weight_norm", weight_norm, "norm", log=True)
@@ -280,7 +337,7 @@ for _where in ("first", "middle", "last"):
     _add(f"rank_{_where}", _evaluated("representation", f"rank_{_where}"), "dimensions", better="higher", log=True,
          evaluation="representation")  # fmt: skip
 _add("calibration", _evaluated("calibration", "error"), "share", evaluation="calibration")
-_add("memorization", _evaluated("memorization", "excess"), "share", evaluation="memorization")
+_add("memorization", _evaluated("memorization", "excess"), "share", evaluation="memorization", discrete=True)
 for _name in ("macro_f1", "probe_macro_f1", "accuracy"):
     _add(_name, _summary(_name), "share", better="higher")
 

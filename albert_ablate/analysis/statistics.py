@@ -75,17 +75,19 @@ def signed_rank(d):
     return np.minimum(1.0, 2 * p).reshape(d.shape[:-1])[()]
 
 
-def p_effect(d):
+def p_effect(d, discrete: bool = False):
     """Nominal two-sided p of one look: paired t while every pair has two finished runs, from then on `signed_rank`.
 
-    Equal differences are not a random measure and give 1.
+    Equal differences are not a random measure and give 1; but of a discrete one (a share of five rates, a count), where
+    they are the strongest evidence there is, they go to `signed_rank`. On differences of three values the t test errs
+    in up to 7.3 % of studies, with and without that (N = 8 to 40).
     """
     d = _differences(d)
-    finite = np.isfinite(d).all(-1)
-    mean, se = _mean_and_error(np.where(finite[..., None], d, 0.0))
+    by_rank = _by_rank(d, discrete)
+    mean, se = _mean_and_error(np.where(by_rank[..., None], 0.0, d))
     p = np.array(_t_tail(mean, se, d.shape[-1]))
-    if not finite.all():
-        p[~finite] = signed_rank(d[~finite])
+    if by_rank.any():
+        p[by_rank] = signed_rank(d[by_rank])
     return p[()]
 
 
@@ -105,7 +107,7 @@ def sign(d):
     """Direction of one look: of the mean, or of the signed-rank sum once a run diverged."""
     d = np.asarray(d, float)
     finite = np.isfinite(d).all(-1)
-    direction = np.array(np.sign(np.where(finite[..., None], d, 0.0).mean(-1)))
+    direction = np.array(np.sign(_mean_and_error(np.where(finite[..., None], d, 0.0))[0]))
     if not finite.all():
         direction[~finite] = np.sign((np.sign(np.nan_to_num(d)) * _doubled_ranks(d)).sum(-1))[~finite]
     return direction[()]
@@ -119,7 +121,7 @@ class Sequential(NamedTuple):
     sign: Any  # direction at the look with the smallest p
 
 
-def sequential(d, margin: float, N: int = PAIRS, null: float = 0.0) -> Sequential:
+def sequential(d, margin: float, N: int = PAIRS, null: float = 0.0, discrete: bool = False) -> Sequential:
     """Sequential p-values of one contrast after the looks at n = FIRST..min(len(d), N); (1, 1, 0) before the first.
 
     Both are running minima, so they never rise and stopping cannot hurt. The effect is judged on d - null, "inside" on
@@ -131,7 +133,7 @@ def sequential(d, margin: float, N: int = PAIRS, null: float = 0.0) -> Sequentia
     if not looks:
         none = np.ones(d.shape[:-1])
         return Sequential(none[()], none[()], (0 * none)[()])
-    p = np.stack([p_effect(x - null) for x in looks], -1)
+    p = np.stack([p_effect(x - null, discrete) for x in looks], -1)
     best = p.argmin(-1)[..., None]
     direction = np.take_along_axis(np.stack([sign(x - null) for x in looks], -1), best, -1)[..., 0][()]
     inside = np.minimum.reduce([p_inside(x, margin) for x in looks]) if null >= 0 else np.ones(d.shape[:-1])
@@ -147,8 +149,8 @@ def holm(p: Sequence[float], m: int, alpha: float = ALPHA) -> tuple[list[bool], 
         raise ValueError(
             f"The family was named with {m} claims, and {len(p)} are judged: a new claim needs a new family."
         )
-    if np.isnan(p).any():
-        raise ValueError("Holm needs a p-value for every claim judged, got nan.")
+    if bad := [x for x in p if not 0 <= x <= 1]:
+        raise ValueError(f"Holm needs a p-value for every claim judged, got {bad[0]}.")
     rejected, levels, count = [False] * len(p), [alpha / m] * len(p), 0
     order = np.argsort(p, kind="stable")
     for j in order:
@@ -201,13 +203,14 @@ def rank_pairs(N: int, level: float = ALPHA) -> int:
     return n
 
 
-def rank_check(d, N: int = PAIRS, level: float = ALPHA) -> str:
+def rank_check(d, N: int = PAIRS, level: float = ALPHA, discrete: bool = False) -> str:
     """Whether the signed rank finds at these looks what the t test finds: agrees, disagrees or cannot say yet."""
     d = np.asarray(d, float)[:N]
     if np.sum(~np.isnan(d) & (d != 0)) < rank_pairs(N, level):
         return "cannot say yet"
     a, looks = nominal(level, N), [d[:n] for n in range(FIRST, len(d) + 1)]
-    return "agrees" if any(signed_rank(x) <= a for x in looks) == any(p_effect(x) <= a for x in looks) else "disagrees"
+    found = any(p_effect(x, discrete) <= a for x in looks)
+    return "agrees" if any(signed_rank(x) <= a for x in looks) == found else "disagrees"
 
 
 @dataclass(frozen=True)
@@ -224,16 +227,16 @@ class Look:
 
 
 def looks(d, margin: float, N: int = PAIRS, level: float = ALPHA, inside_level: float | None = None,
-          null: float = 0.0) -> list[Look]:  # fmt: skip
+          null: float = 0.0, discrete: bool = False) -> list[Look]:  # fmt: skip
     """Every look taken, with the boundaries that belong to the Holm step `level` at which the claim was judged."""
     d = np.asarray(d, float)[:N]
     a, wide, out = nominal(level, N), 2 * (inside_level or level), []
     for n in range(FIRST, len(d) + 1):
         x = d[:n] - null
-        if np.isfinite(x).all():
+        if not _by_rank(x, discrete):
             mean, se = _mean_and_error(x)
             test, statistic, boundary = "t", (mean / se if se else 0.0), critical(n, N, level)
-            inside = (margin - abs(d[:n].mean())) / se if se and null >= 0 else -inf
+            inside = (margin - abs(_mean_and_error(d[:n])[0])) / se if se and null >= 0 else -inf
         else:
             ranks = _doubled_ranks(x)
             test, statistic, boundary = "signed rank", (np.sign(np.nan_to_num(x)) * ranks).sum() / 2, inf
@@ -241,7 +244,7 @@ def looks(d, margin: float, N: int = PAIRS, level: float = ALPHA, inside_level: 
             if len(reached):
                 boundary = ranks.sum() / 2 - reached[-1]
             inside = -inf
-        out.append(Look(n, test, float(statistic), float(boundary), float(p_effect(x)), float(inside),
+        out.append(Look(n, test, float(statistic), float(boundary), float(p_effect(x, discrete)), float(inside),
                         critical(n, N, wide)))  # fmt: skip
     return out
 
@@ -282,11 +285,21 @@ def _differences(d) -> np.ndarray:
     return d
 
 
+def _by_rank(d: np.ndarray, discrete: bool) -> np.ndarray:
+    """Whether the signed rank judges these differences: a run diverged, or discrete ones are all equal."""
+    finite = np.isfinite(d).all(-1)
+    return ~finite | (discrete & (_mean_and_error(np.where(finite[..., None], d, 0.0))[1] == 0))
+
+
 def _mean_and_error(d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard error along the last axis; the error is exactly 0 where all differences are equal."""
+    # over a power of two, which rounds nothing: squares of 1e200 or 1e-200 would overflow or vanish
+    largest = np.abs(d).max(-1)
+    scale = np.ldexp(1.0, np.frexp(largest)[1] - 1)
+    x = d / scale[..., None]
     # .3 - .1 and .5 - .3 differ by rounding only: without the tolerance they would be a t of 1e16
-    equal = np.ptp(d, axis=-1) <= 1e-12 * np.abs(d).max(-1)
-    return d.mean(-1), np.where(equal, 0.0, d.std(-1, ddof=1)) / sqrt(d.shape[-1])
+    equal = np.ptp(x, axis=-1) <= 1e-12 * largest / scale
+    return x.mean(-1) * scale, np.where(equal, 0.0, x.std(-1, ddof=1)) / sqrt(d.shape[-1]) * scale
 
 
 def _t_tail(x, se, n: int):

@@ -51,7 +51,7 @@ def tuned_rate(rates: Sequence[float], losses, seeds: int = TUNING_SEEDS) -> Tun
     grid, losses = np.asarray(rates, float), np.asarray(losses, float)
     if losses.ndim != 2 or losses.shape[1] != len(grid):
         raise ValueError(f"Losses have shape (tuning seeds, {len(grid)} rates), got {losses.shape}.")
-    if len(grid) < 3 or (grid <= 0).any() or (np.diff(grid) <= 0).any():
+    if len(grid) < 3 or not ((grid > 0) & np.isfinite(grid)).all() or (np.diff(grid) <= 0).any():
         raise ValueError(f"A grid has at least 3 positive rates in rising order, got {grid.tolist()}.")
     steps = np.diff(np.log(grid))
     # written to three digits, a grid of sqrt(10) has steps of 1.151 +- 0.01
@@ -98,7 +98,7 @@ def pairs_to_margin(d, margin: float, level: float = ALPHA, coverage: float = 0.
     d = np.asarray(d, float)
     d = d[np.isfinite(d)]
     refuse_unusable(d)
-    if margin <= 0:
+    if not margin > 0:
         raise ValueError(f"A half-width reaches only a positive margin, got {margin:g}.")
     s, low, high = spread(d, 1 - coverage)
     return _pairs(margin / s, level), _pairs(margin / low, level), _pairs(margin / high, level)

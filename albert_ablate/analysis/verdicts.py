@@ -42,6 +42,7 @@ class Contrast:
     null: str = "0"  # "margin": better by the margin; "-margin": not worse than the margin
     slack: float = 0.0  # tuning slack of the two arms together, in the unit of d
     mixed: str = ""  # why no clean verdict is possible, such as a factorial cell that diverges in every seed
+    discrete: bool = False  # the measure has few values, such as a share of five rates: equal differences are evidence
 
     def __post_init__(self) -> None:
         if str(self.null) not in NULLS:
@@ -104,7 +105,9 @@ class Combined:
 def verdicts(claims: Sequence[Claim], m: int, alpha: float = ALPHA) -> list[Verdict]:
     """Verdict of every claim of a family of m, named before; the same differences give the same ledger."""
     refused = [inadmissible(c) for c in claims]
-    tests = [[Sequential(*map(float, sequential(x.d, x.margin, c.N, x.shift))) for x in c.parts] for c in claims]
+    tests = [
+        [Sequential(*map(float, sequential(x.d, x.margin, c.N, x.shift, x.discrete))) for x in c.parts] for c in claims
+    ]
     joint = [combine(p, c.needs) for p, c in zip(tests, claims, strict=True)]
     effect, effect_level = holm([1.0 if r else j.effect for j, r in zip(joint, refused, strict=True)], m, alpha)
     inside, inside_level = holm([1.0 if r else j.inside for j, r in zip(joint, refused, strict=True)], m, alpha)
@@ -145,15 +148,15 @@ def inadmissible(claim: Claim) -> str:
     """The sentence why no test of this claim can mean anything, or ""."""
     for x in claim.parts:
         d = np.asarray(x.d, float)[: claim.N]
-        if np.isnan(d).all() and len(d) >= FUTILE_FROM or np.isfinite(d).all() and len(d) >= FIRST:
+        if np.isnan(d).all() and len(d) >= FUTILE_FROM or np.isfinite(d).all() and len(d) >= FIRST and not x.discrete:
             try:
                 refuse_unusable(d)
             except ValueError as sentence:
                 return str(sentence)
         usable = claim.N - int(np.sum(np.isnan(d) | (d == 0)))
         if not np.isfinite(d).all() and usable < (need := rank_pairs(claim.N)):
-            tried = sequential(d, x.margin, claim.N, x.shift)
-            if tried.effect > ALPHA:
+            tried = sequential(d, x.margin, claim.N, x.shift, x.discrete)
+            if min(tried.effect, tried.inside) > ALPHA:
                 return (
                     f"Runs diverged, and the signed rank needs {need} pairs that say something to reach the level; "
                     f"with N = {claim.N} at most {usable} can come."
@@ -208,9 +211,17 @@ def within_reach(claim: Claim) -> bool:
 def _part(x: Contrast, claim: Claim, p: Sequential, level: float, inside_level: float) -> PartResult:
     d = np.asarray(x.d, float)[: claim.N]
     mean, low, high = interval(d, claim.N)
-    steps = looks(d, x.margin, claim.N, level, inside_level, x.shift)
+    steps = looks(d, x.margin, claim.N, level, inside_level, x.shift, x.discrete)
     return PartResult(
-        len(d), mean, low, high, int(np.isfinite(d).sum()), _lost(d), p, rank_check(d - x.shift, claim.N), steps
+        len(d),
+        mean,
+        low,
+        high,
+        int(np.isfinite(d).sum()),
+        _lost(d),
+        p,
+        rank_check(d - x.shift, claim.N, discrete=x.discrete),
+        steps,
     )
 
 
