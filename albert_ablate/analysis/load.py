@@ -205,7 +205,7 @@ def _row(folder: Path) -> dict[str, Any]:
 
 def _facts(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     """The row of a record, which must have status and seed; what an older or a foreign one lacks else is left out."""
-    parts = {"choices": Mapping, "config": Mapping, "summary": Mapping, "cost": Mapping, "error": str}
+    parts = {"data": Mapping, "choices": Mapping, "config": Mapping, "summary": Mapping, "cost": Mapping, "error": str}
     if not isinstance(record, Mapping):
         raise ValueError("it is no JSON object")
     if wrong := [k for k, kind in parts.items() if record.get(k) and not isinstance(record[k], kind)]:
@@ -225,6 +225,7 @@ def _facts(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         "role": record.get("role") or role(seed),
         "status": status,
     }
+    row["fingerprint"] = (record.get("data") or {}).get("fingerprint")  # of the text as tokens
     known = set(row) | {"folder", "reason"}  # no option or figure takes their place
     more = dict((record.get("choices") or {}).items()) | dict(_dotted(record.get("config") or {}))
     more |= (record.get("summary") or {}) | (record.get("cost") or {})
@@ -266,4 +267,5 @@ def _dotted(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _last_line(error: str | None) -> str | None:
-    return (error.strip().splitlines() or [None])[-1] if error else None
+    lines = (error or "").strip().splitlines()
+    return lines[-1] if lines else None
