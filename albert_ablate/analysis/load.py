@@ -172,7 +172,10 @@ def _warn(what: str, trouble: Mapping[str, str]) -> None:
 
 
 def _summary(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    summary = pd.DataFrame(rows)
+    # a folder's name may be no text, and stands as it is
+    folders = pd.Series([row["folder"] for row in rows], dtype=object)
+    summary = pd.DataFrame([{k: v for k, v in row.items() if k != "folder"} for row in rows])
+    summary.insert(0, "folder", folders)
     if "seed" in summary:
         summary["seed"] = summary["seed"].astype("Int64")  # stays whole where some records cannot be read
     return summary
@@ -229,7 +232,14 @@ def _facts(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     known = set(row) | {"folder", "reason"}  # no option or figure takes their place
     more = dict((record.get("choices") or {}).items()) | dict(_dotted(record.get("config") or {}))
     more |= (record.get("summary") or {}) | (record.get("cost") or {})
-    return row | {k: v for k, v in more.items() if k not in known} | {"reason": _last_line(record.get("error"))}
+    row |= {k: v for k, v in more.items() if k not in known} | {"reason": _last_line(record.get("error"))}
+    return {_text(k): _text(v) for k, v in row.items()}
+
+
+def _text(value: Any) -> Any:
+    """JSON can hold half a surrogate pair, which is no character."""
+    plain = not isinstance(value, str) or value.isascii()
+    return value if plain else value.encode("utf-8", "replace").decode("utf-8")
 
 
 def _torn(folder: Path, lengths: Mapping[str, int] | None) -> str | None:

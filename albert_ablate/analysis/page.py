@@ -20,6 +20,7 @@ from albert_ablate.analysis import charts
 from albert_ablate.config import ConfigError
 from albert_ablate.records.atomic import replace_file
 
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 DIGITS = 4  # of a number behind a chart
 LIKE = 1000  # the greatest of a column over the least, where its numbers have as many decimals
 FOLDED = 40  # rows of a folded table that Markdown, which cannot fold, still has
@@ -131,6 +132,7 @@ def html(page: Page) -> str:
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,  # Markup is ours
     )
     arms = [
         (arm, i % len(charts.LIGHT), i // len(charts.LIGHT) % len(charts.DASHES)) for i, arm in enumerate(page.arms)
@@ -212,6 +214,11 @@ def _numbers(values: np.ndarray) -> list[Any]:
     ]
 
 
+def visible(value: Any) -> str:
+    """Text in which nothing acts unseen: control characters, and those that turn the direction of what follows."""
+    return CONTROLS.sub("\ufffd", str(value).encode("utf-8", "replace").decode("utf-8"))
+
+
 def written(value: Any) -> str:
     """A table's cell in words."""
     if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
@@ -228,7 +235,7 @@ def written(value: Any) -> str:
         return text.replace("-", "−")
     if isinstance(value, list | tuple):
         return "[" + ", ".join(written(v) for v in value) + "]"
-    return str(value)
+    return visible(value)
 
 
 def write_html(page: Page, output: Path) -> list[Path]:
@@ -321,7 +328,7 @@ def _markdown_rows(table: Table) -> Iterator[str]:
 
 def _plain(text: Any) -> str:
     """Text in which Markdown sees no markup of its own, on one line."""
-    text = " ".join(str(text).split())
+    text = visible(" ".join(str(text).split()))
     text = re.sub(r"([\\`*_\[\]|<>#&~$])", r"\\\1", text)
     return re.sub(r"^(\d+)?(?=[-+=.)])", r"\1\\", text) if re.match(r"[-+=]|\d+[.)]", text) else text
 

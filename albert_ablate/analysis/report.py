@@ -17,7 +17,17 @@ import pandas as pd
 from albert_ablate.analysis import charts
 from albert_ablate.analysis.effects import factorial_effects, rate_interval, rate_sensitivity
 from albert_ablate.analysis.load import Runs, load_runs
-from albert_ablate.analysis.page import Figure, Page, Section, Table, write_csv, write_html, write_markdown, written
+from albert_ablate.analysis.page import (
+    Figure,
+    Page,
+    Section,
+    Table,
+    visible,
+    write_csv,
+    write_html,
+    write_markdown,
+    written,
+)
 from albert_ablate.config import SIGNIFICANT, ConfigError
 from albert_ablate.records.history import read_history
 
@@ -29,6 +39,22 @@ MAPPED_SEEDS = 5  # seeds of an arm in its heat map
 MAPPED = ("grad_norm", "residual_rms", "update_ratio", "entropy")
 PAIRS_OF_FACTORS = 6
 LEVELS = 6
+FIGURES = {  # of the summary: as a table names them
+    "train_loss": "train loss",
+    "val_loss": "validation loss",
+    "val_bits_per_byte": "bits per byte",
+    "test_loss": "test loss",
+    "gap": "gap",
+    "macro_f1": "macro-F1",
+    "accuracy": "accuracy",
+    "tokens_per_second": "tokens/s",
+    "flops": "FLOPs",
+    "parameters": "parameters",
+    "initial_loss": "",  # not in the table
+    "seconds": "",
+    "model.layers": "",
+    "optimizer.lr": "",
+}
 OUTSIDE = ("trainer.precision", "trainer.compile")  # settings that determine the weights, beside the groups that do
 
 
@@ -60,7 +86,7 @@ class Material:
     def initial(self) -> float | None:
         """The loss before training, which losses are drawn up to."""
         known = "initial_loss" in self.rows and not self.mixed
-        return float(pd.to_numeric(self.rows["initial_loss"], errors="coerce").median()) if known else None
+        return float(self.rows["initial_loss"].median()) if known else None
 
     def place(self, folder: str) -> str:
         """A run's folder below the root: a page to be mailed names no folder of its maker."""
@@ -91,7 +117,8 @@ def gather(root: Path, ledger: Path | None) -> Material:
         n = len(readable) - len(rows)
         notes.append(f"{counted(n, 'run')} of tuning or calibration: at most in the section on learning rates.")
     settings, names = differences(rows)
-    rows = rows.assign(name=rows["setting"].map(names))
+    numbers = {c: rows[c].map(_figure) for c in FIGURES if c in rows}
+    rows = rows.assign(name=rows["setting"].map(names), **numbers)
     mixed = differing_texts(rows)
     if mixed:
         notes.append(
@@ -111,6 +138,12 @@ def differing_texts(rows: pd.DataFrame) -> list[str]:
         return found
     size = rows["data.train_size"].map(_key) if "data.train_size" in rows else pd.Series("", rows.index)
     return ["text"] if (rows.groupby(size)["fingerprint"].nunique() > 1).any() else []
+
+
+def _figure(value: Any) -> float:
+    """The number, nan for what is none."""
+    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    return float(value) if is_number else math.nan
 
 
 def counted(n: int, what: str) -> str:
@@ -134,7 +167,7 @@ def differences(rows: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
                 names[s] = f"{name} {column}={written(one.at[s, column])}".strip()
     taken: dict[str, int] = {}
     for s in names:
-        name = names[s] or str(one.at[s, "label"])
+        name = visible(names[s] or one.at[s, "label"])
         taken[name] = taken.get(name, 0) + 1  # settings may differ in nothing that is named, such as the text itself
         names[s] = f"{name} ({s[:6]})" if taken[name] > 1 else name
     order = sorted(names, key=lambda s: names[s])
@@ -178,7 +211,8 @@ def ledger_section(m: Material) -> Section:
     section = Section("Ledger")
     if m.ledger is None:
         section.missing.append(
-            f"Nothing is judged yet: albert-ablate judge sweeps/claims.yaml --runs {m.root} writes the ledger."
+            f"Nothing is judged yet: albert-ablate judge sweeps/claims.yaml --runs {m.root.name or '.'} writes the "
+            "ledger."
         )
         return section
     family = m.ledger.get("family") or {}
@@ -397,6 +431,9 @@ def curves_section(m: Material) -> Section:
     if m.mixed:
         validation["loss"], unit = validation["bits_per_byte"], "bits per byte"
     validation = _with_range(validation.drop(columns="bits_per_byte"))
+    if validation.empty:
+        section.missing.append("No run has a finite validation loss.")
+        return section
     over = pd.DataFrame(ends or [], columns=["arm", "run", "seed", "tokens", "loss", "divergence"])
     if m.mixed:  # batch losses are in nats only
         over = over.iloc[:0]
@@ -454,7 +491,7 @@ def rates_section(m: Material) -> Section:
     for file in sorted((m.root / "tuning").glob("*.json")):
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
-            arm = names.get(file.stem, str(found["arm"]))
+            arm = names.get(file.stem, visible(found["arm"]))
             for at in found["curve"]:
                 losses, seeds = at["losses"], at.get("seeds") or []
                 values = (
@@ -497,8 +534,8 @@ def rates_section(m: Material) -> Section:
             section.tables.append(Table("sensitivity", found, "Sensitivity to the learning rate", note))
     if not section.figures:
         section.missing.append(
-            f"Learning-rate curves come from albert-ablate tune, which writes {m.root}/tuning, and from runs at three "
-            "rates or more that are else alike."
+            f"Learning-rate curves come from albert-ablate tune, which writes {m.root.name or '.'}/tuning, and from "
+            "runs at three rates or more that are else alike."
         )
     return section
 
@@ -530,7 +567,7 @@ def _grid(m: Material) -> pd.DataFrame | None:
         return None
     rows = pd.concat(kept)
     columns = {"rate": "optimizer.lr", "seed": "seed", "loss": m.quality[0], "initial": "initial_loss"}
-    found = {to: pd.to_numeric(rows[c], errors="coerce") if c in rows else math.nan for to, c in columns.items()}
+    found = {to: rows[c] if c in rows else math.nan for to, c in columns.items()}
     grid = pd.DataFrame({"arm": rows["arm"]} | found).astype({"rate": float, "seed": int, "loss": float})
     return grid.assign(loss=grid["loss"].where(rows["status"] == "finished"))
 
@@ -835,27 +872,17 @@ def cost_section(m: Material) -> Section:
     )
     rows, (quality, axis) = m.finished, m.quality
     for column, title, note in columns:
-        if {column, quality} <= {*rows} and (pd.to_numeric(rows[column], errors="coerce") > 0).any():
+        if {column, quality} <= {*rows} and (rows[column] > 0).any():
             points = rows[["name", "seed", quality, column]].set_axis(["arm", "seed", "loss", column], axis=1).dropna()
             points = points.astype({"loss": float, column: float, "seed": int})
+            if points.empty:
+                continue
             section.figures.append(
                 Figure(f"Loss over {title}", charts.cost(points[points[column] > 0], m.arms, column, title, axis), note)
             )
-    wanted = {
-        "train_loss": "train loss",
-        "val_loss": "validation loss",
-        "val_bits_per_byte": "bits per byte",
-        "test_loss": "test loss",
-        "gap": "gap",
-        "macro_f1": "macro-F1",
-        "accuracy": "accuracy",
-        "tokens_per_second": "tokens/s",
-        "flops": "FLOPs",
-        "parameters": "parameters",
-    }
-    kept = {k: v for k, v in wanted.items() if k in rows and rows[k].notna().any()}
+    kept = {k: v for k, v in FIGURES.items() if v and k in rows and rows[k].notna().any()}
     if kept:
-        numbers = rows[[*kept]].apply(pd.to_numeric, errors="coerce").assign(arm=rows["name"])
+        numbers = rows[[*kept]].assign(arm=rows["name"])
         table = numbers.groupby("arm").mean().rename(columns=kept)
         table.insert(0, "finished", numbers.groupby("arm").size())
         order = [a for a in m.arms if a in table.index]
