@@ -24,7 +24,10 @@ WIDTH, HEIGHT = 620, 280  # of a picture; on a page the width is that of its con
 STEPS_OF_A_CURVE = 200
 FORMATS = (".html", ".png", ".svg")
 CELLS = 96  # columns of a heat map
-COUNT = "replace(format(datum.value, '~s'), 'G', 'B')"  # 0, 40k, 20M, 1.5B: an axis's own format says 0k and 1.5G
+# 0, 40k, 20M, 1.5B, whole numbers alone: an axis's own format says 0k, 1.5G and, of half a token, 500m
+COUNT = "datum.value % 1 ? '' : replace(format(datum.value, '~s'), 'G', 'B')"
+SIZE = "datum.value >= 100 && datum.value < 1e6 ? format(datum.value, ',.0f') : format(datum.value, '.2~g')"
+SHAPES = ["circle", "square", "triangle-up", "diamond"]  # of points, as DASHES of lines
 FOREST_LINEAR = 20.0  # margins: effects beyond have an axis that is linear to 1 and logarithmic from there
 LOGARITHMIC = 3.0  # a quantity whose sizes span less than this factor is colored on a linear scale
 
@@ -149,7 +152,7 @@ def depth_map(layers: pd.DataFrame, quantity: str, columns: int = CELLS) -> pd.D
 # --- parts of charts -------------------------------------------------------------------------------------------------
 
 
-def arm_color(arms: Sequence[str]):
+def arm_color(arms: Sequence[str], columns: int = 2):
     """Color by arm: the same in all charts that are given the same arms in the same order."""
     import altair as alt
 
@@ -157,7 +160,9 @@ def arm_color(arms: Sequence[str]):
         "arm:N",
         title=None,
         scale=alt.Scale(domain=list(arms)),
-        legend=alt.Legend(orient="bottom", columns=2, symbolOpacity=1),
+        legend=alt.Legend(orient="bottom", columns=columns, symbolOpacity=1, symbolType="stroke", symbolSize=250)
+        if columns
+        else None,
     )
 
 
@@ -187,7 +192,7 @@ def tokens_axis(title: str = "tokens"):
     return alt.X(
         "tokens:Q",
         title=title,
-        axis=alt.Axis(labelExpr=COUNT, tickCount=5, tickMinStep=1, grid=False),
+        axis=alt.Axis(labelExpr=COUNT, tickCount=5, grid=False),
         scale=alt.Scale(nice=False),
     )
 
@@ -330,7 +335,7 @@ def heat_map(cells: pd.DataFrame, quantity: str, domain: Sequence[float] | None 
         orient="right",
         gradientLength=170,
         gradientThickness=10,
-        format=".2~g",
+        labelExpr=SIZE,
         values=round_values(low, high, log),
     )
     depth = int(cells["layer"].max())
@@ -339,7 +344,7 @@ def heat_map(cells: pd.DataFrame, quantity: str, domain: Sequence[float] | None 
     x = alt.X(
         "tokens:Q",
         title="tokens",
-        axis=alt.Axis(labelExpr=COUNT, tickCount=4, tickMinStep=1, grid=False),
+        axis=alt.Axis(labelExpr=COUNT, tickCount=4, grid=False),
         scale=alt.Scale(nice=False, zero=False),
     )
     ticks = sorted({1, *(round(depth * i / 4) for i in range(1, 5))} - {0})
@@ -548,7 +553,7 @@ def sensitivity(
     )
     scale = alt.Scale(domain=[span[0], span[1] + 0.06 * (span[1] - span[0])], nice=False, zero=False)
     y = alt.Y("loss:Q", title=title, scale=scale)
-    color, dash = arm_color(arms), arm_dash(arms)
+    color, dash = arm_color(arms, 2 if filters else 1), arm_dash(arms)
     tips = ["arm:N", _tip("rate", "learning rate"), _tip("loss", form=".4f"), _tip("seed", form="d")]
     lost = points[points["diverged"]].drop(columns="loss")
     chart = alt.layer(
@@ -574,7 +579,7 @@ def strip(values: pd.DataFrame, means: pd.DataFrame, arms: Sequence[str], title:
     """A dot a run and the mean as a bar. values: arm, seed, value. means: arm, mean, low, high (nan: no interval)."""
     import altair as alt
 
-    color = arm_color(arms)
+    color = arm_color(arms, columns=0)  # each is named
     scale = alt.Scale(zero=zero, padding=10)
     y = alt.Y("arm:N", title=None, sort=list(arms), axis=None, scale=alt.Scale(paddingOuter=0.3))
     axis = alt.Axis(format="~g", tickCount=5, labelOverlap=True)
@@ -706,13 +711,15 @@ def cost(points: pd.DataFrame, arms: Sequence[str], column: str, title: str, los
     scale, axis = log_axis(points[column], grid=False)
     if points[column].max() < 2 * points[column].min():
         scale, axis = alt.Scale(zero=False, padding=12), alt.Axis(format=".4~s", tickCount=5, labelOverlap=True)
+    shapes = [SHAPES[i // len(LIGHT) % len(SHAPES)] for i in range(len(arms))]
     chart = (
         alt.Chart(points)
-        .mark_circle(size=60, opacity=0.75)
+        .mark_point(size=60, opacity=0.75, filled=True)
         .encode(
             alt.X(f"{column}:Q", title=title, scale=scale, axis=axis),
             alt.Y("loss:Q", title=loss, scale=alt.Scale(zero=False, padding=8)),
             arm_color(arms),
+            alt.Shape("arm:N", scale=alt.Scale(domain=list(arms), range=shapes), legend=None),
             tooltip=tips,
         )
     )

@@ -97,6 +97,7 @@ class Section:
     tables: list[Table] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    zoom: bool = False  # whether its charts can be zoomed, which a page says and a picture need not
     cards: list[Mapping[str, Any]] = field(default_factory=list)  # claims: verdict, name, statement, sentence, details
 
     @property
@@ -330,7 +331,7 @@ def _plain(text: Any) -> str:
     """Text in which Markdown sees no markup of its own, on one line."""
     text = visible(" ".join(str(text).split()))
     text = re.sub(r"([\\`*_\[\]|<>#&~$])", r"\\\1", text)
-    return re.sub(r"^(\d+)?(?=[-+=.)])", r"\1\\", text) if re.match(r"[-+=]|\d+[.)]", text) else text
+    return re.sub(r"^(\d*)([-+.)])(?=\s|$)", r"\1\\\2", text)  # no list begins here
 
 
 def _replace(file: Path, content: bytes) -> None:

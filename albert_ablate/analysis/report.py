@@ -397,7 +397,7 @@ def read(m: Material, row: Any, name: str, columns: Sequence[str]) -> pd.DataFra
 
 
 def curves_section(m: Material) -> Section:
-    section = Section("Loss curves")
+    section = Section("Loss curves", zoom=True)
     evals, batches, ends, lost = [], [], [], []
     points = max(30, min(400, POINTS // max(1, len(m.rows))))
     for i, row in enumerate(m.rows.itertuples(index=False)):
@@ -451,7 +451,7 @@ def curves_section(m: Material) -> Section:
             Figure(
                 f"Validation loss, second half ({unit})",
                 drawn,
-                "The same. Shift and wheel zoom in, double click zooms out.",
+                "The same, from half of the tokens on.",
             )
         )
     training = pd.concat(batches)
@@ -607,8 +607,9 @@ def _draw_rates(
 
 def divergence_section(m: Material) -> Section:
     rows, shown = [], []
+    runs = dict(list(m.rows.filter(["name", "status", "divergence"]).groupby("name")))
     for arm in m.arms:
-        own = m.rows[m.rows["name"] == arm]
+        own = runs[arm]
         done = own[own["status"].isin(["finished", "diverged"])]
         lost = done[done["status"] == "diverged"]
         share, low, high = rate_interval(len(lost), len(done)) if len(done) else (math.nan,) * 3
