@@ -187,7 +187,7 @@ def read_ledger(file: Path, needed: bool) -> Mapping[str, Any] | None:
         for claim in found["claims"]:
             claim["verdict"], claim["name"]
             for part in (*claim["parts"], *(claim.get("secondary") or ())):
-                _part(part, ""), [number(look.get("p")) for look in part.get("looks") or ()]
+                _contrast(part), _part(part, ""), [number(look.get("p")) for look in part.get("looks") or ()]
         return found
     except FileNotFoundError:
         if needed:
