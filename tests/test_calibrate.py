@@ -67,7 +67,8 @@ def test_spread_and_half_widths_are_those_of_the_formulas(calibrate, tmp_path, c
     assert entry["half_widths"]["20"] == pytest.approx(wide)
     assert 0 <= found["false_positives"]["low"] <= found["false_positives"]["high"] <= 0.3
     said = capsys.readouterr().out
-    assert "norm=none: 0 of 4 pairs finished: no paired spread" in said and "margin 0.5 %" in said
+    assert "norm=none: 0 of 4 pairs finished: no paired spread" in said and "margin 0.5 %; half-widths" in said
+    assert f"20 pairs +-{100 * wide:.3g} % (no effect out of reach)" in said
     assert "24 runs of norm=pre_ln, 4 of each of 2 treatments; 32 to do" in said
     seeds = sorted(p.seed for p in calibrate.asked if p.label == "norm=pre_ln")
     assert seeds == [FIRST_CALIBRATION_SEED + k for k in range(24)] and role(seeds[0]) == "calibration"
@@ -76,6 +77,8 @@ def test_spread_and_half_widths_are_those_of_the_formulas(calibrate, tmp_path, c
 def test_the_arms_can_be_named(calibrate, capsys):
     assert calibrate("--arm", "norm=post_ln", "--treatment", "norm=pre_ln", "--dry-run") == 0
     assert "24 runs of norm=post_ln, 4 of each of 1 treatments" in capsys.readouterr().out
+    assert calibrate(*["--treatment", "norm=none"] * 2, "--dry-run") == 0
+    assert "4 of each of 1 treatments" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -98,3 +101,5 @@ def test_what_cannot_be_calibrated_is_one_sentence(calibrate, capsys, more, sent
 def test_an_arm_that_always_diverges_has_no_spread():
     with pytest.raises(RuntimeError, match="there is no spread"):
         calibration({"a": [math.inf] * 24}, "a", "test_loss", 0.005)
+    with pytest.raises(RuntimeError, match="there is no noise"):
+        calibration({"a": [2.5] * 24}, "a", "test_loss", 0.005)

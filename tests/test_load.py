@@ -1,7 +1,9 @@
 """Records into tables."""
 
 import json
+import shutil
 
+import pandas as pd
 import pytest
 
 from albert_ablate import compose, load_runs, run
@@ -64,3 +66,110 @@ def test_histories_carry_the_run_and_agree_with_the_summary(runs_folder):
 def test_mistakes_get_one_sentence(runs_folder, act, says):
     with pytest.raises(ConfigError, match=says):
         act(runs_folder)
+
+
+# --- what others, older releases and broken disks leave behind --------------------------------------------------------
+
+
+@pytest.fixture
+def copied(runs_folder, tmp_path):
+    """copied(name, change=..., content=...): one run more, its record changed or replaced by these bytes."""
+    (whole,) = [
+        f for f in runs_folder.glob("*/seed0/steps.arrow") if "pre_ln" in (f.parent / "record.json").read_text()
+    ]
+    root = tmp_path / "runs"
+
+    def copy(name, change=None, content=None):
+        folder = root / name / "seed0"
+        shutil.copytree(whole.parent, folder, ignore=shutil.ignore_patterns("checkpoints"))
+        record = json.loads((folder / "record.json").read_text()) | {"setting": name}
+        if change:
+            change(record)
+        (folder / "record.json").write_bytes(json.dumps(record).encode() if content is None else content)
+        return folder
+
+    copy("whole")
+    copy.root = root
+    return copy
+
+
+def reason(copied, name):
+    summary = load_runs(copied.root).summary.set_index("folder")
+    return summary.loc[str(copied.root / name / "seed0")]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "cannot be read"),
+        (b"\0" * 99, "cannot be read"),
+        (b'{"status": "\xff"}', "UnicodeDecodeError"),
+        (b"[" * 100_000, "RecursionError"),
+        (b"[1]", "it is no JSON object"),
+        (b'{"seed": 0}', "it has no status"),
+        (b'{"status": "finished", "seed": "0"}', "its seed is '0'"),
+        (b'{"status": "finished", "seed": 0, "choices": ["x"]}', "its choices is a list"),
+        (b'{"status": "finished", "seed": 0, "error": {"a": 1}}', "its error is a dict"),
+        (b'{"status": "archived", "seed": 0}', "a newer release"),
+    ],
+    ids=range(10),
+)
+def test_a_record_of_any_content_is_a_row_with_its_reason(copied, content, says):
+    copied("bad", content=content)
+    row = reason(copied, "bad")
+    assert pd.isna(row["status"]) and says in row["reason"]
+    assert len(load_runs(copied.root).steps) == 15
+
+
+def test_a_record_without_what_came_later_is_read(copied):
+    wanted = ("label", "arm", "setting", "identity", "role", "choices", "config", "summary", "cost", "error")
+    copied("old", change=lambda r: [r.pop(k) for k in (*wanted, "histories")])
+    copied("new", change=lambda r: r.update(version=9, choices={"status": "x", "norm": "pre_ln"}, more={"a": [1]}))
+    row = reason(copied, "old")
+    assert row["status"] == "diverged" and row["setting"] == row["arm"] == "old" and row["role"] == "confirmation"
+    assert reason(copied, "new")["status"] == "diverged"
+    assert len(load_runs(copied.root).steps) == 3 * 15
+
+
+def test_histories_that_were_cut_or_zeroed_are_named_and_left_out(copied):
+    def overwritten(name, change):
+        file = copied(name) / "steps.arrow"
+        file.write_bytes(change(file.read_bytes()))
+
+    overwritten("cut", lambda b: b[: len(b) // 2])
+    overwritten("zero", lambda b: bytes(len(b)))
+    rows = bytes(range(1, 16))  # of the column step: 8 bytes a number
+    at = lambda b: b.index(b"".join(bytes([n]) + bytes(7) for n in rows))  # noqa: E731
+    overwritten("lost", lambda b: b[: at(b)] + bytes(64) + b[at(b) + 64 :])
+    (copied("gone") / "steps.arrow").unlink()
+    runs = load_runs(copied.root)
+    found = {f.split("/")[-2]: r for f, r in zip(runs.summary["folder"], runs.summary["reason"], strict=True)}
+    assert found["cut"] == found["zero"] == "steps.arrow is cut off" and found["gone"] == "steps.arrow is missing"
+    with pytest.warns(UserWarning, match="The steps of 4 runs cannot be read") as said:
+        assert set(runs.steps["setting"]) == {"whole"}
+    assert str(copied.root / "lost") in str(said[0].message) or len(said) == 1
+    assert set(runs.evals["setting"]) == {
+        "whole",
+        "cut",
+        "zero",
+        "lost",
+        "gone",
+    }  # its other histories are as they were
+    (copied("odd") / "evaluations.json").write_text("[1")
+    assert "evaluations.json cannot be read" in reason(copied, "odd")["reason"]
+
+
+def test_links_are_followed_and_broken_ones_listed(copied):
+    for name, target in (("linked", copied.root / "whole"), ("broken", copied.root / "nowhere")):
+        (copied.root / name).mkdir()
+        (copied.root / name / "seed0").symlink_to(target / "seed0")
+    (copied.root / "loop").symlink_to(copied.root)
+    assert reason(copied, "linked")["status"] == "diverged"
+    assert reason(copied, "broken")["reason"] == "it is a link to nowhere"
+
+
+def test_no_run_gives_the_columns_that_were_asked_for(runs_folder):
+    runs = load_runs(runs_folder)
+    none = runs.where(seed=[])
+    assert list(none.history("steps", ["loss"])) == ["arm", "setting", "seed", "loss"] and none.spikes().empty
+    assert len(runs.where(seed=range(2)).summary) == 4 and len(runs.where(norm=("pre_ln",)).summary) == 2

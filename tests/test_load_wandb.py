@@ -71,6 +71,7 @@ def test_a_torn_offline_file_gives_its_rows_and_one_without_a_run_its_reason(off
     (tmp_path / "run-a.wandb").write_bytes(content[: len(content) * 2 // 3])
     (tmp_path / "run-b.wandb").write_bytes(b":W&B\x00\x00\x00")
     (tmp_path / "run-c.wandb").write_bytes(b"something else")
+    (tmp_path / "run-d.wandb").write_bytes(content[:3000] + bytes(200) + content[3200:])
 
     def work() -> None:
         runs = load_runs(tmp_path)
@@ -78,6 +79,7 @@ def test_a_torn_offline_file_gives_its_rows_and_one_without_a_run_its_reason(off
         assert summary.loc[str(tmp_path / "run-a.wandb"), "status"] == "running" and len(runs.steps)
         assert "before its run began" in summary.loc[str(tmp_path / "run-b.wandb"), "reason"]
         assert "does not begin as" in summary.loc[str(tmp_path / "run-c.wandb"), "reason"]
+        assert "damaged at byte" in summary.loc[str(tmp_path / "run-d.wandb"), "reason"]
 
     forked(work)
 
@@ -141,6 +143,7 @@ def test_a_project_on_a_server_gives_the_same_tables(tmp_path):
     kept = {
         "one": {"config": config, "summary": summary, "rows": rows, "label": "norm=pre_ln"},
         "other": {"config": {"lr": 1}, "summary": {}, "rows": [], "label": "someone's"},
+        "seedless": {"config": config | {"seed": "one"}, "summary": {}, "rows": [], "label": "theirs"},
     }
 
     def work() -> None:
@@ -149,6 +152,7 @@ def test_a_project_on_a_server_gives_the_same_tables(tmp_path):
         assert first["status"] == "diverged" and first["val_loss"] == float("inf") and first["norm"] == "pre_ln"
         assert first["optimizer.lr"] == 0.1 and first["role"] == "confirmation"
         assert "no run of albert_ablate" in runs.summary.iloc[1]["reason"]
+        assert "its seed is 'one'" in runs.summary.iloc[2]["reason"]
         assert runs.steps["loss"].tolist()[:2] == pytest.approx([2.9, 2.8]) and runs.steps["loss"].isna().tolist()[2]
         assert runs.evals[["step", "split", "loss", "accuracy"]].values.tolist() == [[3, "validation", 2.5, 0.25]]
         assert runs.layers["grad_norm"].tolist() == [0.5] * 3 and set(runs.layers["layer"]) == {0}

@@ -14,7 +14,7 @@ import pytest
 
 from albert_ablate.analysis import charts, report, show
 from albert_ablate.analysis.measures import spike_score, spikes
-from albert_ablate.analysis.page import packed, safe_json, written
+from albert_ablate.analysis.page import Page, Section, Table, packed, safe_json, write_csv, write_markdown, written
 from albert_ablate.cli import main
 
 pytest.importorskip("altair", reason="pip install 'albert_ablate[plot]'")
@@ -261,17 +261,29 @@ def test_no_text_from_elsewhere_is_markup(page_file):
     assert "{{ 7*7 }}" in text  # a name is no template
     content = re.search(r'id="content">(.*?)</script>', text, re.S).group(1)
     assert not set("<>&") & set(content) and any(EVIL in arm for arm in json.loads(content)["arms"])
+    tuning = next(c for c in json.loads(content)["charts"] if "learning rate" in json.dumps(c))
+    assert "indexof(arms" not in json.dumps(tuning) and '"legend": {' in json.dumps(tuning)  # the filter has other arms
     assert json.loads(safe_json({"x": "</script>&\u2028"})) == {"x": "</script>&\u2028"}
     markup = re.sub(r"<script.*?</script>", "", text, flags=re.S)
     assert not re.search(r'(?:src|href)="(?!data:|#)', markup)  # nothing is fetched
 
 
 def test_csv_holds_the_tables(study, tmp_path):
-    assert main(["report", str(study), "--format", "csv", "-o", str(tmp_path / "tables")]) == 0
+    page = report.make(study)
+    write_csv(page, tmp_path / "tables")
     table = pd.read_csv(tmp_path / "tables" / "divergence.csv")
     assert table["diverged"].sum() == 1 and table["seeds"].tolist() == [4] * 4
     # Clopper and Pearson: of 1 of 4 from 0.6 to 80.6 %, of 0 of 4 up to 60.2 %
-    assert {*table["share"]} == {"25% (0.6% to 80.6%)", "0% (0.0% to 60.2%)"}
+    bounds = table[["share", "low", "high"]].round(3).drop_duplicates().sort_values("share")
+    assert bounds.values.tolist() == [[0, 0, 0.602], [0.25, 0.006, 0.806]] and table["non_finite"].sum() == 1
+    for section in page.sections:
+        for ours in section.tables:
+            theirs = pd.read_csv(tmp_path / "tables" / f"{ours.name}.csv", float_precision="round_trip")
+            assert list(theirs) == [str(c) for c in ours.rows] and len(theirs) == len(ours.rows), ours.name
+            for c in ours.rows.select_dtypes("number"):
+                np.testing.assert_array_equal(theirs[str(c)].astype(float), ours.rows[c].astype(float))
+    ledger = pd.read_csv(tmp_path / "tables" / "ledger.csv")
+    assert ledger[["mean", "low", "high"]].values.tolist()[0] == [0.03, 0.02, 0.04] and np.isinf(ledger["high"][1])
     effects = pd.read_csv(tmp_path / "tables" / "interactions.csv").set_index("effect")["mean"]
     assert effects["norm x dropout"] == pytest.approx(0, abs=1e-9)
     assert effects["norm: pre_ln minus post_ln"] == pytest.approx(-0.1)
@@ -298,14 +310,114 @@ def test_what_is_absent_is_left_out_with_a_line_that_says_what_would_fill_it(tmp
     assert "one arm only" in missing["Configurations"]
 
 
-def test_arms_are_named_by_what_tells_them_apart(tmp_path):
-    for lr in (1e-3, 2e-3, 4e-3):
-        make_run(tmp_path, {"norm": "pre_ln", "dropout": "none"}, lr=lr)
+def test_arms_are_named_by_settings_that_tell_them_apart_and_not_by_what_came_of_them(tmp_path):
+    for lr in (1e-3, 2e-3, 4e-3):  # the last has another kind of divergence, and no evaluations
+        make_run(tmp_path, {"norm": "pre_ln", "dropout": "none"}, lr=lr, lost=100 if lr == 4e-3 else None)
     make_run(tmp_path, {"norm": "post_ln", "dropout": "none"})
     m = report.gather(tmp_path, None)
     assert m.arms == ["norm=post_ln", *(f"norm=pre_ln optimizer.lr={lr}" for lr in (0.001, 0.002, 0.004))]
+    assert list(m.settings) == ["norm", "optimizer.lr"]
     section = report.rates_section(m)
     assert [f.title for f in section.figures] == ["Learning-rate sensitivity"] and len(section.tables[0].rows) == 3
+    found = section.tables[1].rows.iloc[0]  # the diverged run counts as the initial loss, 5.5
+    low = m.rows.set_index("optimizer.lr")["val_loss"][0.001]
+    assert found["mean"] == pytest.approx((5.5 - low) / 3) and found["rates"] == 3
+
+
+def test_a_mean_is_drawn_where_most_seeds_were_evaluated(tmp_path):
+    rows = [(run, t, 1.0 + run) for run in (0, 1, 2) for t in (0, 10, 20)] + [(3, t, 9.0) for t in (0, 10, 15)]
+    held = pd.DataFrame(rows, columns=["run", "tokens", "loss"]).assign(arm="a")
+    over = report._with_range(held).drop_duplicates("tokens").set_index("tokens")
+    assert over["mean"].to_dict() == {0: 3.75, 10: 3.75, 20: 2.0, 15: pytest.approx(np.nan, nan_ok=True)}
+    assert over["high"][10] == 9 and over["low"][20] == 1 and len(report._with_range(held)) == len(held)
+
+
+def test_cells_of_a_factorial_have_equal_settings_elsewhere(tmp_path):
+    for i, norm in enumerate("ab"):
+        for j, dropout in enumerate("xy"):
+            for seed in range(3):
+                make_run(tmp_path, {"norm": norm, "dropout": dropout}, seed, level=2 + 0.1 * i + 0.2 * j, full=False)
+    make_run(tmp_path, {"norm": "a", "dropout": "x"}, level=9.0, lr=4e-3, full=False)  # one cell alone at this rate
+    section = report.factorial_section(report.gather(tmp_path, None))
+    assert [f.title for f in section.figures] == ["norm and dropout"]
+    table = section.tables[0].rows.set_index("effect")
+    assert table["mean"].tolist() == pytest.approx([0.1, 0.2, 0.0], abs=1e-9) and set(table["seeds"]) == {3}
+
+
+def test_runs_on_different_texts_are_compared_in_bits_per_byte_and_the_page_says_so(tmp_path):
+    for norm in ("a", "b"):
+        record = make_run(tmp_path, {"norm": norm, "data": "text_files"}, full=False) / "record.json"
+        found = json.loads(record.read_text()) | {"data": {"fingerprint": norm}}
+        found["summary"]["val_bits_per_byte"] = 3.0
+        record.write_text(json.dumps(found))
+    page = report.make(tmp_path)
+    assert "The runs differ in text" in page.subtitle
+    titles = [f.title for s in page.sections for f in s.figures]
+    assert "Validation loss (bits per byte)" in titles and not any("each batch" in t for t in titles)
+    chart = next(f.chart for s in page.sections for f in s.figures if f.title == "Loss over training FLOPs")
+    assert "bits per byte" in json.dumps(charts.specification(chart)[0])
+
+
+def test_a_page_names_no_folder_of_its_maker_and_obeys_no_control_character(tmp_path):
+    make_run(tmp_path / "runs", {"norm": "\u202eevil\x1b[31m \ud800"})
+    make_run(tmp_path / "runs", {"norm": "b"}, steps=4)
+    (tmp_path / "runs" / "bad" / "seed0").mkdir(parents=True)
+    assert main(["report", str(tmp_path / "runs"), "-o", str(tmp_path / "report.html")]) == 0
+    text = (tmp_path / "report.html").read_text()
+    markup = re.sub(r"<script>.*?</script>", "", text, flags=re.S)
+    assert main(["report", str(tmp_path / "runs"), "--format", "csv", "-o", str(tmp_path / "tables")]) == 0
+    assert "bad/seed0" in pd.read_csv(tmp_path / "tables" / "unreadable.csv")["folder"].tolist()
+    assert str(tmp_path) not in text and not set("\u202e\x1b") & set(markup) and "norm=\ufffdevil" in markup
+    assert "1 more cannot be read" in markup and "bad/seed0" in markup
+
+
+def test_an_effect_is_said_as_the_change_of_the_measure():
+    p = {"mean": 0.03, "low": 0.01, "high": 0.05, "direction": "lower", "unit": "nats", "rank": "agrees"}
+    assert report.effect_text(p) == "−0.03 nats (−0.05 to −0.01)"  # the claim says lower, and it is
+    assert report.effect_text(p | {"direction": "higher"}) == "+0.03 nats (+0.01 to +0.05)"
+    assert report.effect_text(p | {"log": True, "singles": ["a"]}) == "+0.03 (log ratio) (+0.01 to +0.05)"
+    assert report.effect_text(p | {"percent": [-3, "-Infinity", 1]}) == "−3 % (−∞ to +1)"
+    assert report.effect_text(p | {"mean": 0.0, "rank": "not tested"}) == "+0 nats (exact)"
+
+
+def test_a_ledger_with_a_broken_contrast_is_one_sentence(tmp_path, capsys):
+    make_run(tmp_path, {"norm": "a"}, steps=20)
+    for broken in ({"treatment": "a"}, part("a", "b", "high", 0, 0), part("a", "b", 0, 0, 0) | {"looks": [3]}):
+        claims = [{"name": "x", "verdict": "supported", "parts": [broken]}]
+        (tmp_path / "ledger.json").write_text(json.dumps({"claims": claims}))
+        assert main(["report", str(tmp_path), "-o", str(tmp_path / "report.html")]) == 2
+        said = capsys.readouterr().err
+        assert "is no ledger" in said and said.count("\n") == 1
+
+
+def test_contrasts_of_one_name_have_a_row_each(study):
+    m = report.gather(study, None)
+    twice = [part("a", "b", 0.01, 0, 0.02), part("a", "b", 0.2, 0.1, 1.3)]
+    m.ledger = {"claims": [claim("c", "undecided", twice), claim("no", "inadmissible", twice[:1])]}
+    section = report.effects_section(m)
+    _, frames = charts.specification(section.figures[0].chart)
+    rows = [set(f["row"]) for f in frames.values() if "row" in f]
+    assert max(map(len, rows)) == 2 and section.text == ["Inadmissible, and so not drawn: no."]
+
+
+def test_numbers_of_one_size_align_and_settings_stay_short():
+    rows = pd.DataFrame(
+        {"loss": [2.6175, 2.9, np.nan], "lr": [0.002, 2.0, 0.128], "n": [3, 20_000, 5], "p": [0.5, 1.2e-5, 0.01]}
+    )
+    assert Table("t", rows).cells == [
+        ["2.618", "0.002", "3", "0.5"], ["2.900", "2", "20,000", "1.2e−05"], ["–", "0.128", "5", "0.01"]]  # fmt: skip
+    assert Table("t", rows.assign(arm="a")).numeric == [True] * 4 + [False]
+
+
+def test_markdown_escapes_and_leaves_long_folded_tables_to_csv(tmp_path):
+    short, long = pd.DataFrame({"a|b": [EVIL, "- x"]}), pd.DataFrame({"n": range(100)})
+    section = Section(
+        "S", ["1. no *list*", "+ none"], [Table("short", short), Table("long", long, "Long", folded=True)]
+    )
+    (file,) = write_markdown(Page("T", "", [section]), tmp_path / "r.md")
+    text = file.read_text()
+    assert "1\\. no \\*list\\*" in text and "\n\\+ none" in text and "| a\\|b |" in text
+    assert r"\<script\>window.hacked=1" in text and "(100 rows: --format csv has them, in long.csv.)" in text
 
 
 def test_tuning_runs_are_no_results(tmp_path):
@@ -422,3 +534,16 @@ def test_filter_hover_and_choice_of_quantity_work(browser, page_file):
     page.emulate_media(color_scheme="dark")
     drawn(page)
     assert not page.trouble
+
+
+@pytest.mark.slow
+def test_arms_can_be_found_and_charts_out_of_view_are_drawn_for_the_printer(browser, tmp_path):
+    for i in range(9):
+        make_run(tmp_path / "runs", {"norm": f"n{i}"}, steps=20, full=False)
+    assert main(["report", str(tmp_path / "runs"), "-o", str(tmp_path / "report.html")]) == 0
+    page = opened(browser, tmp_path / "report.html")
+    page.wait_for_function("!document.querySelector('figure[data-chart]:not([hidden]):not([data-drawn])')")
+    page.fill("#find", "n7")
+    assert page.locator("#filter label:visible").count() == 1
+    page.locator("#only").click()
+    assert page.locator("#count").inner_text() == "1 of 9 arms shown" and not page.trouble

@@ -24,6 +24,11 @@ WIDTH, HEIGHT = 620, 280  # of a picture; on a page the width is that of its con
 STEPS_OF_A_CURVE = 200
 FORMATS = (".html", ".png", ".svg")
 CELLS = 96  # columns of a heat map
+# 0, 40k, 20M, 1.5B, whole numbers alone: an axis's own format says 0k, 1.5G and, of half a token, 500m
+COUNT = "datum.value % 1 ? '' : replace(format(datum.value, '~s'), 'G', 'B')"
+SIZE = "datum.value >= 100 && datum.value < 1e6 ? format(datum.value, ',.0f') : format(datum.value, '.2~g')"
+SHAPES = ["circle", "square", "triangle-up", "diamond"]  # of points, as DASHES of lines
+FOREST_LINEAR = 20.0  # margins: effects beyond have an axis that is linear to 1 and logarithmic from there
 LOGARITHMIC = 3.0  # a quantity whose sizes span less than this factor is colored on a linear scale
 
 QUANTITIES = {
@@ -147,7 +152,7 @@ def depth_map(layers: pd.DataFrame, quantity: str, columns: int = CELLS) -> pd.D
 # --- parts of charts -------------------------------------------------------------------------------------------------
 
 
-def arm_color(arms: Sequence[str]):
+def arm_color(arms: Sequence[str], columns: int = 2):
     """Color by arm: the same in all charts that are given the same arms in the same order."""
     import altair as alt
 
@@ -155,7 +160,9 @@ def arm_color(arms: Sequence[str]):
         "arm:N",
         title=None,
         scale=alt.Scale(domain=list(arms)),
-        legend=alt.Legend(orient="bottom", columns=2, symbolOpacity=1),
+        legend=alt.Legend(orient="bottom", columns=columns, symbolOpacity=1, symbolType="stroke", symbolSize=250)
+        if columns
+        else None,
     )
 
 
@@ -183,7 +190,10 @@ def tokens_axis(title: str = "tokens"):
     import altair as alt
 
     return alt.X(
-        "tokens:Q", title=title, axis=alt.Axis(format="~s", tickCount=5, grid=False), scale=alt.Scale(nice=False)
+        "tokens:Q",
+        title=title,
+        axis=alt.Axis(labelExpr=COUNT, tickCount=5, grid=False),
+        scale=alt.Scale(nice=False),
     )
 
 
@@ -325,7 +335,7 @@ def heat_map(cells: pd.DataFrame, quantity: str, domain: Sequence[float] | None 
         orient="right",
         gradientLength=170,
         gradientThickness=10,
-        format=".2~g",
+        labelExpr=SIZE,
         values=round_values(low, high, log),
     )
     depth = int(cells["layer"].max())
@@ -334,7 +344,7 @@ def heat_map(cells: pd.DataFrame, quantity: str, domain: Sequence[float] | None 
     x = alt.X(
         "tokens:Q",
         title="tokens",
-        axis=alt.Axis(format="~s", tickCount=4, grid=False),
+        axis=alt.Axis(labelExpr=COUNT, tickCount=4, grid=False),
         scale=alt.Scale(nice=False, zero=False),
     )
     ticks = sorted({1, *(round(depth * i / 4) for i in range(1, 5))} - {0})
@@ -401,7 +411,7 @@ def log_axis(values: Sequence[float] | np.ndarray, grid: bool = True) -> tuple[A
     low, high = (float(v.min()) / 1.15, float(v.max()) * 1.15) if len(v) else (0.1, 10.0)
     return alt.Scale(type="log", domain=[low, high], nice=False), alt.Axis(
         values=round_values(low, high, log=True),
-        format=".1~e" if high / low > 1e6 else "~g" if high < 1e4 else "~s",
+        format=".1~e" if high / low > 1e6 else ".3~g" if high < 1e4 else ".3~s",
         grid=grid,
     )
 
@@ -412,7 +422,8 @@ def log_axis(values: Sequence[float] | np.ndarray, grid: bool = True) -> tuple[A
 def loss_curves(evals: pd.DataFrame, ends: pd.DataFrame, arms: Sequence[str], unit: str, initial: float | None):
     """Every run thin, the mean of an arm's seeds thick, their range as a band; a cross where a run diverged.
 
-    evals: arm, run, seed, tokens, loss, and per arm and tokens mean, low, high. ends: the last row of diverged runs.
+    evals: arm, run, seed, tokens, loss, and per arm and tokens mean, low, high (nan: not drawn). ends: the last row of
+    diverged runs.
     """
     import altair as alt
 
@@ -421,7 +432,7 @@ def loss_curves(evals: pd.DataFrame, ends: pd.DataFrame, arms: Sequence[str], un
     y = alt.Y("loss:Q", title=unit, scale=scale)
     color, dash = arm_color(arms), arm_dash(arms)
     tips = ["arm:N", _tip("seed", form="d"), _tip("tokens", form=","), _tip("loss", form=".4f")]
-    over = evals.drop_duplicates(["arm", "tokens"])[["arm", "tokens", "mean", "low", "high"]]
+    over = evals.drop_duplicates(["arm", "tokens"])[["arm", "tokens", "mean", "low", "high"]].dropna()
     hovered = alt.selection_point(name="hovered", fields=["run"], on="pointerover", empty=False)
     layers = [
         alt.Chart(over)
@@ -485,13 +496,19 @@ def forest(effects: pd.DataFrame):
 
     rows = list(dict.fromkeys(effects["row"]))
     finite = effects[["mean", "low", "high"]].to_numpy(float)
-    reach = min(max(2.0, 1.1 * float(np.abs(finite[np.isfinite(finite)]).max(initial=0.0))), 40.0)
+    reach = max(2.0, 1.1 * float(np.abs(finite[np.isfinite(finite)]).max(initial=0.0)))
     effects = effects.assign(low=effects["low"].clip(-2 * reach), high=effects["high"].clip(upper=2 * reach))
-    axis = alt.Axis(tickCount=5, grid=False)
-    x = alt.X("mean:Q", title="effect / margin", scale=alt.Scale(domain=[-reach, reach], nice=False), axis=axis)
-    y = alt.Y("row:N", title=None, sort=rows, axis=alt.Axis(grid=False, ticks=False, domain=False, labelLimit=150))
+    if reach > FOREST_LINEAR:
+        powers = [10.0**k for k in range(int(math.log10(reach)) + 1)]
+        scale = alt.Scale(type="symlog", constant=1, domain=[-reach, reach], nice=False)
+        axis = alt.Axis(values=[*(-v for v in powers), 0, *powers], format="~s", grid=False, labelOverlap=True)
+    else:
+        scale, axis = alt.Scale(domain=[-reach, reach], nice=False), alt.Axis(tickCount=5, grid=False)
+    x = alt.X("mean:Q", title="effect / margin", scale=scale, axis=axis)
+    y = alt.Y("row:N", title=None, sort=rows, axis=None, scale=alt.Scale(paddingOuter=0.3))
     margin = pd.DataFrame({"from": [-1.0], "to": [1.0], "zero": [0.0]})
     tips = ["row:N", alt.Tooltip("text:N", title="effect"), "verdict:N", "kind:N"]
+    words: dict[str, Any] = {"align": "left", "limit": alt.ExprRef("width - 8"), "dx": 4}
     layers = [
         alt.Chart(margin).mark_rect(style="inside").encode(x="from:Q", x2="to:Q"),
         alt.Chart(margin).mark_rule(style="reference").encode(x="zero:Q"),
@@ -502,17 +519,27 @@ def forest(effects: pd.DataFrame):
             .encode(x, y, tooltip=tips)
             for kind, own in effects.groupby("kind")
         ),
+        # the name stands above its line, not beside the axis: it is as long as the page is wide
+        alt.Chart(effects).mark_text(dy=-24, fontSize=11, **words).encode(x=alt.value(0), y=y, text="row:N"),
         alt.Chart(effects)
-        .mark_text(style="note", align="left", dx=4, dy=-10, fontSize=10)
+        .mark_text(style="note", dy=-11, fontSize=10, **words)
         .encode(x=alt.value(0), y=y, text="text:N"),
     ]
-    return alt.layer(*layers).properties(height=max(90, 40 * len(rows)))
+    return alt.layer(*layers).properties(height=max(90, 56 * len(rows)))
 
 
-def sensitivity(points: pd.DataFrame, means: pd.DataFrame, arms: Sequence[str], initial: float | None):
+def sensitivity(
+    points: pd.DataFrame,
+    means: pd.DataFrame,
+    arms: Sequence[str],
+    initial: float | None,
+    title: str = "validation loss at the end (nats per token)",
+    filters: bool = True,
+):
     """Final loss over the learning rate, each run and the mean, diverged runs as crosses at the top.
 
-    points: arm, rate, loss, diverged (loss: the axis's top), seed. means: arm, rate, mean.
+    points: arm, rate, loss, diverged (loss: the axis's top), seed. means: arm, rate, mean. filters: whether the arms
+    are those of the page's filter; others have a legend of their own.
     """
     import altair as alt
 
@@ -522,17 +549,17 @@ def sensitivity(points: pd.DataFrame, means: pd.DataFrame, arms: Sequence[str], 
         "rate:Q",
         title="learning rate",
         scale=alt.Scale(type="log", domain=[rates[0] / 1.3, rates[-1] * 1.3], nice=False),
-        axis=alt.Axis(values=rates, format=".2~g", grid=False, labelOverlap=True),
+        axis=alt.Axis(values=rates, format=".3~g", grid=False, labelOverlap=True),
     )
     scale = alt.Scale(domain=[span[0], span[1] + 0.06 * (span[1] - span[0])], nice=False, zero=False)
-    y = alt.Y("loss:Q", title="validation loss at the end", scale=scale)
-    color, dash = arm_color(arms), arm_dash(arms)
+    y = alt.Y("loss:Q", title=title, scale=scale)
+    color, dash = arm_color(arms, 2 if filters else 1), arm_dash(arms)
     tips = ["arm:N", _tip("rate", "learning rate"), _tip("loss", form=".4f"), _tip("seed", form="d")]
     lost = points[points["diverged"]].drop(columns="loss")
     chart = alt.layer(
         alt.Chart(means)
         .mark_line(strokeWidth=2, clip=True)
-        .encode(x, alt.Y("mean:Q", title="validation loss at the end", scale=scale), color, dash),
+        .encode(x, alt.Y("mean:Q", title=title, scale=scale), color, dash),
         alt.Chart(points[~points["diverged"]])
         .mark_circle(size=34, opacity=0.8, clip=True)
         .encode(x, y, color, tooltip=tips),
@@ -545,17 +572,17 @@ def sensitivity(points: pd.DataFrame, means: pd.DataFrame, arms: Sequence[str], 
             tooltip=["arm:N", _tip("rate", "learning rate"), _tip("seed", form="d"), "outcome:N"],
         ),
     )
-    return filtered(chart, arms)
+    return filtered(chart, arms) if filters else chart
 
 
 def strip(values: pd.DataFrame, means: pd.DataFrame, arms: Sequence[str], title: str, zero: bool = False):
     """A dot a run and the mean as a bar. values: arm, seed, value. means: arm, mean, low, high (nan: no interval)."""
     import altair as alt
 
-    color = arm_color(arms)
+    color = arm_color(arms, columns=0)  # each is named
     scale = alt.Scale(zero=zero, padding=10)
-    y = alt.Y("arm:N", title=None, sort=list(arms), axis=alt.Axis(labelLimit=170, ticks=False, domain=False, grid=True))
-    axis = alt.Axis(format="~g", tickCount=5)
+    y = alt.Y("arm:N", title=None, sort=list(arms), axis=None, scale=alt.Scale(paddingOuter=0.3))
+    axis = alt.Axis(format="~g", tickCount=5, labelOverlap=True)
     chart = alt.layer(
         alt.Chart(values)
         .mark_circle(size=46, opacity=0.7)
@@ -576,7 +603,11 @@ def strip(values: pd.DataFrame, means: pd.DataFrame, arms: Sequence[str], title:
             color,
             tooltip=["arm:N", _tip("mean"), _tip("low"), _tip("high")],
         ),
-    ).properties(height=alt.Step(26))
+        # names above their line are as long as the page is wide
+        alt.Chart(means)
+        .mark_text(align="left", dx=4, dy=-14, fontSize=10, limit=alt.ExprRef("width - 8"), style="note")
+        .encode(x=alt.value(0), y=y, text="arm:N"),
+    ).properties(height=alt.Step(38))
     return filtered(chart, arms)
 
 
@@ -590,7 +621,7 @@ def train_and_validation(points: pd.DataFrame, arms: Sequence[str], initial: flo
     span = loss_range(np.r_[points["train"], points["validation"]], initial)
     scale = alt.Scale(domain=span, nice=False, zero=False)
     x = alt.X("train:Q", title="training loss (nats per token)", scale=scale, axis=alt.Axis(grid=False, tickCount=6))
-    y = alt.Y("validation:Q", title="validation loss", scale=scale)
+    y = alt.Y("validation:Q", title="validation loss (nats per token)", scale=scale)
     equal = pd.DataFrame({"train": span, "validation": span})
     tips = [
         "arm:N",
@@ -637,7 +668,7 @@ def corruption(points: pd.DataFrame, arms: Sequence[str], title: str):
     return filtered(chart, arms)
 
 
-def interaction(cells: pd.DataFrame, points: pd.DataFrame, one: str, other: str):
+def interaction(cells: pd.DataFrame, points: pd.DataFrame, one: str, other: str, title: str):
     """Two factors: parallel lines mean that they add up. Levels of the second by dash and shape; color is the arm's.
 
     cells: x (level of one), level (of other), mean. points: the runs, with value and seed.
@@ -653,39 +684,42 @@ def interaction(cells: pd.DataFrame, points: pd.DataFrame, one: str, other: str)
         scale=alt.Scale(type="point", padding=0.4),
     )
     scale = alt.Scale(zero=False, nice=True)
+    legend = alt.Legend(orient="bottom", columns=1, symbolSize=120)
     dash = alt.StrokeDash(
         "level:N",
         title=other,
         scale=alt.Scale(domain=levels, range=[DASHES[i % 4] for i in range(len(levels))]),
-        legend=alt.Legend(orient="bottom", symbolSize=300),
+        legend=legend,
     )
-    shape = alt.Shape("level:N", title=other, scale=alt.Scale(domain=levels), legend=alt.Legend(orient="bottom"))
+    shape = alt.Shape("level:N", title=other, scale=alt.Scale(domain=levels), legend=legend)
     tips = ["x:N", "level:N", _tip("seed", form="d"), _tip("value", "validation loss", ".4f")]
     return alt.layer(
         alt.Chart(cells)
         .mark_line(style="line", strokeWidth=2)
-        .encode(x, alt.Y("mean:Q", title="validation loss", scale=scale), dash),
+        .encode(x, alt.Y("mean:Q", title=title, scale=scale), dash),
         alt.Chart(points)
         .mark_point(style="plain", size=42, fillOpacity=0.25)
-        .encode(x, alt.Y("value:Q", title="validation loss", scale=scale), shape, tooltip=tips),
+        .encode(x, alt.Y("value:Q", title=title, scale=scale), shape, tooltip=tips),
     )
 
 
-def cost(points: pd.DataFrame, arms: Sequence[str], column: str, title: str):
-    """Validation loss at the end against what the run took, a dot a run. points: arm, seed, loss, `column`."""
+def cost(points: pd.DataFrame, arms: Sequence[str], column: str, title: str, loss: str):
+    """Loss at the end against what the run took, a dot a run. points: arm, seed, loss, `column`."""
     import altair as alt
 
     tips = ["arm:N", _tip("seed", form="d"), _tip(column), _tip("loss", form=".4f")]
     scale, axis = log_axis(points[column], grid=False)
     if points[column].max() < 2 * points[column].min():
-        scale, axis = alt.Scale(zero=False, padding=12), alt.Axis(format="~s", tickCount=5, labelOverlap=True)
+        scale, axis = alt.Scale(zero=False, padding=12), alt.Axis(format=".4~s", tickCount=5, labelOverlap=True)
+    shapes = [SHAPES[i // len(LIGHT) % len(SHAPES)] for i in range(len(arms))]
     chart = (
         alt.Chart(points)
-        .mark_circle(size=60, opacity=0.75)
+        .mark_point(size=60, opacity=0.75, filled=True)
         .encode(
             alt.X(f"{column}:Q", title=title, scale=scale, axis=axis),
-            alt.Y("loss:Q", title="validation loss at the end", scale=alt.Scale(zero=False, padding=8)),
+            alt.Y("loss:Q", title=loss, scale=alt.Scale(zero=False, padding=8)),
             arm_color(arms),
+            alt.Shape("arm:N", scale=alt.Scale(domain=list(arms), range=shapes), legend=None),
             tooltip=tips,
         )
     )

@@ -1,12 +1,15 @@
 """Records into pandas tables: a row a run, and the runs' histories."""
 
 import json
+import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -14,19 +17,23 @@ from albert_ablate.analysis.measures import spike_score
 from albert_ablate.config import ConfigError
 from albert_ablate.records.evaluations import read_evaluations
 from albert_ablate.records.history import SCHEMAS, read_history
+from albert_ablate.records.tuning import role
 
-KEYS = ("label", "arm", "setting", "identity", "seed", "role", "status")
+STATES = ("running", "finished", "diverged", "failed", "stopped")
+BESIDE = {"seed": pa.int64(), "setting": pa.string(), "arm": pa.string()}  # of the run, beside each row of a history
 SPIKING = ("loss", "grad_norm")
+MAGIC = b"ARROW1"  # begins and ends an Arrow file
 
 
 @dataclass(frozen=True)
 class Runs:
     """All runs of a source.
 
-    summary: a row a run, with its folder, status, `reason` (why it could not be read, or failed), the option taken in
-    each group, every setting by its dotted key, every summary metric and its cost, and the figures of its evaluations
-    as `<name>.<figure>`. steps, evals, layers: the histories
-    with the run's arm, setting and seed beside each row, read when first asked for.
+    summary: a row a run, with its folder, status (none where its record cannot be read), `reason` (what of it cannot
+    be read, or why it failed), the option taken in each group, every setting by its dotted key, every summary metric
+    and its cost, and the figures of its evaluations as `<name>.<figure>`. steps, evals, layers: the histories with the
+    run's arm, setting and seed beside each row, read when first asked for; a run whose history cannot be read is left
+    out of it with a warning that names it.
     """
 
     summary: pd.DataFrame
@@ -60,7 +67,7 @@ class Runs:
         for name, value in wanted.items():
             if name not in rows:
                 raise ConfigError(f"{name}={value} cannot be asked for: the summary has no column {name}.")
-            rows = rows[rows[name].isin(value if isinstance(value, list | tuple | set) else [value])]
+            rows = rows[rows[name].isin(list(value) if pd.api.types.is_list_like(value) else [value])]
         return Runs(rows, self.remote)
 
     def history(self, name: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
@@ -72,33 +79,51 @@ class Runs:
             raise ConfigError(
                 f"{name} has no column {', '.join(sorted(unknown))}: it has {', '.join(SCHEMAS[name].names)}."
             )
-        tables = []
+        kept = SCHEMAS[name] if columns is None else pa.schema([SCHEMAS[name].field(c) for c in columns])
+        empty = pa.schema([*((k, BESIDE[k]) for k in reversed(BESIDE)), *kept]).empty_table()
+        tables, trouble = [empty], dict[str, str]()
         for row in self.summary[self.summary["status"].notna()].itertuples():
-            if row.folder in self.remote:
-                table = self.remote[row.folder](name)
-            else:
-                lengths = json.loads((Path(row.folder) / "record.json").read_text())["histories"]
-                table = read_history(Path(row.folder), name, lengths)
-            table = table.select(columns) if columns else table
-            for key in ("seed", "setting", "arm"):
-                value = pa.scalar(getattr(row, key), pa.int64() if key == "seed" else pa.string())
-                table = table.add_column(0, key, pa.repeat(value, len(table)))
+            try:
+                table = self._history(row.folder, name).select(kept.names)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                trouble[row.folder] = f"{type(error).__name__}: {error}"
+                continue
+            for key, kind in BESIDE.items():
+                table = table.add_column(0, key, pa.repeat(pa.scalar(getattr(row, key), kind), len(table)))
             tables.append(table)
-        if not tables:
-            return SCHEMAS[name].empty_table().to_pandas()
+        if trouble:
+            _warn(name, trouble)
         return pa.concat_tables(tables).to_pandas()
+
+    def _history(self, folder: str, name: str) -> pa.Table:
+        if folder in self.remote:
+            return self.remote[folder](name)
+        # read again: a run that goes on has committed more since
+        record = json.loads((Path(folder) / "record.json").read_text(encoding="utf-8"))
+        table = read_history(Path(folder), name, record.get("histories"))
+        step = table["step"].to_numpy()
+        if (np.diff(step) < (name == "steps")).any():  # what a disk lost reads as zeros
+            raise ValueError("its steps do not rise")
+        return table
 
     def evaluation(self, name: str) -> pd.DataFrame:
         """The table of the evaluation `name` of these runs: its rows with the run's arm, setting and seed beside each,
         and which weights it is of. Runs that lack it have no row."""
         rows: list[dict[str, Any]] = []
         there: set[str] = set()
+        trouble = dict[str, str]()
         for run in self.summary[self.summary["status"].notna()].to_dict("records"):
-            entries = read_evaluations(Path(run["folder"]))
+            try:
+                entries = read_evaluations(Path(run["folder"]))
+            except ConfigError as error:
+                trouble[run["folder"]] = str(error)
+                continue
             there |= set(entries)
             entry = entries.get(name, {"rows": []})
             own = {key: run[key] for key in ("arm", "setting", "seed")}
             rows += [{**own, "weights": entry["weights"], **row} for row in entry["rows"]]
+        if trouble:
+            _warn("evaluations", trouble)
         if name not in there:
             raise ConfigError(f"No run here has the evaluation {name}: they have {', '.join(sorted(there)) or 'none'}.")
         return pd.DataFrame(rows)
@@ -121,7 +146,7 @@ def load_runs(path: str | Path) -> Runs:
         return _collected(offline_rows([root]))
     if not root.is_dir():
         raise ConfigError(f"{path} is no folder of runs.")
-    rows = [_row(folder) for folder in sorted(root.glob("*/seed*")) if folder.is_dir()]
+    rows = [_row(folder) for folder in sorted(root.glob("*/seed*")) if folder.is_dir() or folder.is_symlink()]
     if not rows and (files := [*root.rglob("*.wandb")]):
         from albert_ablate.analysis.wandb import offline_rows
 
@@ -139,8 +164,18 @@ def _collected(found: Iterator[tuple[dict[str, Any], Callable[[str], pa.Table]]]
     return Runs(_summary(rows), remote)
 
 
+def _warn(what: str, trouble: Mapping[str, str]) -> None:
+    runs = f"{len(trouble)} run{'s' * (len(trouble) > 1)}"
+    shown = "; ".join(f"{folder} ({why})" for folder, why in list(trouble.items())[:3])
+    more = "; …" if len(trouble) > 3 else ""
+    warnings.warn(f"The {what} of {runs} cannot be read and are left out: {shown}{more}", stacklevel=3)
+
+
 def _summary(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    summary = pd.DataFrame(rows)
+    # a folder's name may be no text, and stands as it is
+    folders = pd.Series([row["folder"] for row in rows], dtype=object)
+    summary = pd.DataFrame([{k: v for k, v in row.items() if k != "folder"} for row in rows])
+    summary.insert(0, "folder", folders)
     if "seed" in summary:
         summary["seed"] = summary["seed"].astype("Int64")  # stays whole where some records cannot be read
     return summary
@@ -149,22 +184,88 @@ def _summary(rows: list[dict[str, Any]]) -> pd.DataFrame:
 def _row(folder: Path) -> dict[str, Any]:
     row: dict[str, Any] = {"folder": str(folder), "status": None, "reason": None}
     try:
-        record = json.loads((folder / "record.json").read_text())
-        row |= {key: record[key] for key in KEYS}
-        row |= {group: option for group, option in (record["choices"] or {}).items()}
-        row |= dict(_dotted(record["config"]))
-        row |= record["summary"] | record["cost"]
-        row["reason"] = _last_line(record["error"])
+        record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+        row |= _facts(folder, record)
     except FileNotFoundError:
-        row["reason"] = "it has no record.json: it was stopped before its first commit"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        row |= {"status": None, "reason": f"record.json cannot be read: {type(error).__name__}: {error}"}
+        broken = folder.is_symlink() and not folder.exists()
+        reason = (
+            "it is a link to nowhere" if broken else "it has no record.json: it was stopped before its first commit"
+        )
+        return row | {"reason": reason}
+    except KeyError as error:
+        return row | {"reason": f"record.json cannot be read: it has no {error.args[0]}"}
+    except (OSError, ValueError, RecursionError) as error:
+        return row | {"reason": f"record.json cannot be read: {type(error).__name__}: {error}"}
     try:
         for name, entry in read_evaluations(folder).items():
             row |= {f"{name}.{figure}": value for figure, value in entry["summary"].items()}
     except ConfigError as error:
         row["reason"] = str(error)
+    if torn := _torn(folder, record.get("histories")):
+        row["reason"] = f"{row['reason']}; {torn}" if row["reason"] else torn
     return row
+
+
+def _facts(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The row of a record, which must have status and seed; what an older or a foreign one lacks else is left out."""
+    parts = {"data": Mapping, "choices": Mapping, "config": Mapping, "summary": Mapping, "cost": Mapping, "error": str}
+    if not isinstance(record, Mapping):
+        raise ValueError("it is no JSON object")
+    if wrong := [k for k, kind in parts.items() if record.get(k) and not isinstance(record[k], kind)]:
+        raise ValueError(f"its {wrong[0]} is a {type(record[wrong[0]]).__name__}")
+    status, seed = record["status"], record["seed"]
+    if status not in STATES:
+        raise ValueError(f"its status {status!r} is none of {', '.join(STATES)}; a newer release may have written it")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ValueError(f"its seed is {seed!r}")
+    setting = record.get("setting") or folder.parent.name
+    row = {
+        "label": record.get("label") or setting,
+        "arm": record.get("arm") or setting,
+        "setting": setting,
+        "identity": record.get("identity"),
+        "seed": seed,
+        "role": record.get("role") or role(seed),
+        "status": status,
+    }
+    row["fingerprint"] = (record.get("data") or {}).get("fingerprint")  # of the text as tokens
+    known = set(row) | {"folder", "reason"}  # no option or figure takes their place
+    more = dict((record.get("choices") or {}).items()) | dict(_dotted(record.get("config") or {}))
+    more |= (record.get("summary") or {}) | (record.get("cost") or {})
+    row |= {k: v for k, v in more.items() if k not in known} | {"reason": _last_line(record.get("error"))}
+    return {_text(k): _text(v) for k, v in row.items()}
+
+
+def _text(value: Any) -> Any:
+    """JSON can hold half a surrogate pair, which is no character."""
+    plain = not isinstance(value, str) or value.isascii()
+    return value if plain else value.encode("utf-8", "replace").decode("utf-8")
+
+
+def _torn(folder: Path, lengths: Mapping[str, int] | None) -> str | None:
+    """What of the histories is missing or cut, seen from their ends alone: nothing is read."""
+    for name in SCHEMAS:
+        try:
+            if lengths is not None and (committed := lengths.get(name, 0)):
+                file = folder / f"{name}.arrows"
+                whole = os.stat(file).st_size >= committed
+            elif lengths is None:
+                file = folder / f"{name}.arrow"
+                with open(file, "rb", buffering=0) as found:
+                    size = found.seek(0, os.SEEK_END)
+                    found.seek(max(0, size - len(MAGIC)))
+                    whole = found.read() == MAGIC
+            else:
+                continue
+        except FileNotFoundError:
+            if lengths is not None and (folder / f"{name}.arrow").exists():
+                continue  # the run has ended since its record was read
+            return f"{file.name} is missing"
+        except (OSError, TypeError, AttributeError) as error:
+            return f"{name} cannot be read: {type(error).__name__}: {error}"
+        if not whole:
+            return f"{file.name} is cut off"
+    return None
 
 
 def _dotted(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -176,4 +277,5 @@ def _dotted(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _last_line(error: str | None) -> str | None:
-    return error.strip().splitlines()[-1] if error else None
+    lines = (error or "").strip().splitlines()
+    return lines[-1] if lines else None

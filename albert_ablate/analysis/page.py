@@ -20,7 +20,10 @@ from albert_ablate.analysis import charts
 from albert_ablate.config import ConfigError
 from albert_ablate.records.atomic import replace_file
 
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 DIGITS = 4  # of a number behind a chart
+LIKE = 1000  # the greatest of a column over the least, where its numbers have as many decimals
+FOLDED = 40  # rows of a folded table that Markdown, which cannot fold, still has
 UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
@@ -38,13 +41,51 @@ class Figure:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of plain values: numbers are written short in a page, whole in CSV."""
+    """Rows of plain values: numbers are written short in a page, whole in CSV. shown: what a page has in their place,
+    such as a rate and its interval in one cell."""
 
     name: str  # of the CSV file
     rows: pd.DataFrame
     title: str = ""
     note: str = ""
     folded: bool = False
+    shown: pd.DataFrame | None = None
+
+    @property
+    def words(self) -> pd.DataFrame:
+        return self.rows if self.shown is None else self.shown
+
+    @property
+    def cells(self) -> list[list[str]]:
+        """`words` written out, by row. Measurements of a column that is of one size have as many decimals each, so that
+        they can be compared down the column."""
+        columns = [_aligned(self.words.iloc[:, i].tolist()) for i in range(self.words.shape[1])]
+        return [list(row) for row in zip(*columns, strict=True)]
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Which columns of `words` hold numbers alone."""
+        return [
+            bool(len(own := self.words.iloc[:, i].dropna())) and all(_is_number(v) for v in own)
+            for i in range(self.words.shape[1])
+        ]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool | np.bool_)
+
+
+def _aligned(values: Sequence[Any]) -> list[str]:
+    text = [written(v) for v in values]
+    fine = [abs(v) for v in values if isinstance(v, float) and math.isfinite(v) and v]
+    long = any(len(re.sub(r"\D", "", t).lstrip("0")) >= DIGITS for t in text)  # settings such as 0.002 are short
+    if not fine or not long or max(fine) >= 1e4 or max(fine) > LIKE * min(fine):
+        return text
+    decimals = max(0, DIGITS - 1 - math.floor(math.log10(max(fine))))
+    return [
+        f"{v + 0.0:.{decimals}f}".replace("-", "−") if isinstance(v, float) and math.isfinite(v) else t
+        for v, t in zip(values, text, strict=True)
+    ]
 
 
 @dataclass
@@ -56,6 +97,7 @@ class Section:
     tables: list[Table] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    zoom: bool = False  # whether its charts can be zoomed, which a page says and a picture need not
     cards: list[Mapping[str, Any]] = field(default_factory=list)  # claims: verdict, name, statement, sentence, details
 
     @property
@@ -91,8 +133,8 @@ def html(page: Page) -> str:
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,  # Markup is ours
     )
-    environment.filters["cell"] = written
     arms = [
         (arm, i % len(charts.LIGHT), i // len(charts.LIGHT) % len(charts.DASHES)) for i, arm in enumerate(page.arms)
     ]
@@ -122,11 +164,13 @@ def _responsive(chart: Any, prefix: str, frames: dict[str, Any]) -> dict[str, An
     for name, frame in own.items():
         frames[names[name]] = packed(frame)
 
+    filtered = any(p["name"] == "arms" for p in spec.get("params", ()))
+
     def walk(node: Any) -> None:
         if isinstance(node, dict):
             if "name" in node and node["name"] in names and len(node) == 1:
                 node["name"] = names[node["name"]]
-            if node.get("field") == "arm" and "legend" in node:
+            if filtered and node.get("field") == "arm" and "legend" in node:
                 node["legend"] = None
             for child in node.values():
                 walk(child)
@@ -171,6 +215,11 @@ def _numbers(values: np.ndarray) -> list[Any]:
     ]
 
 
+def visible(value: Any) -> str:
+    """Text in which nothing acts unseen: control characters, and those that turn the direction of what follows."""
+    return CONTROLS.sub("\ufffd", str(value).encode("utf-8", "replace").decode("utf-8"))
+
+
 def written(value: Any) -> str:
     """A table's cell in words."""
     if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
@@ -184,10 +233,10 @@ def written(value: Any) -> str:
             return "∞" if value > 0 else "−∞"
         x = float(value)
         text = f"{int(x):,}" if x == int(x) and 1e4 <= abs(x) < 1e9 else f"{x:.4g}"
-        return text.replace("-", "−") if text.startswith("-") else text
+        return text.replace("-", "−")
     if isinstance(value, list | tuple):
         return "[" + ", ".join(written(v) for v in value) + "]"
-    return str(value)
+    return visible(value)
 
 
 def write_html(page: Page, output: Path) -> list[Path]:
@@ -205,9 +254,6 @@ def write_markdown(page: Page, output: Path) -> list[Path]:
         for card in section.cards:
             lines += [f"**{_plain(card['verdict'])}**: {_plain(card['name'])}. {_plain(card['statement'])}", ""]
             lines += [line for text in [card["sentence"], *card["notes"]] if text for line in (_plain(text), "")]
-        for table in section.tables:
-            lines += [*([_plain(table.title), ""] if table.title else []), *_markdown_rows(table.rows), ""]
-            lines += [_plain(table.note), ""] if table.note else []
         for i, (title, chart, note) in enumerate(_pictures(section), 1):
             file = folder / f"{number:02d}_{section.anchor}_{i:02d}.png"
             folder.mkdir(exist_ok=True)
@@ -215,6 +261,13 @@ def write_markdown(page: Page, output: Path) -> list[Path]:
             files.append(file)
             lines += [f"![{_plain(title)}]({folder.name}/{file.name})", ""]
             lines += [_plain(note), ""] if note else []
+        for table in section.tables:
+            lines += [_plain(table.title), ""] if table.title else []
+            if table.folded and len(table.words) > FOLDED:
+                lines += [f"({len(table.words):,} rows: --format csv has them, in {_plain(table.name)}.csv.)", ""]
+                continue
+            lines += [*_markdown_rows(table), ""]
+            lines += [_plain(table.note), ""] if table.note else []
     _replace(output, ("\n".join(lines).rstrip() + "\n").encode())
     return files
 
@@ -254,26 +307,31 @@ def _csv(rows: pd.DataFrame) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(map(_harmless, rows.columns))
     for row in rows.itertuples(index=False):
-        writer.writerow(["" if v is None or v is pd.NA or v != v else _harmless(v) for v in row])
+        writer.writerow([_harmless(v) for v in row])
     return out.getvalue()
 
 
 def _harmless(value: Any) -> Any:
-    """A text that a spreadsheet would take for a formula stands behind an apostrophe."""
+    """A text that a spreadsheet would take for a formula stands behind an apostrophe; a list is JSON."""
+    if isinstance(value, list | tuple | dict):
+        return json.dumps(value, default=str, ensure_ascii=False)
+    if value is None or value is pd.NA or value != value:
+        return ""
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
 
 
-def _markdown_rows(rows: pd.DataFrame) -> Iterator[str]:
-    yield "| " + " | ".join(_plain(str(c)) for c in rows.columns) + " |"
-    yield "|" + " --- |" * len(rows.columns)
-    for row in rows.itertuples(index=False):
-        yield "| " + " | ".join(_plain(written(v)) for v in row) + " |"
+def _markdown_rows(table: Table) -> Iterator[str]:
+    yield "| " + " | ".join(_plain(str(c)) for c in table.words.columns) + " |"
+    yield "|" + "".join(" ---: |" if number else " --- |" for number in table.numeric)
+    for row in table.cells:
+        yield "| " + " | ".join(map(_plain, row)) + " |"
 
 
 def _plain(text: Any) -> str:
     """Text in which Markdown sees no markup of its own, on one line."""
-    text = " ".join(str(text).split())
-    return re.sub(r"([\\`*_\[\]|<>#])", r"\\\1", text)
+    text = visible(" ".join(str(text).split()))
+    text = re.sub(r"([\\`*_\[\]|<>#&~$])", r"\\\1", text)
+    return re.sub(r"^(\d*)([-+.)])(?=\s|$)", r"\1\\\2", text)  # no list begins here
 
 
 def _replace(file: Path, content: bytes) -> None:

@@ -15,10 +15,20 @@ import numpy as np
 import pandas as pd
 
 from albert_ablate.analysis import charts
-from albert_ablate.analysis.effects import factorial_effects, rate_interval
+from albert_ablate.analysis.effects import factorial_effects, rate_interval, rate_sensitivity
 from albert_ablate.analysis.load import Runs, load_runs
-from albert_ablate.analysis.page import Figure, Page, Section, Table, write_csv, write_html, write_markdown, written
-from albert_ablate.config import ConfigError
+from albert_ablate.analysis.page import (
+    Figure,
+    Page,
+    Section,
+    Table,
+    visible,
+    write_csv,
+    write_html,
+    write_markdown,
+    written,
+)
+from albert_ablate.config import SIGNIFICANT, ConfigError
 from albert_ablate.records.history import read_history
 
 SCOPE = "Intervals speak about new seeds on this text, this tokenizer and these sizes; not about new text."
@@ -29,19 +39,23 @@ MAPPED_SEEDS = 5  # seeds of an arm in its heat map
 MAPPED = ("grad_norm", "residual_rms", "update_ratio", "entropy")
 PAIRS_OF_FACTORS = 6
 LEVELS = 6
-WITHOUT_EFFECT = (
-    "trainer",
-    "logger",
-    "evaluation",
-    "paths",
-    "checkpoint",
-    "diagnostics",
-    "recipe",
-    "seed",
-    "force",
-    "debug",
-)
-OWN = ("folder", "status", "reason", "label", "arm", "setting", "identity", "seed", "role")
+FIGURES = {  # of the summary: as a table names them
+    "train_loss": "train loss",
+    "val_loss": "validation loss",
+    "val_bits_per_byte": "bits per byte",
+    "test_loss": "test loss",
+    "gap": "gap",
+    "macro_f1": "macro-F1",
+    "accuracy": "accuracy",
+    "tokens_per_second": "tokens/s",
+    "flops": "FLOPs",
+    "parameters": "parameters",
+    "initial_loss": "",  # not in the table
+    "seconds": "",
+    "model.layers": "",
+    "optimizer.lr": "",
+}
+OUTSIDE = ("trainer.precision", "trainer.compile")  # settings that determine the weights, beside the groups that do
 
 
 # --- material --------------------------------------------------------------------------------------------------------
@@ -59,7 +73,24 @@ class Material:
     ledger: Mapping[str, Any] | None
     notes: list[str]
     remote: Mapping[str, Any]  # folder -> its histories, of runs that lie elsewhere
+    mixed: Sequence[str] = ()  # of data, tokenizer, task, text: in what the runs' losses are of different things
     both: pd.DataFrame | None = None  # arm, run, seed, tokens, train, validation
+
+    @property
+    def quality(self) -> tuple[str, str]:
+        """The figure by which runs are compared, and its name on an axis: in bits per byte across different texts."""
+        unit = "bits per byte" if self.mixed else "nats per token"
+        return "val_bits_per_byte" if self.mixed else "val_loss", f"validation loss at the end ({unit})"
+
+    @property
+    def initial(self) -> float | None:
+        """The loss before training, which losses are drawn up to."""
+        known = "initial_loss" in self.rows and not self.mixed
+        return float(self.rows["initial_loss"].median()) if known else None
+
+    def place(self, folder: str) -> str:
+        """A run's folder below the root: a page to be mailed names no folder of its maker."""
+        return str(folder).removeprefix(f"{self.root}/")
 
     @property
     def done(self) -> pd.DataFrame:
@@ -83,27 +114,48 @@ def gather(root: Path, ledger: Path | None) -> Material:
         rows = readable
         notes.append("All runs here are of tuning or calibration: their results confirm nothing.")
     elif len(rows) < len(readable):
-        notes.append(
-            f"{len(readable) - len(rows)} runs of tuning or calibration appear in the section on learning rates only."
-        )
+        n = len(readable) - len(rows)
+        notes.append(f"{counted(n, 'run')} of tuning or calibration: at most in the section on learning rates.")
     settings, names = differences(rows)
-    rows = rows.assign(name=rows["setting"].map(names))
-    data = [column for column in ("data", "tokenizer") if column in rows and rows[column].nunique(dropna=False) > 1]
-    if data:
-        what = " and ".join(data)
-        notes.append(f"The runs differ in {what}: losses in nats per token compare only where these are the same.")
+    numbers = {c: rows[c].map(_figure) for c in FIGURES if c in rows}
+    rows = rows.assign(name=rows["setting"].map(names), **numbers)
+    mixed = differing_texts(rows)
+    if mixed:
+        notes.append(
+            f"The runs differ in {' and '.join(mixed)}: their losses are of different things. What compares arms is in "
+            "bits per byte here, and says how hard a text is as much as how good an arm is."
+        )
     arms = list(dict.fromkeys(names[s] for s in settings.index))
-    return Material(
-        root, rows, summary[summary["status"].isna()], arms, settings.rename(index=names), found, notes, runs.remote
-    )
+    unreadable = summary[summary["status"].isna()]
+    return Material(root, rows, unreadable, arms, settings.rename(index=names), found, notes, runs.remote, mixed)
+
+
+def differing_texts(rows: pd.DataFrame) -> list[str]:
+    """In which of data, tokenizer, task and text the runs differ, so that their losses do not compare. Runs on parts of
+    one text (data.train_size) are measured on the same validation text."""
+    found = [c for c in ("data", "tokenizer", "task") if c in rows and rows[c].nunique(dropna=False) > 1]
+    if found or "fingerprint" not in rows:
+        return found
+    size = rows["data.train_size"].map(_key) if "data.train_size" in rows else pd.Series("", rows.index)
+    return ["text"] if (rows.groupby(size)["fingerprint"].nunique() > 1).any() else []
+
+
+def _figure(value: Any) -> float:
+    """The number, nan for what is none."""
+    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    return float(value) if is_number else math.nan
+
+
+def counted(n: int, what: str) -> str:
+    return f"{n:,} {what}{'s' * (n != 1)}"
 
 
 def differences(rows: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
     """What settings differ in (a row each, by its hash), and a name for each: its choices, and what else is needed to
     tell it from the settings of the same choices."""
     one = rows.drop_duplicates("setting").set_index("setting")
-    groups = [c for c in one if c not in OWN and "." not in str(c) and c not in WITHOUT_EFFECT and _is_choice(one[c])]
-    dotted = [c for c in one if "." in str(c) and str(c).split(".")[0] not in WITHOUT_EFFECT]
+    groups = [c for c in SIGNIFICANT if c in one]
+    dotted = [c for c in one if str(c).split(".")[0] in SIGNIFICANT and "." in str(c) or c in OUTSIDE]
     groups, dotted = ([c for c in columns if one[c].map(_key).nunique() > 1] for columns in (groups, dotted))
     names = {s: " ".join(f"{c}={one.at[s, c]}" for c in groups if isinstance(one.at[s, c], str)) for s in one.index}
     for column in dotted:
@@ -115,15 +167,11 @@ def differences(rows: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
                 names[s] = f"{name} {column}={written(one.at[s, column])}".strip()
     taken: dict[str, int] = {}
     for s in names:
-        name = names[s] or str(one.at[s, "label"])
+        name = visible(names[s] or one.at[s, "label"])
         taken[name] = taken.get(name, 0) + 1  # settings may differ in nothing that is named, such as the text itself
         names[s] = f"{name} ({s[:6]})" if taken[name] > 1 else name
     order = sorted(names, key=lambda s: names[s])
     return one.loc[order, [*groups, *dotted]], {s: names[s] for s in order}
-
-
-def _is_choice(column: pd.Series) -> bool:
-    return all(isinstance(v, str) or v is None or v != v for v in column)
 
 
 def _key(value: Any) -> str:
@@ -137,13 +185,15 @@ def read_ledger(file: Path, needed: bool) -> Mapping[str, Any] | None:
         if not isinstance(found["claims"], list):
             raise ValueError("its claims are no list")
         for claim in found["claims"]:
-            claim["verdict"], claim["name"], claim["parts"]
+            claim["verdict"], claim["name"]
+            for part in (*claim["parts"], *(claim.get("secondary") or ())):
+                _contrast(part), _part(part, ""), [number(look.get("p")) for look in part.get("looks") or ()]
         return found
     except FileNotFoundError:
         if needed:
             raise ConfigError(f"There is no ledger {file}: albert-ablate judge writes it.") from None
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(
             f"{file} is no ledger ({type(error).__name__}: {error}); albert-ablate judge writes one."
         ) from None
@@ -161,148 +211,172 @@ def ledger_section(m: Material) -> Section:
     section = Section("Ledger")
     if m.ledger is None:
         section.missing.append(
-            f"Nothing is judged yet: albert-ablate judge sweeps/claims.yaml --runs {m.root} writes the ledger."
+            f"Nothing is judged yet: albert-ablate judge sweeps/claims.yaml --runs {m.root.name or '.'} writes the "
+            "ledger."
         )
         return section
     family = m.ledger.get("family") or {}
     section.text.append(
-        f"{len(m.ledger['claims'])} claims of {m.ledger.get('claims_file', 'a claims file')}, in a family of "
-        f"{written(family.get('size'))}, judged together at {written(family.get('alpha'))} (Holm)."
+        f"{counted(len(m.ledger['claims']), 'claim')} of {m.ledger.get('claims_file', 'a claims file')}, in a family "
+        f"of {written(family.get('size'))}, judged together at {written(family.get('alpha'))} (Holm)."
     )
-    rows, looks = [], []
+    rows, looks = list[dict[str, Any]](), list[dict[str, Any]]()
     for claim in m.ledger["claims"]:
-        notes = [claim.get("reason") or "", *map(str, claim.get("notes") or [])]
-        if claim.get("edited"):
-            notes.insert(0, "This claim was edited after its first run: it is not pre-registered.")
-        if spent := claim.get("cost"):
-            notes.append("So far: " + ", ".join(f"{written(v)} {k}" for k, v in spent.items() if v is not None) + ".")
-        parts = [*((p, "primary") for p in claim["parts"]), *((p, "secondary") for p in claim.get("secondary") or [])]
-        table = pd.DataFrame([_part(p, kind) for p, kind in parts])
-        own = [
-            {
-                "claim": claim["name"],
-                "contrast": _contrast(p),
-                **{k: number(look.get(k)) for k in ("pairs", "statistic", "p", "boundary")},
-            }
+        parts = parts_of(claim)
+        own = [{"claim": claim["name"], "verdict": claim["verdict"], **_part(p, kind)} for p, kind in parts]
+        seen = [
+            {"claim": claim["name"], "contrast": _contrast(p), "measure": p.get("measure")}
+            | {k: number(look.get(k)) for k in ("pairs", "statistic", "p", "boundary")}
             for p, _ in parts
             for look in p.get("looks") or []
         ]
-        looks += own
-        rows += [{"claim": claim["name"], "verdict": claim["verdict"], **row} for row in table.to_dict("records")]
-        tables = [Table("parts", table, "Contrasts", folded=True)] if len(table) else []
-        if own:
-            tables.append(
-                Table(
-                    "looks",
-                    pd.DataFrame(own).drop(columns="claim"),
-                    "Every look, with the boundary it met",
-                    folded=True,
-                )
-            )
+        rows, looks = rows + own, looks + seen
+        tables = [Table("parts", pd.DataFrame(), "Contrasts", folded=True, shown=_shown(own))] if own else []
+        if seen:
+            shown = pd.DataFrame(seen).drop(columns="claim")
+            tables.append(Table("looks", shown, "Every look, with the boundary it met", folded=True))
+        sentence = str(claim.get("sentence") or "")
+        notes = [str(claim.get("reason") or ""), *map(str, claim.get("notes") or []), _spent(claim.get("cost") or {})]
+        notes = [n for n in dict.fromkeys(notes) if n and n not in sentence]
+        if claim.get("edited"):
+            notes.insert(0, "This claim was edited after its first run: it is not pre-registered.")
         section.cards.append(
             {
                 "verdict": str(claim["verdict"]),
                 "name": str(claim["name"]),
                 "statement": str(claim.get("statement") or ""),
-                "sentence": str(claim.get("sentence") or ""),
-                "notes": [n for n in notes if n],
+                "sentence": sentence[:1].upper() + sentence[1:],
+                "notes": notes,
                 "tables": tables,
             }
         )
     if rows:
-        section.tables.append(Table("ledger", pd.DataFrame(rows), "All contrasts", folded=True))
+        section.tables.append(Table("ledger", pd.DataFrame(rows), "All contrasts", folded=True, shown=_shown(rows)))
     if looks:
         section.tables.append(Table("looks", pd.DataFrame(looks), "All looks", folded=True))
     return section
+
+
+def parts_of(claim: Mapping) -> list[tuple[Mapping, str]]:
+    """The contrasts of a claim, each primary or secondary."""
+    return [*((p, "primary") for p in claim["parts"]), *((p, "secondary") for p in claim.get("secondary") or [])]
 
 
 def _contrast(part: Mapping) -> str:
     return f"{part['treatment']} against {part['control']}"
 
 
+def _spent(cost: Mapping) -> str:
+    """So far 8 runs (2 of them of tuning), 1,000 tokens, 12 s."""
+    runs, tuning = (int(number(cost.get(k) or 0)) for k in ("runs", "tuning_runs"))
+    if not runs:
+        return ""
+    of = f" ({tuning:,} of them of tuning)" if tuning else ""
+    tokens, seconds = (number(cost.get(k) or 0) for k in ("tokens", "seconds"))
+    return f"So far {counted(runs, 'run')}{of}, {tokens:,.0f} tokens, {seconds:,.0f} s."
+
+
 def _part(p: Mapping, kind: str) -> dict[str, Any]:
-    return {
-        "contrast": _contrast(p),
-        "kind": kind,
-        "measure": p.get("measure"),
-        "effect": effect_text(p),
-        "margin": number(p.get("margin")),
-        "pairs": p.get("pairs"),
-        "treatment diverged": _rate(p.get("treatment_diverged")),
-        "control diverged": _rate(p.get("control_diverged")),
-        "correlation": _triple(p.get("correlation")),
-        "pairs to the margin": _triple(p.get("pairs_to_margin")),
-        "signed rank": p.get("rank"),
-    }
+    """A contrast in columns. mean, low, high: the effect as it was judged, positive where it is what the claim says."""
+    row: dict[str, Any] = {k: p.get(k) for k in ("treatment", "control", "measure", "unit", "direction")}
+    row |= {"kind": kind} | {k: number(p.get(k)) for k in ("mean", "low", "high", "margin")}
+    row |= dict(zip(("percent", "percent_low", "percent_high"), _three(p.get("percent")), strict=True))
+    row["pairs"] = int(number(p.get("pairs") or 0))
+    for side in ("treatment", "control"):
+        lost, _, low, high = map(number, p.get(f"{side}_diverged") or (None,) * 4)
+        row |= {f"{side}_diverged": lost, f"{side}_diverged_low": low, f"{side}_diverged_high": high}
+    for name in ("correlation", "pairs_to_margin"):
+        row |= dict(zip((name, f"{name}_low", f"{name}_high"), _three(p.get(name)), strict=True))
+    return row | {"signed_rank": p.get("rank"), "effect": effect_text(p)}
+
+
+def _three(found: Sequence | None) -> tuple[float, float, float]:
+    mean, low, high = map(number, found or (None,) * 3)
+    return mean, low, high
+
+
+def _shown(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Contrasts as a reader wants them: an effect, a rate and a correlation with their intervals in one cell each."""
+
+    def rate(row: Mapping, side: str) -> str | None:
+        lost, low, high = (row[f"{side}_diverged{end}"] for end in ("", "_low", "_high"))
+        return None if math.isnan(lost) else f"{lost:g} of {row['pairs']} ({_percent(low)} to {_percent(high)})"
+
+    def triple(row: Mapping, name: str) -> str | None:
+        mean, low, high = (written(float(f"{row[f'{name}{end}']:.3g}")) for end in ("", "_low", "_high"))
+        return None if math.isnan(row[name]) else f"{mean} ({low} to {high})"
+
+    return pd.DataFrame(
+        [
+            {k: row[k] for k in ("claim", "verdict") if k in row and len({r["claim"] for r in rows}) > 1}
+            | {"contrast": f"{row['treatment']} against {row['control']}"}
+            | {k: row[k] for k in ("kind", "measure", "effect", "margin", "pairs")}
+            | {f"{side} diverged": rate(row, side) for side in ("treatment", "control")}
+            | {"correlation": triple(row, "correlation"), "pairs to the margin": triple(row, "pairs_to_margin")}
+            | {"signed rank": row["signed_rank"]}
+            for row in rows
+        ]
+    )
+
+
+def _percent(share: float) -> str:
+    """0.6 % and 80.6 %, but 0 % and 100 %."""
+    return f"{100 * share:.1f} %".replace(".0 %", " %")
 
 
 def effect_text(p: Mapping) -> str:
-    """-0.4 % (-0.9 to +0.1), or in the measure's unit."""
-    if p.get("percent"):
-        mean, low, high = map(number, p["percent"])
-        unit = " %"
-    else:
-        mean, low, high = (number(p.get(k)) for k in ("mean", "low", "high"))
-        unit = f" {p['unit']}" if p.get("unit") else ""
+    """-0.4 % (-0.9 to +0.1): the change of the measure from control to treatment, in percent or in its unit."""
+    mean, low, high = _three(p.get("percent") or [p.get(k) for k in ("mean", "low", "high")])
+    unit = " %" if p.get("percent") else f" {p['unit']}" if p.get("unit") else ""
+    if p.get("log") and not p.get("percent"):  # beyond the sum of the parts: on the scale of logarithms
+        unit = " (log ratio)"
+    if not p.get("percent") and p.get("direction") == "lower" and not p.get("singles"):
+        mean, low, high = -mean, -high, -low
     if math.isnan(mean):
         return "no finite pair"
-    if math.isnan(low):
-        return f"{mean:+.3g}{unit}".replace("-", "−")
-    return f"{mean:+.3g}{unit} ({low:+.3g} to {high:+.3g})".replace("-", "−").replace("inf", "∞")
-
-
-def _rate(found: Sequence | None) -> str | None:
-    if not found:
-        return None
-    k, n, low, high = map(number, found)
-    return f"{k:g} of {n:g} ({low:.0%} to {high:.0%})"
-
-
-def _triple(found: Sequence | None) -> str | None:
-    if not found:
-        return None
-    mean, low, high = map(number, found)
-    return f"{written(float(f'{mean:.3g}'))} ({written(float(f'{low:.3g}'))} to {written(float(f'{high:.3g}'))})"
+    mean, low, high = mean + 0.0, low + 0.0, high + 0.0  # no minus before a zero
+    if p.get("rank") == "not tested":
+        return f"{mean:+.3g}{unit} (exact)".replace("-", "−")
+    said = f"{mean:+.3g}{unit}" if math.isnan(low) else f"{mean:+.3g}{unit} ({low:+.3g} to {high:+.3g})"
+    return said.replace("-", "−").replace("inf", "∞")
 
 
 def effects_section(m: Material) -> Section:
     section = Section("Effects")
-    rows = []
-    without = []
+    rows, without, refused, taken = [], [], [], dict[str, int]()
     for claim in (m.ledger or {}).get("claims", []):
-        parts = [*((p, "primary") for p in claim["parts"]), *((p, "secondary") for p in claim.get("secondary") or [])]
+        parts = parts_of(claim)
+        if claim["verdict"] == "inadmissible":
+            refused.append(str(claim["name"]))
+            continue
         for p, kind in parts:
-            margin, mean = number(p.get("margin")), number(p.get("mean"))
+            margin, (mean, low, high) = number(p.get("margin")), _three([p.get(k) for k in ("mean", "low", "high")])
+            name = str(claim["name"]) + (f": {_contrast(p)}, {p.get('measure')}" if len(parts) > 1 else "")
+            taken[name] = taken.get(name, 0) + 1
+            name += f" ({taken[name]})" if taken[name] > 1 else ""
             if not (margin > 0 and math.isfinite(mean)):
-                without.append(f"{claim['name']}: {_contrast(p)}")
+                without.append(name)
                 continue
-            low, high = number(p.get("low")), number(p.get("high"))
-            rows.append(
-                {
-                    "row": f"{claim['name']}: {_contrast(p)}" if len(parts) > 1 else str(claim["name"]),
-                    "mean": mean / margin,
-                    "low": (mean if math.isnan(low) else low) / margin,
-                    "high": (mean if math.isnan(high) else high) / margin,
-                    "text": effect_text(p),
-                    "verdict": claim["verdict"],
-                    "kind": kind,
-                }
-            )
+            ends = [mean if math.isnan(x) else x for x in (low, high)]
+            own = {"row": name, "mean": mean / margin, "low": ends[0] / margin, "high": ends[1] / margin}
+            rows.append(own | {"text": effect_text(p), "verdict": claim["verdict"], "kind": kind})
     if rows:
         section.figures.append(
             Figure(
                 "Effects in multiples of their margins",
                 charts.forest(pd.DataFrame(rows)),
                 "Right of zero is what the claim says. Shaded: inside the margin. Filled: primary contrasts, with the "
-                "interval that was judged; hollow: "
-                "secondary ones, which carry no verdict.",
+                "interval that was judged; hollow: secondary ones, which carry no verdict. In words: how the measure "
+                "changes from control to treatment, so that a loss that falls has a minus.",
                 wide=True,
             )
         )
     else:
         section.missing.append("Effects with their intervals come from a ledger that has pairs.")
+    if refused:
+        section.text.append(f"Inadmissible, and so not drawn: {', '.join(refused)}.")
     if without:
-        section.text.append(f"Without a finite mean or a margin to be drawn by: {'; '.join(without)}.")
+        section.text.append(f"Without a finite mean, or a margin to be drawn by: {'; '.join(without)}.")
     return section
 
 
@@ -323,7 +397,7 @@ def read(m: Material, row: Any, name: str, columns: Sequence[str]) -> pd.DataFra
 
 
 def curves_section(m: Material) -> Section:
-    section = Section("Loss curves")
+    section = Section("Loss curves", zoom=True)
     evals, batches, ends, lost = [], [], [], []
     points = max(30, min(400, POINTS // max(1, len(m.rows))))
     for i, row in enumerate(m.rows.itertuples(index=False)):
@@ -331,7 +405,7 @@ def curves_section(m: Material) -> Section:
         held = read(m, row, "evals", ("tokens", "split", "loss", "bits_per_byte"))
         steps = read(m, row, "steps", ("tokens", "loss"))
         if held is None or steps is None:
-            lost.append(row.folder)
+            lost.append(m.place(row.folder))
             continue
         held = held[held["split"].isin(["train", "validation"])]
         evals.append(held.assign(**own))
@@ -345,38 +419,47 @@ def curves_section(m: Material) -> Section:
             ends.append({**own, "tokens": tokens, "loss": loss, "divergence": kind})
     if lost:
         section.text.append(
-            f"Histories of {len(lost)} runs cannot be read: {', '.join(lost[:5])}{' …' if len(lost) > 5 else ''}."
+            f"Histories of {counted(len(lost), 'run')} cannot be read: {', '.join(lost[:5])}"
+            f"{' …' if len(lost) > 5 else ''}."
         )
     if not evals or not sum(map(len, evals)):
         section.missing.append("No run has committed an evaluation yet.")
         return section
-    initial = m.rows["initial_loss"].median() if "initial_loss" in m.rows else None
     held = pd.concat(evals)
-    mixed = any(c in m.rows and m.rows[c].nunique(dropna=False) > 1 for c in ("data", "tokenizer"))
     validation = held[held["split"] == "validation"].drop(columns="split")
     unit = "nats per token"
-    if mixed:
+    if m.mixed:
         validation["loss"], unit = validation["bits_per_byte"], "bits per byte"
     validation = _with_range(validation.drop(columns="bits_per_byte"))
+    if validation.empty:
+        section.missing.append("No run has a finite validation loss.")
+        return section
     over = pd.DataFrame(ends or [], columns=["arm", "run", "seed", "tokens", "loss", "divergence"])
-    if mixed:  # batch losses are in nats only
+    if m.mixed:  # batch losses are in nats only
         over = over.iloc[:0]
-    note = "Thin: each run; thick: the mean over an arm's seeds; band: their range. Crosses: diverged runs."
-    start = None if mixed else initial
-    section.figures.append(Figure("Validation loss", charts.loss_curves(validation, over, m.arms, unit, start), note))
+    note = (
+        "Thin: each run; thick: the mean over an arm's seeds; band: their range. Crosses: diverged runs; from there on "
+        "mean and range are those of the others."
+    )
+    drawn = charts.loss_curves(validation, over, m.arms, unit, m.initial)
+    section.figures.append(Figure(f"Validation loss ({unit})", drawn, note))
     late = validation[validation["tokens"] >= validation["tokens"].max() / 2]
     if late["tokens"].nunique() > 1:
         ended = over[over["tokens"] >= late["tokens"].min()]
         drawn = charts.loss_curves(late, ended, m.arms, unit, None)
         section.figures.append(
-            Figure("Validation loss, second half", drawn, "The same. Shift and wheel zoom in, double click zooms out.")
+            Figure(
+                f"Validation loss, second half ({unit})",
+                drawn,
+                "The same, from half of the tokens on.",
+            )
         )
     training = pd.concat(batches)
-    if len(training) and not mixed:
+    if len(training) and not m.mixed:
         section.figures.append(
             Figure(
-                "Training loss of each batch",
-                charts.batch_curves(training, m.arms, initial),
+                "Training loss of each batch (nats per token)",
+                charts.batch_curves(training, m.arms, m.initial),
                 "Thinned to the least and greatest loss of each stretch: a spike stays.",
                 wide=True,
             )
@@ -387,10 +470,16 @@ def curves_section(m: Material) -> Section:
 
 
 def _with_range(validation: pd.DataFrame) -> pd.DataFrame:
-    """mean, low, high over the seeds that have a finite loss at these tokens."""
+    """mean, low, high over the seeds at tokens where most of those that came so far have a finite loss; nan elsewhere:
+    where one run alone was evaluated, as at its end, the mean would jump to it."""
     finite = validation[np.isfinite(validation["loss"])]
-    over = finite.groupby(["arm", "tokens"])["loss"].agg(["mean", "min", "max"]).reset_index()
-    return finite.merge(over.rename(columns={"min": "low", "max": "high"}), on=["arm", "tokens"])
+    over = finite.groupby(["arm", "tokens"])["loss"].agg(["count", "mean", "min", "max"]).reset_index()
+    ends = finite.groupby(["arm", "run"])["tokens"].max().groupby(level="arm")
+    reached = {arm: np.sort(x.to_numpy()) for arm, x in ends}
+    came = [len(reached[a]) - np.searchsorted(reached[a], t) for a, t in zip(over["arm"], over["tokens"], strict=True)]
+    over.loc[2 * over["count"] <= np.array(came, int), ["mean", "min", "max"]] = np.nan
+    over = over.rename(columns={"min": "low", "max": "high"}).drop(columns="count")
+    return finite.merge(over, on=["arm", "tokens"])
 
 
 # --- learning rates --------------------------------------------------------------------------------------------------
@@ -398,10 +487,11 @@ def _with_range(validation: pd.DataFrame) -> pd.DataFrame:
 
 def rates_section(m: Material) -> Section:
     section = Section("Learning rates")
-    points, tuned = [], []
+    points, tuned, names = [], [], _names_of_arms(m)
     for file in sorted((m.root / "tuning").glob("*.json")):
         try:
-            found = json.loads(file.read_text())
+            found = json.loads(file.read_text(encoding="utf-8"))
+            arm = names.get(file.stem, visible(found["arm"]))
             for at in found["curve"]:
                 losses, seeds = at["losses"], at.get("seeds") or []
                 values = (
@@ -412,35 +502,48 @@ def rates_section(m: Material) -> Section:
                 for seed, loss in values:
                     points.append(
                         (
-                            str(found["arm"]),
+                            arm,
                             float(at["rate"]),
                             int(seed),
                             math.nan if loss is None else number(loss),
                             int(at.get("tokens") or 0),
                         )
                     )
-            tuned.append({k: found.get(k) for k in ("arm", "rate", "edge", "slack", "tokens", "objective", "trained")})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            kept = {k: found.get(k) for k in ("rate", "edge", "slack", "tokens", "objective", "trained")}
+            tuned.append({"arm": arm} | kept)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             section.text.append(f"{file.name} is left out: it is no tuning result ({type(error).__name__}).")
     if points:
         table = pd.DataFrame(points, columns=["arm", "rate", "seed", "loss", "tokens"])
         table = table[table["tokens"] == table.groupby("arm")["tokens"].transform("max")]
-        _draw_rates(section, m, table, "Tuning: validation loss over the learning rate")
-        section.tables.append(
-            Table(
-                "tuned_rates",
-                pd.DataFrame(tuned),
-                "Tuned rates",
-                "edge: the best rate ends the grid. slack: expected loss above the optimum, nats.",
-            )
+        about = "tuning_rates", "Tuning: validation loss over the learning rate", "Tuning runs by learning rate"
+        _draw_rates(section, m, table.drop(columns="tokens"), *about, "validation loss at the end (nats per token)")
+        note = (
+            "edge: the side of the grid on which the best rate lies; a wider grid is needed. slack: expected loss "
+            "above the optimum, in nats per token. Tuning runs choose the rate and are never evidence."
         )
+        section.tables.append(Table("tuned_rates", pd.DataFrame(tuned), "Tuned rates", note))
     if (grid := _grid(m)) is not None:
-        _draw_rates(section, m, grid, "Learning-rate sensitivity")
+        about = "rates", "Learning-rate sensitivity", "Runs by learning rate"
+        _draw_rates(section, m, grid.drop(columns="initial"), *about, m.quality[1])
+        if not m.mixed and len(found := _sensitivity(grid)):
+            note = (
+                "Mean over the rates of min(loss, initial loss) minus the seed's least loss, in nats per token, with a "
+                "95 % t interval from three seeds on; seeds that have every rate (Wortsman et al. 2023, 2309.14322)."
+            )
+            section.tables.append(Table("sensitivity", found, "Sensitivity to the learning rate", note))
     if not section.figures:
         section.missing.append(
-            f"albert-ablate tune writes {m.root}/tuning; runs at three rates or more, else alike, are drawn too."
+            f"Learning-rate curves come from albert-ablate tune, which writes {m.root.name or '.'}/tuning, and from "
+            "runs at three rates or more that are else alike."
         )
     return section
+
+
+def _names_of_arms(m: Material) -> dict[str, str]:
+    """An arm's id -> its name here, where it has one setting alone."""
+    one = m.rows.groupby("arm")["name"].agg(["nunique", "first"])
+    return one.loc[one["nunique"] == 1, "first"].to_dict()
 
 
 def _seeds(seeds: Any, n: int) -> Sequence:
@@ -463,58 +566,71 @@ def _grid(m: Material) -> pd.DataFrame | None:
     if not kept:
         return None
     rows = pd.concat(kept)
-    loss = rows["val_loss"].where(rows["status"] == "finished")
-    return pd.DataFrame(
-        {
-            "arm": rows["arm"],
-            "rate": rows["optimizer.lr"].astype(float),
-            "seed": rows["seed"].astype(int),
-            "loss": loss.astype(float),
-        }
-    )
+    columns = {"rate": "optimizer.lr", "seed": "seed", "loss": m.quality[0], "initial": "initial_loss"}
+    found = {to: rows[c] if c in rows else math.nan for to, c in columns.items()}
+    grid = pd.DataFrame({"arm": rows["arm"]} | found).astype({"rate": float, "seed": int, "loss": float})
+    return grid.assign(loss=grid["loss"].where(rows["status"] == "finished"))
 
 
-def _draw_rates(section: Section, m: Material, table: pd.DataFrame, title: str) -> None:
+def _sensitivity(grid: pd.DataFrame) -> pd.DataFrame:
+    """arm, rates, seeds, mean, low, high of the sensitivity of the seeds that have every rate of their arm."""
+    out = []
+    for arm, own in grid.groupby("arm", sort=False):
+        losses = own.pivot_table(index="seed", columns="rate", values="loss", dropna=False)
+        every = own.groupby("seed")["rate"].nunique() == own["rate"].nunique()
+        initial = own.groupby("seed")["initial"].max()
+        seeds = [s for s in losses.index if every[s] and math.isfinite(initial[s])]
+        if seeds:
+            each = rate_sensitivity(losses.loc[seeds].to_numpy(), initial[seeds].to_numpy())
+            found = _means(pd.DataFrame({"arm": arm, "value": each}), [str(arm)])
+            out.append({"arm": arm, "rates": losses.shape[1], "seeds": len(seeds)} | found.iloc[0, 1:].to_dict())
+    return pd.DataFrame(out)
+
+
+def _draw_rates(
+    section: Section, m: Material, table: pd.DataFrame, name: str, title: str, rows: str, axis: str
+) -> None:
     arms = list(dict.fromkeys(table["arm"]))
-    if not set(arms) <= set(m.arms):  # arms of a grid are settings without their rate: colors of their own
-        section.text.append(
-            "Arms on this chart are settings without their learning rate; the filter does not know them."
-        )
-    else:
-        arms = m.arms
+    known = set(arms) <= set(m.arms)
     means = table.groupby(["arm", "rate"])["loss"].agg(lambda x: x.mean(skipna=False)).rename("mean").reset_index()
     points = table.assign(diverged=~np.isfinite(table["loss"]), outcome="diverged")
-    initial = m.rows["initial_loss"].median() if "initial_loss" in m.rows else None
-    chart = charts.sensitivity(points, means, arms, initial)
+    chart = charts.sensitivity(points, means, m.arms if known else arms, m.initial, axis, known)
     note = "Dots: runs; the line: their mean, where no seed diverged; crosses at the top: diverged runs."
+    if not known:  # they have colors of their own
+        note += " Arms are settings without their learning rate here, which the filter does not know."
     section.figures.append(Figure(title, chart, note, wide=True))
-    section.tables.append(Table("rates", table, "Runs by learning rate", folded=True))
+    section.tables.append(Table(name, table, rows, folded=True))
 
 
 # --- stability -------------------------------------------------------------------------------------------------------
 
 
 def divergence_section(m: Material) -> Section:
-    rows = []
+    rows, shown = [], []
+    runs = dict(list(m.rows.filter(["name", "status", "divergence"]).groupby("name")))
     for arm in m.arms:
-        own = m.rows[m.rows["name"] == arm]
+        own = runs[arm]
         done = own[own["status"].isin(["finished", "diverged"])]
         lost = done[done["status"] == "diverged"]
         share, low, high = rate_interval(len(lost), len(done)) if len(done) else (math.nan,) * 3
-        kinds = lost["divergence"].value_counts().to_dict() if "divergence" in lost else {}
+        kinds = lost["divergence"].dropna().value_counts().to_dict() if "divergence" in lost else {}
         others = own[~own.index.isin(done.index)]["status"].value_counts().to_dict()
-        rows.append(
-            {
-                "arm": arm,
-                "seeds": len(done),
-                "diverged": len(lost),
-                "share": None if math.isnan(share) else f"{share:.0%} ({low:.1%} to {high:.1%})",
-                "kinds": ", ".join(f"{n} {k}" for k, n in kinds.items()) or None,
-                "not done": ", ".join(f"{n} {k}" for k, n in others.items()) or None,
-            }
-        )
-    note = "share: with its exact 95 % interval (Clopper and Pearson 1934). Diverged runs are never dropped."
-    return Section("Divergence", tables=[Table("divergence", pd.DataFrame(rows), note=note)])
+        counts = {"arm": arm, "seeds": len(done), "diverged": len(lost)}
+        rows.append(counts | {"share": share, "low": low, "high": high} | {**kinds, **others})
+        text = None if math.isnan(share) else f"{_percent(share)} ({_percent(low)} to {_percent(high)})"
+        said = {
+            k: ", ".join(f"{n} {w.replace('_', ' ')}" for w, n in found.items()) or None
+            for k, found in (("how", kinds), ("not done", others))
+        }
+        shown.append(counts | {"share that diverged": text} | said)
+    table = pd.DataFrame(rows)
+    whole = [c for c in table if c not in ("arm", "share", "low", "high")]
+    table[whole] = table[whole].fillna(0).astype(int)
+    note = (
+        "Seeds: finished or diverged; share: with its exact 95 % interval (Clopper and Pearson 1934). Diverged runs "
+        "are never dropped."
+    )
+    return Section("Divergence", tables=[Table("divergence", table, note=note, shown=pd.DataFrame(shown))])
 
 
 def depth_section(m: Material) -> Section:
@@ -572,17 +688,16 @@ def generalization_section(m: Material) -> Section:
         values = values.astype({"value": float, "seed": int})
         section.figures.append(
             Figure(
-                "Gap: validation - training loss at the end (nats per token)",
+                "Gap: validation minus training loss at the end (nats per token)",
                 charts.strip(values, _means(values, m.arms), m.arms, "gap (nats per token)", zero=True),
                 "Dots: runs; bar: mean; line: 95 % t interval from three seeds on. Both losses without dropout.",
             )
         )
     if m.both is not None and len(m.both):
-        initial = m.rows["initial_loss"].median() if "initial_loss" in m.rows else None
         section.figures.append(
             Figure(
                 "Validation over training loss",
-                charts.train_and_validation(m.both, m.arms, initial),
+                charts.train_and_validation(m.both, m.arms, m.initial),
                 "At equal training loss the lower curve generalizes better; on the dashed line both are equal.",
             )
         )
@@ -592,7 +707,7 @@ def generalization_section(m: Material) -> Section:
         try:
             found = evaluations(Path(row.folder))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            section.text.append(f"{row.folder}/evaluations.json cannot be read ({type(error).__name__}).")
+            section.text.append(f"{m.place(row.folder)}/evaluations.json cannot be read ({type(error).__name__}).")
             continue
         own = {"arm": row.name, "seed": int(row.seed), "run": row.folder}
         for name, kept in found.items():
@@ -607,7 +722,11 @@ def generalization_section(m: Material) -> Section:
         wide = wide[[a for a in m.arms if a in wide]]
         wide = wide if wide.shape[1] <= 6 else wide.T  # the longer side goes down
         title = "Evaluations after training, means over seeds"
-        section.tables.append(Table("evaluations", wide.reset_index(), title, folded=len(wide) > 16))
+        note = (
+            "Losses, rises of the loss and areas in nats per token, domains in bits per byte, calibration and "
+            "memorization as shares. Of arms that were evaluated."
+        )
+        section.tables.append(Table("evaluations", wide.reset_index(), title, note, folded=len(wide) > 16))
     if not curves["corruption"]:
         section.missing.append(
             "Loss under missing and noisy tokens: albert-ablate evaluate RUN corruption measures it."
@@ -669,70 +788,72 @@ def _means(values: pd.DataFrame, arms: Sequence[str]) -> pd.DataFrame:
 
 def factorial_section(m: Material) -> Section:
     section = Section("Interactions")
+    quality, axis = m.quality
     varied = [c for c in m.settings if m.settings[c].notna().all() and 2 <= m.settings[c].map(_key).nunique() <= LEVELS]
     distinct: dict[tuple, str] = {}
     for column in varied:  # a setting that comes with a choice is no factor of its own
         distinct.setdefault(tuple(pd.factorize(m.settings[column].map(_key))[0]), column)
-    factors = [*distinct.values()]
-    rows = (
-        m.finished.merge(m.settings[factors], left_on="name", right_index=True, suffixes=("", "_"))
-        if factors
-        else m.finished
-    )
     effects = []
-    for one, other in combinations(factors, 2):
+    for one, other in combinations(distinct.values(), 2):
         if len(section.figures) == PAIRS_OF_FACTORS:
             section.text.append(f"Drawn are the first {PAIRS_OF_FACTORS} pairs of factors.")
             break
-        crossed = rows.groupby([rows[one].map(written), rows[other].map(written)])["val_loss"].mean()
-        wanted = m.settings[one].nunique() * m.settings[other].nunique()
-        if len(crossed) < wanted or wanted < 4:
+        points, others = _crossed(m, one, other)
+        if points.empty:
             continue
-        points = pd.DataFrame(
-            {
-                "x": rows[one].map(written),
-                "level": rows[other].map(written),
-                "seed": rows["seed"].astype(int),
-                "value": rows["val_loss"].astype(float),
-            }
-        )
         cells = points.groupby(["x", "level"])["value"].mean().rename("mean").reset_index()
+        over = f", over the {others} combinations of the other settings that have all cells" if others > 1 else ""
         section.figures.append(
             Figure(
                 f"{one} and {other}",
-                charts.interaction(cells, points, one, other),
-                "Parallel lines: the effects add up. Mean over all other settings, and each finished run.",
+                charts.interaction(cells, points, one, other, axis),
+                f"Parallel lines: the effects add up. Lines: means of the finished runs{over}; marks: each of them.",
             )
         )
-        if wanted == 4:
-            effects += _contrasts(m, rows, one, other)
+        if len(cells) == 4:
+            effects += _contrasts(m, points, one, other)
     if effects:
         section.tables.append(
             Table(
                 "interactions",
                 pd.DataFrame(effects),
-                "Effects on the validation loss (nats per token)",
+                f"Effects on the {axis}",
                 "A contrast per seed that has all four cells, with a 95 % t interval; a description, no verdict. "
                 "The interaction: the first factor's effect at the second's second level minus that at its first.",
             )
         )
     if not section.figures:
         section.missing.append(
-            "Interactions need arms that cross the levels of two settings, as a factorial sweep does."
+            "Interactions need finished runs of arms that cross the levels of two settings, as a factorial sweep has."
         )
     return section
 
 
-def _contrasts(m: Material, rows: pd.DataFrame, one: str, other: str) -> list[dict[str, Any]]:
-    levels = [sorted({*rows[c].map(written)}) for c in (one, other)]
-    mean = rows.groupby([rows["seed"], rows[one].map(written), rows[other].map(written)])["val_loss"].mean()
-    lost = m.rows[m.rows["status"] == "diverged"]["seed"].unique()
-    cells = []
-    for seed in sorted(set(rows["seed"]) - set(lost)):
-        try:
-            cells.append([[mean[seed, a, b] for b in levels[1]] for a in levels[0]])
-        except KeyError:
-            continue
+def _crossed(m: Material, one: str, other: str) -> tuple[pd.DataFrame, int]:
+    """x (level of one), level (of other), seed, rest, value of the finished runs in combinations of the other settings
+    (rest) that have every cell of the two, and how many such combinations there are: elsewhere a cell's mean would be
+    one of other settings too."""
+    quality = m.quality[0]
+    if quality not in m.finished:
+        return pd.DataFrame(), 0
+    keys = m.settings.map(_key)
+    cell = keys[one] + keys[other]
+    rest = [c for c in keys if c not in (one, other) and keys.groupby(cell)[c].nunique().gt(1).any()]
+    keys = keys.assign(rest=keys[rest].agg(" ".join, axis=1) if rest else "", cell=cell)
+    wanted = m.settings[one].map(_key).nunique() * m.settings[other].map(_key).nunique()
+    rows = m.finished[["name", "seed", quality]].merge(keys[["rest", "cell"]], left_on="name", right_index=True)
+    rows = rows.merge(m.settings[[one, other]].map(written), left_on="name", right_index=True)
+    whole = rows.groupby("rest")["cell"].transform("nunique") == wanted
+    points = rows[whole].rename(columns={one: "x", other: "level", quality: "value"}).astype({"seed": int})
+    return points[["name", "x", "level", "seed", "rest", "value"]].astype({"value": float}), points["rest"].nunique()
+
+
+def _contrasts(m: Material, points: pd.DataFrame, one: str, other: str) -> list[dict[str, Any]]:
+    levels = [sorted({*points[c]}) for c in ("x", "level")]
+    wide = points.pivot_table(index=["seed", "rest"], columns=["x", "level"], values="value").dropna()
+    per = points["rest"].nunique()
+    mean = wide.groupby("seed").mean()[wide.groupby("seed").size() == per]  # a seed counts with all its cells
+    cells = [[[row[a, b] for b in levels[1]] for a in levels[0]] for _, row in mean.iterrows()]
     if len(cells) < 3:
         return []
     out = []
@@ -750,37 +871,32 @@ def cost_section(m: Material) -> Section:
         ("flops", "training FLOPs", "Counted from the model."),
         ("seconds", "seconds", "As they fell, whatever else the machine did: no comparison of speed."),
     )
-    rows = m.finished
+    rows, (quality, axis) = m.finished, m.quality
     for column, title, note in columns:
-        if column in rows and (pd.to_numeric(rows[column], errors="coerce") > 0).any():
-            points = (
-                rows[["name", "seed", "val_loss", column]].set_axis(["arm", "seed", "loss", column], axis=1).dropna()
-            )
+        if {column, quality} <= {*rows} and (rows[column] > 0).any():
+            points = rows[["name", "seed", quality, column]].set_axis(["arm", "seed", "loss", column], axis=1).dropna()
             points = points.astype({"loss": float, column: float, "seed": int})
+            if points.empty:
+                continue
             section.figures.append(
-                Figure(f"Loss over {title}", charts.cost(points[points[column] > 0], m.arms, column, title), note)
+                Figure(f"Loss over {title}", charts.cost(points[points[column] > 0], m.arms, column, title, axis), note)
             )
-    wanted = {
-        "train_loss": "train loss",
-        "val_loss": "validation loss",
-        "val_bits_per_byte": "bits per byte",
-        "test_loss": "test loss",
-        "gap": "gap",
-        "macro_f1": "macro-F1",
-        "accuracy": "accuracy",
-        "tokens_per_second": "tokens/s",
-        "flops": "FLOPs",
-        "parameters": "parameters",
-    }
-    kept = {k: v for k, v in wanted.items() if k in rows and rows[k].notna().any()}
+    kept = {k: v for k, v in FIGURES.items() if v and k in rows and rows[k].notna().any()}
     if kept:
-        numbers = rows[[*kept]].apply(pd.to_numeric, errors="coerce").assign(arm=rows["name"])
+        numbers = rows[[*kept]].assign(arm=rows["name"])
         table = numbers.groupby("arm").mean().rename(columns=kept)
         table.insert(0, "finished", numbers.groupby("arm").size())
         order = [a for a in m.arms if a in table.index]
         section.tables.append(
-            Table("arms", table.loc[order].reset_index(), "Means over the finished seeds of each arm")
+            Table(
+                "arms",
+                table.loc[order].reset_index(),
+                "Means over the finished seeds of each arm",
+                "Losses and gap in nats per token. Seeds that diverged are not in these means.",
+            )
         )
+    if not section.figures and not section.tables:
+        section.missing.append("Cost and quality are those of finished runs, and no run has finished.")
     return section
 
 
@@ -802,14 +918,16 @@ def settings_section(m: Material) -> Section:
             "test_loss",
             "tokens",
             "seconds",
+            "divergence",
+            "reason",
             "setting",
             "folder",
         )
-        if c in m.rows
+        if c in m.rows and m.rows[c].notna().any()
     ]
     rows = m.rows[listed].rename(columns={"name": "arm"}).sort_values(["arm", "seed"])
-    rows["folder"] = [str(f).removeprefix(f"{m.root}/") for f in rows["folder"]]
-    section.tables.append(Table("runs", rows, f"All {len(rows)} runs", folded=True))
+    rows["folder"] = rows["folder"].map(m.place)
+    section.tables.append(Table("runs", rows, f"All {counted(len(rows), 'run')}", folded=True))
     return section
 
 
@@ -831,13 +949,12 @@ unless said otherwise."""
 
 def methods_section(m: Material) -> Section:
     section = Section("Methods and refusals", [SCOPE, *(" ".join(p.split()) for p in METHODS.split("\n\n"))])
-    section.text += m.notes
     if m.ledger and m.ledger.get("refusals"):
         section.text.append("Refused in this ledger:")
         section.text += [_sentence(r) for r in m.ledger["refusals"]]
     if len(m.unreadable):
-        table = m.unreadable[["folder", "reason"]]
-        section.tables.append(Table("unreadable", table, f"{len(table)} runs that cannot be read"))
+        table = m.unreadable[["folder", "reason"]].assign(folder=m.unreadable["folder"].map(m.place))
+        section.tables.append(Table("unreadable", table, f"{counted(len(table), 'run')} that cannot be read"))
     return section
 
 
@@ -867,9 +984,10 @@ def make(root: Path, ledger: Path | None = None) -> Page:
         methods_section(m),
     ]
     states = m.rows["status"].value_counts().to_dict()
-    said = ", ".join(f"{n} {s}" for s, n in states.items())
-    subtitle = f"{len(m.arms)} arms, {len(m.rows)} runs ({said}). {SCOPE}"
-    return Page(f"Report on {m.root.resolve().name}", subtitle, sections, m.arms)
+    said = ", ".join(f"{n:,} {s}" for s, n in states.items())
+    bad = f"; {len(m.unreadable):,} more cannot be read" if len(m.unreadable) else ""
+    counts = f"{counted(len(m.arms), 'arm')}, {counted(len(m.rows), 'run')} ({said}{bad})."
+    return Page(f"Report on {m.root.resolve().name}", " ".join([counts, *m.notes, SCOPE]), sections, m.arms)
 
 
 def write(root: Path, output: Path | None, kind: str, ledger: Path | None = None) -> list[Path]:

@@ -9,6 +9,7 @@ import json
 import math
 import re
 import struct
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -78,6 +79,8 @@ def _row(folder: str, identity: str, label: str, state: str, config: Mapping, su
     figures = {
         k: v for k, v in summary.items() if not k.startswith("_") and "/" not in k and not isinstance(v, Mapping)
     }
+    if isinstance(config["seed"], bool) or not isinstance(config["seed"], int):
+        return row | {"reason": f"it is no run of albert_ablate: its seed is {config['seed']!r}"}
     row |= {
         "label": label,
         "arm": config["arm"],
@@ -177,11 +180,16 @@ def _records(data: bytes) -> Iterator[Any]:
         if BLOCK - at % BLOCK < HEADER:
             at += BLOCK - at % BLOCK
             continue
-        _, length, kind = struct.unpack_from("<IHB", data, at)
-        if kind not in (1, 2, 3, 4) or at + HEADER + length > len(data):
+        checksum, length, kind = struct.unpack_from("<IHB", data, at)
+        end = at + HEADER + length
+        if kind not in (1, 2, 3, 4) or end > len(data):
             return
-        parts += data[at + HEADER : at + HEADER + length]
-        at += HEADER + length
+        if zlib.crc32(data[at + HEADER - 1 : end]) != checksum:
+            if not data[end:].strip(b"\0"):
+                return
+            raise ValueError(f"it is damaged at byte {at}")
+        parts += data[at + HEADER : end]
+        at = end
         if kind in (1, 4):  # whole, or the last part
             yield messages.Record.FromString(parts)  # type: ignore[attr-defined]
             parts = b""

@@ -88,6 +88,8 @@ def calibration(finals: Mapping[str, Sequence[float]], control: str, measure: st
     fine = own[np.isfinite(own)]
     if len(fine) < 2:
         raise RuntimeError(f"All but {len(fine)} of the {len(own)} runs of {control} diverged: there is no spread.")
+    if not np.ptp(fine):
+        raise RuntimeError(f"All runs of {control} ended with the same {measure}: there is no noise to measure.")
     s, low, high = planning.spread(fine)
     pool = planning.false_positive_rate(own, np.random.default_rng(stream_seed(0, "calibrate")))
     out: dict[str, Any] = {
@@ -141,13 +143,16 @@ def describe(found: Mapping[str, Any]) -> list[str]:
             continue
         s, low, high = (f"{100 * x:.3g}" for x in entry["spread"])
         widths = ", ".join(
-            f"{n} pairs +-{100 * w:.3g} % ({'reaches' if entry['reached'][n] else 'does not reach'} the margin)"
+            f"{n} pairs +-{100 * w:.3g} % (no effect {'within' if entry['reached'][n] else 'out of'} reach)"
             for n, w in entry["half_widths"].items()
         )
         out.append(
             f"{label}: paired spread {s} % (95 % interval {low} to {high}) from {entry['finished']} pairs; {widths}"
         )
-    return [*out, f"margin {100 * math.expm1(found['margin']):.3g} %"]
+    margin = f"margin {100 * math.expm1(found['margin']):.3g} %"
+    if any("reached" in entry for entry in found["treatments"].values()):
+        margin += "; half-widths of 95 %, no effect is within reach where that of 90 % fits the margin"
+    return [*out, margin]
 
 
 def _final(planned: Planned, measure: str) -> float:
@@ -167,7 +172,7 @@ def _wanted(
             settings.append(own)
     named = dict(zip(varied_labels(sweep, settings), settings, strict=True))
     control = arm or next(iter(named))
-    others = [label for label in named if label != control] if treatments is None else list(treatments)
+    others = [label for label in named if label != control] if treatments is None else list(dict.fromkeys(treatments))
     for label in (control, *others):
         if label not in named:
             raise ConfigError(f"{sweep.path} has no arm {label}: it has {nearest(label, [*named])}.")
