@@ -165,6 +165,28 @@ def test_a_block_joins_its_sublayers_and_a_column_shows_the_worst_step():
     assert charts.depth_map(old, "grad_norm", 4)["value"].tolist() == [3, 6, 3, 3]
 
 
+def test_a_column_lasts_until_the_next_logged_step_and_the_last_until_the_end_of_the_run():
+    rows = pd.DataFrame({"step": [0, 1, 2], "tokens": [0, 10, 20], "layer": 0, "grad_norm": [1.0, np.nan, 4.0]})
+    cells = charts.depth_map(rows, "grad_norm", until=23.0)
+    assert cells[["tokens", "end", "value"]].values.tolist() == [[0, 10, 1], [20, 23, 4]]  # none for the lost step
+    one = charts.depth_map(rows.head(1), "grad_norm", until=512.0)
+    assert one[["tokens", "end"]].values.tolist() == [[0, 512]]
+
+
+def test_colors_hold_zeros_and_negative_values_and_the_axes_what_is_not_finite():
+    cells = pd.DataFrame({"tokens": 0.0, "end": 5.0, "layer": [1, 2, 3, 4], "value": [-3.0, 0.0, 1e-3, 1e3]})
+    drawn = charts.heat_map(cells, "max_logit", depth=96, until=50.0).to_dict(validate=False)["encoding"]
+    assert drawn["color"]["scale"]["type"] == "log" and drawn["color"]["field"] == "shade"
+    assert drawn["y"]["scale"]["domain"] == [0.5, 96.5] and drawn["x"]["scale"]["domain"] == [0, 50]
+    low, high = drawn["color"]["scale"]["domain"]
+    chart = charts.heat_map(cells, "max_logit")
+    assert (
+        chart.data["shade"].between(low, high).all() and low > 0 and chart.data["value"].tolist() == [-3, 0, 1e-3, 1e3]
+    )
+    entropy = charts.heat_map(cells.iloc[2:], "entropy").to_dict(validate=False)["encoding"]["color"]["scale"]
+    assert entropy["type"] == "linear" and entropy["domain"][0] == 0
+
+
 def test_96_layers_and_many_steps_stay_thin():
     n, layers = 400, 96
     rows = pd.DataFrame({"step": np.repeat(np.arange(n), layers), "layer": np.tile(np.arange(layers), n)})

@@ -35,6 +35,7 @@ QUANTITIES = {
     "max_logit": "Largest attention logit",
 }
 LOWEST = ("entropy",)  # quantities that are bad when small: a column of several steps shows the least of them
+LINEAR = ("entropy",)  # quantities whose zero is a value like any other: never on a logarithmic scale
 
 
 def theme(dark: bool = False) -> dict[str, Any]:
@@ -98,8 +99,11 @@ def columns_of_time(steps: np.ndarray, columns: int = CELLS) -> np.ndarray:
     return np.arange(len(steps)) * min(columns, len(steps)) // max(1, len(steps))
 
 
-def depth_map(layers: pd.DataFrame, quantity: str, columns: int = CELLS) -> pd.DataFrame:
+def depth_map(layers: pd.DataFrame, quantity: str, columns: int = CELLS, until: float | None = None) -> pd.DataFrame:
     """tokens, end, layer, value: a block's rows joined, and of several steps in a column the worst one.
+
+    A column lasts until the next logged step, whether that has a finite value or not; the last one until the end of the
+    run, `until`, where that is given.
 
     Of a block's sublayers: norms add by their squares, as do the changes of weights behind an update ratio; RMS is the
     root of the mean square, of the residual stream that of the last; entropy the least and a logit the largest. The
@@ -127,11 +131,11 @@ def depth_map(layers: pd.DataFrame, quantity: str, columns: int = CELLS) -> pd.D
     else:
         block = x[quantity].groupby(keys).agg("min" if quantity in LOWEST else "max")
     block = block.rename("value").reset_index()
-    times = block[["step", "tokens"]].drop_duplicates("step").sort_values("step")
+    times = layers[["step", "tokens"]].drop_duplicates("step").sort_values("step")
     column = columns_of_time(times["step"].to_numpy(), columns)
     starts = times["tokens"].to_numpy()[np.unique(column, return_index=True)[1]].astype(float)
     width = np.diff(starts).mean() if len(starts) > 1 else max(1.0, float(starts[0]))
-    ends = np.append(starts[1:], starts[-1] + width)
+    ends = np.append(starts[1:], starts[-1] + width if until is None or until <= starts[-1] else until)
     block["column"] = block["step"].map(dict(zip(times["step"], column, strict=True)))
     worst = block.groupby(["column", "layer"])["value"].agg("min" if quantity in LOWEST else "max").reset_index()
     return pd.DataFrame(
@@ -311,14 +315,25 @@ def line_of(table: pd.DataFrame, column: str, log: bool = False):
     )
 
 
-def heat_map(cells: pd.DataFrame, quantity: str, domain: Sequence[float] | None = None, ended: float | None = None):
-    """`depth_map` in color; nothing where a run had no finite value. ended: tokens at which the run diverged."""
+def heat_map(
+    cells: pd.DataFrame,
+    quantity: str,
+    domain: Sequence[float] | None = None,
+    ended: float | None = None,
+    depth: int | None = None,
+    until: float | None = None,
+):
+    """`depth_map` in color; nothing where a run had no finite value.
+
+    ended: tokens at which the run diverged. depth, until: blocks and tokens that the axes span, finite or not.
+    """
     import altair as alt
 
     low, high = domain or color_range(cells["value"])
-    # a logarithm of 0 or less is no color: the largest logit may be negative, an entropy 0
-    log = low > 0 and high / low > LOGARITHMIC and bool((cells["value"] > 0).all())
-    scale = alt.Scale(type="log" if log else "linear", domain=[low, high], scheme="viridis", clamp=True, nice=False)
+    log = low > 0 and high / low > LOGARITHMIC and quantity not in LINEAR
+    if not log and 0 < low < high / 10:
+        low = 0.0
+    scale = alt.Scale(type="log" if log else "linear", domain=[low, high], scheme="viridis", nice=False)
     legend = alt.Legend(
         type="gradient",
         title=None,
@@ -328,14 +343,15 @@ def heat_map(cells: pd.DataFrame, quantity: str, domain: Sequence[float] | None 
         format=".2~g",
         values=round_values(low, high, log),
     )
-    depth = int(cells["layer"].max())
-    cells = cells.assign(top=cells["layer"] + 0.5, bottom=cells["layer"] - 0.5)
-    color = alt.Color("value:Q", scale=scale, legend=legend)
+    depth = depth or int(cells["layer"].max())
+    # within the scale: a logarithm of 0 is no color, and the largest logit may even be negative
+    cells = cells.assign(top=cells["layer"] + 0.5, bottom=cells["layer"] - 0.5, shade=cells["value"].clip(low, high))
+    color = alt.Color("shade:Q", scale=scale, legend=legend)
     x = alt.X(
         "tokens:Q",
         title="tokens",
         axis=alt.Axis(format="~s", tickCount=4, grid=False),
-        scale=alt.Scale(nice=False, zero=False),
+        scale=alt.Scale(nice=False, zero=False, domain=alt.Undefined if until is None else [0, until]),
     )
     ticks = sorted({1, *(round(depth * i / 4) for i in range(1, 5))} - {0})
     y = alt.Y(
