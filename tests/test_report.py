@@ -185,6 +185,8 @@ def test_colors_hold_zeros_and_negative_values_and_the_axes_what_is_not_finite()
     )
     entropy = charts.heat_map(cells.iloc[2:], "entropy").to_dict(validate=False)["encoding"]["color"]["scale"]
     assert entropy["type"] == "linear" and entropy["domain"][0] == 0
+    assert charts.color_range([1, 1.0001, 0.9999]) == pytest.approx([0.95, 1.05], abs=1e-3)  # noise is no pattern
+    assert charts.color_range([0, 0]) == [0, 1] and charts.color_range([-4, -3, -2]) == pytest.approx([-3.98, -2.04])
 
 
 def test_96_layers_and_many_steps_stay_thin():

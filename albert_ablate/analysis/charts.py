@@ -24,6 +24,7 @@ WIDTH, HEIGHT = 620, 280  # of a picture; on a page the width is that of its con
 STEPS_OF_A_CURVE = 200
 FORMATS = (".html", ".png", ".svg")
 CELLS = 96  # columns of a heat map
+FLAT = 0.1  # the least that a color scale spans, as a share of its end: below it noise would look like a pattern
 LOGARITHMIC = 3.0  # a quantity whose sizes span less than this factor is colored on a linear scale
 
 QUANTITIES = {
@@ -340,7 +341,7 @@ def heat_map(
         orient="right",
         gradientLength=170,
         gradientThickness=10,
-        format=".2~g",
+        format=".3~g",
         values=round_values(low, high, log),
     )
     depth = depth or int(cells["layer"].max())
@@ -385,14 +386,17 @@ def heat_map(
 
 def color_range(values: Sequence[float] | np.ndarray) -> list[float]:
     """The 1st to 98th percentile, of positive values if there are any: the last column before a divergence would take
-    the colors from all others."""
+    the colors from all others. What varies by less than a share `FLAT` is to look even."""
     v = np.asarray(values, float)
     v = v[np.isfinite(v)]
     v = v[v > 0] if (v > 0).any() else v
     if not len(v):
         return [0.0, 1.0]
     low, high = (float(q) for q in np.quantile(v, [0.01, 0.98]))
-    return [low, high] if high > low else [low * 0.9, low * 1.1 or 1.0]
+    least = FLAT * max(abs(low), abs(high))
+    if high - low < least:
+        return [(low + high - least) / 2, (low + high + least) / 2]
+    return [low, high] if high > low else [0.0, 1.0]
 
 
 def round_values(low: float, high: float, log: bool, most: int = 6) -> list[float]:
