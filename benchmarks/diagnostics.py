@@ -41,7 +41,7 @@ def overhead(model: str, steps: int, every: int) -> dict:
     finally:
         LanguageModel.on_train_batch_start = original  # type: ignore[method-assign]
     times = [b - a for a, b in zip(marks, marks[1:], strict=False)]
-    # times[i] is that of step i + 1: the even ones are logged, each between two that are not; every fourth has the noise
+    # times[i] is of step i + 1: the even ones are logged, each between two that are not; every fourth has the noise
     excess = {i: 2 * times[i] / (times[i - 1] + times[i + 1]) - 1 for i in range(3, len(times) - 1, 2)}
     kinds = [[x for i, x in excess.items() if (i + 1) % 4 == kind] for kind in (2, 0)]
     plain, noise = (statistics.median(kind) for kind in kinds)
