@@ -189,6 +189,19 @@ def test_colors_hold_zeros_and_negative_values_and_the_axes_what_is_not_finite()
     assert charts.color_range([0, 0]) == [0, 1] and charts.color_range([-4, -3, -2]) == pytest.approx([-3.98, -2.04])
 
 
+def test_a_picture_holds_no_line_that_the_renderer_dies_of():
+    """tiny-skia ends the whole process where a line is 10^7 axis lengths long, as a diverged run's loss is."""
+    batches = pd.DataFrame({"step": [1, 2, 3], "tokens": [1, 2, 3], "loss": [5.0, 1e8, 4.0]})
+    evals = pd.DataFrame({"tokens": [0, 3], "series": "train", "loss": [5.5, 1e8], "bits_per_byte": [8.0, 1e8]})
+    none = pd.DataFrame({"step": [], "tokens": [], "what": [], "value": []})
+    lines = pd.DataFrame({"loss": [3.0], "what": ["unigram model"]})
+    spec, frames = charts.specification(charts.run_losses(batches, evals, none, lines, 5.5))
+    charts._keep_near(spec, frames)
+    drawn = [frame["loss"] for frame in frames.values() if "loss" in frame]
+    assert len(drawn) == 3 and max(d.max() for d in drawn) < 30 and drawn[0].tolist()[::2] == [5.0, 4.0]
+    assert batches["loss"].max() == evals["loss"].max() == 1e8
+
+
 def test_96_layers_and_many_steps_stay_thin():
     n, layers = 400, 96
     rows = pd.DataFrame({"step": np.repeat(np.arange(n), layers), "layer": np.tile(np.arange(layers), n)})

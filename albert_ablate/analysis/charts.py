@@ -341,7 +341,7 @@ def heat_map(
         orient="right",
         gradientLength=170,
         gradientThickness=10,
-        format=".3~g",
+        format=".2~g",
         values=round_values(low, high, log),
     )
     depth = depth or int(cells["layer"].max())
@@ -352,8 +352,10 @@ def heat_map(
         "tokens:Q",
         title="tokens",
         axis=alt.Axis(format="~s", tickCount=4, grid=False),
-        scale=alt.Scale(nice=False, zero=False, domain=alt.Undefined if until is None else [0, until]),
+        scale=alt.Scale(nice=False, zero=False),
     )
+    if until is not None:
+        x = x.scale(nice=False, zero=False, domain=[0, until])
     ticks = sorted({1, *(round(depth * i / 4) for i in range(1, 5))} - {0})
     y = alt.Y(
         "bottom:Q",
@@ -756,12 +758,31 @@ def picture(chart: Any, suffix: str) -> bytes:
     import vl_convert
 
     spec, frames = specification(chart)
+    _keep_near(spec, frames)
     if not {"hconcat", "vconcat", "concat"} & {*spec}:
         spec.setdefault("height", HEIGHT)
     spec |= {"datasets": {name: records(frame) for name, frame in frames.items()}, "config": theme(), "padding": 10}
     if suffix == ".svg":
         return vl_convert.vegalite_to_svg(spec).encode()
     return vl_convert.vegalite_to_png(spec, scale=2)
+
+
+def _keep_near(node: dict[str, Any], frames: dict[str, pd.DataFrame], table: str = "") -> None:
+    """Move what lies more than four lengths of its axis beyond it to there, where it is cut off all the same: the
+    renderer ends the process where a diverged run's loss is a line of 10^7 axis lengths."""
+    table = (node.get("data") or {}).get("name", table)
+    encoding = node.get("encoding") or {}
+    for channel in ("x", "y"):
+        scale = (encoding.get(channel) or {}).get("scale") or {}
+        ends = scale.get("domain")
+        if table in frames and scale.get("type") != "log" and isinstance(ends, list) and len(ends) == 2:
+            low, high = (float(end) for end in ends)
+            for field in {(encoding.get(c) or {}).get("field") for c in (channel, f"{channel}2")} & {*frames[table]}:
+                near = frames[table][field].clip(5 * low - 4 * high, 5 * high - 4 * low)
+                frames[table] = frames[table].assign(**{field: near})
+    for part in ("layer", "concat", "hconcat", "vconcat"):
+        for child in node.get(part, ()):
+            _keep_near(child, frames, table)
 
 
 def writable(output: Path, suffixes: Sequence[str] = FORMATS) -> None:
