@@ -773,13 +773,16 @@ def _keep_near(node: dict[str, Any], frames: dict[str, pd.DataFrame], table: str
     table = (node.get("data") or {}).get("name", table)
     encoding = node.get("encoding") or {}
     for channel in ("x", "y"):
-        scale = (encoding.get(channel) or {}).get("scale") or {}
-        ends = scale.get("domain")
-        if table in frames and scale.get("type") != "log" and isinstance(ends, list) and len(ends) == 2:
-            low, high = (float(end) for end in ends)
-            for field in {(encoding.get(c) or {}).get("field") for c in (channel, f"{channel}2")} & {*frames[table]}:
-                near = frames[table][field].clip(5 * low - 4 * high, 5 * high - 4 * low)
-                frames[table] = frames[table].assign(**{field: near})
+        coded = encoding.get(channel) or {}
+        scale = coded.get("scale") or {}
+        linear = coded.get("type") == "quantitative" and scale.get("type", "linear") == "linear"
+        if table not in frames or not linear or not isinstance(scale.get("domain"), list):
+            continue
+        low, high = scale["domain"]
+        for name in (channel, f"{channel}2"):
+            if (field := (encoding.get(name) or {}).get("field")) in frames[table]:
+                frames[table] = frames[table].copy()
+                frames[table][field] = frames[table][field].clip(5 * low - 4 * high, 5 * high - 4 * low)
     for part in ("layer", "concat", "hconcat", "vconcat"):
         for child in node.get(part, ()):
             _keep_near(child, frames, table)
