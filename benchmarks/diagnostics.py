@@ -1,13 +1,14 @@
 """What the diagnostics cost, and what skipping blocks saves. Ratios of steps that alternate in one process.
 
     python benchmarks/diagnostics.py overhead [--models mini deep_96] [--steps 60] [--every 25]
-    python benchmarks/diagnostics.py skips [--models mini deep_96] [--steps 60] [--mean 0.5]
+    python benchmarks/diagnostics.py skips [--models mini deep_96] [--steps 60] [--mean 0.5] [--site layer_drop]
 
-overhead: inside one Lightning run every second step is logged; the median of the ratio of a logged step's time to the
-mean of its two neighbors', what that makes at `every`, and the phases of that run as its record has them. skips: one
-step of an arm with layer_drop beside one step of the same arm without, on the same tokens, as often; the ratio of their
-times beside the ratio of their operations as they were counted. Times are the processor's, of one thread, which other
-work on the machine disturbs less. Nothing here is a test.
+overhead: inside one Lightning run every second step is logged, every other one of these with a gradient of its own for
+the noise scale; the medians of the ratio of a logged step's time to the mean of its two neighbors', of both kinds, what
+they make at `every`, and the phases of that run as its record has them. skips: one step of an arm with layer_drop (or
+stochastic_depth) beside one step of the same arm without, on the same tokens, as often; the ratio of their times beside
+the ratio of their operations as they were counted. Times are the processor's, of one thread, which other work on the
+machine disturbs less. Nothing here is a test.
 """
 
 import argparse
@@ -40,21 +41,23 @@ def overhead(model: str, steps: int, every: int) -> dict:
     finally:
         LanguageModel.on_train_batch_start = original  # type: ignore[method-assign]
     times = [b - a for a, b in zip(marks, marks[1:], strict=False)]
-    # steps count from 1 and the even ones are logged: each stands between two that are not
-    ratios = [2 * times[i] / (times[i - 1] + times[i + 1]) for i in range(3, len(times) - 1, 2)]
-    excess = statistics.median(ratios) - 1
+    # times[i] is of step i + 1: the even ones are logged, each between two that are not; every fourth has the noise
+    excess = {i: 2 * times[i] / (times[i - 1] + times[i + 1]) - 1 for i in range(3, len(times) - 1, 2)}
+    kinds = [[x for i, x in excess.items() if (i + 1) % 4 == kind] for kind in (2, 0)]
+    plain, noise = (statistics.median(kind) for kind in kinds)
     return {
-        "ratio": 1 + excess / every,
-        "logged": excess,
-        "quartiles": [r - 1 for r in statistics.quantiles(ratios, n=4)[::2]],
-        "pairs": len(ratios),
+        "ratio": 1 + (plain + noise) / 2 / every,
+        "logged": plain,
+        "with_noise": noise,
+        "quartiles": [statistics.quantiles(kind, n=4)[::2] for kind in kinds],
+        "pairs": len(excess),
         "step": statistics.median(times[2::2]),
         "phases": phases,
     }
 
 
-def skips(model: str, steps: int, mean: float) -> dict:
-    """Time and operations of training steps with layer_drop, over those without."""
+def skips(model: str, steps: int, mean: float, site: str) -> dict:
+    """Time and operations of training steps that leave blocks out, over those of steps that do not."""
     import torch
     import torch.nn.functional as F
 
@@ -63,7 +66,7 @@ def skips(model: str, steps: int, mean: float) -> dict:
     from albert_ablate.training.cost import training_flops
 
     torch.set_num_threads(1)
-    arms = {"with": ["dropout=uniform", f"dropout.mean={mean}", "dropout.sites=[layer_drop]"], "without": []}
+    arms = {"with": ["dropout=uniform", f"dropout.mean={mean}", f"dropout.sites=[{site}]"], "without": []}
     models = {}
     for name, more in arms.items():
         cfg = check(compose([f"model={model}", *more]))
@@ -98,22 +101,26 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--every", type=int, default=25)
     parser.add_argument("--mean", type=float, default=0.5)
+    parser.add_argument("--site", choices=["layer_drop", "stochastic_depth"], default="layer_drop")
     parser.add_argument("--json", help="write the figures there too")
     chosen = parser.parse_args()
     results = {}
     for model in chosen.models:
         if chosen.what == "overhead":
             r = results[model] = overhead(model, chosen.steps or 60, chosen.every)
-            low, high = r["quartiles"]
+            (low, high), (low_noise, high_noise) = r["quartiles"]
             print(
-                f"{model:8} a logged step costs {r['logged']:.0%} (quartiles {low:.0%} to {high:.0%}, {r['pairs']} "
-                f"steps) of a step of {r['step'] * 1e3:.0f} ms more: ratio {r['ratio']:.4f} at every {chosen.every}\n"
+                f"{model:8} a logged step costs {r['logged']:.0%} (quartiles {low:.0%} to {high:.0%}), with the noise "
+                f"scale {r['with_noise']:.0%} ({low_noise:.0%} to {high_noise:.0%}; {r['pairs']} steps in all) of a "
+                f"step of {r['step'] * 1e3:.0f} ms more: ratio {r['ratio']:.4f} at every {chosen.every}\n"
                 f"         phases, seconds: {', '.join(f'{k} {v:.2f}' for k, v in r['phases'].items())}",
                 flush=True,
             )
         else:
-            r = results[model] = skips(model, chosen.steps or 60, chosen.mean)
-            print(f"{model:8} layer_drop {chosen.mean}: time {r['time']:.3f}, operations {r['flops']:.3f}", flush=True)
+            r = results[model] = skips(model, chosen.steps or 60, chosen.mean, chosen.site)
+            print(
+                f"{model:8} {chosen.site} {chosen.mean}: time {r['time']:.3f}, operations {r['flops']:.3f}", flush=True
+            )
     if chosen.json:
         with open(chosen.json, "w") as file:
             json.dump(results, file, indent=1)

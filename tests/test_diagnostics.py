@@ -14,11 +14,13 @@ from forking import forked, nano, outcome, rows, train, write_text
 from albert_ablate import build_model, compose
 from albert_ablate.analysis.measures import spike_score
 from albert_ablate.config import check
+from albert_ablate.data.packed import Order, block_count, cache_folder, pack, take_blocks
 from albert_ablate.model.build import build
 from albert_ablate.model.decoder import ACTIVATIONS
 from albert_ablate.optim.clipping import NoClip, global_norm
 from albert_ablate.records.history import SCHEMAS, History, read_history
 from albert_ablate.records.tracker import merged
+from albert_ablate.training import recorder
 from albert_ablate.training.cost import flops_per_token, training_flops
 from albert_ablate.training.diagnostics import FLAT, Probe, Weights, noise_parts
 from albert_ablate.training.run import run
@@ -289,6 +291,26 @@ def test_the_noise_scale_is_that_of_gradients_with_known_noise():
         parts.append(noise_parts(np.square(small[0]).sum(), np.square(small.mean(0)).sum(), b, B))
     S, square = np.mean(parts, 0)
     assert S == pytest.approx(50 * std**2, rel=0.03) and square == pytest.approx(50 * 0.04, rel=0.15)
+
+
+def test_a_batch_in_one_piece_has_a_noise_scale_from_the_gradient_of_its_first_sequences(text, tmp_path, monkeypatch):
+    """Step 1 again, from the initial weights: |g|^2 of one of the four sequences, and of all."""
+    asked = []
+    monkeypatch.setattr(recorder, "noise_parts", lambda *given: asked.append(given) or noise_parts(*given))
+    cfg = check(nano(text, tmp_path, *SHORT, "diagnostics.every=2"))
+    record = run(cfg)
+    noise = {r["step"]: r["noise_scale"] for r in rows(record["folder"], "steps").to_pylist()}
+    assert len(asked) == 3 and all(math.isnan(v) for step, v in noise.items() if step not in (1, 4, 8))
+    packed, context = pack(build(cfg["data"]), build(cfg["tokenizer"]), cache_folder(None)), cfg["model"]["context"]
+    order = Order(block_count(packed.train, context), cfg["data"]["batch"], cfg["seed"])
+    batch, model = torch.from_numpy(take_blocks(packed.train, order.indices(0), context)), build_model(cfg)
+    squares = []
+    for part in (batch[:1], batch):
+        loss = F.cross_entropy(model(part[:, :-1]).flatten(0, 1), part[:, 1:].flatten())
+        squares.append(sum(g.square().sum() for g in torch.autograd.grad(loss, [*model.parameters()])).item())
+    assert asked[0] == pytest.approx((*squares, context, 4 * context), rel=1e-4)
+    S, G = noise_parts(*asked[0])
+    assert math.isnan(noise[1]) if G <= 0 else noise[1] == pytest.approx(S / G, rel=1e-6)
 
 
 # --- nothing changes -------------------------------------------------------------------------------------------------

@@ -165,6 +165,43 @@ def test_a_block_joins_its_sublayers_and_a_column_shows_the_worst_step():
     assert charts.depth_map(old, "grad_norm", 4)["value"].tolist() == [3, 6, 3, 3]
 
 
+def test_a_column_lasts_until_the_next_logged_step_and_the_last_until_the_end_of_the_run():
+    rows = pd.DataFrame({"step": [0, 1, 2], "tokens": [0, 10, 20], "layer": 0, "grad_norm": [1.0, np.nan, 4.0]})
+    cells = charts.depth_map(rows, "grad_norm", until=23.0)
+    assert cells[["tokens", "end", "value"]].values.tolist() == [[0, 10, 1], [20, 23, 4]]  # none for the lost step
+    one = charts.depth_map(rows.head(1), "grad_norm", until=512.0)
+    assert one[["tokens", "end"]].values.tolist() == [[0, 512]]
+
+
+def test_colors_hold_zeros_and_negative_values_and_the_axes_what_is_not_finite():
+    cells = pd.DataFrame({"tokens": 0.0, "end": 5.0, "layer": [1, 2, 3, 4], "value": [-3.0, 0.0, 1e-3, 1e3]})
+    drawn = charts.heat_map(cells, "max_logit", depth=96, until=50.0).to_dict(validate=False)["encoding"]
+    assert drawn["color"]["scale"]["type"] == "log" and drawn["color"]["field"] == "shade"
+    assert drawn["y"]["scale"]["domain"] == [0.5, 96.5] and drawn["x"]["scale"]["domain"] == [0, 50]
+    low, high = drawn["color"]["scale"]["domain"]
+    chart = charts.heat_map(cells, "max_logit")
+    assert (
+        chart.data["shade"].between(low, high).all() and low > 0 and chart.data["value"].tolist() == [-3, 0, 1e-3, 1e3]
+    )
+    entropy = charts.heat_map(cells.iloc[2:], "entropy").to_dict(validate=False)["encoding"]["color"]["scale"]
+    assert entropy["type"] == "linear" and entropy["domain"][0] == 0
+    assert charts.color_range([1, 1.0001, 0.9999]) == pytest.approx([0.95, 1.05], abs=1e-3)  # noise is no pattern
+    assert charts.color_range([0, 0]) == [0, 1] and charts.color_range([-4, -3, -2]) == pytest.approx([-3.98, -2.04])
+
+
+def test_a_picture_holds_no_line_that_the_renderer_dies_of():
+    """tiny-skia ends the whole process where a line is 10^7 axis lengths long, as a diverged run's loss is."""
+    batches = pd.DataFrame({"step": [1, 2, 3], "tokens": [1, 2, 3], "loss": [5.0, 1e8, 4.0]})
+    evals = pd.DataFrame({"tokens": [0, 3], "series": "train", "loss": [5.5, 1e8], "bits_per_byte": [8.0, 1e8]})
+    none = pd.DataFrame({"step": [], "tokens": [], "what": [], "value": []})
+    lines = pd.DataFrame({"loss": [3.0], "what": ["unigram model"]})
+    spec, frames = charts.specification(charts.run_losses(batches, evals, none, lines, 5.5))
+    charts._keep_near(spec, frames)
+    drawn = [frame["loss"] for frame in frames.values() if "loss" in frame]
+    assert len(drawn) == 3 and max(d.max() for d in drawn) < 30 and drawn[0].tolist()[::2] == [5.0, 4.0]
+    assert batches["loss"].max() == evals["loss"].max() == 1e8
+
+
 def test_96_layers_and_many_steps_stay_thin():
     n, layers = 400, 96
     rows = pd.DataFrame({"step": np.repeat(np.arange(n), layers), "layer": np.tile(np.arange(layers), n)})

@@ -6,8 +6,9 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from albert_ablate import build_model, compose
-from albert_ablate.config import ConfigError
+from albert_ablate.config import ConfigError, check
 from albert_ablate.model.sigma import SigmaLinear
+from albert_ablate.training.cost import cost_table, training_flops
 
 TINY = ["model=nano", "model.layers=2", "model.width=16", "model.context=16"]
 
@@ -88,3 +89,9 @@ def test_a_model_begins_as_the_plain_one_and_one_iteration_follows_each_step(mor
 def test_what_it_contradicts_is_refused(more):
     with pytest.raises(ConfigError, match="model.sigma_reparam=true is not allowed with"):
         compose([*TINY, "model.sigma_reparam=true", *more])
+
+
+def test_what_it_costs_can_be_counted_before_training():
+    plain, own = (check(compose([*TINY, *more])) for more in ([], ["model.sigma_reparam=true"]))
+    assert training_flops(own)[0] == pytest.approx(training_flops(plain)[0], rel=0.01)
+    assert "parameters" in cost_table(own)

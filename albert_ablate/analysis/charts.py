@@ -29,6 +29,7 @@ COUNT = "datum.value % 1 ? '' : replace(format(datum.value, '~s'), 'G', 'B')"
 SIZE = "datum.value >= 100 && datum.value < 1e6 ? format(datum.value, ',.0f') : format(datum.value, '.2~g')"
 SHAPES = ["circle", "square", "triangle-up", "diamond"]  # of points, as DASHES of lines
 FOREST_LINEAR = 20.0  # margins: effects beyond have an axis that is linear to 1 and logarithmic from there
+FLAT = 0.1  # the least that a color scale spans, as a share of its end: below it noise would look like a pattern
 LOGARITHMIC = 3.0  # a quantity whose sizes span less than this factor is colored on a linear scale
 
 QUANTITIES = {
@@ -40,6 +41,7 @@ QUANTITIES = {
     "max_logit": "Largest attention logit",
 }
 LOWEST = ("entropy",)  # quantities that are bad when small: a column of several steps shows the least of them
+LINEAR = ("entropy",)  # quantities whose zero is a value like any other: never on a logarithmic scale
 
 
 def theme(dark: bool = False) -> dict[str, Any]:
@@ -103,8 +105,11 @@ def columns_of_time(steps: np.ndarray, columns: int = CELLS) -> np.ndarray:
     return np.arange(len(steps)) * min(columns, len(steps)) // max(1, len(steps))
 
 
-def depth_map(layers: pd.DataFrame, quantity: str, columns: int = CELLS) -> pd.DataFrame:
+def depth_map(layers: pd.DataFrame, quantity: str, columns: int = CELLS, until: float | None = None) -> pd.DataFrame:
     """tokens, end, layer, value: a block's rows joined, and of several steps in a column the worst one.
+
+    A column lasts until the next logged step, whether that has a finite value or not; the last one until the end of the
+    run, `until`, where that is given.
 
     Of a block's sublayers: norms add by their squares, as do the changes of weights behind an update ratio; RMS is the
     root of the mean square, of the residual stream that of the last; entropy the least and a logit the largest. The
@@ -132,11 +137,11 @@ def depth_map(layers: pd.DataFrame, quantity: str, columns: int = CELLS) -> pd.D
     else:
         block = x[quantity].groupby(keys).agg("min" if quantity in LOWEST else "max")
     block = block.rename("value").reset_index()
-    times = block[["step", "tokens"]].drop_duplicates("step").sort_values("step")
+    times = layers[["step", "tokens"]].drop_duplicates("step").sort_values("step")
     column = columns_of_time(times["step"].to_numpy(), columns)
     starts = times["tokens"].to_numpy()[np.unique(column, return_index=True)[1]].astype(float)
     width = np.diff(starts).mean() if len(starts) > 1 else max(1.0, float(starts[0]))
-    ends = np.append(starts[1:], starts[-1] + width)
+    ends = np.append(starts[1:], starts[-1] + width if until is None or until <= starts[-1] else until)
     block["column"] = block["step"].map(dict(zip(times["step"], column, strict=True)))
     worst = block.groupby(["column", "layer"])["value"].agg("min" if quantity in LOWEST else "max").reset_index()
     return pd.DataFrame(
@@ -321,14 +326,25 @@ def line_of(table: pd.DataFrame, column: str, log: bool = False):
     )
 
 
-def heat_map(cells: pd.DataFrame, quantity: str, domain: Sequence[float] | None = None, ended: float | None = None):
-    """`depth_map` in color; nothing where a run had no finite value. ended: tokens at which the run diverged."""
+def heat_map(
+    cells: pd.DataFrame,
+    quantity: str,
+    domain: Sequence[float] | None = None,
+    ended: float | None = None,
+    depth: int | None = None,
+    until: float | None = None,
+):
+    """`depth_map` in color; nothing where a run had no finite value.
+
+    ended: tokens at which the run diverged. depth, until: blocks and tokens that the axes span, finite or not.
+    """
     import altair as alt
 
     low, high = domain or color_range(cells["value"])
-    # a logarithm of 0 or less is no color: the largest logit may be negative, an entropy 0
-    log = low > 0 and high / low > LOGARITHMIC and bool((cells["value"] > 0).all())
-    scale = alt.Scale(type="log" if log else "linear", domain=[low, high], scheme="viridis", clamp=True, nice=False)
+    log = low > 0 and high / low > LOGARITHMIC and quantity not in LINEAR
+    if not log and 0 < low < high / 10:
+        low = 0.0
+    scale = alt.Scale(type="log" if log else "linear", domain=[low, high], scheme="viridis", nice=False)
     legend = alt.Legend(
         type="gradient",
         title=None,
@@ -338,15 +354,18 @@ def heat_map(cells: pd.DataFrame, quantity: str, domain: Sequence[float] | None 
         labelExpr=SIZE,
         values=round_values(low, high, log),
     )
-    depth = int(cells["layer"].max())
-    cells = cells.assign(top=cells["layer"] + 0.5, bottom=cells["layer"] - 0.5)
-    color = alt.Color("value:Q", scale=scale, legend=legend)
+    depth = depth or int(cells["layer"].max())
+    # within the scale: a logarithm of 0 is no color, and the largest logit may even be negative
+    cells = cells.assign(top=cells["layer"] + 0.5, bottom=cells["layer"] - 0.5, shade=cells["value"].clip(low, high))
+    color = alt.Color("shade:Q", scale=scale, legend=legend)
     x = alt.X(
         "tokens:Q",
         title="tokens",
         axis=alt.Axis(labelExpr=COUNT, tickCount=4, grid=False),
         scale=alt.Scale(nice=False, zero=False),
     )
+    if until is not None:
+        x = x.scale(nice=False, zero=False, domain=[0, until])
     ticks = sorted({1, *(round(depth * i / 4) for i in range(1, 5))} - {0})
     y = alt.Y(
         "bottom:Q",
@@ -379,14 +398,17 @@ def heat_map(cells: pd.DataFrame, quantity: str, domain: Sequence[float] | None 
 
 def color_range(values: Sequence[float] | np.ndarray) -> list[float]:
     """The 1st to 98th percentile, of positive values if there are any: the last column before a divergence would take
-    the colors from all others."""
+    the colors from all others. What varies by less than a share `FLAT` is to look even."""
     v = np.asarray(values, float)
     v = v[np.isfinite(v)]
     v = v[v > 0] if (v > 0).any() else v
     if not len(v):
         return [0.0, 1.0]
     low, high = (float(q) for q in np.quantile(v, [0.01, 0.98]))
-    return [low, high] if high > low else [low * 0.9, low * 1.1 or 1.0]
+    least = FLAT * max(abs(low), abs(high))
+    if high - low < least:
+        return [(low + high - least) / 2, (low + high + least) / 2]
+    return [low, high] if high > low else [0.0, 1.0]
 
 
 def round_values(low: float, high: float, log: bool, most: int = 6) -> list[float]:
@@ -872,12 +894,34 @@ def picture(chart: Any, suffix: str, scale: float = 2) -> bytes:
     import vl_convert
 
     spec, frames = specification(chart)
+    _keep_near(spec, frames)
     if not {"hconcat", "vconcat", "concat"} & {*spec}:
         spec.setdefault("height", HEIGHT)
     spec |= {"datasets": {name: records(frame) for name, frame in frames.items()}, "config": theme(), "padding": 10}
     if suffix == ".svg":
         return vl_convert.vegalite_to_svg(spec).encode()
     return vl_convert.vegalite_to_png(spec, scale=scale)
+
+
+def _keep_near(node: dict[str, Any], frames: dict[str, pd.DataFrame], table: str = "") -> None:
+    """Move what lies more than four lengths of its axis beyond it to there, where it is cut off all the same: the
+    renderer ends the process where a diverged run's loss is a line of 10^7 axis lengths."""
+    table = (node.get("data") or {}).get("name", table)
+    encoding = node.get("encoding") or {}
+    for channel in ("x", "y"):
+        coded = encoding.get(channel) or {}
+        scale = coded.get("scale") or {}
+        linear = coded.get("type") == "quantitative" and scale.get("type", "linear") == "linear"
+        if table not in frames or not linear or not isinstance(scale.get("domain"), list):
+            continue
+        low, high = scale["domain"]
+        for name in (channel, f"{channel}2"):
+            if (field := (encoding.get(name) or {}).get("field")) in frames[table]:
+                frames[table] = frames[table].copy()
+                frames[table][field] = frames[table][field].clip(5 * low - 4 * high, 5 * high - 4 * low)
+    for part in ("layer", "concat", "hconcat", "vconcat"):
+        for child in node.get(part, ()):
+            _keep_near(child, frames, table)
 
 
 def writable(output: Path, suffixes: Sequence[str] = FORMATS) -> None:

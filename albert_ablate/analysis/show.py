@@ -145,15 +145,17 @@ def maps(run: OneRun) -> dict[str, Figure]:
     """The heat maps of depth by tokens, of the quantities the run has."""
     found = {}
     ended = run.ended if run.record["summary"].get("divergence") != "stuck" else None
-    logged = run.layers["step"].nunique()
+    logged, until = run.layers["step"].nunique(), float(run.steps["tokens"].iloc[-1])
     for quantity, title in charts.QUANTITIES.items():
-        cells = charts.depth_map(run.layers, quantity)
+        cells = charts.depth_map(run.layers, quantity, until=until)
         if cells.empty:
             continue
         worst = "least" if quantity in charts.LOWEST else "largest"
-        columns = cells["tokens"].nunique()
+        columns = charts.CELLS
         note = f"Each column shows the {worst} of {logged / columns:.1f} logged steps." if logged > columns else ""
-        found[quantity] = Figure(title, charts.heat_map(cells, quantity, ended=ended), note)
+        depth = int(run.layers["layer"].max()) + 1
+        drawn = charts.heat_map(cells, quantity, ended=ended, depth=depth, until=until)
+        found[quantity] = Figure(title, drawn, note)
     return found
 
 
@@ -225,17 +227,16 @@ def poster(run: OneRun):
         return figure.chart.properties(title=figure.title, width=330, height=height)
 
     over, depth = figures(run), maps(run)
-    columns = [[sized(over[n], 250) for n in ("loss",) if n in over]]
-    columns += [
-        [sized(over[n], 82) for n in names if n in over] for names in (("norms", "rate"), ("noise_scale", "logit_rms"))
-    ]
-    rows = [_apart(alt.hconcat(*(_apart(alt.vconcat(*c, spacing=12)) for c in columns if c), spacing=34))]
-    panels = [sized(figure, 210) for figure in depth.values()]
-    rows += [_apart(alt.hconcat(*panels[i : i + 3], spacing=34)) for i in range(0, len(panels), 3)]
+    cells = [sized(over[n], 250) for n in ("loss",) if n in over]
+    for names in (("norms", "rate"), ("noise_scale", "logit_rms")):
+        small = [sized(over[n], 82) for n in names if n in over]
+        cells += [_apart(alt.vconcat(*small, spacing=12))] if small else []
+    cells += [sized(figure, 210) for figure in depth.values()]
+    grid = alt.concat(*cells, columns=3, align="each", spacing={"row": 26, "column": 34})
     title = alt.Title(
         run.record["label"], subtitle=f"seed {run.record['seed']}. {outcome(run.record)}", fontSize=15, offset=14
     )
-    return _apart(alt.vconcat(*rows, spacing=26)).properties(title=title, padding=12)
+    return _apart(grid).properties(title=title, padding=12)
 
 
 def _apart(charts_: Any) -> Any:

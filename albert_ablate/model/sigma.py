@@ -35,7 +35,9 @@ class SigmaLinear(nn.Linear):
 
     def sigma(self) -> Tensor:
         """The largest singular value of each of the stacked matrices as u and v see it; gradients pass through W."""
-        with torch.autocast(self.weight.device.type, enabled=False):
+        # the meta device, on which operations are counted, knows no autocast
+        device = "cpu" if self.weight.is_meta else self.weight.device.type
+        with torch.autocast(device, enabled=False):
             parts = zip(self._parts(self.v), self._parts(self.weight), self.u, strict=True)
             return torch.stack([torch.dot(v, w @ u) for v, w, u in parts])
 

@@ -25,7 +25,8 @@ _LAYER = (
 )
 SCHEMAS = {
     # a row per optimizer step: loss of the training batch, learning rate, gradient norm before and after clipping,
-    # share clipped, gradient noise scale (tokens), root mean square of the output logits
+    # share clipped, gradient noise scale (tokens; nan but on the logged steps that measure it), root mean square of the
+    # output logits
     "steps": pa.schema([*_AXES, *((name, pa.float64()) for name in _STEP)]),
     # a row per evaluation and split, in evaluation mode; data_order: chained hash of the batches so far
     "evals": pa.schema(

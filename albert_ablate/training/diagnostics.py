@@ -92,22 +92,10 @@ class Probe:
 
     @torch.no_grad()
     def beside(self, tokens: Tensor) -> None:
-        """Measure a pass of its own, for compiled blocks, into which nothing can look: by the blocks' plain code, with
-        the same masks. What a pass leaves in the model (running statistics, QK-clip's largest logits) is put back."""
+        """Measure a pass of its own, for compiled blocks, into which nothing can look."""
         began = time.perf_counter()
-        buffers = [buffer.clone() for buffer in self.model.buffers()]
-        largest = [block.attention.largest for block in self.model.stack]
-        compiled = [block.__dict__.pop("through", None) for block in self.model.stack]
-        try:
-            with self.watching():
-                self.model(tokens)
-        finally:
-            for block, through, logits in zip(self.model.stack, compiled, largest, strict=True):
-                block.attention.largest = logits
-                if through is not None:
-                    block.through = through  # type: ignore[method-assign]
-            for buffer, before in zip(self.model.buffers(), buffers, strict=True):
-                buffer.copy_(before)
+        with undisturbed(self.model), self.watching():
+            self.model(tokens)
         self.seconds = time.perf_counter() - began
 
     def figures(self) -> dict[Place, Figures]:
@@ -117,7 +105,10 @@ class Probe:
         values = torch.stack([value.to(self.found[0][3].dtype) for *_, value in self.found]).tolist()
         figures: dict[Place, Figures] = {}
         for (place, column, factor, _), value in zip(self.found, values, strict=True):
-            figures.setdefault(place, {})[column] = factor * value
+            figures.setdefault(place, {})[column] = factor * value + 0.0  # no -0.0
+        for own in figures.values():
+            if not math.isfinite(own["input_rms"]):  # what compares false with everything is not alive for that
+                own |= {column: math.nan for column in ("dead", "saturated") if column in own}
         self.found = []
         return figures
 
@@ -204,6 +195,25 @@ class Probe:
             kept = torch.zeros(T, T, device=like.device, dtype=like.dtype).masked_fill_(~seen, HIDDEN)
             self._masks[T, window] = kept
         return kept
+
+
+@contextmanager
+def undisturbed(model: Decoder) -> Iterator[None]:
+    """Within it `model` takes passes of its own, by the blocks' plain code and with the masks of the moment; what they
+    leave in it (running statistics, QK-clip's largest logits) is put back."""
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    largest = [block.attention.largest for block in model.stack]
+    compiled = [block.__dict__.pop("through", None) for block in model.stack]
+    try:
+        yield
+    finally:
+        for block, through, logits in zip(model.stack, compiled, largest, strict=True):
+            block.attention.largest = logits
+            if through is not None:
+                block.through = through  # type: ignore[method-assign]
+        with torch.no_grad():
+            for buffer, before in zip(model.buffers(), buffers, strict=True):
+                buffer.copy_(before)
 
 
 def _plain(x: Tensor) -> Tensor:

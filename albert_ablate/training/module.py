@@ -20,7 +20,7 @@ from albert_ablate.model.loss import objective
 from albert_ablate.optim.clipping import global_norm
 from albert_ablate.optim.groups import assert_covers, decay_groups
 from albert_ablate.training.cost import Phases
-from albert_ablate.training.diagnostics import Probe, Weights
+from albert_ablate.training.diagnostics import Probe, Weights, undisturbed
 
 
 class LanguageModel(pl.LightningModule):
@@ -44,7 +44,9 @@ class LanguageModel(pl.LightningModule):
         self.watched = False  # this step is logged from inside
         self.probe = Probe(model, cfg["model"]["activation"])
         self.weights: Weights | None = None  # of the blocks, over a watched step
-        self.small: Tensor | None = None  # squared norm of the gradient of a part of a watched step's batch
+        self.rows: Tensor | None = None  # of the batch, whose gradient is wanted apart
+        self.part = 1.0  # the share of this rank's batch whose gradient is taken apart
+        self.small: Tensor | None = None  # its squared norm
 
     def configure_model(self) -> None:
         if self.sharded:
@@ -75,7 +77,11 @@ class LanguageModel(pl.LightningModule):
         if micro == 0:
             every = self.cfg["diagnostics"]["every"]
             self.watched = step == 0 or bool(every) and (step + 1) % every == 0
-            self.small = None
+            self.small, self.rows = None, None
+            if accumulate > 1:
+                self.part = 1 / accumulate
+            elif step == 0 or self.watched and (step + 1) % (2 * every) == 0:
+                self._set_apart(batch)
         watching: Any = nullcontext()
         if self.watched and micro == 0:
             if self.cfg["trainer"]["compile"]:
@@ -97,14 +103,30 @@ class LanguageModel(pl.LightningModule):
             self.logit_squares.append(torch.linalg.vector_norm(logits, dtype=wide).square() / logits.numel())
         return logits
 
+    def _set_apart(self, batch: Tensor) -> None:
+        """An eighth of a batch that comes in one piece, for the gradient noise scale: its gradient costs a pass of its
+        own, so that it is taken on every other logged step. Shards of weights cannot be asked for one."""
+        rows = batch[: max(1, len(batch) // 8)]
+        if not self.sharded and len(rows) < len(batch) * self.trainer.world_size:
+            self.rows, self.part = rows, len(rows) / len(batch)
+
     def on_after_backward(self) -> None:
         self.phases.mark("backward")
         accumulate = self.cfg["data"].get("accumulate", 1)
-        if not (self.watched and accumulate > 1 and self.micro_batches % accumulate == 1):
+        scaled = self.cfg["trainer"]["precision"] == "16-mixed"  # the gradients still are
+        if not self.watched or scaled:
             return
-        if self.cfg["trainer"]["precision"] != "16-mixed":  # whose gradients are still scaled
-            gradients = [p.grad for _, p in self.named if p.grad is not None]
-            self.small = (accumulate * global_norm(gradients)[0]).square()
+        gradients: list[Tensor | None] = []
+        if accumulate > 1 and self.micro_batches % accumulate == 1:
+            gradients = [p.grad for _, p in self.named]
+        elif self.rows is not None:
+            with undisturbed(self.model):
+                with self.trainer.precision_plugin.forward_context():
+                    total, _ = objective(self.loss, self.model, self.rows)
+                gradients = list(torch.autograd.grad(total, [p for _, p in self.named], allow_unused=True))
+        if gradients:
+            norm, _ = global_norm([g for g in gradients if g is not None])
+            self.small = (accumulate * norm).square()
         self.phases.mark("diagnostics")
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:

@@ -254,8 +254,7 @@ class Recorder(pl.Callback):
     def _noise_scale(self, module: LanguageModel, small: float, large: float) -> float:
         """The gradient noise scale in tokens, from means over the steps so far that forget by a tenth a step."""
         ranks = 1 if module.sharded else self.ranks.size  # shards hold sums over the ranks already
-        b = self.tokens_per_step / (self.cfg["data"].get("accumulate", 1) * ranks)
-        parts = noise_parts(small, large, b, self.tokens_per_step)
+        parts = noise_parts(small, large, module.part * self.tokens_per_step / ranks, self.tokens_per_step)
         if all(map(math.isfinite, parts)):
             before = self.noise or list(parts)
             self.noise = [NOISE_KEPT * mean + (1 - NOISE_KEPT) * part for mean, part in zip(before, parts, strict=True)]
