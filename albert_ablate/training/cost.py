@@ -16,6 +16,7 @@ from albert_ablate.config import check, steps_of
 from albert_ablate.model.build import assemble
 from albert_ablate.model.decoder import Decoder
 from albert_ablate.model.loss import objective, passes
+from albert_ablate.optim.optimizers import extra_backward
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -25,7 +26,7 @@ def flops_per_token(cfg: Mapping) -> float:
 
     Three times the forward pass of one full sequence, counted on the meta device: the backward pass takes two products
     for each of the forward pass (Kaplan et al. 2020, 2001.08361). Causal masking is not counted as a saving. A loss
-    that wants two passes doubles them.
+    that wants two passes doubles them. An optimizer's further backward passes count.
     """
     whole, blocks = training_flops(cfg)
     stack = assemble(cfg).stack
@@ -41,7 +42,7 @@ def training_flops(cfg: Mapping) -> tuple[float, list[float]]:
     by_module = counter.get_flop_counts()
     name = type(model).__name__
     blocks = [sum(by_module.get(f"{name}.blocks.{layer}", {}).values()) for layer in range(len(model.stack))]
-    times = passes(instantiate(cfg["loss"])) * 3 / context
+    times = passes(instantiate(cfg["loss"])) * (3 + 2 * extra_backward(cfg["optimizer"])) / context
     return times * counter.get_total_flops(), [times * flops for flops in blocks]
 
 
