@@ -340,6 +340,22 @@ def test_optimizer_takes_pytorch_optimizer_s_steps(name):
     np.testing.assert_allclose(got, other(THEIRS[name], (4, 3))[0], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("name", "theirs", "more"),
+    [
+        ("stable_adamw", "StableAdamW", {"weight_decay": 0.1}),
+        ("independent_adamw", "AdamW", {"weight_decay": 0.01, "decouple_lr": True, "max_lr": RATES[0]}),
+        ("lion", "Lion", {"weight_decay": 0.1, "betas": (0.7, 0.9), "eps": None}),
+    ],
+)
+def test_optimizer_takes_optimi_s_steps(name, theirs, more):
+    optimi = pytest.importorskip("optimi", reason="the package torch-optimi is not installed")
+    settings = {k: v for k, v in (HALF | more).items() if v is not None}
+    got, *_ = ours(getattr(optimizers, name), (4, 3), **FORMULAS[name][1])
+    expected, *_ = other(lambda p: getattr(optimi, theirs)(p, lr=RATES[0], foreach=False, **settings), (4, 3))
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-7)
+
+
 def test_schedule_free_is_the_authors_in_training_and_in_evaluation():
     schedulefree = pytest.importorskip("schedulefree", reason="the authors' package is not installed")
     got, optimizer, (p, *_) = ours(optimizers.schedule_free, (4, 3), **HALF, weight_decay=0.1)
