@@ -14,6 +14,7 @@ from albert_ablate.model.attention import CausalAttention, band
 from albert_ablate.model.build import assemble
 from albert_ablate.model.decoder import ACTIVATIONS, default_hidden
 from albert_ablate.model.dropout import Clock, Dropout
+from albert_ablate.model.loss import cross_entropy
 from albert_ablate.model.norms import layer_norm, rms_norm, zero_centred_rms_norm
 from albert_ablate.model.placements import NoNorm, Site
 from albert_ablate.training.cost import cost_table, flops_per_token, memory
@@ -196,6 +197,18 @@ def test_softcapped_logits_and_embedding_scale():
     )
     assert (tied.embedding_scale, scaled.embedding_scale, four.embedding_scale) == (4, 1, 4)
     assert not torch.equal(tied(tokens), scaled(tokens))
+
+
+def test_z_loss_adds_the_mean_square_of_log_z_whose_gradient_is_twice_log_z_times_the_softmax():
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(2, 5, 7, generator=generator, dtype=torch.float64) + 1
+    targets = torch.randint(0, 7, (2, 5), generator=generator)
+    total, plain = cross_entropy(logits.requires_grad_(), targets, z_loss=0.3)
+    log_z = logits.detach().exp().sum(-1, keepdim=True).log()
+    assert plain.item() == pytest.approx(F.cross_entropy(logits.flatten(0, 1), targets.flatten()).item())
+    assert (total - plain).item() == pytest.approx(0.3 * log_z.square().mean().item())
+    gradient = torch.autograd.grad(total - plain, logits)[0]
+    torch.testing.assert_close(gradient, 0.3 * 2 * log_z * logits.detach().softmax(-1) / 10)
 
 
 def test_zero_centred_rms_norm_is_rms_norm_with_its_gain_shifted_by_one():

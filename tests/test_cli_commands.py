@@ -112,13 +112,16 @@ def test_docstrings_read_are_those_python_has():
 def test_formula_and_sources_are_told_apart():
     text = """N(alpha x + f(x)), alpha = (2M)^(1/4), no final norm (Wang et al. 2022, 2203.00555).
 
-    In 2021 as Baevski and Auli 2018, 1809.10853, and Shannon 1948 had it.
+    In 2021 as Baevski and Auli 2018, 1809.10853, and Shannon 1948 had it (Gemma 2: Gemma Team 2024, 2408.00118; BLOOM:
+    Le Scao et al. 2022).
     """
     assert formula_of(text) == "N(alpha x + f(x)), alpha = (2M)^(1/4), no final norm"
     assert [tuple(s.values()) for s in sources_of(text)] == [
         ("Wang et al.", "2022", "2203.00555"),
         ("Baevski and Auli", "2018", "1809.10853"),
         ("Shannon", "1948", None),
+        ("Gemma Team", "2024", "2408.00118"),
+        ("Le Scao et al.", "2022", None),
     ]
 
 
@@ -130,6 +133,10 @@ def test_methods_as_json_and_as_a_table(capsys):
     assert cli.main(["methods", "clip"]) == 0
     table = capsys.readouterr().out
     assert "max_norm=1.0" in table and "Brock et al. 2021, 2102.06171" in table and "layer_norm" not in table
+    assert cli.main(["methods", "optimizer"]) == 0
+    assert "betas=[0.9,0.95]" in (table := capsys.readouterr().out) and '"' not in table  # as the command line takes it
+    calibration = next(m for m in methods("evaluation") if m.option == "calibration")
+    assert "sum_b n_b / n" in calibration.formula and calibration.defaults == {"bins": 15, "tokens": 8192}
 
 
 @pytest.fixture(scope="module")

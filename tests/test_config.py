@@ -144,7 +144,6 @@ def test_checking_twice_changes_nothing_and_defaults_are_filled_in(base):
         (["model.width=65"], "model.width=65 is not divisible by model.heads=2"),
         (["budget.tokens=100"], "budget.tokens=100 is less than one batch of data.batch=8"),
         (["data.accumulate=3"], "data.batch=8 is not divisible by data.accumulate=3"),
-        (["norm=ngpt", "attention=rotary", "optimizer.weight_decay=0", "model.gated=true"], "model.gated=true is not"),
         (["norm=peri_ln", "model.embedding_norm=true"], "model.embedding_norm=true would do nothing: norm=peri_ln"),
         (["norm=none", "norm_type=rms_norm"], "norm_type=rms_norm would do nothing: norm=none takes no"),
         (["norm=rezero", "norm_type.eps=1e-3"], "norm_type.eps=0.001 would do nothing: norm=rezero takes no"),

@@ -86,7 +86,10 @@ def train(cfg, steps=STEPS):
         for group, lr in zip(optimizer.param_groups, peak, strict=True):
             group["lr"] = lr * shape((step + 0.5) / STEPS)
         optimizer.zero_grad(set_to_none=True)
-        total, plain = objective(loss, model, rows)
+        logits: list[torch.Tensor] = []
+        total, plain = objective(loss, lambda tokens, kept=logits: kept.append(model(tokens)) or kept[0], rows)
+        if getattr(optimizer, "due", False):
+            optimizer.sample(logits[0], torch.rand(rows[:, 1:].shape, generator=torch.Generator().manual_seed(step)))
         total.backward()
         for name, p in named:
             seen[name] |= p.grad is not None and bool(p.grad.ne(0).any())
@@ -175,6 +178,8 @@ CIRCUMSTANCES = {
     ("optimizer", "d"): ["optimizer.d=2"],
     ("optimizer", "frequency"): ["optimizer.frequency=1"],
     ("optimizer", "max_dim"): ["optimizer.max_dim=47"],
+    ("optimizer", "rho"): ["optimizer.rho=1e4"],
+    ("optimizer", "sophia", "interval"): ["optimizer.rho=1e4", "optimizer.interval=1"],
     ("optimizer", "interval"): ["optimizer.interval=3", "optimizer.warmup=1", "optimizer.grace=1"],
     ("optimizer", "warmup"): ["optimizer.interval=4", "optimizer.warmup=1", "optimizer.grace=1"],
     ("optimizer", "threshold"): ["optimizer.threshold=0.1", "optimizer.grace=2"],

@@ -20,6 +20,7 @@ from albert_ablate.model.decoder import Decoder
 from albert_ablate.optim import optimizers
 from albert_ablate.optim.groups import assert_covers, decay_groups, settled
 from albert_ablate.training.checkpoint import load_checkpoint
+from albert_ablate.training.cost import flops_per_token
 
 pytorch_optimizer = pytest.importorskip("pytorch_optimizer", reason="the extra `optim` is not installed")
 
@@ -146,6 +147,12 @@ def hand_schedule_free(y, g, lr, t, s):
     return 0.2 * s["z"] + 0.8 * s["x"]
 
 
+def hand_sophia(w, g, lr, t, s):
+    """Without an estimate of the curvature: h = 0, and the step is lr sign(m)."""
+    s["m"] = 0.8 * s.get("m", 0) + 0.2 * g
+    return w * (1 - lr * 0.1) - lr * np.sign(s["m"])
+
+
 def hand_soap(w, g, lr, t, s, frequency=2):
     b1, b2 = 0.9, 0.8
     if t == 1:
@@ -179,6 +186,7 @@ FORMULAS = {
     "stable_adamw": (hand_stable, {**HALF, "weight_decay": 0.1}),
     "spam": (hand_spam, {**HALF, "weight_decay": 0.1, "interval": 5, "warmup": 2, "grace": 2, "threshold": 2.0}),
     "schedule_free": (hand_schedule_free, {**HALF, "weight_decay": 0.1}),
+    "sophia": (hand_sophia, {"betas": (0.8, 0.9), "weight_decay": 0.1}),
 }
 
 
@@ -232,6 +240,77 @@ def test_muon_takes_the_steps_of_its_formula_within_bfloat16(scale, factor):
     np.testing.assert_allclose(got, by_hand(update, (6, 3)), rtol=0, atol=0.1 * moved)
 
 
+def softmax_regression(seed=0):
+    """Inputs (2, 3, 5) of a softmax regression onto 4 classes, its weights, and its probabilities (2, 3, 4)."""
+    rng = np.random.default_rng(seed)
+    x, w = rng.normal(size=(2, 3, 5)), rng.normal(size=(4, 5))
+    p = np.exp(x @ w.T)
+    return x, w, p / p.sum(-1, keepdims=True)
+
+
+def test_sophia_divides_by_a_mean_of_n_squared_gradients_against_labels_of_its_own(double):
+    """Steps 1 and 3 of interval 2, in two micro-batches, labels by inverting the cumulative probabilities."""
+    x, w, _ = softmax_regression()
+    weight, rng, m, h = nn.Parameter(torch.tensor(w)), np.random.default_rng(1), 0, 0
+    optimizer = optimizers.sophia([weight], False, lr=0.1, betas=(0.8, 0.9), rho=30, interval=2, weight_decay=0.1)
+    for t, lr in enumerate(RATES[:4], start=1):
+        assert optimizer.due == (t % 2 == 1)
+        if optimizer.due:
+            s = 0
+            for micro in x:
+                p = np.exp(micro @ w.T)
+                p /= p.sum(-1, keepdims=True)
+                u = rng.random(3)
+                labels = [np.flatnonzero(edges > draw)[0] for edges, draw in zip(p.cumsum(-1), u, strict=True)]
+                s = s + (p - np.eye(4)[labels]).T @ micro / 6
+                optimizer.sample((torch.tensor(micro) @ weight.T)[None], torch.tensor(u)[None])
+            h = 0.9 * h + 0.1 * 6 * s**2
+        g = rng.normal(size=w.shape)
+        m = 0.8 * m + 0.2 * g
+        w = w * (1 - lr * 0.1) - lr * np.clip(m / (30 * h), -1, 1)
+        optimizer.param_groups[0]["lr"] = lr
+        weight.grad = torch.tensor(g)
+        optimizer.step()
+        np.testing.assert_allclose(weight.detach().numpy(), w, rtol=1e-9)
+        assert not optimizer.sums
+    assert 0 < np.mean(np.abs(m / (30 * h)) < 1) < 1  # some coordinates are clipped, some not
+
+
+def test_sophia_s_estimate_is_the_diagonal_of_the_gauss_newton_matrix_on_average(double):
+    """Of a softmax regression it is the mean over predictions of p (1 - p) x^2."""
+    x, w, p = softmax_regression()
+    exact = np.einsum("btv,btd->vd", p * (1 - p), x**2) / 6
+    weight, inputs, total = nn.Parameter(torch.tensor(w)), torch.tensor(x), 0
+    optimizer = optimizers.sophia([weight], False, lr=0.1)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(600):
+        optimizer.sums, optimizer.count = {}, 0
+        optimizer.sample(inputs @ weight.T, torch.rand(2, 3, generator=generator))
+        total = total + optimizer.sums[weight].square() / optimizer.count
+    np.testing.assert_allclose(total.numpy() / 600, exact, rtol=0.3)
+
+
+def test_sophia_s_further_backward_passes_count_in_the_cost():
+    plain, more = (flops_per_token(composed(f"optimizer={o}")) for o in ("adamw", "sophia"))
+    assert more == pytest.approx(plain * (3 + 2 / 10) / 3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["loss=r_drop", "dropout=uniform"], "loss=r_drop, whose two passes"),
+        (["norm=pre_ln", "norm_type=power_norm"], "norm_type=power_norm, whose backward pass"),
+        (["trainer=gpu", "trainer.precision=16-mixed"], "trainer.precision=16-mixed"),
+        (["trainer.compile=true"], "trainer.compile=true, which allows one backward pass"),
+        (["trainer=fsdp", "clip=norm"], None),
+    ],
+)
+def test_what_sophia_s_second_backward_pass_does_not_go_with_is_refused(overrides, words):
+    sentence = f"optimizer=sophia is not allowed with {words}" if words else "optimizer=sophia needs whole matrices"
+    with pytest.raises(ConfigError, match=sentence):
+        compose([*TINY, "optimizer=sophia", *overrides])
+
+
 THEIRS = {
     "stable_adamw": lambda p: pytorch_optimizer.StableAdamW(p, lr=0.1, **HALF, weight_decay=0.1),
     "lion": lambda p: pytorch_optimizer.Lion(p, lr=0.1, betas=(0.7, 0.9), weight_decay=0.1),
@@ -259,6 +338,22 @@ def other(make, shape):
 def test_optimizer_takes_pytorch_optimizer_s_steps(name):
     got, *_ = ours(getattr(optimizers, name), (4, 3), **FORMULAS[name][1])
     np.testing.assert_allclose(got, other(THEIRS[name], (4, 3))[0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs", "more"),
+    [
+        ("stable_adamw", "StableAdamW", {"weight_decay": 0.1}),
+        ("independent_adamw", "AdamW", {"weight_decay": 0.01, "decouple_lr": True, "max_lr": RATES[0]}),
+        ("lion", "Lion", {"weight_decay": 0.1, "betas": (0.7, 0.9), "eps": None}),
+    ],
+)
+def test_optimizer_takes_optimi_s_steps(name, theirs, more):
+    optimi = pytest.importorskip("optimi", reason="the package torch-optimi is not installed")
+    settings = {k: v for k, v in (HALF | more).items() if v is not None}
+    got, *_ = ours(getattr(optimizers, name), (4, 3), **FORMULAS[name][1])
+    expected, *_ = other(lambda p: getattr(optimi, theirs)(p, lr=RATES[0], foreach=False, **settings), (4, 3))
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-7)
 
 
 def test_schedule_free_is_the_authors_in_training_and_in_evaluation():
@@ -289,7 +384,7 @@ def test_where_pytorch_optimizer_is_not_the_paper_s_ours_is():
     assert gate.item() == pytest.approx(0.99)
 
 
-@pytest.mark.parametrize("name", ["adamw", "lion", "muon", "stable_adamw", "nadam", "cautious", "soap"])
+@pytest.mark.parametrize("name", ["adamw", "lion", "muon", "stable_adamw", "nadam", "cautious", "soap", "sophia"])
 def test_decay_without_gradient_shrinks_by_one_minus_lr_times_decay(name):
     """(1 - 0.01 * 0.1)^100 = 0.904793; SOAP's first step only makes its bases."""
     w = nn.Parameter(torch.ones(3, 3))
@@ -306,6 +401,7 @@ TINY = ["model=nano", "model.layers=2", "model.width=16", "model.context=16", "s
 SMALL = {  # so that six steps meet what matters: resets, refreshed bases
     "spam": ["optimizer.interval=4", "optimizer.warmup=2", "optimizer.grace=2", "optimizer.threshold=0.5"],
     "soap": ["optimizer.frequency=2"],
+    "sophia": ["optimizer.interval=2", "optimizer.rho=1e3"],
 }
 NAMES = options()["optimizer"]
 
@@ -330,6 +426,9 @@ def advance(model, optimizer, schedule, steps, skipped=()):
         for name, p in model.named_parameters():
             g = torch.randn(p.shape, generator=generator)
             p.grad = None if step % 2 and name.startswith(skipped or "nothing") else g
+        if getattr(optimizer, "due", False):
+            tokens = torch.randint(0, 256, (2, 16), generator=generator)
+            optimizer.sample(model(tokens), torch.rand(2, 16, generator=generator))
         optimizer.step()
         schedule.step()
 

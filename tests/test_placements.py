@@ -462,11 +462,12 @@ def test_residual_dual_and_parallel_equal_their_published_loops():
     assert_same(model, partial(trunk, model), theirs)
 
 
-def test_ngpt_is_the_paper_s_network():
-    """The authors' forward pass written out, from their published formulas, with our weights."""
+@pytest.mark.parametrize("gated", [False, True])
+def test_ngpt_is_the_paper_s_network(gated):
+    """The authors' forward pass written out, from their published formulas, with our weights; theirs is gated."""
     from albert_ablate.model.attention import rotate
 
-    model = build_model(config("ngpt", "model.activation=silu")).double()
+    model = build_model(config("ngpt", "model.activation=silu", f"model.gated={str(gated).lower()}")).double()
     with torch.no_grad():
         for p in model.parameters():
             if p.ndim == 1:
@@ -483,7 +484,11 @@ def test_ngpt_is_the_paper_s_network():
         scores = (q @ k.transpose(-1, -2) * 8**0.5).masked_fill(torch.ones(T, T).triu(1).bool(), -math.inf)
         out = block.attention.output((scores.softmax(-1) @ v).transpose(1, 2).reshape(2, T, D))
         h = unit(h + (a.alpha * (0.05 / D**-0.5)).abs() * (unit(out) - h))
-        out = block.mlp.down(F.silu(m.s_u * D**0.5 * block.mlp.up(h)))
+        if gated:
+            u, v = m.s_v * D**0.5 * block.mlp.up(h), m.s_u * D**0.5 * block.mlp.gate(h)
+            out = block.mlp.down(u * F.silu(v))
+        else:
+            out = block.mlp.down(F.silu(m.s_u * D**0.5 * block.mlp.up(h)))
         h = unit(h + (m.alpha * (0.05 / D**-0.5)).abs() * (unit(out) - h))
     expected = model.last.s_z / D**-0.5 * model.head(h)
     torch.testing.assert_close(model(tokens), expected, rtol=1e-9, atol=1e-9)

@@ -58,6 +58,10 @@ def together(cfg, at=None, act=None, struck=1):
     return [child.wait() for child in children]
 
 
+SGD = ("norm=deepnorm", "optimizer=sgd", "optimizer.lr=0.1", "clip.max_norm=0.5")
+SOPHIA = ("data.accumulate=2", "clip=norm", "optimizer=sophia", "optimizer.interval=3", "optimizer.rho=1e3")
+
+
 def kill():
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -66,16 +70,14 @@ def terminate():
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize("kind", [DDP, FSDP], ids=["ddp", "fsdp"])
 @pytest.mark.parametrize(
-    "more",
+    ("kind", "more"),
     [
-        pytest.param(("data.accumulate=2",), id="accumulate"),
-        pytest.param(
-            ("norm=deepnorm", "optimizer=sgd", "optimizer.lr=0.1", "clip.max_norm=0.5"),
-            id="sgd",
-            marks=pytest.mark.slow,
-        ),
+        pytest.param(DDP, ("data.accumulate=2",), id="ddp-accumulate"),
+        pytest.param(FSDP, ("data.accumulate=2",), id="fsdp-accumulate"),
+        pytest.param(DDP, SGD, id="ddp-sgd", marks=pytest.mark.slow),
+        pytest.param(FSDP, SGD, id="fsdp-sgd", marks=pytest.mark.slow),
+        pytest.param(DDP, SOPHIA, id="ddp-sophia", marks=pytest.mark.slow),  # whose labels know nothing of ranks
     ],
 )
 def test_two_ranks_give_the_losses_of_one_process_and_pair_with_it(text, tmp_path, kind, more):

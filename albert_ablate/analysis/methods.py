@@ -17,7 +17,7 @@ from typing import Any
 from albert_ablate.config import HYDRA_KEYS, ConfigError, conf_folder, nearest, options
 
 # "Ba et al. 2016, 1607.06450", "Loshchilov and Hutter 2017, 1711.05101", "Shannon 1948"
-_NAME = r"(?!(?:In|Since|Until|By|Of|On|At|From|The|Python)\b)[A-ZÀ-Ž][\w'’-]+"
+_NAME = r"(?!(?:In|Since|Until|By|Of|On|At|From|The|Python)\b)(?:(?:Le|Team) )?[A-ZÀ-Ž][\w'’-]+(?: Team)?"
 SOURCE = re.compile(
     rf"({_NAME}(?:(?:, {_NAME})*,? and {_NAME}| et al\.?)?),? \(?((?:19|20)\d\d)\)?(?:, (\d{{4}}\.\d{{4,5}}))?"
 )
@@ -51,6 +51,8 @@ def _method(group: str, name: str) -> Method:
     import yaml
 
     node = yaml.safe_load((conf_folder() / group / f"{name}.yaml").read_text()) or {}
+    if isinstance(node.get(name), dict):  # an evaluation stands under its own name
+        node = node[name]
     defaults = {k: v for k, v in node.items() if k not in HYDRA_KEYS and k != "defaults"}
     if group == "recipe":  # its choices are its content
         chosen = [item for item in node.get("defaults", []) if isinstance(item, dict)]
@@ -170,5 +172,6 @@ def _cited(m: Method) -> str:
 
 
 def _written(defaults: dict[str, Any]) -> str:
-    words = (f"{k}={json.dumps(v)}" if not isinstance(v, str) else f"{k}={v}" for k, v in defaults.items())
-    return " ".join(w.replace(", ", ",") for w in words)
+    """As one would write them on the command line."""
+    words = (f"{k}={json.dumps(v) if not isinstance(v, str) else v}" for k, v in defaults.items())
+    return " ".join(w.replace(", ", ",").replace('"', "") for w in words)

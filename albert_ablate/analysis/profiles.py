@@ -4,6 +4,7 @@ The placements are measured, not drawn from formulas: a decoder of each is built
 """
 
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,8 @@ def dropouts() -> tuple[pd.DataFrame, list[str]]:
     notes = []
     for name in options()["dropout"]:
         try:
-            cfg = compose([f"dropout={name}"])
-            node = dict(cfg.dropout)
-            if "mean" in node:
-                node = dict(compose([f"dropout={name}", f"dropout.mean={MEAN}"]).dropout)
-            made = build(node)
+            node = dict(compose([f"dropout={name}"]).dropout)
+            made = build({**node, "mean": MEAN} if "mean" in node else node)
         except ConfigError as error:
             notes.append(f"dropout={name} is left out: {error}")
             continue
@@ -60,7 +58,9 @@ def placements() -> tuple[pd.DataFrame, list[str]]:
     rows, notes = [], []
     for name in options()["norm"]:
         try:
-            profile = _profile(tokens, f"norm={name}")
+            with warnings.catch_warnings(record=True) as said:
+                profile = _profile(tokens, f"norm={name}")
+            notes += [str(w.message) for w in said if str(w.message).startswith("norm=")]
         except ConfigError as error:
             try:  # learned positions do not suit each
                 profile = _profile(tokens, f"norm={name}", "attention=rotary")
@@ -105,13 +105,13 @@ def picture(dropout: pd.DataFrame, norm: pd.DataFrame) -> Any:
     blocks, share = [1, LAYERS // 3, 2 * LAYERS // 3, LAYERS], [0, 0.5, 1]
     parts = [
         _grid(dropout, "depth", "uniform", f"Dropout rate by block, at mean {MEAN:g}", blocks),
-        _grid(dropout, "time", "uniform", f"Dropout rate over training, middle block, at mean {MEAN:g}", share),
+        _grid(dropout, "time", "constant", f"Dropout rate over training, middle block, at mean {MEAN:g}", share),
         _grid(norm, "variance", "pre_ln", "Placements: variance of the residual stream after each block", blocks, True),
         _grid(norm, "gradient", "pre_ln", "Placements: gradient norm of each block's parameters", blocks, True),
     ]
     subtitle = [
         f"Placements as initialized: {LAYERS} blocks of width {WIDTH}, random tokens, one forward and backward pass.",
-        "Gray: dropout=uniform and norm=pre_ln. A line that leaves its panel has its extreme in the title.",
+        "Gray: uniform, constant and pre_ln. A line that leaves its panel has its extreme in the title.",
     ]
     title = alt.Title("What the options do before training", subtitle=subtitle, anchor="start", offset=18, fontSize=16)
     return (

@@ -76,7 +76,7 @@ class GatedMLP(MLP):
         self.gate = nn.Linear(width, hidden, bias=bias)
 
     def forward(self, x: Tensor, around: Placement, dropout: Dropout) -> Tensor:
-        h = self.activation(around.hidden(self.gate(x))) * self.up(x)
+        h = self.activation(around.hidden(self.gate(x))) * around.linear(self.up(x))
         return self.down(around.leaving(dropout(h)))
 
 
@@ -99,7 +99,8 @@ class Block(nn.Module):
         self.attention, self.mlp = attention, mlp
         site = partial(Site, parts.norm, layer, layers, width=width, heads=attention.heads, vocabulary=parts.vocabulary)
         self.around_attention = parts.placement(site("attention", rows=attention.rows, inner=attention.inner))
-        self.around_mlp = parts.placement(site("mlp", rows=mlp.rows, inner=mlp.inner, sibling=self.around_attention))
+        site = partial(site, "mlp", rows=mlp.rows, inner=mlp.inner, gated=isinstance(mlp, GatedMLP))
+        self.around_mlp = parts.placement(site(sibling=self.around_attention))
         self.rate = parts.dropout.rate(layer, layers)
         drop = partial(parts.dropout_site, rate=self.rate)
         self.drop_weights = drop("attention", f"blocks.{layer}.attention.weights")

@@ -47,7 +47,8 @@ class ZeroCentredRMSNorm(nn.Module):
 
 
 def zero_centred_rms_norm(width: int, /, eps: Positive = 1e-6) -> ZeroCentredRMSNorm:
-    """x / sqrt(mean(x^2) + eps) * (1 + w), w = 0, so that weight decay pulls the gain to 1 (Gemma 2: 2408.00118)."""
+    """x / sqrt(mean(x^2) + eps) * (1 + w), w = 0, so that weight decay pulls the gain to 1 (Gemma 2: Gemma Team
+    2024, 2408.00118)."""
     return ZeroCentredRMSNorm(width, eps)
 
 
@@ -75,7 +76,7 @@ def scale_norm(width: int, /, eps: Positive = 1e-5) -> Unit:
 
 
 def simple_rms_norm(width: int, /, eps: Positive = 1e-12) -> Unit:
-    """sqrt(D) x / max(|x|, eps), without parameters, as SimpleRMSNorm of x-transformers."""
+    """sqrt(D) x / max(|x|, eps), without parameters (SimpleRMSNorm of TransNormerLLM: Qin et al. 2023, 2307.14995)."""
     return Unit(math.sqrt(width), eps, trained=False)
 
 

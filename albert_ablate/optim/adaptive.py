@@ -11,8 +11,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
+
+
+def called(closure: Callable | None) -> Any:
+    """The closure's loss, gradients made on the way; None where there is no closure."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
 
 
 class Adaptive(Optimizer):
@@ -27,10 +36,7 @@ class Adaptive(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None) -> Any:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = called(closure)
         if all(p.grad is None for group in self.param_groups for p in group["params"]):
             return loss
         for group in self.param_groups:
@@ -163,6 +169,80 @@ class Spam(Adaptive):
         torch._foreach_add_(params, u)
 
 
+class SophiaG(Adaptive):
+    """w <- w (1 - lr wd) - lr clip(m / max(rho h, 1e-15), -1, 1), m a mean of g that forgets by b1, h a curvature (Liu
+    et al. 2023, 2305.14342, algorithm 3).
+
+    In steps 1, 1 + interval, ... h <- b2 h + (1 - b2) n s^2 comes first: s is the gradient of the mean cross-entropy of
+    the batch's n predictions against labels drawn from those predictions, n s^2 an unbiased estimate of the diagonal of
+    the Gauss-Newton matrix (algorithm 2, Gauss-Newton-Bartlett). m and h begin at 0 and are not corrected for it: where
+    rho h is small the step is lr sign(m). `sample` takes in the predictions of a micro-batch.
+
+    pytorch_optimizer has the other estimator, Hutchinson's, on second derivatives that fused attention does not have,
+    with draws from torch's global generator. The authors' code makes its first estimate after `interval` steps and
+    clips s to a norm of 1.
+    """
+
+    def __init__(self, groups: Iterable, **defaults: Any):
+        super().__init__(groups, **defaults)
+        self.sums: dict[Tensor, Tensor] = {}  # n s, of the predictions taken in since the last step
+        self.count = 0
+
+    @property
+    def due(self) -> bool:
+        """Whether the next step wants predictions."""
+        group = self.param_groups[0]
+        return group["taken"] % group["interval"] == 0
+
+    def sample(self, logits: Tensor, uniform: Tensor) -> None:
+        """Takes in logits (B, T, V), whose graph is kept; numbers (B, T), uniform in [0, 1), draw the labels.
+
+        A label is the first whose cumulative probability is above its number, so that equal numbers and like
+        predictions give like labels.
+        """
+        with torch.no_grad():
+            edges = logits.float().softmax(-1).cumsum(-1)
+            below = uniform.to(edges.device)[..., None] * edges[..., -1:]
+            labels = torch.searchsorted(edges, below, right=True).clamp_(max=logits.shape[-1] - 1)
+        with torch.enable_grad():
+            loss = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="sum")
+        params = [p for group in self.param_groups for p in group["params"]]
+        found = torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True)
+        for p, g in zip(params, found, strict=True):
+            if g is not None:
+                self.sums[p] = self.sums[p] + g if p in self.sums else g
+        self.count += labels.numel()
+
+    @torch.no_grad()
+    def step(self, closure: Callable | None = None) -> Any:  # type: ignore[override]
+        loss = super().step(closure)
+        self.sums, self.count = {}, 0
+        return loss
+
+    def begin(self, group: dict, params: list[Tensor]) -> None:
+        for p in params:
+            if not self.state[p]:
+                self.state[p].update(m=torch.zeros_like(p), h=torch.zeros_like(p))
+
+    def update(self, group: dict, params: list[Tensor], grads: list[Tensor]) -> None:
+        (b1, b2), m, h = group["betas"], self.of(params, "m"), self.of(params, "h")
+        for p in params:
+            if p in self.sums:
+                total, n = self.sums[p], self.count
+                if torch.distributed.is_initialized():
+                    torch.distributed.all_reduce(total)
+                    n *= torch.distributed.get_world_size()
+                self.state[p]["h"].lerp_(total.square() / n, 1 - b2)
+        torch._foreach_lerp_(m, grads, 1 - b1)
+        below = torch._foreach_mul(h, group["rho"])
+        torch._foreach_clamp_min_(below, 1e-15)
+        u = torch._foreach_div(m, below)
+        torch._foreach_clamp_min_(u, -1)
+        torch._foreach_clamp_max_(u, 1)
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(params, u, alpha=-group["lr"])
+
+
 class ScheduleFreeAdamW(Adaptive):
     """d = g / (sqrt(v_hat) + eps) + wd y; z <- z - lr d; x <- (1 - c) x + c z; y <- (1 - b1) z + b1 x.
 
@@ -228,10 +308,7 @@ class MuonAdamW(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None) -> Any:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = called(closure)
         for part in self.lent:
             mine = isinstance(part, torch.optim.Muon)
             part.state = self.state

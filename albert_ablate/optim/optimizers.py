@@ -5,12 +5,12 @@ the kinds of parameters that decay (groups.py); gates never do. The arithmetic i
 (extra `optim`); what neither has as published is in adaptive.py, which says why.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
 
-from albert_ablate.config import ConfigError, Count, NonNegative, Positive, Probability, Range
+from albert_ablate.config import ConfigError, Count, NonNegative, Positive, Probability, Range, target_of
 from albert_ablate.optim import adaptive
 from albert_ablate.optim.groups import DECAYED, Kinds, assert_covers, decay_groups, settled, verify_decay
 
@@ -285,6 +285,30 @@ def spam(
     )
 
 
+def sophia(
+    groups: Iterable,
+    fused: bool,
+    /,
+    lr: Positive,
+    betas: Betas = (0.965, 0.99),
+    rho: Positive = 0.05,
+    interval: Count = 10,
+    weight_decay: NonNegative = 0.2,
+    decay: Kinds = DECAYED,
+) -> adaptive.SophiaG:
+    """w <- w (1 - lr wd) - lr clip(m / (rho h), -1, 1), m the mean of g, h of n s^2, s the gradient against n labels
+    drawn from the model's predictions, every `interval` steps (Sophia-G: Liu et al. 2023, 2305.14342).
+
+    Such a step takes a second backward pass. A placement's multiplier on eps does not apply: there is none.
+    """
+    return adaptive.SophiaG(settled(groups, decay, lr, weight_decay), betas=_pair(betas), rho=rho, interval=interval)
+
+
+def extra_backward(node: Mapping) -> float:
+    """Backward passes a step takes beside its own, as a mean, by the optimizer of this node."""
+    return 1 / node["interval"] if target_of(node["_target_"]) is sophia else 0.0
+
+
 def _pair(betas: Iterable[float]) -> tuple[float, float]:
     first, second = betas
     return first, second
@@ -307,10 +331,7 @@ def _resting(kind: type) -> type:
 
     class Resting(kind):  # type: ignore[misc, valid-type]
         def step(self, closure: Callable | None = None, **more: Any) -> Any:
-            loss = None
-            if closure is not None:
-                with torch.enable_grad():
-                    loss = closure()
+            loss = adaptive.called(closure)
             if any(p.grad is not None for group in self.param_groups for p in group["params"]):
                 super().step(**more)
             return loss
@@ -339,8 +360,25 @@ def _verify_schedule_free(cfg: dict) -> None:
         )
 
 
+def _verify_sophia(cfg: dict) -> None:
+    verify_decay(cfg)
+    trainer = cfg["trainer"]
+    contradictions = {
+        "loss=r_drop, whose two passes are no independent predictions": cfg["loss"]["_target_"].endswith(".r_drop"),
+        "norm_type=power_norm, whose backward pass would count twice": cfg["norm_type"]["_target_"].endswith(
+            ".power_norm"
+        ),
+        "trainer.precision=16-mixed: its second backward pass has no loss scale": trainer["precision"] == "16-mixed",
+        "trainer.compile=true, which allows one backward pass": trainer["compile"],
+    }
+    for what, there in contradictions.items():
+        if there:
+            raise ConfigError(f"optimizer=sophia is not allowed with {what}.")
+
+
 _FACTORIES: list[Any] = [sgd, adam, adamw, independent_adamw, nadam, lion, adafactor, lamb, soap, muon]
 for _factory in [*_FACTORIES, cautious, stable_adamw]:
     _factory.verify = verify_decay
 spam.verify = _verify_spam  # type: ignore[attr-defined]
+sophia.verify = _verify_sophia  # type: ignore[attr-defined]
 schedule_free.verify = _verify_schedule_free  # type: ignore[attr-defined]

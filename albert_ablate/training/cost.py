@@ -18,6 +18,7 @@ from albert_ablate.config import check, steps_of
 from albert_ablate.model.build import assemble
 from albert_ablate.model.decoder import Decoder
 from albert_ablate.model.loss import objective, passes
+from albert_ablate.optim.optimizers import extra_backward
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 COUNTED = ("model", "norm", "norm_type", "attention", "dropout", "dropout_time", "tokenizer", "loss")  # what costs
@@ -28,7 +29,7 @@ def flops_per_token(cfg: Mapping) -> float:
 
     Three times the forward pass of one full sequence, counted on the meta device: the backward pass takes two products
     for each of the forward pass (Kaplan et al. 2020, 2001.08361). Causal masking is not counted as a saving. A loss
-    that wants two passes doubles them.
+    that wants two passes doubles them. An optimizer's further backward passes count.
     """
     whole, blocks = training_flops(cfg)
     stack = assemble(cfg).stack
@@ -38,12 +39,14 @@ def flops_per_token(cfg: Mapping) -> float:
 def training_flops(cfg: Mapping) -> tuple[float, list[float]]:
     """Training operations per token with nothing left out: all, and those of each block."""
     cfg = check(cfg)
-    whole, blocks = _counted(json.dumps({key: cfg[key] for key in COUNTED}, sort_keys=True))
-    return whole, [*blocks]
+    forward, blocks = _counted(json.dumps({key: cfg[key] for key in COUNTED}, sort_keys=True))
+    times = passes(instantiate(cfg["loss"])) * (3 + 2 * extra_backward(cfg["optimizer"]))
+    return times * forward, [times * flops for flops in blocks]
 
 
 @lru_cache(64)  # a tenth of a second and more each time, and a warm worker trains one model many times
 def _counted(parts: str) -> tuple[float, tuple[float, ...]]:
+    """Operations per token of a forward pass: all, and those of each block."""
     cfg = {"seed": 0, **json.loads(parts)}
     model = assemble(cfg).eval()
     context = cfg["model"]["context"]
@@ -52,8 +55,7 @@ def _counted(parts: str) -> tuple[float, tuple[float, ...]]:
     by_module = counter.get_flop_counts()
     name = type(model).__name__
     blocks = [sum(by_module.get(f"{name}.blocks.{layer}", {}).values()) for layer in range(len(model.stack))]
-    times = passes(instantiate(cfg["loss"])) * 3 / context
-    return times * counter.get_total_flops(), tuple(times * flops for flops in blocks)
+    return counter.get_total_flops() / context, tuple(flops / context for flops in blocks)
 
 
 class Phases:

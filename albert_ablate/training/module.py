@@ -17,8 +17,10 @@ from albert_ablate.data.packed import Order, Packed, take_blocks
 from albert_ablate.model.build import build
 from albert_ablate.model.decoder import Decoder
 from albert_ablate.model.loss import objective
+from albert_ablate.optim.adaptive import SophiaG
 from albert_ablate.optim.clipping import global_norm
 from albert_ablate.optim.groups import assert_covers, decay_groups
+from albert_ablate.streams import stream_seed
 from albert_ablate.training.cost import Phases
 from albert_ablate.training.diagnostics import Probe, Weights, undisturbed
 
@@ -40,6 +42,8 @@ class LanguageModel(pl.LightningModule):
         self.logit_squares: list[Tensor] = []  # means of the squared logits, likewise
         self.grad_norm = self.grad_norm_clipped = self.clipped = torch.zeros(())
         self.lr = 0.0  # of this step
+        self.sophia: SophiaG | None = None  # the optimizer, where it is one that asks for predictions
+        self.predictions: Tensor | None = None  # logits of this micro-batch, where it does
         self.phases = Phases()
         self.watched = False  # this step is logged from inside
         self.probe = Probe(model, cfg["model"]["activation"])
@@ -94,6 +98,10 @@ class LanguageModel(pl.LightningModule):
         self.phases.mark("forward")
         if self.watched and micro == 0:
             self.phases.move("forward", "diagnostics", self.probe.seconds)
+        if self.sophia is not None and self.predictions is not None:
+            self._sample(self.sophia, self.predictions)
+            self.predictions = None
+            self.phases.mark("optimizer")
         return total
 
     def _logits(self, tokens: Tensor) -> Tensor:
@@ -101,6 +109,8 @@ class LanguageModel(pl.LightningModule):
         with torch.no_grad():
             wide = torch.float32 if logits.dtype in (torch.bfloat16, torch.float16) else logits.dtype
             self.logit_squares.append(torch.linalg.vector_norm(logits, dtype=wide).square() / logits.numel())
+        if self.sophia is not None and self.sophia.due:
+            self.predictions = logits
         return logits
 
     def _set_apart(self, batch: Tensor) -> None:
@@ -109,6 +119,13 @@ class LanguageModel(pl.LightningModule):
         rows = batch[: max(1, len(batch) // 8)]
         if not self.sharded and len(rows) < len(batch) * self.trainer.world_size:
             self.rows, self.part = rows, len(rows) / len(batch)
+
+    def _sample(self, optimizer: SophiaG, logits: Tensor) -> None:
+        """The numbers that draw this rank's labels: those that one process would have for the same sequences."""
+        generator = torch.Generator().manual_seed(stream_seed(self.cfg["seed"], "labels", self.model.clock.micro_batch))
+        (rows, length), ranks = logits.shape[:2], self.trainer.world_size
+        uniform = torch.rand(rows * ranks, length, generator=generator)
+        optimizer.sample(logits, uniform.chunk(ranks)[self.global_rank])
 
     def on_after_backward(self) -> None:
         self.phases.mark("backward")
@@ -160,6 +177,7 @@ class LanguageModel(pl.LightningModule):
         fused = self.cfg["trainer"]["precision"] != "16-mixed" and not self.sharded
         optimizer = build(self.cfg["optimizer"], decay_groups(self.model), fused)
         assert_covers(optimizer, self.model)
+        self.sophia = optimizer if isinstance(optimizer, SophiaG) else None
         names = {id(p): name for name, p in self.named}
         self.order = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
         self._check_order()

@@ -20,7 +20,7 @@ class Site:
     """Where a placement stands: `layer` of `layers` blocks from 0, around "attention" or "mlp".
 
     norm(width) makes a new norm. rows is the width of what the sublayer's first matrix gives, inner that of what enters
-    its last. sibling is the placement around the same block's attention, for the MLP.
+    its last. sibling is the placement around the same block's attention, for the MLP. gated: the MLP is.
     """
 
     norm: Callable[[int], nn.Module]
@@ -33,6 +33,7 @@ class Site:
     heads: int
     vocabulary: int
     sibling: "Placement | None" = None
+    gated: bool = False
 
 
 class Sublayer(nn.Module):
@@ -122,7 +123,11 @@ class Placement(nn.Module):
         return q, k, v
 
     def hidden(self, h: Tensor) -> Tensor:
-        """What the MLP's first matrix gives, (B, T, its rows), before the activation."""
+        """What enters the MLP's activation, (B, T, rows of the matrix before it)."""
+        return h
+
+    def linear(self, h: Tensor) -> Tensor:
+        """The linear half of a gated MLP, (B, T, inner), before it is multiplied with what leaves the activation."""
         return h
 
     def leaving(self, h: Tensor) -> Tensor:

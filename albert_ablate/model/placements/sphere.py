@@ -17,9 +17,10 @@ class NGPT(Placement):
     2410.01131).
 
     After each step every row of a matrix that reads the stream and every column of one that writes to it has length 1.
-    Queries and keys are s_qk U(.), the softmax scale is sqrt(d), what enters the activation is s_u sqrt(D), logits s_z.
-    A trained vector holds each of a (alpha at first), s_qk, s_u and s_z (1 at first); a, s_qk and s_z are stored at
-    1 / sqrt(D), which sets how fast Adam moves them. The paper has rotary positions, no warm-up and no weight decay.
+    Queries and keys are s_qk U(.), the softmax scale is sqrt(d), logits s_z; what enters the activation is s_u sqrt(D),
+    and in a gated MLP (the paper's) what is multiplied with what leaves it is s_v sqrt(D). A trained vector holds each
+    of a (alpha at first), s_qk, s_u, s_v and s_z (1 at first); a, s_qk and s_z are stored at 1 / sqrt(D), which sets
+    how fast Adam moves them. The paper has rotary positions, no warm-up and no weight decay.
     """
 
     uses_norm = False  # its own
@@ -33,6 +34,7 @@ class NGPT(Placement):
         self.alpha = nn.Parameter(torch.empty(site.width))
         self.s_qk = nn.Parameter(torch.empty(site.width)) if attends else None
         self.s_u = None if attends else nn.Parameter(torch.empty(site.rows))
+        self.s_v = nn.Parameter(torch.empty(site.rows)) if site.gated else None
         self.s_z = nn.Parameter(torch.empty(site.vocabulary)) if self.last else None
         self.head_count = site.heads
 
@@ -46,11 +48,6 @@ class NGPT(Placement):
             )
         if cfg["trainer"]["strategy"] == "fsdp":
             raise ConfigError("norm=ngpt needs whole matrices, which trainer.strategy=fsdp splits: take trainer=ddp.")
-        if cfg["model"].get("gated"):
-            raise ConfigError(
-                "model.gated=true is not allowed with norm=ngpt: its published gated form scales both halves of what "
-                "enters the activation, which is not built."
-            )
         if decay:
             raise ConfigError(
                 f"optimizer.weight_decay={decay} contradicts norm=ngpt, which fixes the weights' norms: set 0."
@@ -63,8 +60,9 @@ class NGPT(Placement):
     def reset_parameters(self) -> None:
         for parameter in self.parameters(recurse=False):
             nn.init.constant_(parameter, self.stored)
-        if self.s_u is not None:
-            nn.init.ones_(self.s_u)
+        for scale in (self.s_u, self.s_v):
+            if scale is not None:
+                nn.init.ones_(scale)
 
     def begin(self, x: Tensor) -> Tensor:
         return unit(x)  # changes nothing but what dropout or a sum has moved
@@ -84,6 +82,9 @@ class NGPT(Placement):
 
     def hidden(self, h: Tensor) -> Tensor:
         return h if self.s_u is None else h * (self.s_u / self.stored)
+
+    def linear(self, h: Tensor) -> Tensor:
+        return h if self.s_v is None else h * (self.s_v / self.stored)
 
     def forward(self, x: Tensor, f: Branch) -> Tensor:
         return unit(torch.lerp(x, unit(f(x)), (self.alpha * self.alpha_scale).abs()))
