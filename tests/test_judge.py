@@ -338,6 +338,15 @@ def test_a_claim_edited_after_its_first_look_is_marked(bench, capsys):
         ({"markin": 1}, "markin is unknown"),
         ({"seeds": [0, 1]}, "must name 12 or more different seeds"),
         ({"tuned": ["clip.factor"]}, "only optimizer.lr is tuned"),
+        ({"tuned": "optimizer.lr"}, "it is a list"),
+        ({"screen": {"regime": "short", "rates": 4}}, "an odd number of rates, at least 5"),
+        ({"screen": {"regime": "short", "step": 1.5}}, "steps of 2, or of 3.16"),
+        ({"screen": {"regime": "short", "grid": "0.1"}}, "a list of learning rates"),
+        (
+            {"screen": {"regime": "short", "measure": "gap"}},
+            "judged in nats, lower is better, the contrast's test_loss",
+        ),
+        ({"parts": [CLAIM["parts"][0] | {"measure": "domains.marsian"}]}, "a corpus is one of airports"),
     ],
 )
 def test_mistakes_in_a_claim_are_one_sentence(bench, capsys, change, said):
@@ -357,6 +366,22 @@ def test_an_arm_that_does_not_compose_is_one_sentence(bench, capsys, norm, said)
     (bench.folder / "c.yaml").write_text(yaml.safe_dump(tree))
     assert main(["judge", str(bench.folder / "c.yaml"), "--runs", str(bench.runs)]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "other, said",
+    [
+        (["norm=pre_ln"], "pre and post are the same arm: nothing differs."),
+        (["norm=post_ln", "data=stdlib"], "Different data: data is WikipediaLeads in pre and StandardLibrary in post."),
+        (["norm=post_ln", "data.batch=4"], "Different data: data.batch is 8 in pre and 4 in post."),
+        (["norm=post_ln", "tokenizer=bpe"], "Different data: tokenizer is Bytes in pre and BytePairs in post."),
+    ],
+)
+def test_arms_that_can_be_no_contrast_are_refused_before_anything_is_trained(bench, other, said):
+    path = bench.folder / "claims.yaml"
+    path.write_text(yaml.safe_dump(FILE | {"arms": {"pre": ["norm=pre_ln"], "post": other}}))
+    ledger = judge(read_claims(path), bench.runs)["claims"][0]
+    assert (ledger["verdict"], ledger["reason"]) == ("inadmissible", said)
 
 
 def test_empty_folders_and_unknown_claims_are_one_sentence(bench, capsys):

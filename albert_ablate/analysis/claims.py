@@ -26,7 +26,7 @@ from typing import Any
 
 from albert_ablate.analysis.registry import Evidence, Measure, measure
 from albert_ablate.analysis.statistics import ALPHA, FIRST, MOST_PAIRS
-from albert_ablate.analysis.tuning import log_step
+from albert_ablate.analysis.tuning import LEAST_RATES, log_step
 from albert_ablate.config import (
     HYDRA_KEYS,
     NUISANCE,
@@ -162,7 +162,9 @@ def _file(path: Path, tree: Any) -> ClaimsFile:
     for name, regime in _mapping("regimes", tree["regimes"]).items():
         _keys(f"regimes.{name}", regime, ("text", "overrides"), ("text", "overrides"))
         overrides = _overrides(f"regimes.{name}.overrides", regime["overrides"])
-        regimes[str(name)] = {"text": str(regime["text"]), "overrides": overrides}
+        if not isinstance(regime["text"], str):
+            raise ConfigError(f"regimes.{name}.text={regime['text']} is not allowed: words to say the regime in.")
+        regimes[str(name)] = {"text": regime["text"], "overrides": overrides}
     if not isinstance(tree["claims"], list) or not tree["claims"]:
         raise ConfigError("claims must be a list of one or more claims.")
     claims = tuple(_claim(c, arms, regimes) for c in tree["claims"])
@@ -215,6 +217,10 @@ def _claim(tree: Any, arms: Mapping, regimes: Mapping) -> ClaimText:
             raise ConfigError(f"{where}.{form} needs grid, the learning rates that its measures run over.")
     equal = tree.get("equal", EQUAL)
     _keys(f"{where}.equal", equal, tuple(EQUAL), ())
+    if not isinstance(tree.get("tuned", []), list):
+        raise ConfigError(
+            f"{where}: tuned={tree['tuned']} is not allowed: it is a list, of {', '.join(TUNED)} or empty."
+        )
     tuned = tuple(tree.get("tuned", TUNED))
     if bad := [t for t in tuned if t not in TUNED]:
         raise ConfigError(f"{where}: tuned={bad[0]} is not allowed: only {', '.join(TUNED)} is tuned.")
@@ -239,10 +245,18 @@ def _form(where: str, tree: Any, regimes: Mapping, form: str) -> Form:
     most = SCREEN_PAIRS if form == "screen" else MOST_PAIRS
     if isinstance(N, bool) or not isinstance(N, int) or not FIRST <= N <= most:
         raise ConfigError(f"{where}: N={N} is not allowed: at most so many pairs, a whole number {FIRST} to {most}.")
+    if isinstance(rates, bool) or not isinstance(rates, int) or rates < LEAST_RATES or rates % 2 == 0:
+        raise ConfigError(f"{where}: rates={rates} is not allowed: an odd number of rates, at least {LEAST_RATES}.")
+    if not isinstance(tree.get("grid", []), list):
+        raise ConfigError(f"{where}: grid={tree['grid']} is not allowed: it is a list of learning rates.")
     grid = tuple(_number(f"{where}.grid", r) for r in tree.get("grid", ()))
     if grid and (len(grid) < 2 or list(grid) != sorted(set(grid)) or grid[0] <= 0):
         raise ConfigError(f"{where}: grid={list(grid)} is not allowed: two or more positive rates in rising order.")
     return Form(tree["regime"], N, rates, step, grid, str(tree.get("measure", "")))
+
+
+def _scale(m: Measure) -> str:
+    return f"{'log ratios of ' if m.log else ''}{m.unit}, {m.better} is better"
 
 
 def _unlike(asked: Measure, instead: Measure) -> str | None:
@@ -250,8 +264,8 @@ def _unlike(asked: Measure, instead: Measure) -> str | None:
     if (asked.unit, asked.better, asked.log) == (instead.unit, instead.better, instead.log):
         return None
     return (
-        f"measure={instead.name} is not allowed: its unit is {instead.unit}, {instead.better} is better; "
-        f"that of the contrast's {asked.name} is {asked.unit}, {asked.better}."
+        f"measure={instead.name} is not allowed: it is judged in {_scale(instead)}, "
+        f"the contrast's {asked.name} in {_scale(asked)}."
     )
 
 

@@ -7,13 +7,24 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from albert_ablate.analysis import effects
-from albert_ablate.analysis.claims import ClaimsFile, ClaimText, Form, Part, arms_of, composed, measure_of, runs_of
+from albert_ablate.analysis.claims import (
+    ClaimsFile,
+    ClaimText,
+    Form,
+    Part,
+    arms_of,
+    composed,
+    measure_of,
+    runs_of,
+    significant,
+)
 from albert_ablate.analysis.registry import Evidence, Measure, Missing, Unusable
 from albert_ablate.analysis.statistics import nominal
 from albert_ablate.analysis.tuning import pairs_to_margin
@@ -25,6 +36,7 @@ from albert_ablate.records.tuning import read_tuning
 
 OPEN = ("open", "undecided")  # verdicts that another pair may change
 ATTEMPTS = 3
+TEXT = ("data", "tokenizer", "task")  # groups in which the arms of a contrast must agree
 NOT_PROVENANCE = ("created", "command")
 
 
@@ -167,6 +179,9 @@ def gather(file: ClaimsFile, claim: ClaimText, part: Part, form: str, bench: Ben
         return out
     out.treatment = treatment
     kept = [arms[a] for a in dict.fromkeys([treatment, part.control, *part.singles])]
+    if refusal := _no_contrast(kept):
+        out.refusal = refusal
+        return out
     if tuned and any(a.runs for a in kept):
         _check_tuning(kept, out, m)
     _check_text(kept, out)
@@ -220,6 +235,21 @@ def _chosen(part: Part, arms: Mapping[str, _Arm], out: Found, claim: ClaimText) 
     best = min(part.treatment, key=lambda a: arms[a].tuned_loss())
     out.notes.append(f"Of {', '.join(part.treatment)} tuning seeds chose {best}.")
     return best
+
+
+def _no_contrast(arms: Sequence[_Arm]) -> str:
+    """Why these arms cannot be compared whatever their runs say, or "": nothing has to be trained to see it."""
+    wanted = [significant(composed(a.overrides)) for a in arms]
+    for (a, x), (b, y) in combinations(zip(arms, wanted, strict=True), 2):
+        if x == y:
+            return f"{a.name} and {b.name} are the same arm: nothing differs."
+        for key in sorted(x.keys() | y.keys()):
+            if key.partition(".")[0] in TEXT and x.get(key) != y.get(key):
+                name, values = key.removesuffix("._target_"), [str(z.get(key)) for z in (x, y)]
+                if name != key:  # a component, by its last name
+                    values = [v.rpartition(".")[2] for v in values]
+                return f"Different data: {name} is {values[0]} in {a.name} and {values[1]} in {b.name}."
+    return ""
 
 
 def _check_tuning(arms: Sequence[_Arm], out: Found, m: Measure) -> None:

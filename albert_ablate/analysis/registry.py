@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from albert_ablate.analysis import measures
-from albert_ablate.config import ConfigError, nearest
+from albert_ablate.config import ConfigError, nearest, options
 from albert_ablate.records.evaluations import read_evaluations
 from albert_ablate.records.history import read_history
 
@@ -346,6 +346,8 @@ def measure(name: str) -> Measure:
     """The measure called `name`; domains.<corpus> is bits per byte on any other corpus."""
     if name.startswith("domains."):
         corpus = name.partition(".")[2]
+        if corpus not in (corpora := options()["data"]):
+            raise ConfigError(f"measure={name} is unknown: a corpus is one of {nearest(corpus, corpora)}.")
         return Measure(name, _evaluated("domains", corpus), "bits per byte", log=True, evaluation="domains")
     if name not in MEASURES:
         raise ConfigError(f"measure={name} is unknown: it is one of {nearest(name, [*MEASURES, 'domains.<corpus>'])}.")

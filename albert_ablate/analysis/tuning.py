@@ -19,6 +19,7 @@ from albert_ablate.analysis.statistics import (
 from albert_ablate.config import ConfigError
 
 TUNING_SEEDS = 3
+LEAST_RATES = 5  # odd, so that a default rate lies in the middle; four of them end at the full budget
 STEPS = (2.0, sqrt(10))  # of a grid: those whose false winners were counted (STATISTICS.md, 2.4)
 
 

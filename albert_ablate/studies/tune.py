@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from albert_ablate.analysis.tuning import log_step
+from albert_ablate.analysis.tuning import LEAST_RATES, log_step
 from albert_ablate.config import ConfigError
 from albert_ablate.records.tuning import FIRST_SEED, LEARNING_RATE, read_tuning, write_tuning
 from albert_ablate.studies.states import is_done, last_line, read_record
@@ -249,8 +249,8 @@ def _refuse(sweep: Sweep, overrides: Sequence[str], rates: int, seeds: int, obje
             raise ConfigError(f"{o} is not allowed: tune chooses the rate, and trains on tuning seeds.")
     if sweep.method == "bayes":
         raise ConfigError(f"{sweep.path}: method=bayes has no arms to tune before it is run: take grid or random.")
-    if rates < WINDOW + 1 or rates % 2 == 0:
-        raise ConfigError(f"--rates={rates} is not allowed: it must be odd, at least {WINDOW + 1}.")
+    if rates < LEAST_RATES or rates % 2 == 0:
+        raise ConfigError(f"--rates={rates} is not allowed: it must be odd, at least {LEAST_RATES}.")
     if seeds < 2:
         raise ConfigError(
             f"--seeds={seeds} is not allowed: one tuning seed alone gives 11 % false winners; take {SEEDS}."
