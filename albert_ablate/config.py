@@ -186,7 +186,8 @@ def describe(annotation: Any) -> str:
         inner = [a for a in args if a is not Ellipsis]
         if origin is tuple and Ellipsis not in args:
             return f"a list of {len(args)} values, each {describe(inner[0])}"
-        return f"a list of one or more, each {describe(inner[0])}"
+        twice = ", none twice" if typing.get_origin(inner[0]) is Literal else ""
+        return f"a list of one or more, each {describe(inner[0])}{twice}"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
     return words.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
@@ -225,6 +226,8 @@ def _fit(value: Any, annotation: Any) -> Any:
         if origin is tuple and Ellipsis not in args and len(value) != len(args):
             raise ValueError
         inner = args if origin is tuple and Ellipsis not in args else [args[0]] * len(value)
+        if typing.get_origin(args[0]) is Literal and any(v in value[:i] for i, v in enumerate(value)):
+            raise ValueError
         return [_fit(v, a) for v, a in zip(value, inner, strict=True)]
     if annotation is bool or annotation is str or annotation is type(None):
         if annotation is str and type(value) is int:  # a folder may be named 2024

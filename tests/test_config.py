@@ -104,9 +104,10 @@ def test_dropout_s_rate_and_sites_have_their_ranges(base):
     assert "at least 0 and below 1" in refusal(check, put(base("dropout=uniform"), "dropout.mean", 1.2))
     assert "a number" in refusal(check, put(base("dropout=uniform"), "dropout.mean", "abc"))
     assert "rate of 1.2" in refusal(check, put(base("dropout=depth_decay"), "dropout.mean", 0.6))
-    for sites in (["residaul"], [], "residual"):
+    for sites in (["residaul"], [], "residual", ["residual", "hidden", "residual"]):
         said = refusal(check, put(base("dropout=uniform"), "dropout.sites", sites))
         assert "a list of one or more, each embedding or token or attention or head or residual or hidden" in said
+    assert said.endswith(", none twice.")
 
 
 def test_numbers_are_taken_as_the_key_wants_them(base):

@@ -1,6 +1,7 @@
 """Placements against their papers: block equations, constants, initial scales, slopes over depth, reference code."""
 
 import math
+import warnings
 from functools import partial
 from types import SimpleNamespace
 
@@ -760,6 +761,15 @@ def test_what_contradicts_a_placement_is_refused_in_one_sentence(overrides, sent
     with pytest.raises(ConfigError) as error:
         compose([*TINY, *overrides])
     assert sentence in str(error.value) and str(error.value).count(". ") == 0
+
+
+def test_completep_warns_of_optimizers_whose_steps_are_not_of_adam_s_size():
+    for name in ("sgd", "muon"):
+        with pytest.warns(UserWarning, match=f"norm=completep scales learning rates .* optimizer={name} have another"):
+            compose([*TINY, "norm=completep", f"optimizer={name}"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compose([*TINY, "norm=completep", "optimizer=adam"])
 
 
 def test_reordered_ln_warns_once_where_queries_and_keys_are_not_normalized():

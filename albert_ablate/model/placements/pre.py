@@ -184,7 +184,8 @@ class CompleteP(PreLN):
     """x + m_L^(-a) f(N(x)), with a final norm: learning rates found at a base size hold at another width and depth.
 
     m_N = width / base_width, m_L = M / base_layers; a = 1 is CompleteP (Dey et al. 2025, 2505.01618), a = 1/2 depth-muP
-    (Yang et al. 2023, 2310.02244). Softmax scale 1 / d; logits / m_N, the head drawn as at the base width. AdamW:
+    (Yang et al. 2023, 2310.02244). Softmax scale 1 / d; logits / m_N, the head drawn as at the base width. For AdamW
+    and its kin (with others a warning is given):
 
     ============================  ===================  ============  ===================
     parameters                    lr                   weight_decay  eps
@@ -213,6 +214,13 @@ class CompleteP(PreLN):
             raise ConfigError(
                 f"model.tied=true contradicts norm={option_name(cfg)}, which scales embedding and head apart: leave it "
                 "out."
+            )
+        optimizer = cfg["optimizer"]["_target_"].rpartition(".")[2]
+        if optimizer in ("sgd", "lamb", "adafactor", "muon"):
+            warnings.warn(
+                f"norm={option_name(cfg)} scales learning rates as Adam's steps need it; those of "
+                f"optimizer={optimizer} have another size.",
+                stacklevel=1,
             )
 
     def forward(self, x: Tensor, f: Branch) -> Tensor:
