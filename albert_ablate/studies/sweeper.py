@@ -1,6 +1,7 @@
 """Run a sweep file with no server: any Hydra launcher carries the runs, and only their records are believed."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -226,7 +227,7 @@ class Study:
 def _desk(batch: Sequence[Planned]) -> Iterator[Path]:
     """A folder for this launch beside the runs, which all nodes see, held while it lasts.
 
-    Raises RuntimeError where the disk has no room for it.
+    Raises ConfigError where the folder of runs cannot be written to, RuntimeError where the disk has no room.
     """
     root = _launches(batch[0])
     _clear_desks(root)
@@ -240,6 +241,8 @@ def _desk(batch: Sequence[Planned]) -> Iterator[Path]:
             (desk / "labels.json").write_text(json.dumps([p.name for p in batch]))
             (desk / "folders.json").write_text(json.dumps([str(p.folder) for p in batch]))  # last: all is there
         except OSError as error:
+            if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+                raise ConfigError(f"--runs={root.parent} cannot be written to: {error.strerror}.") from None
             raise RuntimeError(f"The sweep cannot go on: {root}: {error.strerror or error}.") from None
         try:
             yield desk

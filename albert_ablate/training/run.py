@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import signal
+import sys
 import time
 import traceback
 import warnings
@@ -254,10 +255,7 @@ def _train(
     """Train in `folder`, whose lock is held, from its last commit or from the start."""
     import torch
 
-    from albert_ablate.training.weights import load_checkpoint
-
-    committed = folder.checkpoints / "resume.ckpt"
-    resume = committed if record is not None and committed.exists() else None
+    resume, step = _last_commit(folder) if record is not None else (None, 0)
     if resume is None:
         folder.clear()
         record = None
@@ -267,7 +265,7 @@ def _train(
     fresh = _new_record(cfg, packed, who, threads, ranks.size)
     record = _continued(record, fresh) if record else fresh
     record["sessions"] += 1
-    record["resumed_at"] = load_checkpoint(resume)["global_step"] if resume else 0
+    record["resumed_at"] = step
     where = {"folder": str(folder.path), "resume": None if resume is None else str(resume)}
     ranks.share({"plan": {"cfg": cfg, "record": record, **where}})
     try:
@@ -282,6 +280,23 @@ def _train(
         except OSError:
             pass  # the disk may be what failed
         raise RunFailed(f"The run failed: {type(error).__name__}: {error}. Its record: {folder.path}") from error
+
+
+def _last_commit(folder: RunFolder) -> tuple[Path | None, int]:
+    """The checkpoint to go on from and its step; none where it cannot be read: from its start a run ends the same."""
+    from albert_ablate.training.weights import load_checkpoint
+
+    committed = folder.checkpoints / "resume.ckpt"
+    if not committed.exists():
+        return None, 0
+    try:
+        return committed, load_checkpoint(committed)["global_step"]
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # torch has no error of its own for a file that the disk has spoilt
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        print(f"{committed} cannot be read ({what}): the run begins again.", file=sys.stderr)
+        return None, 0
 
 
 def _work(cfg: dict) -> Callable[..., dict[str, Any]]:
