@@ -6,6 +6,7 @@ depend on the page's background (light or dark) come from the theme: a chart nam
 
 import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -925,11 +926,13 @@ def _keep_near(node: dict[str, Any], frames: dict[str, pd.DataFrame], table: str
 
 
 def writable(output: Path, suffixes: Sequence[str] = FORMATS) -> None:
-    """One sentence where nothing can be written to `output`."""
-    if output.suffix not in suffixes:
+    """One sentence where nothing can be written to `output`, before the work: a file, without suffixes a folder."""
+    if suffixes and output.suffix not in suffixes:
         allowed = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}" if len(suffixes) > 1 else suffixes[0]
         raise ConfigError(f"{output} cannot be written: its name must end in {allowed}.")
     if not output.absolute().parent.is_dir():
         raise ConfigError(f"{output} cannot be written: there is no folder {output.parent}.")
-    if output.is_dir():
-        raise ConfigError(f"{output} cannot be written: it is a folder.")
+    if output.exists() and output.is_dir() == bool(suffixes):
+        raise ConfigError(f"{output} cannot be written: it is a {'folder' if suffixes else 'file'}.")
+    if not os.access(output if output.is_dir() else output.absolute().parent, os.W_OK):
+        raise ConfigError(f"{output} cannot be written: you may not write there.")

@@ -256,7 +256,7 @@ def write_markdown(page: Page, output: Path) -> list[Path]:
             lines += [line for text in [card["sentence"], *card["notes"]] if text for line in (_plain(text), "")]
         for i, (title, chart, note) in enumerate(_pictures(section), 1):
             file = folder / f"{number:02d}_{section.anchor}_{i:02d}.png"
-            folder.mkdir(exist_ok=True)
+            _make(folder)
             _replace(file, charts.picture(chart, ".png"))
             files.append(file)
             lines += [f"![{_plain(title)}]({folder.name}/{file.name})", ""]
@@ -287,10 +287,7 @@ def _pictures(section: Section) -> Iterator[tuple[str, Any, str]]:
 
 def write_csv(page: Page, output: Path) -> list[Path]:
     """Every table as a CSV file in the folder `output`."""
-    try:
-        output.mkdir(exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{output} cannot be written: {error.strerror}.") from None
+    _make(output)
     files = []
     for section in page.sections:
         for table in section.tables:
@@ -332,6 +329,13 @@ def _plain(text: Any) -> str:
     text = visible(" ".join(str(text).split()))
     text = re.sub(r"([\\`*_\[\]|<>#&~$])", r"\\\1", text)
     return re.sub(r"^(\d*)([-+.)])(?=\s|$)", r"\1\\\2", text)  # no list begins here
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written: {error.strerror}.") from None
 
 
 def _replace(file: Path, content: bytes) -> None:

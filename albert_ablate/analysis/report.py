@@ -189,7 +189,7 @@ def read_ledger(file: Path, needed: bool) -> Mapping[str, Any] | None:
             for part in (*claim["parts"], *(claim.get("secondary") or ())):
                 _contrast(part), _part(part, ""), [number(look.get("p")) for look in part.get("looks") or ()]
         return found
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         if needed:
             raise ConfigError(f"There is no ledger {file}: albert-ablate judge writes it.") from None
         return None
@@ -995,8 +995,6 @@ def write(root: Path, output: Path | None, kind: str, ledger: Path | None = None
     output = output or Path({"html": "report.html", "md": "report.md", "csv": "report"}[kind])
     if kind != "csv":
         charts.require()
-        charts.writable(output, (f".{kind}",))
-    elif not output.absolute().parent.is_dir():
-        raise ConfigError(f"{output} cannot be written: there is no folder {output.parent}.")
+    charts.writable(output, () if kind == "csv" else (f".{kind}",))
     page = make(root, ledger)
     return {"html": write_html, "md": write_markdown, "csv": write_csv}[kind](page, output)
