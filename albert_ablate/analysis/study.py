@@ -62,18 +62,17 @@ def folder() -> Path:
 
 
 def read_study(root: Path) -> Study:
-    """The largest set of finished and diverged runs below `root` that may be compared; in words what is left out."""
-    bench, summary = Bench(root), load_runs(root).summary
+    """The runs below `root` that may be compared, of several such sets that with most finished runs."""
+    # how runs ended is no choice that tells arms apart
+    bench, summary = Bench(root), load_runs(root).summary.drop(columns="divergence", errors="ignore")
     notes = [f"{len(bench.unreadable)} records cannot be read."] if bench.unreadable else []
     done = [r for r in bench.evidence if r.record["status"] in DONE and r.record.get("role") == "confirmation"]
     if not done:
         raise ConfigError("There is nothing to compare: no run that is no tuning run has finished or diverged.")
-    common, count = Counter(_scope(r) for r in done).most_common(1)[0]
+    common = Counter(_scope(r) for r in [r for r in done if not r.diverged] or done).most_common(1)[0][0]
     kept = [r for r in done if _scope(r) == common]
-    if count < len(bench.evidence):
-        notes.append(
-            f"{len(bench.evidence) - count} runs of other texts, budgets, depths, roles or states are left out."
-        )
+    if others := len(bench.evidence) - len(kept):
+        notes.append(f"{others} runs of other texts, budgets, depths, roles or states are left out.")
     grids: dict[str, dict[float, dict[int, Evidence]]] = {}
     for run in sorted(kept, key=lambda r: (r.lr, r.record["seed"])):
         grids.setdefault(run.record["arm"], {}).setdefault(run.lr, {})[run.record["seed"]] = run
