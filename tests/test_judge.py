@@ -298,6 +298,35 @@ def test_arms_that_differ_by_the_same_share_of_the_grid_on_every_seed_are_told_a
     assert (found["verdict"], found["parts"][0]["looks"][-1]["test"]) == ("supported", "signed rank")
 
 
+def test_secondary_contrasts_get_as_many_pairs_as_the_primary_once_it_is_decided(bench):
+    from albert_ablate.studies.judging import Budget, _Runner
+
+    tree = copy.deepcopy(FILE)
+    tree["arms"] |= {"zero": ["norm=rezero"], "deep": ["norm=deepnorm"]}
+    beside = [CLAIM["parts"][0] | {"treatment": name} for name in ("zero", "deep")]
+    tree["claims"][0]["secondary"] = beside
+    path = bench.folder / "claims.yaml"
+    path.write_text(yaml.safe_dump(tree))
+
+    def lacking():
+        runner = _Runner(read_claims(path), bench.runs, "screen", (), True, 1, Budget(), print)
+        return [[(j.arm, j.seed) for j in jobs] for jobs in runner._lacking(())["first"]], runner._next()
+
+    bench.pairs(2.0 + 0.01 * NOISE[:3], 2.2 + 0 * NOISE[:3])
+    for seed in range(2):
+        bench.run("rezero", seed, 2.0)
+    (primary, secondary), found = lacking()
+    assert primary == [("pre", 3), ("post", 3)] and secondary == [("zero", 2), ("deep", 0)]
+    assert [j.arm for j in found[1]] == ["pre", "post"]
+    bench.pairs(2.0 + 0.01 * NOISE[:4], 2.2 + 0 * NOISE[:4])
+    (primary, secondary), found = lacking()
+    assert primary == [] and [j.arm for j in found[1]] == ["zero", "deep"]  # the control is there already
+    for norm in ("rezero", "deepnorm"):
+        for seed in range(4):
+            bench.run(norm, seed, 2.0)
+    assert lacking() == ([[], []], None)
+
+
 # --- files and the command -------------------------------------------------------------------------------------------
 
 

@@ -122,12 +122,16 @@ class Bench:
 
 def judge(file: ClaimsFile, runs: Path, form: str = "screen", only: Sequence[str] = ()) -> dict[str, Any]:
     """The ledger of a claims file from the records below `runs`."""
-    return _judge(file, runs, form, only)[0]
+    return judged(file, runs, form, only)[0]
 
 
-def _judge(
-    file: ClaimsFile, runs: Path, form: str, only: Sequence[str]
-) -> tuple[dict[str, Any], dict[str, list[Found]]]:
+Gathered = dict[str, list[Found]]  # by claim, a contrast each
+
+
+def judged(
+    file: ClaimsFile, runs: Path, form: str, only: Sequence[str] = ()
+) -> tuple[dict[str, Any], Gathered, Gathered]:
+    """The ledger, and what was found of primary and of secondary contrasts."""
     names = [c.name for c in file.claims]
     if bad := [n for n in only if n not in names]:
         raise ConfigError(f"{file.path} has no claim {bad[0]}: it has {nearest(bad[0], names)}.")
@@ -136,13 +140,14 @@ def _judge(
     if not chosen:
         raise ConfigError(f"{file.path} has no claim with the form {form}.")
     found = {c.name: [gather(file, c, p, form, bench) for p in c.contrasts(form)] for c in chosen}
+    beside = {c.name: [gather(file, c, p, form, bench) for p in c.beside(form)] for c in chosen}
     tested = [c for c in chosen if not _refusals(found[c.name]) and measure_of(c.contrasts(form)[0]).kind != "exact"]
     asked = [
         Claim(_contrasts(c.contrasts(form), found[c.name]), c.forms[form].N, c.needs)  # type: ignore[arg-type]
         for c in tested
     ]
     decided = dict(zip([c.name for c in tested], verdicts(asked, file.size, file.alpha), strict=True))
-    entries = [_entry(file, c, form, bench, found[c.name], decided.get(c.name)) for c in chosen]
+    entries = [_entry(file, c, form, bench, found[c.name], beside[c.name], decided.get(c.name)) for c in chosen]
     refused = [f"{e['name']}: {e['reason']}" for e in entries if e["verdict"] == "inadmissible"]
     ledger = {
         "version": 1,
@@ -152,7 +157,7 @@ def _judge(
         "claims": entries,
         "refusals": [*bench.unreadable, *refused],
     }
-    return ledger, found
+    return ledger, found, beside
 
 
 def _contrasts(parts: Sequence[Part], found: Sequence[Found]) -> list[Contrast]:
@@ -399,7 +404,7 @@ def _notes(out: Found, arms: Sequence[_Arm]) -> None:
 # --- entries of the ledger -------------------------------------------------------------------------------------------
 
 
-def _entry(file: ClaimsFile, claim: ClaimText, form: str, bench: Bench, found: Sequence[Found],
+def _entry(file: ClaimsFile, claim: ClaimText, form: str, bench: Bench, found: Sequence[Found], beside: Sequence[Found],
            verdict: Verdict | None) -> dict[str, Any]:  # fmt: skip
     f, primary, refused = claim.forms[form], claim.contrasts(form), _refusals(found)
     exact = measure_of(primary[0]).kind == "exact"
@@ -417,9 +422,11 @@ def _entry(file: ClaimsFile, claim: ClaimText, form: str, bench: Bench, found: S
         _shown(p, x, f, file.alpha, verdict.parts[i] if verdict else None)
         for i, (p, x) in enumerate(zip(primary, found, strict=True))
     ]
-    beside = [(p, gather(file, claim, p, form, bench)) for p in claim.beside(form)]
-    secondary = [_shown(p, x, f, file.alpha) | ({"notes": [x.refusal]} if x.refusal else {}) for p, x in beside]
-    used = {place: run for x in (*found, *(x for _, x in beside)) for place, run in x.used.items()}
+    secondary = [
+        _shown(p, x, f, file.alpha) | ({"notes": [x.refusal]} if x.refusal else {})
+        for p, x in zip(claim.beside(form), beside, strict=True)
+    ]
+    used = {place: run for x in (*found, *beside) for place, run in x.used.items()}
     notes = list(dict.fromkeys([*waiting, *(n for x in found for n in x.notes)]))
     if word not in OPEN and any(p["pairs"] < 8 for p in parts) and word != "inadmissible" and not exact:
         notes.append("Below 8 pairs a verdict rests on normal differences.")
@@ -610,14 +617,13 @@ def was_edited(file: ClaimsFile, claim: ClaimText, form: str, runs: Path) -> boo
         raise ConfigError(f"{place} cannot be read ({type(error).__name__}: {error}).") from None
 
 
-def judge_and_register(file: ClaimsFile, runs: Path, form: str,
-                       only: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, list[Found]]]:  # fmt: skip
-    """The ledger and what each claim still lacks; a claim with a run is registered from now on."""
-    ledger, found = _judge(file, runs, form, only)
+def judge_and_register(file: ClaimsFile, runs: Path, form: str, only: Sequence[str] = ()) -> dict[str, Any]:
+    """The ledger; a claim with a run is registered from now on."""
+    ledger, found, _ = judged(file, runs, form, only)
     for claim in file.claims:
         if any(f.used for f in found.get(claim.name, ())):
             register(file, claim, form, runs)
-    return ledger, found
+    return ledger
 
 
 def write_ledger(ledger: Mapping[str, Any], path: Path) -> None:

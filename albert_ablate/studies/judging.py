@@ -26,6 +26,9 @@ def judge(
     budget: Annotated[
         str | None, typer.Option(help="With --run: 3600s, or 5e8tokens, to spend.", show_default=False)
     ] = None,
+    secondary: Annotated[
+        bool, typer.Option("--secondary", help="With --run: then what stands beside a claim, to as many pairs.")
+    ] = False,
     workers: Annotated[int, typer.Option(min=1, help="With --run: processes, one thread each.")] = 2,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="The price of each claim in both forms.")] = False,
 ) -> int:
@@ -37,6 +40,8 @@ def judge(
     limit = _budget(budget)
     if budget and not run:
         raise ConfigError(f"--budget={budget} would do nothing: it limits --run.")
+    if secondary and not run:
+        raise ConfigError("--secondary would do nothing: it is about what --run trains.")
     if run and dry_run:
         raise ConfigError("--run and --dry-run exclude each other.")
     file = read_claims(claims)
@@ -47,12 +52,12 @@ def judge(
         return 0
     code = 0
     if run:
-        code = _Runner(file, runs, form, only or (), workers, limit, print).go()
+        code = _Runner(file, runs, form, only or (), secondary, workers, limit, print).go()
     elif not runs.is_dir():
         raise ConfigError(f"{runs} is no folder of runs: --run trains them, --dry-run says what they cost.")
     elif not any(runs.glob("*/seed*")):
         raise ConfigError(f"{runs} holds no run: --run trains them, --dry-run says what they cost.")
-    ledger, _ = judge_and_register(file, runs, form, only or ())
+    ledger = judge_and_register(file, runs, form, only or ())
     place = json or runs / "ledger.json"
     write_ledger(ledger, place)
     show_ledger(ledger)
@@ -82,9 +87,9 @@ def _budget(text: str | None) -> Budget:
 class _Runner:
     """Trains, of all undecided claims, the cheapest next pair; what two claims share is trained once."""
 
-    def __init__(self, file: Any, runs: Path, form: str, only: Sequence[str], workers: int, budget: Budget,
-                 say: Callable[[str], None]):  # fmt: skip
-        self.file, self.runs, self.form, self.only = file, runs, form, only
+    def __init__(self, file: Any, runs: Path, form: str, only: Sequence[str], secondary: bool, workers: int,
+                 budget: Budget, say: Callable[[str], None]):  # fmt: skip
+        self.file, self.runs, self.form, self.only, self.secondary = file, runs, form, only, secondary
         self.workers, self.budget, self.say = workers, budget, say
         self.begun, self.tokens = time.monotonic(), 0.0
         self.broken = set[str]()  # claims whose next pair cannot be had
@@ -103,21 +108,36 @@ class _Runner:
                 return code
 
     def _next(self) -> tuple[Any, list[Any]] | None:
-        from albert_ablate.analysis.judge import OPEN, _judge
-
-        ledger, found = _judge(self.file, self.runs, self.form, self.only)
+        """The cheapest claim to go on with and its jobs; secondary contrasts wait until every claim is decided."""
         claims = {c.name: c for c in self.file.claims}
-        open_: list[tuple[float, int, Any, list[Any]]] = []
-        for entry in ledger["claims"]:
-            untuned = entry["verdict"] == "inadmissible" and "is not tuned" in entry["reason"]
-            if (entry["verdict"] in OPEN or untuned) and entry["name"] not in self.broken:
-                jobs = list(dict.fromkeys(j for f in found[entry["name"]] for j in f.jobs))
-                if jobs:
-                    open_.append((self._price(entry["name"], jobs), len(open_), claims[entry["name"]], jobs))
-        if not open_:
+        lacking = [
+            (bool(kind), self._price(name, jobs), i, claims[name], jobs)
+            for i, (name, kinds) in enumerate(self._lacking(self.only).items())
+            for kind, jobs in enumerate(kinds)
+            if jobs and name not in self.broken
+        ]
+        if not lacking:
             return None
-        _, _, claim, jobs = min(open_)
+        *_, claim, jobs = min(lacking)
         return claim, jobs
+
+    def _lacking(self, only: Sequence[str]) -> dict[str, tuple[list[Any], list[Any]]]:
+        """By claim what its primary contrasts still lack, and what the secondary ones lack to have as many pairs."""
+        from albert_ablate.analysis.judge import OPEN, judged
+
+        def untuned(reason: str) -> bool:
+            return "is not tuned" in reason
+
+        out = {}
+        ledger, found, beside = judged(self.file, self.runs, self.form, only)
+        for entry in ledger["claims"]:
+            name, pairs = entry["name"], max(p["pairs"] for p in entry["parts"])
+            undecided = entry["verdict"] in OPEN or untuned(entry["reason"])
+            primary = [j for f in found[name] for j in f.jobs] if undecided else []
+            behind = [f for f in beside[name] if len(f.d) < pairs and (not f.refusal or untuned(f.refusal))]
+            secondary = [j for f in behind for j in f.jobs] if self.secondary else []
+            out[name] = (list(dict.fromkeys(primary)), list(dict.fromkeys(secondary)))
+        return out
 
     def _price(self, name: str, jobs: Sequence[Any]) -> float:
         """Tokens times the size of the model, tuning included, in a unit that orders claims."""
@@ -187,11 +207,8 @@ class _Runner:
         return 0
 
     def _still_lacks(self, claim: Any, jobs: Sequence[Any]) -> bool:
-        from albert_ablate.analysis.judge import _judge
-
-        _, found = _judge(self.file, self.runs, self.form, [claim.name])
-        now = [j for f in found[claim.name] for j in f.jobs]
-        return bool(now) and set(jobs) <= set(now)
+        primary, secondary = self._lacking([claim.name])[claim.name]
+        return set(jobs) <= {*primary, *secondary}
 
 
 def _sweep(fixed: Sequence[str], name: str = "judge") -> Any:
