@@ -583,7 +583,8 @@ def sentence(entry: Mapping[str, Any]) -> str:
             said.append(f"{p['treatment']} {verb} {p['measure']} against {p['control']} by {effect_words(p)}")
     out = f"{entry['regime']}, {'; '.join(said)}: {word}"
     if word in ("inconclusive", "undecided"):
-        margins = [p["pairs_to_margin"] for p in entry["parts"] if p["pairs_to_margin"]]
+        unclear = [p for p in entry["parts"] if not (p["low"] > 0 or p["high"] < 0)]
+        margins = [p["pairs_to_margin"] for p in unclear if p["pairs_to_margin"]]
         if margins:
             n, low, high = max(margins, key=lambda x: x[0])
             out += f"; the interval would fit the margin at about {n:g} pairs ({low:g} to {high:g})"
