@@ -125,6 +125,14 @@ def test_depth_and_time_combine_and_the_history_shows_the_rate_in_force(tmp_path
     assert np.mean(list(found.values())) == pytest.approx(record["summary"]["mean_dropout"], abs=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("sites", "rates"), [("embedding", (0, 0)), ("hidden", (0, 0.2)), ("head", (0.2, 0)), ("layer_drop", (0.2, 0.2))]
+)
+def test_the_rate_in_force_is_that_of_sites_in_the_sublayer(sites, rates):
+    model = model_of("dropout=uniform", "dropout.mean=0.2", f"dropout.sites=[{sites}]")
+    assert {tuple(block.rate_now(part) for part in ("attention", "mlp")) for block in model.stack} == {rates}
+
+
 def test_the_factor_in_force_reaches_every_mask():
     model, plain = model_of("dropout=uniform", "dropout.mean=0.2", "dropout_time=late"), model_of()
     expected = plain(tokens())

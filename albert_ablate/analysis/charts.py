@@ -417,7 +417,8 @@ def round_values(low: float, high: float, log: bool, most: int = 6) -> list[floa
     if not log:
         return [float(f"{v:.3g}") for v in np.linspace(low, high, 4)]
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for factors in ((1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 5), (1, 3), (1,)):
+    fine = (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9)
+    for factors in (fine, (1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 5), (1, 3), (1,)):
         inside = [v for n in decades for f in factors if low <= (v := float(f"{f}e{n}")) <= high]
         if len(inside) <= most:
             break

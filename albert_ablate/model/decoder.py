@@ -113,10 +113,11 @@ class Block(nn.Module):
         skipped, rescale = set(SKIPS) & set(parts.dropout.sites), "stochastic_depth" in parts.dropout.sites
         self.skip = Skip(self.rate if skipped else 0.0, f"blocks.{layer}", parts.clock, rescale)
 
-    @property
-    def rate_now(self) -> float:
-        """The dropout rate in force at the clock's step."""
-        return self.rate * self.skip.clock.factor
+    def rate_now(self, sublayer: str) -> float:
+        """The dropout rate in force in "attention" or "mlp" at the clock's step: 0 where no site is in it."""
+        attention = (self.drop_weights, self.drop_heads, self.drop_attention, self.path_attention)
+        own = attention if sublayer == "attention" else (self.drop_hidden, self.drop_mlp, self.path_mlp)
+        return max(site.rate for site in (*own, self.skip)) * self.skip.clock.factor
 
     def forward(self, x: Any) -> Any:
         if self.skip.skips():

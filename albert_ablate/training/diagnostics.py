@@ -21,7 +21,7 @@ rank its part. Of a row's columns
                               over weight_norm; nan at step 0
     clipped, clip_ratio       share of units (of the rule: steps, rows, tensors, elements) clipped; gradient norm after
                               clipping over before, 1 where there is none
-    dropout                   the rate in force
+    dropout                   the rate in force, 0 where no site of dropout.sites is in the sublayer
 
 Parameters that blocks share count where they are named first, and are nan elsewhere; so is all that a block which was
 left out of the micro-batch would have.

@@ -245,7 +245,7 @@ class Recorder(pl.Callback):
             for layer, block in enumerate(module.model.stack):
                 for sublayer in ("attention", "mlp"):
                     found = weights.get((layer, sublayer), {}) | inside.get((layer, sublayer), {})
-                    found["dropout"] = block.rate_now
+                    found["dropout"] = block.rate_now(sublayer)
                     if step == 0:
                         found["update_ratio"] = math.nan
                     figures = {name: found.get(name, math.nan) for name in columns if name not in axes}
