@@ -235,6 +235,12 @@ def test_a_setting_that_is_not_allowed_is_said_before_anything_is_trained(given,
     assert not folders(tmp_path)
 
 
+def test_a_folder_that_cannot_be_written_to_is_the_users_mistake(given, tmp_path, capfd):
+    (tmp_path / "runs").write_text("a file")
+    assert sweep(tmp_path, sweep_file(tmp_path), BASIC, *given) == 2
+    assert f"--runs={tmp_path}/runs cannot be written to: Not a directory" in capfd.readouterr().err
+
+
 def test_the_launcher_failing_is_said_and_ends_the_sweep(given, tmp_path, capfd):
     def broken():
         from hydra._internal.core_plugins.basic_launcher import BasicLauncher
