@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from forking import Child, arguments, forked, nano, outcome, write_text
 
 from albert_ablate.cli import main
 from albert_ablate.records.folder import RunFolder
+from albert_ablate.studies import jobs
 from albert_ablate.studies.states import INDEX, WORTH_WRITING, has_ended, is_held, run_folders, state
 from albert_ablate.studies.status import arms, cell, read_states
 from albert_ablate.studies.sweeper import plan
@@ -272,6 +274,25 @@ def test_a_signal_stops_every_worker_at_a_step_and_the_command_goes_on(number, g
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + number and "the same command goes on" in out
     assert statuses(tmp_path) == ["stopped", "stopped"]
+
+
+def test_a_worker_whose_command_was_killed_ends_with_its_run(monkeypatch):
+    monkeypatch.setattr(jobs, "LOOK", 0.01)
+    reader, writer = os.pipe()
+
+    def command():
+        parent = os.getpid()
+        if os.fork() == 0:
+            jobs._busy.set()
+            threading.Timer(0.3, jobs._busy.clear).start()
+            jobs._leave_after(parent)
+        os.kill(parent, signal.SIGKILL)
+
+    began = time.monotonic()
+    owner = Child(command)
+    os.close(writer)
+    assert os.read(reader, 1) == b"" and time.monotonic() - began >= 0.3  # the last to have it open has ended
+    assert owner.wait() == ("killed", signal.SIGKILL)
 
 
 # --- status ----------------------------------------------------------------------------------------------------------
