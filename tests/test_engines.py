@@ -159,6 +159,7 @@ def test_joblibs_workers_and_the_command_may_be_killed(text, start, tmp_path):
         os.kill(trainer(tmp_path / "runs"), signal.SIGKILL)
         watch.until(sweep, lambda kinds: "orphaned" in kinds)
     watch.until(sweep, lambda kinds: kinds.count("running") and len(watch.ended) >= 4)
+    worker = trainer(tmp_path / "runs")
     sweep.kill()
     sweep.wait()
     again = start(*LONG)
@@ -166,6 +167,7 @@ def test_joblibs_workers_and_the_command_may_be_killed(text, start, tmp_path):
         watch.look()
         time.sleep(0.1)
     assert again.returncode == 0
+    assert not Path(f"/proc/{worker}").exists()  # it has ended its run, and itself
     equal_to_runs_alone(text, tmp_path, *LONG)
 
 

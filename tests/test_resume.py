@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -251,6 +252,18 @@ def test_the_evaluation_sample_of_an_unfinished_run_stays(text, tmp_path):
     assert killed_at(configured("plain", text, tmp_path), [300]) == 1
     with pytest.raises(ConfigError, match="evaluation.tokens=1024 is not allowed: this run was begun with 512"):
         train(configured("plain", text, tmp_path, "evaluation.tokens=1024"))
+
+
+def test_a_checkpoint_that_the_disk_has_spoilt_makes_the_run_begin_again(text, tmp_path, capfd):
+    (whole,) = (text.parent / "first").glob("*/seed0")
+    spoilt = tmp_path / whole.parent.name / whole.name
+    shutil.copytree(whole, spoilt)
+    record = RunFolder(whole).record()
+    RunFolder(spoilt).write({**record, "status": "running"})
+    (spoilt / "checkpoints" / "resume.ckpt").write_bytes(b"torn")
+    train(configured("plain", text, tmp_path))
+    assert "resume.ckpt cannot be read" in capfd.readouterr().err
+    assert outcome(spoilt) == outcome(whole)
 
 
 def test_costs_add_up_over_sessions(text, tmp_path):

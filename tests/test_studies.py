@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from forking import Child, arguments, forked, nano, outcome, write_text
 
 from albert_ablate.cli import main
 from albert_ablate.records.folder import RunFolder
+from albert_ablate.studies import jobs
 from albert_ablate.studies.states import INDEX, WORTH_WRITING, has_ended, is_held, run_folders, state
 from albert_ablate.studies.status import arms, cell, read_states
 from albert_ablate.studies.sweeper import plan
@@ -235,6 +237,12 @@ def test_a_setting_that_is_not_allowed_is_said_before_anything_is_trained(given,
     assert not folders(tmp_path)
 
 
+def test_a_folder_that_cannot_be_written_to_is_the_users_mistake(given, tmp_path, capfd):
+    (tmp_path / "runs").write_text("a file")
+    assert sweep(tmp_path, sweep_file(tmp_path), BASIC, *given) == 2
+    assert f"--runs={tmp_path}/runs cannot be written to: Not a directory" in capfd.readouterr().err
+
+
 def test_the_launcher_failing_is_said_and_ends_the_sweep(given, tmp_path, capfd):
     def broken():
         from hydra._internal.core_plugins.basic_launcher import BasicLauncher
@@ -266,6 +274,25 @@ def test_a_signal_stops_every_worker_at_a_step_and_the_command_goes_on(number, g
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + number and "the same command goes on" in out
     assert statuses(tmp_path) == ["stopped", "stopped"]
+
+
+def test_a_worker_whose_command_was_killed_ends_with_its_run(monkeypatch):
+    monkeypatch.setattr(jobs, "LOOK", 0.01)
+    reader, writer = os.pipe()
+
+    def command():
+        parent = os.getpid()
+        if os.fork() == 0:
+            jobs._busy.set()
+            threading.Timer(0.3, jobs._busy.clear).start()
+            jobs._leave_after(parent)
+        os.kill(parent, signal.SIGKILL)
+
+    began = time.monotonic()
+    owner = Child(command)
+    os.close(writer)
+    assert os.read(reader, 1) == b"" and time.monotonic() - began >= 0.3  # the last to have it open has ended
+    assert owner.wait() == ("killed", signal.SIGKILL)
 
 
 # --- status ----------------------------------------------------------------------------------------------------------

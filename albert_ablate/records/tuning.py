@@ -37,7 +37,7 @@ def read_tuning(runs: Path, arm: str) -> dict[str, Any] | None:
     try:
         found = json.loads(file.read_text())
         return found if float(found["rate"]) > 0 else None
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{file} cannot be read ({type(error).__name__}): remove it to tune the arm anew.") from None

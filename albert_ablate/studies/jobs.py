@@ -5,12 +5,16 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+LOOK = 2.0  # seconds between a worker's looks at whether its command is still there
+
 _warm = False
+_busy = threading.Event()  # a run is being trained
 
 
 def job(cfg: Any) -> dict[str, Any]:
@@ -35,9 +39,11 @@ def job(cfg: Any) -> dict[str, Any]:
     ended = threading.Event()
     if own:
         threading.Thread(target=_watch, args=(desk, ended), daemon=True).start()
+    _busy.set()
     try:
         result = attempt(lambda: _run(cfg, about.runtime.choices, about.overrides.task))
     finally:
+        _busy.clear()
         ended.set()
         if before is not None:
             signal.signal(signal.SIGTERM, before)
@@ -64,6 +70,13 @@ def _watch(desk: Path, ended: threading.Event) -> None:
         if is_over(desk):
             os.kill(os.getpid(), signal.SIGTERM)
             return
+
+
+def _leave_after(parent: int) -> None:
+    """End this worker when the process that started it is gone and its run done: joblib's would wait for ever."""
+    while os.getppid() == parent or _busy.is_set():
+        time.sleep(LOOK)
+    os._exit(0)
 
 
 def _run(cfg: Any, choices: Any, overrides: Any) -> dict[str, Any]:
@@ -110,6 +123,7 @@ def _settle(desk: Path) -> bool:
         if own:
             with contextlib.suppress(PermissionError):  # it leads a session already
                 os.setpgid(0, 0)
+            threading.Thread(target=_leave_after, args=(os.getppid(),), daemon=True).start()
         imported(freeze=own)
         _warm = True
     return own
