@@ -1,12 +1,14 @@
 """Loading runs: seconds a row and peak memory, beside TensorBoard's own reader and MLflow's client on the same numbers.
 
-    python benchmarks/analysis.py [--runs 1000] [--steps 10000] [--compared 20] [--metrics 4]
+    python benchmarks/analysis.py [--runs 1000] [--steps 10000] [--compared 20] [--most 10000] [--repeat 3]
 
 Makes finished runs with random histories below a temporary folder, `--compared` of them also as event files and as an
 MLflow file store, and reads each in a process of its own, interleaved, `--repeat` times; medians. Ours is read at
-`--compared` and at `--runs` runs; for growth, at ten times fewer too. A row is a step of a run with `--metrics` numbers
-in all three stores (ours has more columns, which are read as well). Peak memory is beside the size of the tables in
-memory. Others' readers need the extras tensorboard and mlflow. Nothing here is a test: machines are noisy.
+`--compared` and at `--runs` runs; for growth, at ten times fewer too. A row is a step of a run with four numbers in all
+three stores (ours has more columns, which are read as well). Peak memory is beside the size of the tables in memory.
+Then what a run costs at a tenth of `--most` runs of 100 steps and at all of them, where records outweigh rows; and the
+report of `--runs` runs, as the command that a user gives. Others' readers need the extras tensorboard and mlflow.
+Nothing here is a test: machines are noisy, so CPU seconds stand beside.
 """
 
 import argparse
@@ -42,6 +44,7 @@ def make(root: Path, runs: int, steps: int) -> None:
                 "step": evals,
                 "tokens": evals,
                 "split": ["validation"] * len(evals),
+                "loss": 2 + rng.random(len(evals)),
                 "data_order": ["0"] * len(evals),
             },
             "layers": {},
@@ -57,9 +60,9 @@ def make(root: Path, runs: int, steps: int) -> None:
         record = {
             "label": f"arm {arm}", "arm": f"{arm:012x}", "setting": f"{arm:012x}", "identity": f"{i:012x}",
             "seed": seed, "role": "confirmation", "status": "finished", "choices": {"norm": "pre_ln"},
-            "error": None, "histories": None,
+            "error": None, "histories": None, "data": {"fingerprint": "0"},
             "config": {"seed": seed, "optimizer": {"lr": 1e-3}, "model": {"layers": 24}},
-            "summary": {"val_loss": 2.0 + seed / 100, "tokens": steps * 512}, "cost": {"seconds": 1.0},
+            "summary": {"val_loss": 2.0 + seed / 100, "tokens": steps * 512}, "cost": {"seconds": 1.0, "flops": 1e9},
             "proof": {"initial_draws": {f"blocks.{k}.weight": "0" * 16 for k in range(300)}},
         }  # fmt: skip
         (folder / "record.json").write_text(json.dumps(record, indent=1))
@@ -151,12 +154,12 @@ def once(reader: str, root: Path) -> dict[str, float]:
     if reader == "tensorboard":
         import tensorboard.backend.event_processing.event_accumulator  # noqa: F401
     before = memory("VmRSS")
-    began = time.perf_counter()
+    began, busy = time.perf_counter(), time.process_time()
     tables = READERS[reader](root)
-    seconds = time.perf_counter() - began
+    seconds, busy = time.perf_counter() - began, time.process_time() - busy
     peak = memory("VmHWM")
     size = sum(int(t.memory_usage(deep=True).sum()) for t in tables) / 1e6
-    return {"seconds": seconds, "rows": len(tables[-1]), "tables": size, "peak": peak - before}
+    return {"seconds": seconds, "cpu": busy, "rows": len(tables[-1]), "tables": size, "peak": peak - before}
 
 
 def apart(reader: str, root: Path) -> dict[str, float]:
@@ -169,11 +172,26 @@ def apart(reader: str, root: Path) -> dict[str, float]:
     return json.loads(said.stdout.splitlines()[-1])
 
 
+def report(root: Path, to: Path) -> tuple[float, float, float]:
+    """Seconds and CPU seconds of `albert-ablate report`, and the page's megabytes."""
+    import resource
+    import time
+
+    began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(
+        [sys.executable, "-m", "albert_ablate.cli", "report", str(root), "-o", str(to)], check=True, capture_output=True
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return time.perf_counter() - began, busy, to.stat().st_size / 1e6
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--compared", type=int, default=20)
+    parser.add_argument("--most", type=int, default=10_000)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--once", nargs=2, metavar=("READER", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -196,15 +214,23 @@ def main() -> int:
             for name, (reader, root) in wanted.items():
                 found[name].append(apart(reader, root))
         base = None
-        print(f"{'':24} {'rows':>12} {'seconds':>9} {'us / row':>9} {'ratio':>7} {'peak / tables':>14}")
+        print(f"{'':24} {'rows':>12} {'seconds':>9} {'CPU s':>7} {'us / row':>9} {'ratio':>7} {'peak / tables':>14}")
         for name, each in found.items():
             middle = {k: statistics.median(e[k] for e in each) for k in each[0]}
             per = middle["seconds"] / middle["rows"] * 1e6
             base = base or per
             print(
-                f"{name:24} {middle['rows']:12,.0f} {middle['seconds']:9.2f} {per:9.3f} {per / base:7.1f} "
-                f"{middle['peak'] / middle['tables']:14.2f}"
+                f"{name:24} {middle['rows']:12,.0f} {middle['seconds']:9.2f} {middle['cpu']:7.2f} {per:9.3f} "
+                f"{per / base:7.1f} {middle['peak'] / middle['tables']:14.2f}",
+                flush=True,
             )
+        seconds, busy, size = report(desk / f"ours-{options.runs}", desk / "report.html")
+        print(f"report of {options.runs:,} runs: {seconds:.1f} s, {busy:.1f} s of CPU, {size:.1f} MB", flush=True)
+        for many in (options.most // 10, options.most):
+            make(desk / f"many-{many}", many, 100)
+            found_ = [apart("ours", desk / f"many-{many}") for _ in range(options.repeat)]
+            seconds, busy = (statistics.median(e[k] for e in found_) / many * 1000 for k in ("seconds", "cpu"))
+            print(f"{many:,} runs of 100 steps: {seconds:.2f} ms a run, {busy:.2f} ms of CPU", flush=True)
     return 0
 
 

@@ -203,7 +203,7 @@ def tokens_axis(title: str = "tokens"):
     )
 
 
-def _tip(name: str, title: str | None = None, form: str = ".4g"):
+def _tip(name: str, title: str | None = None, form: str = ".4~g"):
     import altair as alt
 
     return alt.Tooltip(f"{name}:Q", title=title or name.replace("_", " "), format=form)
@@ -716,7 +716,8 @@ def interaction(cells: pd.DataFrame, points: pd.DataFrame, one: str, other: str,
         legend=legend,
     )
     shape = alt.Shape("level:N", title=other, scale=alt.Scale(domain=levels), legend=legend)
-    tips = ["x:N", "level:N", _tip("seed", form="d"), _tip("value", "validation loss", ".4f")]
+    tips = [alt.Tooltip("x:N", title=one), alt.Tooltip("level:N", title=other), _tip("seed", form="d")]
+    tips.append(_tip("value", "validation loss", ".4f"))
     return alt.layer(
         alt.Chart(cells)
         .mark_line(style="line", strokeWidth=2)
