@@ -195,6 +195,9 @@ def test_tables_agree_with_the_records(records):
     curve = study.curves(found)
     assert set(curve["tokens"]) == set(a[0].curve("validation")[0]) and (curve["low"] <= curve["mean"]).all()
     assert {*study.by_depth(found, "grad_norm")["when"]} == {"initialization", "end"}
+    beside = study.beside(found, "test_loss")
+    assert np.corrcoef(beside["control"], beside["value"])[0, 1] == pytest.approx(row["correlation"])
+    assert beside[["control", "value"]].sum().abs().max() < 1e-12
     assert study.ledger(records)["name"].tolist() == ["pre_is_better"]
 
 
@@ -252,6 +255,6 @@ def test_new_charts_are_drawn_from_little_and_from_infinite_boundaries(arms):
     depth = pd.DataFrame({"arm": names, "run": range(arms), "seed": 0, "block": 1, "when": "end", "value": 1.0})
     beside = pd.DataFrame({"arm": names, "seed": 0, "control": 2.0, "value": 2.0})
     for chart, table, more in ((charts.looks, steps, (names,)), (charts.by_depth, depth, (names, "norm")),
-                               (charts.pairs, beside, (names, "none", "loss"))):  # fmt: skip
+                               (charts.pairs, beside, (names, "none"))):  # fmt: skip
         assert charts.drawn("title", chart, table, *more)._repr_png_().startswith(b"\x89PNG")
         assert charts.drawn("title", chart, table.iloc[:0], *more) == "title: these runs hold nothing to draw."

@@ -781,8 +781,8 @@ def by_depth(points: pd.DataFrame, arms: Sequence[str], title: str, log: bool = 
     return alt.hconcat(*panels)
 
 
-def pairs(points: pd.DataFrame, arms: Sequence[str], control: str, title: str):
-    """A dot a seed, the arm's run over the control's: off the dashed line the arms differ, along it the seeds do.
+def pairs(points: pd.DataFrame, arms: Sequence[str], control: str):
+    """A dot a seed, the arm's run over the control's, each less its arm's mean: along the dashed line pairing helps.
 
     points: arm, seed, control, value.
     """
@@ -793,8 +793,8 @@ def pairs(points: pd.DataFrame, arms: Sequence[str], control: str, title: str):
     pad = 0.06 * (high - low) or 0.05
     span = [low - pad, high + pad]
     scale = alt.Scale(domain=span, nice=False, zero=False)
-    x = alt.X("control:Q", title=f"{title}, {control}", scale=scale, axis=alt.Axis(grid=False, tickCount=5))
-    y = alt.Y("value:Q", title=f"{title}, treatment", scale=scale, axis=alt.Axis(tickCount=5))
+    x = alt.X("control:Q", title=control, scale=scale, axis=alt.Axis(grid=False, tickCount=5))
+    y = alt.Y("value:Q", title="the arm", scale=scale, axis=alt.Axis(tickCount=5))
     equal = pd.DataFrame({"control": span, "value": span})
     tips = ["arm:N", _tip("seed", form="d"), _tip("control"), _tip("value")]
     return alt.layer(

@@ -414,12 +414,17 @@ def look_table(found: Mapping[str, Verdict]) -> pd.DataFrame:
 
 
 def beside(study: Study, name: str, control: str | None = None) -> pd.DataFrame:
-    """arm, seed, control, value: each arm's run beside the control's of the same seed, where both finished."""
+    """arm, seed, control, value: each arm's run beside the control's of the same seed, less the means of these two.
+
+    Of the seeds where both finished.
+    """
     control = _known(study, control)
     table = values(study, [name])
     table = table[np.isfinite(table["value"])]
     own = table[table["arm"] == control][["seed", "value"]].rename(columns={"value": "control"})
-    return table[table["arm"] != control].merge(own, on="seed")[["arm", "seed", "control", "value"]]
+    both = table[table["arm"] != control].merge(own, on="seed")[["arm", "seed", "control", "value"]]
+    both[["control", "value"]] -= both.groupby("arm")[["control", "value"]].transform("mean")
+    return both
 
 
 def ledger(root: Path) -> pd.DataFrame:
