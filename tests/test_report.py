@@ -588,3 +588,15 @@ def test_arms_can_be_found_and_charts_out_of_view_are_drawn_for_the_printer(brow
     assert page.locator("#filter label:visible").count() == 1
     page.locator("#only").click()
     assert page.locator("#count").inner_text() == "1 of 9 arms shown" and not page.trouble
+
+
+def test_late_losses_are_drawn_on_the_axis_of_the_runs_that_did_not_diverge():
+    rows = [("a", 0, 2.5), ("a", 0, 2.4), ("b", 1, 60.0), ("b", 1, 40.0)]
+    evals = pd.DataFrame(rows, columns=["arm", "run", "loss"]).assign(
+        seed=0, tokens=[1, 2, 1, 2], mean=1, low=1, high=1
+    )
+    ends = pd.DataFrame({"arm": ["b"], "run": [1], "seed": [0], "tokens": [2], "loss": [40.0], "divergence": ["stuck"]})
+    for lost, (low, high) in ((ends, (2.4, 2.5)), (ends.iloc[:0], (2.4, 60.0))):
+        drawn, _ = charts.specification(charts.loss_curves(evals, lost, ["a", "b"], "nats per token", None))
+        (domain,) = {tuple(layer["encoding"]["y"]["scale"]["domain"]) for layer in drawn["layer"]}
+        assert domain == pytest.approx((low - 0.03 * (high - low), high + 0.03 * (high - low)))

@@ -447,12 +447,15 @@ def loss_curves(evals: pd.DataFrame, ends: pd.DataFrame, arms: Sequence[str], un
     """Every run thin, the mean of an arm's seeds thick, their range as a band; a cross where a run diverged.
 
     evals: arm, run, seed, tokens, loss, and per arm and tokens mean, low, high (nan: not drawn). ends: the last row of
-    diverged runs.
+    diverged runs. The axis ends a little above the initial loss or, where that is None, spans the runs that did not
+    diverge: beside the others they would be one line.
     """
     import altair as alt
 
     x = tokens_axis()
-    scale = alt.Scale(domain=loss_range(evals["loss"], initial), nice=False, zero=False)
+    fine = evals["loss"][~evals["run"].isin(ends["run"])] if initial is None else evals["loss"]
+    spanned = fine if np.isfinite(fine).any() else evals["loss"]
+    scale = alt.Scale(domain=loss_range(spanned, initial), nice=False, zero=False)
     y = alt.Y("loss:Q", title=unit, scale=scale)
     color, dash = arm_color(arms), arm_dash(arms)
     tips = ["arm:N", _tip("seed", form="d"), _tip("tokens", form=","), _tip("loss", form=".4f")]
