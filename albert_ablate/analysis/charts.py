@@ -238,14 +238,19 @@ def loss_range(values: Sequence[float] | np.ndarray, initial: float | None) -> l
 
 
 def run_losses(
-    batches: pd.DataFrame, evals: pd.DataFrame, spikes: pd.DataFrame, lines: pd.DataFrame, initial: float | None
+    batches: pd.DataFrame,
+    evals: pd.DataFrame,
+    spikes: pd.DataFrame,
+    lines: pd.DataFrame,
+    initial: float | None,
+    unit: str = "nats per token",
 ):
     """Losses of each training batch and of both splits, spikes at the top, named horizontal lines (loss, what)."""
     import altair as alt
 
     x = tokens_axis()
     span = loss_range(np.r_[batches["loss"], evals["loss"], lines["loss"]], initial)
-    y = alt.Y("loss:Q", title="nats per token", scale=alt.Scale(domain=span, nice=False, zero=False))
+    y = alt.Y("loss:Q", title=unit, scale=alt.Scale(domain=span, nice=False, zero=False))
     color = alt.Color(
         "series:N",
         title=None,

@@ -29,6 +29,9 @@ FIGURES = {
     "test_loss": "test loss at the best weights",
     "macro_f1": "macro-F1",
     "accuracy": "accuracy",
+    "probe_macro_f1": "macro-F1 of the frozen trunk's linear probe",
+    "baseline_tfidf_macro_f1": "macro-F1 of tf-idf and logistic regression",
+    "baseline_majority_macro_f1": "macro-F1 of the commonest class",
     "initial_loss": "initial loss",
     "unigram_loss": "loss of the unigram model",
     "divergence": "divergence",
@@ -51,6 +54,16 @@ class OneRun:
     steps: pd.DataFrame
     evals: pd.DataFrame
     layers: pd.DataFrame
+
+    @property
+    def decides(self) -> bool:
+        """Whether its task is to classify documents: it has losses per document, and no rows by layer."""
+        return bool(self.record.get("data", {}).get("task"))
+
+    @property
+    def unit(self) -> str:
+        """Of its losses."""
+        return "nats per document" if self.decides else "nats per token"
 
     @property
     def ended(self) -> float | None:
@@ -116,7 +129,7 @@ def figures(run: OneRun) -> dict[str, Figure]:
     initial = summary.get("initial_loss")
     found = {}
     if len(batches) or np.isfinite(held["loss"]).any():
-        found["loss"] = Figure("Loss", charts.run_losses(batches, held, marks, lines, initial), note)
+        found["loss"] = Figure("Loss", charts.run_losses(batches, held, marks, lines, initial, run.unit), note)
     norms = []
     for column, series in (("grad_norm", "before clipping"), ("grad_norm_clipped", "after clipping")):
         if column in steps and np.isfinite(steps[column]).any():
@@ -162,7 +175,8 @@ def maps(run: OneRun) -> dict[str, Figure]:
 def page(run: OneRun) -> Page:
     record = run.record
     known = {**record["summary"], **record["cost"]}
-    rows = [(title, known[key]) for key, title in FIGURES.items() if known.get(key) is not None]
+    titles = {key: title.replace("nats per token", run.unit) for key, title in FIGURES.items()}
+    rows = [(title, known[key]) for key, title in titles.items() if known.get(key) is not None]
     about = Section("Outcome", [outcome(record)], [Table("summary", pd.DataFrame(rows, columns=["figure", "value"]))])
     if record.get("error"):
         about.text.append(f"It ended with: {record['error'].strip().splitlines()[-1]}")
@@ -173,11 +187,12 @@ def page(run: OneRun) -> Page:
         figures=list(drawn.values()),
     )
     absent = [title for quantity, title in charts.QUANTITIES.items() if quantity not in drawn]
-    if absent:
+    if absent and not run.decides:
         depth.missing.append(
             f"Not in this run's history (python run.py diagnostics.every=10 writes it): {'; '.join(absent)}."
         )
-    sections = [about, Section("Over training", figures=list(figures(run).values())), depth, *_evaluated(run.folder)]
+    over = Section("Over training", figures=list(figures(run).values()))
+    sections = [about, over, *([depth] if drawn or depth.missing else []), *_evaluated(run.folder)]
     return Page(
         record["label"],
         f"seed {record['seed']} · {record['status']} · {run.folder.name}, setting {record['setting']}",
