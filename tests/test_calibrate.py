@@ -68,7 +68,9 @@ def test_spread_and_half_widths_are_those_of_the_formulas(calibrate, tmp_path, c
     assert 0 <= found["false_positives"]["low"] <= found["false_positives"]["high"] <= 0.3
     said = capsys.readouterr().out
     assert "norm=none: 0 of 4 pairs finished: no paired spread" in said and "margin 0.5 %; half-widths" in said
-    assert f"20 pairs +-{100 * wide:.3g} % (no effect out of reach)" in said
+    narrow = stats.t.ppf(1 - nominal(0.1, 20) / 2, 19) * d.std(ddof=1) / math.sqrt(20)
+    reach = "within" if narrow <= math.log1p(0.005) else "out of"
+    assert f"20 pairs +-{100 * wide:.3g} % (no effect {reach} reach)" in said
     assert "24 runs of norm=pre_ln, 4 of each of 2 treatments; 32 to do" in said
     seeds = sorted(p.seed for p in calibrate.asked if p.label == "norm=pre_ln")
     assert seeds == [FIRST_CALIBRATION_SEED + k for k in range(24)] and role(seeds[0]) == "calibration"
