@@ -37,6 +37,13 @@ def judge(d, margin=0.1, N=20, m=1, needs="one", **contrast):
         (np.r_[3 + WAVE[:12], -inf], "mixed"),
         (np.r_[-3 + WAVE[:12], inf], "mixed"),
         (np.r_[-3 + WAVE[:12], -inf], "refuted"),
+        (np.full(8, inf), "supported"),  # only the control diverges, on every seed
+        (np.full(7, inf), "undecided"),
+        (np.tile([inf, -inf], 4), "undecided"),
+        (np.tile([inf, -inf], 10), "inconclusive"),
+        (np.r_[np.zeros(12), inf], "undecided"),
+        (np.r_[np.zeros(13), inf], "inadmissible"),  # at most 7 pairs that say something are left
+        (np.r_[0.35 + WAVE, np.full(9, 99.0)], "inconclusive"),  # pairs beyond N are not looked at
     ],
 )
 def test_each_word_has_its_differences(d, word):
