@@ -1,5 +1,6 @@
 """Runs in forked children: torch and Lightning are imported once, in the parent, which starts no threads."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -20,6 +21,7 @@ from albert_ablate.config import check, compose
 from albert_ablate.records.folder import RunFolder
 from albert_ablate.records.history import SCHEMAS, read_history
 from albert_ablate.training.checkpoint import load_checkpoint
+from albert_ablate.training.cost import training_flops
 from albert_ablate.training.run import run
 
 torch.set_num_threads(1)
@@ -50,7 +52,10 @@ def arguments(text: Path, runs: Path, *overrides: str) -> list[str]:
 
 
 def nano(text: Path, runs: Path, *overrides: str) -> dict[str, Any]:
-    return check(compose(arguments(text, runs, *overrides)))
+    cfg = check(compose(arguments(text, runs, *overrides)))
+    with contextlib.suppress(Exception):  # for the run to say
+        training_flops(cfg)  # counted here once, no child has to
+    return cfg
 
 
 class Child:

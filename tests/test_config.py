@@ -7,7 +7,16 @@ import math
 import pytest
 
 from albert_ablate import compose, run
-from albert_ablate.config import ConfigError, check, identity, options, significant
+from albert_ablate.config import (
+    ConfigError,
+    check,
+    composition,
+    conf_folder,
+    identity,
+    options,
+    prepared,
+    significant,
+)
 
 TINY = ["model=nano", "paths.runs=/dev/null/none"]
 
@@ -121,6 +130,26 @@ def test_numbers_are_taken_as_the_key_wants_them(base):
 def test_a_path_in_the_home_folder_can_be_written_as_it_is():
     assert compose([*TINY, "data=text_files", "data.path=~/my texts/a.txt"]).data.path == "~/my texts/a.txt"
     assert "needs quotes" in refusal(compose, ["data=text_files", "data.path=a~;b"])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["norm=post_ln", "seed=3", "optimizer.lr=1e-3", "model.layers=${model.width}", "model={layers: 5}", "x.y=null"],
+        ["optimizer.betas=[0.9,0.95]", "logger=[wandb_offline,tensorboard]", "data.path=a b", "data.path='it\\'s, ü'"],
+    ],
+)
+def test_values_set_on_kept_options_compose_as_hydra_composes_them(overrides):
+    import hydra
+    from omegaconf import OmegaConf
+
+    given = prepared(overrides)
+    with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        whole = OmegaConf.to_container(hydra.compose("config", overrides=given), resolve=False)
+    for _ in range(2):  # the kept one is left as it is
+        found = OmegaConf.to_container(composition(given)[0], resolve=False)
+        assert found == whole and list(found) == list(whole)
+    assert compose(["seed=3"]).seed == 3 and compose([]).seed == 0
 
 
 def test_seed_zero_is_a_seed(base):

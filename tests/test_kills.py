@@ -12,7 +12,9 @@ import pytest
 from forking import Child, arguments, write_text
 
 from albert_ablate.cli import main
+from albert_ablate.config import compose
 from albert_ablate.studies.states import state
+from albert_ablate.training.cost import training_flops
 
 RUNS = 24
 
@@ -119,6 +121,9 @@ def test_a_study_killed_200_times_ends_as_one_that_never_was(text, tmp_path, cap
     fork_workers()
     given = arguments(text, tmp_path / "x", "checkpoint.seconds=0", "evaluation.every=2000")
     given = [o for o in given if not o.startswith("paths.runs")]
+    for norm in ("pre_ln", "post_ln", "rezero", "sandwich_ln"):  # so that kills hit training, not what leads to it
+        for dropout in ("none", "uniform"):
+            training_flops(compose([*given, f"norm={norm}", f"dropout={dropout}", "dropout_time=constant"]))
     file, rng, runs = study(tmp_path, 3), random.Random(0), tmp_path / "runs"
     assert command(file, tmp_path / "whole", given).wait() == ("value", 0)
     whole = weights(tmp_path / "whole")

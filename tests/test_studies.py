@@ -10,14 +10,17 @@ from pathlib import Path
 
 import pytest
 from forking import Child, arguments, forked, nano, outcome, write_text
+from hydra.core.plugins import Plugins
 
 from albert_ablate.cli import main
+from albert_ablate.config import compose
 from albert_ablate.records.folder import RunFolder
 from albert_ablate.studies import jobs
 from albert_ablate.studies.states import INDEX, WORTH_WRITING, has_ended, is_held, run_folders, state
 from albert_ablate.studies.status import arms, cell, read_states
 from albert_ablate.studies.sweeper import plan
 from albert_ablate.studies.sweepfile import read_sweep
+from albert_ablate.training.cost import training_flops
 from albert_ablate.training.run import run
 
 ROOT = Path(__file__).parent.parent
@@ -29,11 +32,15 @@ def text(tmp_path_factory):
     return write_text(tmp_path_factory.mktemp("text") / "words.txt")
 
 
-@pytest.fixture
-def given(text, tmp_path):
-    """Overrides of every run of a study below tmp_path/runs."""
-    asked = arguments(text, tmp_path / "runs", "budget.tokens=2048", "checkpoint.seconds=1000")
-    return [o for o in asked if not o.startswith("paths.runs")]
+@pytest.fixture(scope="module")
+def given(text):
+    """Overrides of every run of a study. What each forked sweep would do anew is done here."""
+    asked = arguments(text, text.parent, "budget.tokens=2048", "checkpoint.seconds=1000")
+    given = [o for o in asked if not o.startswith("paths.runs")]
+    Plugins.instance()
+    for norm in ("pre_ln", "post_ln"):
+        training_flops(compose([f"norm={norm}", *given]))
+    return given
 
 
 def sweep_file(tmp_path, seeds="0, 1", norms="pre_ln, post_ln", more=""):
