@@ -24,7 +24,6 @@ WIDTH, HEIGHT = 620, 280  # of a picture; on a page the width is that of its con
 STEPS_OF_A_CURVE = 200
 FORMATS = (".html", ".png", ".svg")
 CELLS = 96  # columns of a heat map
-FLAT = 0.1  # the least that a color scale spans, as a share of its end: below it noise would look like a pattern
 LOGARITHMIC = 3.0  # a quantity whose sizes span less than this factor is colored on a linear scale
 
 QUANTITIES = {
@@ -37,6 +36,7 @@ QUANTITIES = {
 }
 LOWEST = ("entropy",)  # quantities that are bad when small: a column of several steps shows the least of them
 LINEAR = ("entropy",)  # quantities whose zero is a value like any other: never on a logarithmic scale
+FLAT = 0.1  # the least that a color scale spans, as a share of its end: below it noise would look like a pattern
 
 
 def theme(dark: bool = False) -> dict[str, Any]:
