@@ -170,6 +170,18 @@ def test_a_stream_whose_squares_overflow_has_its_size():
     assert 1e20 < figures[0, "attention"]["input_rms"] < 1e27
 
 
+def test_of_a_pass_that_is_not_finite_no_unit_is_called_alive_and_an_entropy_of_zero_has_no_sign():
+    model, _ = model_of()
+    with torch.no_grad():
+        model.blocks[0].attention.qkv.weight.mul_(1e4)  # each query chooses one key
+        model.blocks[0].mlp.down.weight.fill_(math.nan)
+        figures = seen(model, tokens())
+    assert figures[0, "mlp"]["dead"] == 0 and math.copysign(1, figures[0, "attention"]["entropy"]) == 1
+    assert figures[0, "attention"]["entropy"] < 0.5
+    for layer in (1, 2):
+        assert math.isnan(figures[layer, "mlp"]["dead"]) and math.isnan(figures[layer, "mlp"]["saturated"])
+
+
 # --- gradients, clipping, the step -----------------------------------------------------------------------------------
 
 

@@ -234,18 +234,6 @@ def test_a_run_is_drawn_whatever_became_of_it(tmp_path, lost, full):
     assert set(show.maps(show.read_run(folder))) == wanted
 
 
-def test_a_run_that_classifies_has_losses_per_document_and_misses_no_layers(tmp_path):
-    folder = make_run(tmp_path, {"norm": "pre_ln"}, full=False)
-    record = json.loads((folder / "record.json").read_text()) | {"data": {"task": "topic"}}
-    record["summary"] |= {"macro_f1": 0.5, "probe_macro_f1": 0.4, "baseline_tfidf_macro_f1": 0.9}
-    (folder / "record.json").write_text(json.dumps(record))
-    drawn = show.page(show.read_run(folder))
-    figures = dict(drawn.sections[0].tables[0].rows.itertuples(index=False))
-    assert figures["macro-F1 of tf-idf and logistic regression"] == 0.9
-    assert any("nats per document" in title for title in figures)
-    assert not any("per token" in title or section.missing for title in figures for section in drawn.sections)
-
-
 def test_a_run_is_a_picture_too(tmp_path):
     folder = make_run(tmp_path, {"norm": "pre_ln"}, lost=200)
     for kind, begins in (("png", b"\x89PNG"), ("svg", b"<svg")):
@@ -273,6 +261,18 @@ def test_a_run_that_goes_on_is_drawn_from_what_it_committed(tmp_path):
     (folder / "record.json").write_text(json.dumps(record))
     with pytest.raises(show.ConfigError, match="has committed no step"):
         show.read_run(folder)
+
+
+def test_a_run_that_classifies_has_losses_per_document_and_misses_no_layers(tmp_path):
+    folder = make_run(tmp_path, {"norm": "pre_ln"}, full=False)
+    record = json.loads((folder / "record.json").read_text()) | {"data": {"task": "topic"}}
+    record["summary"] |= {"macro_f1": 0.5, "probe_macro_f1": 0.4, "baseline_tfidf_macro_f1": 0.9}
+    (folder / "record.json").write_text(json.dumps(record))
+    drawn = show.page(show.read_run(folder))
+    figures = dict(drawn.sections[0].tables[0].rows.itertuples(index=False))
+    assert figures["macro-F1 of tf-idf and logistic regression"] == 0.9
+    assert any("nats per document" in title for title in figures)
+    assert not any("per token" in title or section.missing for title in figures for section in drawn.sections)
 
 
 def test_what_cannot_be_drawn_is_one_sentence_and_exit_code_2(tmp_path, capsys):

@@ -30,7 +30,6 @@ COUNT = "datum.value % 1 ? '' : replace(format(datum.value, '~s'), 'G', 'B')"
 SIZE = "datum.value >= 100 && datum.value < 1e6 ? format(datum.value, ',.0f') : format(datum.value, '.2~g')"
 SHAPES = ["circle", "square", "triangle-up", "diamond"]  # of points, as DASHES of lines
 FOREST_LINEAR = 20.0  # margins: effects beyond have an axis that is linear to 1 and logarithmic from there
-FLAT = 0.1  # the least that a color scale spans, as a share of its end: below it noise would look like a pattern
 LOGARITHMIC = 3.0  # a quantity whose sizes span less than this factor is colored on a linear scale
 
 QUANTITIES = {
@@ -43,6 +42,7 @@ QUANTITIES = {
 }
 LOWEST = ("entropy",)  # quantities that are bad when small: a column of several steps shows the least of them
 LINEAR = ("entropy",)  # quantities whose zero is a value like any other: never on a logarithmic scale
+FLAT = 0.1  # the least that a color scale spans, as a share of its end: below it noise would look like a pattern
 
 
 def theme(dark: bool = False) -> dict[str, Any]:

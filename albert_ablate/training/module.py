@@ -113,13 +113,6 @@ class LanguageModel(pl.LightningModule):
             self.predictions = logits
         return logits
 
-    def _set_apart(self, batch: Tensor) -> None:
-        """An eighth of a batch that comes in one piece, for the gradient noise scale: its gradient costs a pass of its
-        own, so that it is taken on every other logged step. Shards of weights cannot be asked for one."""
-        rows = batch[: max(1, len(batch) // 8)]
-        if not self.sharded and len(rows) < len(batch) * self.trainer.world_size:
-            self.rows, self.part = rows, len(rows) / len(batch)
-
     def _sample(self, optimizer: SophiaG, logits: Tensor) -> None:
         """The numbers that draw this rank's labels: those that one process would have for the same sequences."""
         generator = torch.Generator().manual_seed(stream_seed(self.cfg["seed"], "labels", self.model.clock.micro_batch))
@@ -145,6 +138,13 @@ class LanguageModel(pl.LightningModule):
             norm, _ = global_norm([g for g in gradients if g is not None])
             self.small = (accumulate * norm).square()
         self.phases.mark("diagnostics")
+
+    def _set_apart(self, batch: Tensor) -> None:
+        """An eighth of a batch that comes in one piece, for the gradient noise scale: its gradient costs a pass of its
+        own, so that it is taken on every other logged step. Shards of weights cannot be asked for one."""
+        rows = batch[: max(1, len(batch) // 8)]
+        if not self.sharded and len(rows) < len(batch) * self.trainer.world_size:
+            self.rows, self.part = rows, len(rows) / len(batch)
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         with torch.no_grad():
