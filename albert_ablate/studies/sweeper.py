@@ -216,7 +216,9 @@ class Study:
                 for file in desk.glob("*.begun"):  # on other nodes they look for themselves
                     with contextlib.suppress(OSError, ValueError):
                         node, process = file.read_text().split()
-                        if node == os.uname().nodename:
+                        run = Path(json.loads((desk / "folders.json").read_text())[int(file.stem)])
+                        # a killed one's number may be another's by now; of our own run is_held would lose the lock
+                        if node == os.uname().nodename and (int(process) == os.getpid() or is_held(run)):
                             os.kill(int(process), signal.SIGTERM)
 
         with stops_handled(stop):
