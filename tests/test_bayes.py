@@ -133,7 +133,10 @@ def test_a_run_that_diverged_without_a_number_is_the_worst(tmp_path):
 def test_the_ends_of_a_range_are_tried_before_anything_is_trained(tmp_path, capfd):
     sweep = read_sweep(bayes_file(tmp_path, "  dropout.mean: {min: 0.0, max: 1.5}\n  dropout: {value: uniform}\n"))
     assert {round(c["dropout.mean"], 3) for c in corners(sweep)} == {0.0, 0.75, 1.5}
-    assert main(["sweep", str(bayes_file(tmp_path, "  dropout.mean: {min: 0.0, max: 1.5}\n")), BASIC]) == 2
+    small = ["data=markov", "data.symbols=8", "data.length=60_000", BASIC]
+    file = bayes_file(tmp_path, metric="{name: macro_f1, goal: maximize}")
+    assert main(["sweep", str(file), *small]) == 2 and "macro_f1 is of task=classify" in capfd.readouterr().err
+    assert main(["sweep", str(bayes_file(tmp_path, "  dropout.mean: {min: 0.0, max: 1.5}\n")), *small]) == 2
     assert "dropout.mean" in capfd.readouterr().err and [f.name for f in tmp_path.iterdir()] == ["bayes.yaml"]
 
 

@@ -135,7 +135,14 @@ def test_a_path_in_the_home_folder_can_be_written_as_it_is():
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["norm=post_ln", "seed=3", "optimizer.lr=1e-3", "model.layers=${model.width}", "model={layers: 5}", "x.y=null"],
+        [
+            "norm=post_ln",
+            "seed=3",
+            "optimizer.lr=1e-3",
+            "model.layers=${model.width}",
+            "budget={tokens: 5}",
+            "x.y=null",
+        ],
         ["optimizer.betas=[0.9,0.95]", "logger=[wandb_offline,tensorboard]", "data.path=a b", "data.path='it\\'s, ü'"],
     ],
 )

@@ -88,6 +88,21 @@ def test_an_arm_is_tuned_once_and_another_grid_tunes_it_again(tune, trained, tmp
     assert found["rate"] == pytest.approx(OPTIMA["pre_ln"], rel=0.01) and found["step"] == pytest.approx(10**0.5)
 
 
+def test_a_tuning_that_was_stopped_goes_on_and_nothing_is_done_twice(tune, trained, tmp_path, monkeypatch):
+    whole = Study.complete
+
+    def stopped(self, planned):
+        self.stopped = 15
+        return whole(self, planned[:3])
+
+    monkeypatch.setattr(Study, "complete", stopped)
+    assert tune("pre_ln", "--rates", "5") == 143
+    assert len(trained) == 3 and not (tmp_path / "runs" / "tuning").exists()
+    monkeypatch.setattr(Study, "complete", whole)
+    assert tune("pre_ln", "--rates", "5") == 0
+    assert len(trained) == 5 + 4 * 3 and results(tmp_path)["study"]["rate"] == pytest.approx(3.1e-3, rel=1e-3)
+
+
 @pytest.mark.slow
 def test_a_best_rate_at_the_end_of_the_grid_is_flagged(tune, trained, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(OPTIMA, "pre_ln", 1.0)

@@ -19,7 +19,7 @@ from albert_ablate.config import ConfigError
 from albert_ablate.records.signals import stops_handled
 from albert_ablate.records.trust import refuse_untrusted, told
 from albert_ablate.studies.bayes import corners
-from albert_ablate.studies.jobs import attempt, imported, interrupt, outcome_of
+from albert_ablate.studies.jobs import KILLED, attempt, imported, interrupt, outcome_of
 from albert_ablate.studies.server import SweepGone, SweepServer, Unreachable
 from albert_ablate.studies.states import read_record
 from albert_ablate.studies.sweeper import Planned, note_killed, plan
@@ -28,7 +28,6 @@ from albert_ablate.studies.sweepfile import Sweep, overrides_of, served_sweep
 HEARTBEAT = 5.0  # seconds between two of a slot that has nothing to say
 PATIENCE = 60.0  # seconds between two tries of a server that does not answer, at most
 CHECKED = 1000  # settings that are all looked at before the first run
-KILLED = "Its process was killed, which a lack of memory does"
 
 
 def find_server(sweep: str, entity: str | None, project: str | None) -> SweepServer:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from albert_ablate.config import SIGNIFICANT, ConfigError
+from albert_ablate.data.tasks import is_language
 from albert_ablate.records.atomic import replace_file
 from albert_ablate.records.folder import RunFolder
 from albert_ablate.streams import digest, stream_seed
 from albert_ablate.studies.states import is_done, last_line, state
 from albert_ablate.studies.sweeper import Planned, Study, plan
-from albert_ablate.studies.sweepfile import EDGE, Parameter, Sweep, varied_labels
+from albert_ablate.studies.sweepfile import DECISIONS, EDGE, Parameter, Sweep, varied_labels
 
 REPEATS = 50  # proposals in a row of what has been tried, before one is drawn at random, and before all is tried
 
@@ -155,7 +156,9 @@ def run_bayes(
     """Complete a bayes sweep below `runs`, `workers` trials at a time: exit code as `run_sweep`."""
     assert sweep.run_cap is not None
     _optuna()
-    plan(sweep, corners(sweep), runs, extra)
+    planned = plan(sweep, corners(sweep), runs, extra)
+    if sweep.metric in DECISIONS and any(is_language(p.cfg) for p in planned):
+        raise ConfigError(f"{sweep.path}: metric {sweep.metric} is of task=classify, and these runs have none.")
     notebook = Notebook(runs, search_key(sweep, extra))
     trials = notebook.read()
     done = sum(is_done(notebook.record(t)) for t in trials)

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+KILLED = "Its process was killed, which a lack of memory does"
 LOOK = 2.0  # seconds between a worker's looks at whether its command is still there
 
 _warm = False

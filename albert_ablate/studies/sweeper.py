@@ -19,7 +19,7 @@ from albert_ablate.config import ConfigError, Identity, check, compose, conf_fol
 from albert_ablate.records.folder import RunFolder
 from albert_ablate.records.signals import stops_handled
 from albert_ablate.records.tuning import LEARNING_RATE, read_tuning
-from albert_ablate.studies.jobs import job, whoami
+from albert_ablate.studies.jobs import KILLED, job, whoami
 from albert_ablate.studies.states import has_ended, is_done, is_held, last_line, read_record, state, states
 from albert_ablate.studies.sweepfile import Sweep, overrides_of, varied_labels
 
@@ -171,7 +171,7 @@ class Study:
                 if result is None and i in begun and not is_held(p.folder):  # some launchers leave the others at work
                     attempts[p] += 1
                     killed[p] += 1
-                    errors[p] = "Its process was killed, which a lack of memory does"
+                    errors[p] = KILLED
                 elif result and result["status"] in ("failed", "refused"):
                     attempts[p] += 1 if result["status"] == "failed" else ATTEMPTS
                     errors[p] = result["error"]
@@ -216,7 +216,9 @@ class Study:
                 for file in desk.glob("*.begun"):  # on other nodes they look for themselves
                     with contextlib.suppress(OSError, ValueError):
                         node, process = file.read_text().split()
-                        if node == os.uname().nodename:
+                        run = Path(json.loads((desk / "folders.json").read_text())[int(file.stem)])
+                        # a killed one's number may be another's by now; of our own run is_held would lose the lock
+                        if node == os.uname().nodename and (int(process) == os.getpid() or is_held(run)):
                             os.kill(int(process), signal.SIGTERM)
 
         with stops_handled(stop):
