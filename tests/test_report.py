@@ -234,12 +234,14 @@ def test_a_run_is_drawn_whatever_became_of_it(tmp_path, lost, full):
     assert set(show.maps(show.read_run(folder))) == wanted
 
 
-def test_a_run_is_a_picture_too(tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "begins"), [("png", b"\x89PNG"), pytest.param("svg", b"<svg", marks=pytest.mark.slow)]
+)
+def test_a_run_is_a_picture_too(tmp_path, kind, begins):
     folder = make_run(tmp_path, {"norm": "pre_ln"}, lost=200)
-    for kind, begins in (("png", b"\x89PNG"), ("svg", b"<svg")):
-        target = tmp_path / f"run.{kind}"
-        assert main(["show", str(folder), "-o", str(target)]) == 0
-        assert target.read_bytes().startswith(begins) and target.stat().st_size > 20_000
+    target = tmp_path / f"run.{kind}"
+    assert main(["show", str(folder), "-o", str(target)]) == 0
+    assert target.read_bytes().startswith(begins) and target.stat().st_size > 20_000
 
 
 def test_a_run_that_goes_on_is_drawn_from_what_it_committed(tmp_path):

@@ -162,21 +162,23 @@ def arm_color(arms: Sequence[str], columns: int = 2):
     """Color by arm: the same in all charts that are given the same arms in the same order."""
     import altair as alt
 
-    return alt.Color(
-        "arm:N",
-        title=None,
-        scale=alt.Scale(domain=list(arms)),
-        legend=alt.Legend(orient="bottom", columns=columns, symbolOpacity=1, symbolType="stroke", symbolSize=250)
-        if columns
-        else None,
-    )
+    legend = _arm_legend(columns) if columns else None
+    return alt.Color("arm:N", title=None, scale=alt.Scale(domain=list(arms)), legend=legend)
 
 
-def arm_dash(arms: Sequence[str]):
+def _arm_legend(columns: int):
+    import altair as alt
+
+    return alt.Legend(orient="bottom", columns=columns, symbolOpacity=1, symbolType="stroke", symbolSize=250)
+
+
+def arm_dash(arms: Sequence[str], columns: int = 0):
+    """Dash by arm; with columns its legend is that of the color, which must have as many."""
     import altair as alt
 
     dashes = [DASHES[i // len(LIGHT) % len(DASHES)] for i in range(len(arms))]
-    return alt.StrokeDash("arm:N", scale=alt.Scale(domain=list(arms), range=dashes), legend=None)
+    scale = alt.Scale(domain=list(arms), range=dashes)
+    return alt.StrokeDash("arm:N", title=None, scale=scale, legend=_arm_legend(columns) if columns else None)
 
 
 def filtered(chart, arms: Sequence[str]):
@@ -585,7 +587,7 @@ def sensitivity(
     )
     scale = alt.Scale(domain=[span[0], span[1] + 0.06 * (span[1] - span[0])], nice=False, zero=False)
     y = alt.Y("loss:Q", title=title, scale=scale)
-    color, dash = arm_color(arms, 2 if filters else 1), arm_dash(arms)
+    color, dash = (arm_color(arms), arm_dash(arms)) if filters else (arm_color(arms, 1), arm_dash(arms, 1))
     tips = ["arm:N", _tip("rate", "learning rate"), _tip("loss", form=".4f"), _tip("seed", form="d")]
     lost = points[points["diverged"]].drop(columns="loss")
     chart = alt.layer(

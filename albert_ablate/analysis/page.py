@@ -292,7 +292,7 @@ def write_csv(page: Page, output: Path) -> list[Path]:
     for section in page.sections:
         for table in section.tables:
             file = output / f"{table.name}.csv"
-            _replace(file, _csv(table.rows).encode())
+            _replace(file, _csv(table.rows).encode("utf-8", "replace"))
             files.append(file)
     return files
 

@@ -29,6 +29,7 @@ from albert_ablate.analysis.page import (
     written,
 )
 from albert_ablate.config import SIGNIFICANT, ConfigError
+from albert_ablate.records.evaluations import read_evaluations
 from albert_ablate.records.history import read_history
 
 SCOPE = "Intervals speak about new seeds on this text, this tokenizer and these sizes; not about new text."
@@ -90,7 +91,7 @@ class Material:
 
     def place(self, folder: str) -> str:
         """A run's folder below the root: a page to be mailed names no folder of its maker."""
-        return str(folder).removeprefix(f"{self.root}/")
+        return visible(str(folder).removeprefix(f"{self.root}/"))
 
     @property
     def done(self) -> pd.DataFrame:
@@ -703,13 +704,13 @@ def generalization_section(m: Material) -> Section:
         )
     curves: dict[str, list[dict[str, Any]]] = {"corruption": [], "units": []}
     evaluated = []
-    for row in m.rows.itertuples(index=False):
+    for i, row in enumerate(m.rows.itertuples(index=False)):
         try:
-            found = evaluations(Path(row.folder))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            section.text.append(f"{m.place(row.folder)}/evaluations.json cannot be read ({type(error).__name__}).")
+            found = read_evaluations(Path(row.folder))
+        except ConfigError:
+            section.text.append(f"{m.place(row.folder)}/evaluations.json cannot be read.")
             continue
-        own = {"arm": row.name, "seed": int(row.seed), "run": row.folder}
+        own = {"arm": row.name, "seed": int(row.seed), "run": i}
         for name, kept in found.items():
             evaluated += [own | {"figure": f"{name}.{figure}", "value": v} for figure, v in kept["summary"].items()]
             if name in curves:
@@ -734,23 +735,6 @@ def generalization_section(m: Material) -> Section:
     return section
 
 
-def evaluations(folder: Path) -> dict[str, dict[str, Any]]:
-    """rows and summary of what was evaluated of a run, by name; empty where nothing was."""
-    file = folder / "evaluations.json"
-    if not file.exists():
-        return {}
-    words = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-
-    def plain(row: Mapping) -> dict[str, Any]:
-        return {k: words.get(v, v) if isinstance(v, str) else v for k, v in row.items()}
-
-    found = json.loads(file.read_text())
-    return {
-        name: {"rows": [plain(r) for r in kept["rows"]], "summary": plain(kept["summary"])}
-        for name, kept in found.items()
-    }
-
-
 def _rises(section: Section, m: Material, rows: pd.DataFrame, name: str, title: str) -> None:
     """Charts of the rise of the loss over the share of what is taken away, one a kind."""
     if rows.empty:
@@ -763,7 +747,7 @@ def _rises(section: Section, m: Material, rows: pd.DataFrame, name: str, title: 
     over = rows.groupby(["kind", "arm", "run", "seed", "rate"], sort=False)["rise"].mean().reset_index()
     over["mean"] = over.groupby(["kind", "arm", "rate"])["rise"].transform("mean")
     for kind, own in over.groupby("kind", sort=False):
-        chart = charts.corruption(own.assign(run=pd.factorize(own["run"])[0]), m.arms, f"share of {kind} {title}")
+        chart = charts.corruption(own, m.arms, f"share of {kind} {title}")
         note = (
             "Rise above the loss on clean text." if name == "corruption" else "Rise above the loss of the whole model."
         )
