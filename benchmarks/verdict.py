@@ -15,9 +15,9 @@ Simulated normal differences with effects in units of the paired spread, at corr
   whole ledger, whose treatments share one control and whose arms are tuned once.
 
 With --runs the same on real records, whose arms are the settings of one text, budget and depth that have eight finished
-seeds in common: their paired spread and correlation; pairs until the judge's first look that decides, over random orders
-of the seeds, and how often it does; and the runs an arm that Welch's test needs for as much power if what was observed
-is the truth. Numbers, not a test.
+seeds in common: their paired spread and correlation; pairs until the judge's first look that decides, over random
+orders of the seeds, and how often it does; and the runs an arm that Welch's test needs for as much power if what was
+observed is the truth. Numbers, not a test.
 """
 
 import argparse
