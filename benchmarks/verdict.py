@@ -14,10 +14,10 @@ Simulated normal differences with effects in units of the paired spread, at corr
   against Welch's test at Holm's first step, .05 / 15, which is what a fixed design would plan for; and the bill of the
   whole ledger, whose treatments share one control and whose arms are tuned once.
 
-With --runs the same on real records, whose arms are the settings with eight finished seeds in common or more: their
-paired spread and correlation; pairs until the judge's first look that decides, over random orders of the seeds, and how
-often it does; and the runs an arm that Welch's test needs for as much power if what was observed is the truth. Numbers,
-not a test.
+With --runs the same on real records, whose arms are the settings of one text, budget and depth that have eight finished
+seeds in common: their paired spread and correlation; pairs until the judge's first look that decides, over random
+orders of the seeds, and how often it does; and the runs an arm that Welch's test needs for as much power if what was
+observed is the truth. Numbers, not a test.
 """
 
 import argparse
@@ -176,15 +176,17 @@ def recorded(folder: str, measure: str, orders: int) -> int:
     if measure not in done or not (done[measure] > 0).any():
         print(f"No finished run below {folder} has a positive {measure}.", file=sys.stderr)
         return 2
-    arms = {k: g.set_index("seed")[measure].astype(float) for k, g in done.groupby("setting")}
     names = {k: g["label"].iloc[0] for k, g in done.groupby("setting")}
+    same = [c for c in done if c.startswith("data.") or c in ("data", "budget.tokens", "model.layers", "task")]
     shown = 0
-    for a, b in itertools.combinations(arms, 2):
-        seeds = sorted(set(arms[a].index) & set(arms[b].index))
-        if len(seeds) >= FEWEST:
-            shown += 1
-            print(f"{apart(names[a], names[b])} ({a[:6]}, {b[:6]})")
-            print("   " + saved(*(np.log(arms[k].loc[seeds].to_numpy()) for k in (a, b)), orders=orders))
+    for _, group in done.groupby(same, dropna=False):  # of one text, budget and depth
+        arms = {k: g.set_index("seed")[measure].astype(float) for k, g in group.groupby("setting")}
+        for a, b in itertools.combinations(arms, 2):
+            seeds = sorted(set(arms[a].index) & set(arms[b].index))
+            if len(seeds) >= FEWEST:
+                shown += 1
+                print(f"{apart(names[a], names[b])} ({a[:6]}, {b[:6]})")
+                print("   " + saved(*(np.log(arms[k].loc[seeds].to_numpy()) for k in (a, b)), orders=orders))
     if not shown:
         print(f"No two settings below {folder} have {FEWEST} finished seeds in common.", file=sys.stderr)
     return 0 if shown else 2

@@ -141,10 +141,10 @@ def test_a_notebook_is_stored_executed_small_and_without_traces_of_a_machine(not
             assert trace not in shown, shown[:300]
 
 
-def test_the_ledger_that_is_stored_is_of_the_claims_beside():
-    names = [c.name for c in read_claims(ROOT / "analysis" / "claims.yaml").claims]
+def test_the_stored_ledger_is_of_the_claims_of_the_project():
+    names = [c.name for c in read_claims(ROOT / "sweeps" / "claims.yaml").claims]
     stored = (ROOT / "analysis" / "05_verdicts.ipynb").read_text()
-    assert len(names) == 2 and all(name in stored for name in names)
+    assert sum(name in stored for name in names) >= 2
 
 
 # --- what they call --------------------------------------------------------------------------------------------------

@@ -822,8 +822,10 @@ def looks(steps: pd.DataFrame, arms: Sequence[str]):
 
     finite = steps[["statistic", "boundary"]].to_numpy(float)
     reach = 1.15 * float(np.abs(finite[np.isfinite(finite)]).max(initial=1.0))
-    scale = alt.Scale(domain=[-reach, reach], nice=False)
-    y = alt.Y("statistic:Q", title="statistic", scale=scale, axis=alt.Axis(tickCount=7))
+    # linear near the boundaries, logarithmic where a large effect is far beyond them
+    scale = alt.Scale(type="symlog", constant=5, domain=[-reach, reach], nice=False)
+    ticks = [v for v in (-100, -30, -10, -5, 0, 5, 10, 30, 100) if abs(v) <= reach]
+    y = alt.Y("statistic:Q", title="statistic", scale=scale, axis=alt.Axis(values=ticks))
     counts = sorted({*steps["pairs"]})
     x = alt.X(
         "pairs:Q", title="pairs", axis=alt.Axis(values=counts, format="d", grid=False), scale=alt.Scale(nice=False)

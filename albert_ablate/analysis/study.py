@@ -4,6 +4,7 @@ What the notebooks in analysis/ call. An arm is what is varied, at the learning 
 over rates. Tables describe: only `albert-ablate judge` judges claims that were named before.
 """
 
+import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -90,14 +91,11 @@ def read_study(root: Path) -> Study:
 
 
 def _scope(run: Evidence) -> tuple[Any, ...]:
+    """What runs must share to be compared: text and how much of it, tokens, depth, task."""
     record = run.record
-    task = (record.get("choices") or {}).get("task")
-    return (
-        (record.get("data") or {}).get("fingerprint"),
-        record["budget"]["tokens"],
-        record["config"]["model"].get("layers"),
-        task,
-    )
+    config, task = record["config"], (record.get("choices") or {}).get("task")
+    text = (record.get("data") or {}).get("fingerprint"), json.dumps(config.get("data"), sort_keys=True)
+    return *text, record["budget"]["tokens"], config["model"].get("layers"), task
 
 
 def _merit(seeds: Mapping[int, Evidence]) -> tuple[int, float]:
