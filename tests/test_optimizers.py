@@ -340,6 +340,7 @@ def test_optimizer_takes_pytorch_optimizer_s_steps(name):
     np.testing.assert_allclose(got, other(THEIRS[name], (4, 3))[0], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:You are using weight_decay")
 @pytest.mark.parametrize(
     ("name", "theirs", "more"),
     [
