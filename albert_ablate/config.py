@@ -572,7 +572,9 @@ def composition(overrides: typing.Sequence[str]) -> tuple[Any, dict[str, str]]:
     files = tuple((str(f), f.stat().st_mtime_ns) for f in sorted(conf_folder().rglob("*.yaml")))
     try:
         parsed = OverridesParser.create().parse_overrides(values)
-        if any(o.is_sweep_override() or o.package is not None for o in parsed):
+        # what takes a key away again, after it was set, counts in the order it was written
+        taken = any(o.startswith("~") and o[1:].partition("=")[0] not in options() for o in overrides)
+        if taken or any(o.is_sweep_override() or o.package is not None for o in parsed):
             parsed, values = [], []
     except HydraException:
         parsed, values = [], []

@@ -65,14 +65,20 @@ def test_a_lease_is_held_while_its_owner_lives_and_no_longer(lockless, folder):
     assert not is_held(folder.path) and not list(folder.path.glob("*lease*"))
 
 
-def test_of_several_that_find_a_folder_free_one_has_it(lockless, folder):
+def test_of_several_that_find_a_folder_free_one_has_it(lockless, folder, tmp_path):
+    refused = tmp_path / "refused"
+    refused.mkdir()
+
     def contend():
         try:
             with folder.lock():
-                time.sleep(0.5)
+                until = time.monotonic() + 60
+                while len([*refused.iterdir()]) < 4 and time.monotonic() < until:  # a slow one must not come too late
+                    time.sleep(0.05)
                 folder.check_lease()
                 return True
         except Busy:
+            (refused / str(os.getpid())).touch()
             return False
 
     children = [Child(contend) for _ in range(5)]
