@@ -289,7 +289,9 @@ def _differences(d) -> np.ndarray:
 def _by_rank(d: np.ndarray, discrete: bool) -> np.ndarray:
     """Whether the signed rank judges these differences: a run diverged, or discrete ones are all equal."""
     finite = np.isfinite(d).all(-1)
-    return ~finite | (discrete & (_mean_and_error(np.where(finite[..., None], d, 0.0))[1] == 0))
+    if not discrete:
+        return ~finite
+    return ~finite | (_mean_and_error(np.where(finite[..., None], d, 0.0))[1] == 0)
 
 
 def _mean_and_error(d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
