@@ -110,7 +110,7 @@ class Bench:
                 self.evidence.append(Evidence(folder, record))
             except FileNotFoundError:
                 continue  # begun, nothing committed
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 place = f"{folder.parent.name}/{folder.name}"
                 self.unreadable.append(f"{place}/record.json cannot be read: {type(error).__name__}: {error}")
 
@@ -556,7 +556,7 @@ def _cost(
 def effect_words(p: Mapping[str, Any]) -> str:
     """-0.4 % (95 % interval -0.9 to +0.1, 8 pairs), or in the measure's unit."""
     numbers = p["percent"] or [p["mean"], p["low"], p["high"]]
-    unit = " %" if p["percent"] else f" {p['unit']}"
+    unit = " %" if p["percent"] else " (log ratio)" if p["log"] else f" {p['unit']}"
     if math.isnan(numbers[0]):
         lost = [f"{p[side]} diverged in {p[f'{side}_diverged'][0]}" for side in ("treatment", "control")]
         return f"no finite difference in {p['pairs']} pairs ({', '.join(lost)})"
