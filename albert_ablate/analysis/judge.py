@@ -562,11 +562,12 @@ def effect_words(p: Mapping[str, Any]) -> str:
         return f"no finite difference in {p['pairs']} pairs ({', '.join(lost)})"
     if not p["percent"] and p["direction"] == "lower" and not p["singles"]:
         numbers = [-numbers[0], -numbers[2], -numbers[1]]
-    mean, low, high = (f"{x:+.3g}" for x in numbers)
+    mean, low, high = (f"{x + 0.0:+.3g}" for x in numbers)  # +0.0: no minus zero
     if p["rank"] == "not tested":
         return f"{mean}{unit} (exact)"
     count = f"{p['pairs']} pairs" + (f", {p['finished']} of which finished" if p["finished"] < p["pairs"] else "")
-    return f"{mean}{unit} (95 % interval {low} to {high}, {count})"
+    interval = f"95 % interval {low} to {high}" if math.isfinite(numbers[1]) else "no interval"
+    return f"{mean}{unit} ({interval}, {count})"
 
 
 def sentence(entry: Mapping[str, Any]) -> str:

@@ -209,7 +209,7 @@ def outcome(record: Mapping[str, Any]) -> str:
         "diverged": {
             "non_finite": "It diverged: a loss or gradient was not finite.",
             "above_initial": "It diverged: its loss lay above the initial one for a tenth of the budget.",
-            "stuck": "It diverged: it is stuck, its last loss is not 2 % below that of the text's unigram model.",
+            "stuck": "It diverged: it is stuck, its last losses are not 2 % below that of the text's unigram model.",
         }.get(kind, f"It diverged ({kind})."),
         "running": "It is still running, or was killed; this is what it had committed.",
         "stopped": "It was stopped, and goes on when it is started again.",

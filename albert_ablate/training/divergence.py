@@ -27,8 +27,11 @@ class Divergence:
         return "above_initial" if self.above >= self.limit else None
 
 
-def end_kind(val_loss: float, unigram: float) -> str | None:
-    """ "stuck" where the last validation loss is not at least 2 % below that of the text's unigram model."""
+def end_kind(train_loss: float, val_loss: float, unigram: float) -> str | None:
+    """ "stuck" where neither last loss is at least 2 % below that of the text's unigram model.
+
+    A run that has learned a small text by heart has a validation loss above it and was never unstable.
+    """
     if not math.isfinite(val_loss):
         return "non_finite"
-    return None if val_loss <= STUCK * unigram else "stuck"
+    return None if min(train_loss, val_loss) <= STUCK * unigram else "stuck"

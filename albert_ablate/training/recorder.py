@@ -326,7 +326,9 @@ class Recorder(pl.Callback):
             _load(module, load_checkpoint(self.folder.checkpoints / "best.ckpt")["state_dict"])
             at = self.best["step"], self.best["data_order"]
             self._evaluate_split(trainer, module, "test", *at, self.best.get("flops"))
-        self.kind = self.kind or end_kind(self.last["validation"]["loss"], self.evaluator.packed.unigram)
+        self.kind = self.kind or end_kind(
+            self.last["train"]["loss"], self.last["validation"]["loss"], self.evaluator.packed.unigram
+        )
         self.outcome = "diverged" if self.kind else "finished"
         rows = self._flush()
         for history in self.histories.values():
