@@ -614,3 +614,10 @@ def test_late_losses_are_drawn_on_the_axis_of_the_runs_that_did_not_diverge():
         drawn, _ = charts.specification(charts.loss_curves(evals, lost, ["a", "b"], "nats per token", None))
         (domain,) = {tuple(layer["encoding"]["y"]["scale"]["domain"]) for layer in drawn["layer"]}
         assert domain == pytest.approx((low - 0.03 * (high - low), high + 0.03 * (high - low)))
+
+
+def test_a_picture_which_has_no_filter_draws_every_arm():
+    arms = [f"arm{i}" for i in range(charts.SHOWN + 3)]
+    values = pd.DataFrame({"arm": arms, "seed": 0, "value": 1.0})
+    drawn, _ = charts.specification(charts.strip(values, values.assign(mean=1.0, low=1.0, high=1.0), arms, "loss"))
+    assert [p["value"] for p in drawn["params"] if p["name"] == "arms"] == [arms]

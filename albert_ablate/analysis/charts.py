@@ -20,7 +20,7 @@ from albert_ablate.config import ConfigError
 LIGHT = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a7f87"]
 DARK = ["#4fa8e0", "#ff8744", "#2cc79c", "#e79cc6", "#f3b73e", "#9bd4f8", "#a3a9b2"]
 DASHES = [[1, 0], [6, 3], [2, 2], [9, 3, 2, 3]]  # an arm beyond the seventh has a used color with another dash
-SHOWN = 12  # arms drawn at first; the page's filter has all
+SHOWN = 12  # arms that a page draws at first, its filter has all; a picture, which has none, draws them all
 WIDTH, HEIGHT = 620, 280  # of a picture; on a page the width is that of its container
 STEPS_OF_A_CURVE = 200
 FORMATS = (".html", ".png", ".svg")
@@ -191,7 +191,7 @@ def filtered(chart, arms: Sequence[str]):
         chart.layer = [own.transform_filter(shown) if "arm" in own.data else own for own in chart.layer]
     else:
         chart = chart.transform_filter(shown)
-    return chart.add_params(alt.param(name="arms", value=list(arms)[:SHOWN]))
+    return chart.add_params(alt.param(name="arms", value=list(arms)))
 
 
 def tokens_axis(title: str = "tokens"):

@@ -28,7 +28,7 @@ from albert_ablate.analysis.page import (
     write_markdown,
     written,
 )
-from albert_ablate.config import SIGNIFICANT, ConfigError
+from albert_ablate.config import NUISANCE, SIGNIFICANT, ConfigError
 from albert_ablate.records.evaluations import read_evaluations
 from albert_ablate.records.history import read_history
 
@@ -157,6 +157,7 @@ def differences(rows: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
     one = rows.drop_duplicates("setting").set_index("setting")
     groups = [c for c in SIGNIFICANT if c in one]
     dotted = [c for c in one if str(c).split(".")[0] in SIGNIFICANT and "." in str(c) or c in OUTSIDE]
+    dotted.sort(key=lambda c: c in NUISANCE)  # an arm is told by its rate only where nothing else tells it
     groups, dotted = ([c for c in columns if one[c].map(_key).nunique() > 1] for columns in (groups, dotted))
     names = {s: " ".join(f"{c}={one.at[s, c]}" for c in groups if isinstance(one.at[s, c], str)) for s in one.index}
     for column in dotted:
