@@ -589,11 +589,11 @@ def test_an_argument_that_the_yaml_leaves_out_is_the_arm_s_only_at_its_default()
     from albert_ablate.config import check, compose
 
     wanted = significant(composed(arm("pre_ln")))
-    plain = {"config": check(compose([*arm("pre_ln"), "seed=3", "optimizer.lr=0.7"]))}
+    plain = check(compose([*arm("pre_ln"), "seed=3", "optimizer.lr=0.7"]))
     other = copy.deepcopy(plain)
-    other["config"]["attention"]["rotary_base"] = 123.0
-    assert is_arm(plain, wanted, ())
-    assert not is_arm(other, wanted, ())
+    other["attention"]["rotary_base"] = 123.0
+    assert is_arm(significant(plain), wanted, ())
+    assert not is_arm(significant(other), wanted, ())
 
 
 @pytest.mark.slow

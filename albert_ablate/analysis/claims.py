@@ -390,13 +390,12 @@ def significant(cfg: Mapping[str, Any], overrides: Sequence[str] = ()) -> dict[s
     return {key: value for key, value in out.items() if key not in NUISANCE}
 
 
-def is_arm(record: Mapping[str, Any], wanted: Mapping[str, Any], explicit: Sequence[str]) -> bool:
-    """Whether a record's run is of the arm that composes to `wanted`.
+def is_arm(found: Mapping[str, Any], wanted: Mapping[str, Any], explicit: Sequence[str]) -> bool:
+    """Whether a run with `found` as its significant settings is of the arm that composes to `wanted`.
 
-    A key the record lacks is of an option younger than the run, which did nothing then: it counts as the default unless
+    A key the run lacks is of an option younger than the run, which did nothing then: it counts as the default unless
     the arm sets it itself.
     """
-    found = significant(record["config"])
     for key, value in wanted.items():
         if key not in found:
             group = key.partition(".")[0]
@@ -471,7 +470,15 @@ def runs_of(records: Sequence[Evidence], overrides: tuple[str, ...]) -> list[Evi
     """The runs, of any seed and rate, of an arm."""
     wanted = significant(composed(overrides))
     explicit = [o.lstrip("+").partition("=")[0] for o in overrides]
-    return [r for r in records if is_arm(r.record, wanted, explicit)]
+    return [r for r in records if is_arm(_significant_of(r), wanted, explicit)]
+
+
+def _significant_of(run: Evidence) -> dict[str, Any]:
+    """Kept with the run: each of a file's arms asks every run."""
+    kept = run.__dict__
+    if "significant" not in kept:
+        kept["significant"] = significant(run.record["config"])
+    return kept["significant"]
 
 
 def measure_of(part: Part) -> Measure:
