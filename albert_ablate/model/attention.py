@@ -155,7 +155,6 @@ class CausalAttention(Sublayer):
         weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
         return F.dropout(weights, rate) @ v
 
-    @torch.compiler.disable
     @torch.no_grad()
     def _watch(self, q: Tensor, k: Tensor, scale: float) -> None:
         T = q.shape[2]

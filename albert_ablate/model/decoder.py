@@ -292,6 +292,8 @@ class Decoder(nn.Module):
         for block in self.stack:
             for site in (m for m in block.modules() if isinstance(m, Dropout) and m.rate):
                 site.forward = torch.compiler.disable(site.forward)  # type: ignore[method-assign]
+            # here, and no decorator there: that would import the compiler, over a second, with every model
+            block.attention._watch = torch.compiler.disable(block.attention._watch)  # type: ignore[method-assign]
             if block.drop_weights.rate:
                 block.attention.mix = torch.compiler.disable(block.attention.mix)  # type: ignore[method-assign]
             block.through = torch.compile(block.through)  # type: ignore[method-assign]

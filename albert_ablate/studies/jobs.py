@@ -19,11 +19,12 @@ _busy = threading.Event()  # a run is being trained
 
 
 def job(cfg: Any) -> dict[str, Any]:
-    """Train or find the run of a composed configuration. Gives its status; raises nothing.
+    """Train or find the run of this job's number. Gives its status; raises nothing.
 
-    The folder `hydra.sweep.dir` of the launch is where a worker says what it has begun (a file <number>.begun that is
-    there while it trains) and learns that the study is being stopped (a file `stop`, or the folder's end), or that
-    nothing more is to be begun since the launch is over (a file `closed`).
+    The folder `hydra.sweep.dir` of the launch is where a worker finds the run's overrides (it composes options once for
+    all its runs, where a launcher would read conf/ for each), where it says what it has begun (a file <number>.begun
+    that is there while it trains) and learns that the study is being stopped (a file `stop`, or the folder's end), or
+    that nothing more is to be begun since the launch is over (a file `closed`).
     """
     from hydra.core.hydra_config import HydraConfig
 
@@ -42,7 +43,7 @@ def job(cfg: Any) -> dict[str, Any]:
         threading.Thread(target=_watch, args=(desk, ended), daemon=True).start()
     _busy.set()
     try:
-        result = attempt(lambda: _run(cfg, about.runtime.choices, about.overrides.task))
+        result = attempt(lambda: _run(json.loads((desk / "overrides.json").read_text())[number]))
     finally:
         _busy.clear()
         ended.set()
@@ -80,11 +81,11 @@ def _leave_after(parent: int) -> None:
     os._exit(0)
 
 
-def _run(cfg: Any, choices: Any, overrides: Any) -> dict[str, Any]:
-    from albert_ablate.config import with_choices
+def _run(overrides: list[str]) -> dict[str, Any]:
+    from albert_ablate.config import compose
     from albert_ablate.training.run import run
 
-    return run(with_choices(cfg, choices, overrides))
+    return run(compose(overrides))
 
 
 def attempt(train: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from albert_ablate.config import ConfigError, Identity, check, compose, conf_folder, identity, prepared, quoted
+from albert_ablate.config import ConfigError, Identity, check, compose, conf_folder, identity, quoted
 from albert_ablate.records.folder import RunFolder
 from albert_ablate.records.signals import stops_handled
 from albert_ablate.records.tuning import LEARNING_RATE, read_tuning
@@ -192,7 +192,7 @@ class Study:
             if self.stopped is None:
                 with _launcher(self.overrides, desk) as launcher:
                     try:
-                        returned = launcher.launch([prepared(p.overrides) for p in batch], initial_job_idx=0)
+                        returned = launcher.launch([[] for _ in batch], initial_job_idx=0)
                         results = [r.return_value for r in returned]
                         self.desks.remove(desk)
                     except Exception as error:
@@ -241,6 +241,7 @@ def _desk(batch: Sequence[Planned]) -> Iterator[Path]:
             after.enter_context(RunFolder(desk).lock())
             (desk / "owner").write_text(whoami())
             (desk / "labels.json").write_text(json.dumps([p.name for p in batch]))
+            (desk / "overrides.json").write_text(json.dumps([[*p.overrides] for p in batch]))
             (desk / "folders.json").write_text(json.dumps([str(p.folder) for p in batch]))  # last: all is there
         except OSError as error:
             if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
@@ -286,7 +287,7 @@ def _launcher(overrides: Sequence[str], desk: Path) -> Iterator[Any]:
         main = GlobalHydra.instance().hydra
         assert main is not None
         cfg = main.compose_config(
-            config_name="config",
+            config_name="job",
             overrides=[*overrides, f"hydra.sweep.dir={quoted(str(desk))}"],
             run_mode=RunMode.MULTIRUN,
             from_shell=False,
