@@ -279,7 +279,8 @@ def test_the_price_is_of_what_run_trains(bench, monkeypatch, capsys):
     monkeypatch.setattr("albert_ablate.studies.price._flops_per_token", lambda overrides: 1e6)
     bench.run("pre_ln", 0, 2.0, cost__flops=3e9, cost__seconds=1.0)
     bench.run("pre_ln", 1, 2.0, cost__flops=1.0, cost__seconds=100.0)  # a short run says little about speed
-    beside = [{"treatment": "pre", "control": "post", "measure": "rank_last"}]
+    assert bench.command("--dry-run", "--only", "frist") == 2
+    beside = [{"treatment": "pre", "control": "post", "measure": "rank_last", "rate_factor": 2}]  # runs of its own
     assert bench.command("--dry-run", secondary=beside, tuned=["optimizer.lr"]) == 0
     shown = capsys.readouterr().out
     runs = 2 * 12 + 2 * (5 / 4 + 4 * 3)  # pairs; five rates at a quarter of the budget, four with three seeds each

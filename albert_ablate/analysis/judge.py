@@ -132,9 +132,7 @@ def judged(
     file: ClaimsFile, runs: Path, form: str, only: Sequence[str] = ()
 ) -> tuple[dict[str, Any], Gathered, Gathered]:
     """The ledger, and what was found of primary and of secondary contrasts."""
-    names = [c.name for c in file.claims]
-    if bad := [n for n in only if n not in names]:
-        raise ConfigError(f"{file.path} has no claim {bad[0]}: it has {nearest(bad[0], names)}.")
+    refuse_unknown(file, only)
     bench = Bench(runs)
     chosen = [c for c in file.claims if form in c.forms and (not only or c.name in only)]
     if not chosen:
@@ -158,6 +156,12 @@ def judged(
         "refusals": [*bench.unreadable, *refused],
     }
     return ledger, found, beside
+
+
+def refuse_unknown(file: ClaimsFile, only: Sequence[str]) -> None:
+    names = [c.name for c in file.claims]
+    if bad := [n for n in only if n not in names]:
+        raise ConfigError(f"{file.path} has no claim {bad[0]}: it has {nearest(bad[0], names)}.")
 
 
 def _contrasts(parts: Sequence[Part], found: Sequence[Found]) -> list[Contrast]:

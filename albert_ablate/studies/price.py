@@ -9,8 +9,9 @@ from albert_ablate.studies.judging import tuning_runs
 
 def show_price(file: Any, runs: Path, only: Sequence[str] = ()) -> None:
     """Runs, tokens, FLOPs and seconds of each claim in both forms, and of all claims together, shared runs once."""
-    from albert_ablate.analysis.judge import Bench
+    from albert_ablate.analysis.judge import Bench, refuse_unknown
 
+    refuse_unknown(file, only)
     print(f"{'':<10}{'runs':>8}{'tuning':>8}{'tokens':>10}{'FLOPs':>10}{'hours':>10}")
 
     speed = _speed(Bench(runs))
