@@ -295,3 +295,40 @@ def test_a_folder_that_cannot_be_made_gives_one_sentence(tmp_path):
     (tmp_path / "runs").write_text("a file")
     with pytest.raises(ConfigError, match=r"^paths\.runs=.*/runs cannot be written to: Not a directory\.$"):
         RunFolder(tmp_path / "runs" / "setting" / "seed0").create()
+
+
+# --- a folder from somebody else ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["lock", "checkpoints", "wandb", "tensorboard", "steps.arrows"])
+def test_a_run_is_refused_where_it_would_write_through_a_link(tmp_path, name):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").write_text("kept")
+    folder = tmp_path / "setting" / "seed0"
+    folder.mkdir(parents=True)
+    (folder / name).symlink_to(outside if name in ("checkpoints", "wandb", "tensorboard") else outside / "file")
+    with pytest.raises(ConfigError, match=f"{name} is a link"):
+        RunFolder(folder).create()
+    with pytest.raises(ConfigError, match=f"{name} is a link"), RunFolder(folder).lock():
+        pass
+    assert (outside / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize("name", ["record.json", ".record.json.tmp"])
+def test_replacing_a_file_replaces_a_link_and_not_what_it_points_to(tmp_path, name):
+    outside = tmp_path / "outside"
+    outside.write_text("kept")
+    (tmp_path / name).symlink_to(outside)
+    replace_file(tmp_path / "record.json", b"new")
+    assert outside.read_text() == "kept" and (tmp_path / "record.json").read_text() == "new"
+    assert not (tmp_path / "record.json").is_symlink() and not (tmp_path / ".record.json.tmp").exists()
+
+
+def test_a_history_is_not_written_through_a_link(tmp_path):
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"kept")
+    (tmp_path / "steps.arrows").symlink_to(outside)
+    with pytest.raises(OSError):
+        History(tmp_path, "steps").cut(0)
+    assert outside.read_bytes() == b"kept"

@@ -10,11 +10,13 @@ def replace_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
     """Put `content` (bytes, or a function that writes them) at `path`: a temporary file beside it, fsync, rename.
 
     The temporary file's name is fixed, so that the next write takes the place of what a killed process left: for one
-    writer at a time.
+    writer at a time. It is created anew, and a link at either name is replaced, never written through: a run folder may
+    come from somebody else.
     """
     scratch = path.with_name(f".{path.name}.tmp")
+    scratch.unlink(missing_ok=True)
     try:
-        with scratch.open("wb") as file:
+        with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "wb") as file:
             content(file) if callable(content) else file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -23,6 +25,11 @@ def replace_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
         scratch.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def open_own(path: Path) -> int:
+    """A descriptor of `path` for reading and writing, created where it is missing; OSError where it is a link."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
 
 
 def _sync_folder(folder: Path) -> None:

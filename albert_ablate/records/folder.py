@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from albert_ablate.config import ConfigError
-from albert_ablate.records.atomic import replace_file
+from albert_ablate.records.atomic import open_own, replace_file
 from albert_ablate.records.lease import NO_LOCKS, Lease
 from albert_ablate.records.lease import Busy as Busy
 
 DONE = ("finished", "diverged")  # outcomes: never redone. running, stopped and failed go on
-
+# what a run opens for writing, or puts files into, in its folder
+WRITTEN_INTO = ("lock", "checkpoints", "wandb", "tensorboard", "steps.arrows", "evals.arrows", "layers.arrows")
 
 # POSIX locks do not exclude the process that holds them: its own are kept here, by process, since a fork inherits none
 _held: set[tuple[int, str]] = set()
@@ -53,6 +54,7 @@ class RunFolder:
 
     def create(self) -> None:
         """Make the folders, or one sentence why they cannot be."""
+        self.refuse_links()
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):  # has no name: leaves a folder in use as it is
@@ -61,6 +63,17 @@ class RunFolder:
             raise ConfigError(
                 f"paths.runs={self.path.parent.parent} cannot be written to: {error.strerror or error}."
             ) from None
+
+    def refuse_links(self) -> None:
+        """ConfigError where a file or folder that a run writes into is a link: it would write wherever that points.
+
+        Files that are replaced whole (record.json, checkpoints and the like) need no check: replacing replaces a link.
+        """
+        for name in WRITTEN_INTO:
+            if (self.path / name).is_symlink():
+                raise ConfigError(
+                    f"{self.path / name} is a link, and a run writes to its own folder only: remove the link."
+                )
 
     def check_lease(self) -> None:
         """Before each commit: raise Busy where another process has taken a lease that this one held."""
@@ -74,13 +87,14 @@ class RunFolder:
 
         Raises Busy where another process, or another thread of this one, holds it.
         """
+        self.refuse_links()
         key = (os.getpid(), str(self.path.resolve()))
         with _taking:
             if key in _held:  # not even opened: closing any descriptor of the file would free the lock
                 raise Busy(f"This run is being trained by another thread of this process: {self.path}.")
             _held.add(key)
         try:
-            fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            fd = open_own(self.path / "lock")
             try:
                 try:
                     fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

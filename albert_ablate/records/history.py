@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
 
-from albert_ablate.records.atomic import replace_file
+from albert_ablate.records.atomic import open_own, replace_file
 
 _AXES = [("step", pa.int64()), ("tokens", pa.int64()), ("seconds", pa.float64()), ("flops", pa.float64())]
 _SPLIT = [("split", pa.string()), ("loss", pa.float64()), ("bits_per_byte", pa.float64())]
@@ -53,7 +53,7 @@ class History:
     def cut(self, length: int) -> None:
         """Open the history at its committed length: what lies behind it was never committed."""
         self.close()
-        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
+        fd = open_own(self.path)
         self._file = io.FileIO(fd, "r+", closefd=True)
         if length > self._file.seek(0, os.SEEK_END):
             raise OSError(f"{self.path} is shorter than what was committed; remove the run folder to start again")

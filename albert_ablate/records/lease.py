@@ -36,7 +36,8 @@ class Lease:
         if is_leased(self.path.parent):
             raise Busy(f"This run is being trained by {self._owner()}: {self.path.parent}.")
         scratch = self.path.with_name(f".lease.{self.token}")
-        scratch.write_text(f"{self.token}\nprocess {os.getpid()} on {os.uname().nodename}\n")
+        with scratch.open("x") as file:  # created anew, so that no link is followed
+            file.write(f"{self.token}\nprocess {os.getpid()} on {os.uname().nodename}\n")
         os.replace(scratch, self.path)
         time.sleep(SETTLE)
         self.check()

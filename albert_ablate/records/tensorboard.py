@@ -30,7 +30,7 @@ class TensorBoard(Tracker):
         self.created, self.latest, self.seconds, self.tokens = record["created"], -1, 0.0, 0
         # another name each session: a reader that holds the old file open turns to the new one
         file = place / f"events.out.tfevents.{int(self.created)}.{record['sessions']}"
-        self.writer = RecordWriter(file.open("wb"))
+        self.writer = RecordWriter(file.open("xb"))
         self._event(file_version="brain.Event:2")
         known = settings(record)
         self._text("config", "```\n" + "\n".join(f"{k}: {json.dumps(v)}" for k, v in known.items()) + "\n```")

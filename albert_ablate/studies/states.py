@@ -96,7 +96,8 @@ def _write_index(file: Path, text: str) -> None:
     scratch = file.with_name(f"{file.name}.{os.getpid()}")
     with contextlib.suppress(OSError):  # somebody else's folder, a full disk
         try:
-            scratch.write_text(text)
+            with scratch.open("x") as new:  # created anew, so that no link is followed
+                new.write(text)
             os.replace(scratch, file)
         finally:
             scratch.unlink(missing_ok=True)
