@@ -297,7 +297,7 @@ def test_a_folder_that_cannot_be_made_gives_one_sentence(tmp_path):
         RunFolder(tmp_path / "runs" / "setting" / "seed0").create()
 
 
-# --- a folder from somebody else ---------------------------------------------------------------------------------------
+# --- a folder from somebody else -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["lock", "checkpoints", "wandb", "tensorboard", "steps.arrows"])
