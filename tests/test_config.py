@@ -8,14 +8,18 @@ import pytest
 
 from albert_ablate import compose, run
 from albert_ablate.config import (
+    REVISIONS,
     ConfigError,
     check,
     composition,
     conf_folder,
     identity,
+    is_outdated,
     options,
     prepared,
+    revisions,
     significant,
+    target_of,
 )
 
 TINY = ["model=nano", "paths.runs=/dev/null/none"]
@@ -347,8 +351,56 @@ def test_the_norm_type_does_not_count_where_there_is_no_norm(base):
         (["norm=post_ln", "dropout=depth_decay"], "78ccf2c8cd0d"),
         (["optimizer=sgd", "optimizer.lr=0.1", "clip=agc"], "cf0201ba08d3"),
         (["attention=rotary", "model.tied=true"], "cccc113f4c32"),
+        (["norm=peri_ln", "norm_type=rms_norm"], "6657533fc1dc"),
+        (["norm=deepnorm", "optimizer=lion"], "91baa66b57ec"),
+        (["norm=completep", "optimizer=adamw"], "45f399439350"),
+        (["optimizer=independent_adamw"], "ce131dd30f13"),
+        (["optimizer=muon", "schedule=wsd"], "3fc7cae732ef"),
+        (["clip=adagc"], "870e0f439c47"),
+        (["dropout=uniform", "dropout_time=linear"], "116ee1e27339"),
+        (["loss=r_drop", "dropout=uniform"], "6835bfc75a27"),
+        (["data=markov", "tokenizer=byte"], "6bdc1df2201a"),
+        (["tokenizer=bpe", "tokenizer.vocabulary=1024"], "5f9f988c5ade"),
+        (["task=classify"], "6cefcd574d97"),
+        (["trainer=gpu", "trainer.precision=bf16-mixed"], "2c655c30088d"),
+        (["model=deep_96", "norm=rezero"], "9c75b17769a8"),
+        (["attention=qk_norm", "attention.softcap=30"], "792649911a0e"),
+        (["recipe=albert_agpt"], "f3588ba7bd2e"),
+        (["model.sigma_reparam=true", "optimizer=sophia"], "08d065d9f5d8"),
     ],
 )
 def test_new_options_do_not_make_old_runs_new(overrides, setting):
-    """The names that these settings have had since the first release: runs under them must be found for ever."""
+    """The names that these settings have had since an early release: runs under them must be found for ever."""
     assert identity(compose(overrides), "text").setting == setting
+
+
+@pytest.mark.parametrize(
+    ("overrides", "group"),
+    [
+        (["norm=t_fixup"], "norm"),
+        (["optimizer=spam"], "optimizer"),
+        (["optimizer=cautious"], "optimizer"),
+        (["clip=zclip"], "clip"),
+        (["clip=skip_step"], "clip"),
+        (["optimizer=independent_adamw", "norm=completep"], "optimizer"),
+        (["optimizer=independent_adamw", "norm=depth_mup"], "optimizer"),
+    ],
+)
+def test_what_was_corrected_is_another_setting_than_before(overrides, group, monkeypatch):
+    cfg = compose(overrides)
+    assert revisions(cfg) == {group: 2}
+    now = identity(cfg, "text").setting
+    assert not is_outdated({"config": cfg, "revisions": {group: 2}}) and is_outdated({"config": cfg})
+    monkeypatch.setattr("albert_ablate.config.revisions", lambda cfg: {})
+    assert identity(cfg, "text").setting != now
+
+
+def test_what_was_not_corrected_has_no_revision():
+    for overrides in ([], ["optimizer=independent_adamw"], ["norm=completep"]):
+        assert revisions(compose(overrides)) == {} and not is_outdated({"config": compose(overrides)})
+    decayless = ["optimizer=independent_adamw", "optimizer.weight_decay=0", "norm=completep"]
+    assert revisions(compose(decayless)) == {}
+
+
+def test_revisions_name_components_that_exist():
+    assert all(callable(target_of(path)) for path in REVISIONS)

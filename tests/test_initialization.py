@@ -40,6 +40,29 @@ def test_the_last_gradient_over_depth_is_xiong_s(option, published, within):
     assert abs(found - published) < within
 
 
+def change_of_the_output(option, layers, rule, seed=0):
+    """Root mean square change of what enters the head after one step on the blocks' matrices, by the bare gradient
+    (SGD) or by its sign (Adam's first step)."""
+    model, tokens, targets = deep(option, layers, seed)
+    before = model.features(tokens)
+    F.cross_entropy(model.head(before).flatten(0, 1), targets.flatten()).backward()
+    with torch.no_grad():
+        for p in model.blocks.parameters():
+            if p.ndim == 2:
+                p.sub_(0.01 * p.grad if rule == "sgd" else 1e-5 * p.grad.sign())
+        return (model.features(tokens) - before).square().mean().sqrt().item()
+
+
+@pytest.mark.parametrize("depths", [[6, 24], pytest.param([6, 12, 24, 48, 96], marks=pytest.mark.slow)], ids=len)
+@pytest.mark.parametrize(("rule", "published"), [("sgd", 0.0), ("adam", 0.5)])
+def test_the_change_of_t_fixup_s_output_by_a_step_over_depth(rule, published, depths):
+    """Huang et al. 2020: a step's change is bounded whatever the depth, which holds of SGD; Adam's steps, which have
+    one size in all 2M sublayers, make it grow as the root of depth. Embedding and positions must both be small."""
+    found = slope(depths, [np.mean([change_of_the_output("t_fixup", n, rule, s) for s in (0, 1)]) for n in depths])
+    print(f"t_fixup: change of the output by a step of {rule} over depth, slope {found:.3f}, published {published}")
+    assert abs(found - published) < 0.1
+
+
 def stream(option, layers):
     """Root mean square of the stream after each block's MLP."""
     model, tokens, _ = deep(option, layers)

@@ -13,8 +13,16 @@ import pytest
 import yaml
 
 from albert_ablate.analysis import registry
-from albert_ablate.analysis.claims import arms_of, composed, is_arm, read_claims, signature_default, significant
-from albert_ablate.analysis.judge import judge
+from albert_ablate.analysis.claims import (
+    arms_of,
+    composed,
+    is_arm,
+    read_claims,
+    runs_of,
+    signature_default,
+    significant,
+)
+from albert_ablate.analysis.judge import Bench, judge
 from albert_ablate.analysis.registry import MEASURES, Evidence, Missing
 from albert_ablate.cli import main
 from albert_ablate.records.history import SCHEMAS
@@ -637,3 +645,13 @@ def test_the_judge_trains_what_is_undecided_and_finds_its_own_runs(tmp_path, cap
     assert main(["judge", str(file), "--runs", str(runs), "--run"]) == 0
     assert "seed=" not in capsys.readouterr().out
     assert (runs / "ledger.json").read_bytes() == before
+
+
+def test_runs_made_before_a_component_was_corrected_are_not_its_arm_s(tmp_path):
+    """T-Fixup's learned positions were drawn too large: such runs are no evidence about the placement as it is now."""
+    bench = Workbench(tmp_path)
+    for seed in range(5):
+        bench.run("t_fixup", seed, 2.0)
+        bench.run("t_fixup", seed + 10, 2.0, revisions={"norm": 2})
+    records = Bench(bench.runs).evidence
+    assert [r.record["seed"] for r in runs_of(records, arm("t_fixup"))] == [10, 11, 12, 13, 14]

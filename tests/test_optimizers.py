@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from albert_ablate import build_model, compose
-from albert_ablate.config import ConfigError, check, options
+from albert_ablate.config import ConfigError, check, options, parameters_of
 from albert_ablate.model.build import build
 from albert_ablate.model.decoder import Decoder
 from albert_ablate.optim import optimizers
@@ -129,7 +129,8 @@ def hand_spam(w, g, lr, t, s):
         g = np.where(cut, np.sign(g) * np.sqrt(2 * s["v"]), g)
     s["m"] = 0.8 * s.get("m", 0) + 0.2 * g
     s["v"] = 0.9 * s.get("v", 0) + 0.1 * g**2
-    warm = {5: 1 - 0.99 * (1 + math.cos(math.pi / 3)) / 2, 6: 1 - 0.99 * (1 + math.cos(2 * math.pi / 3)) / 2}.get(t, 1)
+    # torch's CosineAnnealingLR(T_max=3) at 0 and 1, in the authors' code, is what is taken off the rate
+    warm = {5: 1 - 0.99, 6: 1 - 0.99 * (1 + math.cos(math.pi / 3)) / 2}.get(t, 1)
     step = lr * warm * math.sqrt(1 - 0.9**t) / (1 - 0.8**t)
     return (w - step * s["m"] / (np.sqrt(s["v"]) + 1e-3)) * (1 - lr * 0.1)
 
@@ -314,9 +315,6 @@ def test_what_sophia_s_second_backward_pass_does_not_go_with_is_refused(override
 THEIRS = {
     "stable_adamw": lambda p: pytorch_optimizer.StableAdamW(p, lr=0.1, **HALF, weight_decay=0.1),
     "lion": lambda p: pytorch_optimizer.Lion(p, lr=0.1, betas=(0.7, 0.9), weight_decay=0.1),
-    "spam": lambda p: pytorch_optimizer.SPAM(
-        p, lr=0.1, **HALF, weight_decay=0.1, update_proj_gap=5, warmup_epoch=2, grad_accu_steps=2, threshold=2
-    ),
 }
 
 
@@ -383,6 +381,44 @@ def test_where_pytorch_optimizer_is_not_the_paper_s_ours_is():
     gate.grad = torch.tensor(5.0, dtype=torch.float64)
     optimizer.step()
     assert gate.item() == pytest.approx(0.99)
+
+
+@pytest.mark.parametrize(("mean", "factor"), [("gradient", 1.0), ("all", 4.0)])
+def test_the_rows_of_an_embedding_without_gradient_do_not_count_in_cautious_mean(mean, factor):
+    """One row of four has a gradient, and all of it agrees: AdamW's step, or by the authors' code four times that."""
+    w = nn.Parameter(torch.zeros(4, 2, dtype=torch.float64))
+    optimizer = optimizers.cautious([w], False, lr=0.01, eps=1e-12, weight_decay=0.0, mean=mean)
+    w.grad = torch.zeros_like(w)
+    w.grad[1] = torch.tensor([3.0, -0.2])
+    optimizer.step()  # Adam's first step is lr sign(g)
+    expected = np.zeros((4, 2))
+    expected[1] = [-0.01 * factor, 0.01 * factor]
+    np.testing.assert_allclose(w.detach().numpy(), expected, rtol=1e-9)
+
+
+def test_a_row_that_spam_sees_late_moves():
+    """Its second moment is 0 until its first gradient, of which nothing is cut."""
+    w = nn.Parameter(torch.zeros(2, 1, dtype=torch.float64))
+    optimizer = optimizers.spam([w], False, lr=0.01, eps=1e-12, interval=500, grace=3)
+    for step in range(1, 31):
+        w.grad = torch.tensor([[1.0], [1.0 if step > 25 else 0.0]], dtype=torch.float64)
+        optimizer.step()
+    assert w[1].item() < -1e-3 and w[0].item() < w[1].item()
+
+
+def test_spam_s_warm_up_is_the_authors():
+    """150 steps, the first after a reset at a hundredth of the rate (0.99 comes off)."""
+    assert parameters_of("albert_ablate.optim.optimizers.spam")["warmup"][1] == 150
+    w = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    optimizer = optimizers.spam([w], False, lr=1.0, betas=(0.0, 0.0), eps=1e-12, interval=5, warmup=3, grace=4)
+    moved = []
+    for _ in range(8):
+        before = w.item()
+        w.grad = torch.ones_like(w)
+        optimizer.step()
+        moved.append(before - w.item())
+    cosine = [0.99 * (1 + math.cos(math.pi * k / 4)) / 2 for k in range(3)]
+    np.testing.assert_allclose(moved, [1, 1, 1, 1, *(1 - c for c in cosine), 1], rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["adamw", "lion", "muon", "stable_adamw", "nadam", "cautious", "soap", "sophia"])
@@ -615,7 +651,8 @@ def test_a_group_for_each_distinct_set_of_multipliers(name, monkeypatch):
     assert optimizer.param_groups[0]["lr"] == cfg["lr"]  # the one that is logged
     up, head, down = found["blocks.0.mlp.up.weight"], found["head.weight"], found["blocks.0.mlp.down.weight"]
     assert up["lr"] == cfg["lr"] / 2 and head["lr"] == down["lr"] == cfg["lr"]
-    assert down["weight_decay"] == pytest.approx(decay) and head["weight_decay"] == pytest.approx(3 * decay)
+    expected = decay if name == "independent_adamw" else 3 * decay  # which knows no multiplier
+    assert down["weight_decay"] == pytest.approx(decay) and head["weight_decay"] == pytest.approx(expected)
     assert found["blocks.1.mlp.up.weight"] is up
     if isinstance(down.get("eps"), float) and name != "muon":  # Muon's eps only guards a division by zero
         assert (down["eps"], up["eps"]) == (cfg["eps"], 2 * cfg["eps"])
@@ -629,6 +666,37 @@ def test_independent_decay_is_the_same_at_any_rate_and_multiplier():
         w.grad = torch.zeros(2, 2)
         optimizer.step()
         assert w.detach().numpy() == pytest.approx(0.99)
+
+
+DECOUPLED = ["adamw", "independent_adamw", "nadam", "lion", "adafactor", "muon", "cautious", "stable_adamw", "spam"]
+DECOUPLED += ["soap", "sophia", "sgd"]  # sgd's coupled decay is the same arithmetic while its momentum is 0
+
+
+@pytest.mark.filterwarnings("ignore:norm=")
+@pytest.mark.parametrize("norm", ["completep", "depth_mup"])
+@pytest.mark.parametrize("name", DECOUPLED)
+def test_the_decay_of_a_step_under_multipliers_is_what_was_asked(name, norm):
+    """Of every matrix: lr wd m_L^(a-1), the placement's table, at any width; independent decay wd alone (item by item:
+    Dey et al. 2025, 2505.01618, table 1; Wortsman et al. 2023, 2309.14322)."""
+    lr, wd, layers = 0.01, 0.1, 8
+    for width in (32, 64, 128):
+        shape = [f"model.width={width}", f"model.layers={layers}", "model.heads=2", f"norm={norm}"]
+        model = build_model(compose(["model=nano", "norm.base_width=32", "norm.base_layers=4", *shape]))
+        settings = {"lr": lr, "weight_decay": wd} | ({"momentum": 0.0} if name == "sgd" else {})
+        optimizer = getattr(optimizers, name)(decay_groups(model), False, **settings)
+        before = {n: p.detach().clone() for n, p in model.named_parameters()}
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        for _ in range(2 if name == "soap" else 1):  # whose first gradient makes the bases
+            optimizer.step()
+        for n, p in model.named_parameters():
+            if p.ndim < 2:
+                assert torch.equal(p, before[n]), n
+                continue
+            deeper = (layers / 4) ** ({"completep": 1.0, "depth_mup": 0.5}[norm] - 1) if n.startswith("blocks.") else 1
+            asked = wd if name == "independent_adamw" else lr * wd * deeper
+            found = 1 - (p / before[n])[before[n].abs() > 1e-3].mean().item()
+            assert found == pytest.approx(asked, rel=2e-3), (n, width)
 
 
 def test_groups_with_the_same_multipliers_are_merged():

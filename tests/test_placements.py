@@ -220,7 +220,8 @@ def test_draws_have_the_scales_the_placement_asks_for():
     torch.testing.assert_close(entered[0], model.embedding(tokens) + model.positions.weight[:5])  # GPT-2 scales neither
 
     found, model = scales("t_fixup")
-    assert found["embedding.weight"] == pytest.approx([54**-0.25]) and found["positions.weight"] == [0.5]
+    assert found["embedding.weight"] == pytest.approx([54**-0.25])
+    assert found["positions.weight"] == pytest.approx([54**-0.25 / 2])
     found, model = scales("fixup")
     assert found["head.weight"] == [0] and model.head.weight.eq(0).all()
     assert model.blocks[3].mlp.down.weight.eq(0).all()
@@ -646,15 +647,17 @@ def test_depth_mup_keeps_variance_bounded_and_completep_lets_it_vanish():
     assert abs(slope(depths, half)) < 0.2 and abs(slope(depths, one) + 1) < 0.2
 
 
-def sgd_change(option, layers, seed, lr=0.01):
-    """RMS change of the last hidden state after one step of SGD on the blocks alone."""
+def sgd_change(option, layers, seed, lr=0.01, gains=False):
+    """RMS change of the last hidden state after one step of SGD on the blocks' matrices, or on all their parameters."""
     model, tokens, targets = deep(option, layers, seed)
     hidden = []
     model.head.register_forward_pre_hook(lambda _, args: hidden.append(args[0]))
     F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten()).backward()
     with torch.no_grad():
         for p in model.blocks.parameters():
-            if p.ndim == 2:  # the paper's theorem holds the norms' gains fixed; they alone make it grow with depth
+            if (
+                p.ndim == 2 or gains
+            ):  # the paper's theorem holds the norms' gains fixed; they alone make it grow with depth
                 p.sub_(lr * p.grad)
         model(tokens)
     return (hidden[1] - hidden[0]).square().mean().sqrt().item()
@@ -665,6 +668,14 @@ def test_deepnorm_s_update_is_bounded_independent_of_depth_under_sgd():
     depths = [6, 12, 24, 48, 96]
     found = [np.mean([sgd_change("deepnorm", n, s) for s in range(4)]) for n in depths]
     assert abs(slope(depths, found)) < 0.1
+
+
+@pytest.mark.slow
+def test_deepnorm_s_update_grows_with_depth_where_gains_are_trained_too():
+    depths = [6, 12, 24, 48, 96]
+    found = slope(depths, [np.mean([sgd_change("deepnorm", n, s, gains=True) for s in range(4)]) for n in depths])
+    print(f"deepnorm, gains and biases trained: slope {found:.2f}")
+    assert 0.7 < found < 1.2  # the README's figure
 
 
 def test_deepnorm_s_update_does_not_grow_between_6_and_48_blocks_as_post_ln_s_does():

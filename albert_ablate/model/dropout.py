@@ -381,7 +381,11 @@ class DropHead(Dropout):
 
 
 class Skip(Dropout):
-    """Whether a block is left out of this micro-batch: a draw that all ranks share, made on the host."""
+    """Whether a block is left out of this micro-batch: a draw that all ranks share, made on the host.
+
+    The parameters of a block that is left out of a whole step have no gradient, so that no optimizer moves them: their
+    weights do not decay in that step either.
+    """
 
     def __init__(self, rate: float, site: str, clock: Clock, rescale: bool):
         super().__init__(rate, site, clock)

@@ -81,14 +81,20 @@ class CautiousAdamW(Adaptive):
     """u <- u 1[u g > 0] / max(mean 1[u g > 0], 1e-3); w <- w (1 - lr wd) - lr u, u AdamW's (Liang et al. 2024,
     2411.16085; the mean is one tensor's).
 
-    pytorch_optimizer scales by n / (agreeing + 1) instead, which halves every step of a scalar gate.
+    mean=gradient takes the mean over the entries that have a gradient; mean=all, over all, is the authors' code. They
+    differ in an embedding, most of whose rows have none in a small batch: counted as disagreeing, those multiply the
+    step of the others. pytorch_optimizer scales by n / (agreeing + 1) instead, which halves every step of a scalar.
     """
 
     def update(self, group: dict, params: list[Tensor], grads: list[Tensor]) -> None:
         u, _ = self.direction(group, params, grads)
         agree = [(a * b > 0).to(a.dtype) for a, b in zip(u, grads, strict=True)]
         torch._foreach_mul_(u, agree)
-        torch._foreach_div_(u, [mask.mean().clamp(min=1e-3) for mask in agree])
+        if group["mean"] == "all":
+            shares = [mask.mean() for mask in agree]
+        else:
+            shares = [mask.sum() / g.count_nonzero().clamp(min=1) for mask, g in zip(agree, grads, strict=True)]
+        torch._foreach_div_(u, [share.clamp(min=1e-3) for share in shares])
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(params, u, alpha=-group["lr"])
 
@@ -134,11 +140,14 @@ class Spam(Adaptive):
     """g <- sign(g) sqrt(threshold v) where g^2 > threshold v; then Adam, whose moments are set to 0 every `interval`
     steps; then w <- w (1 - lr wd) (Huang et al. 2025, 2501.06842).
 
-    k steps after a reset the rate is multiplied by 1 - 0.99 (1 + cos(pi (k + 1) / (warmup + 1))) / 2 for k < warmup.
-    No gradient is cut in the first `grace` steps after a reset, when v knows too little. Steps k count from the last
-    reset, a reset takes place at optimizer steps interval, 2 interval, ...; the bias corrections go on counting.
+    k steps after a reset the rate is multiplied by 1 - 0.99 (1 + cos(pi k / (warmup + 1))) / 2 for k < warmup, as in
+    the authors' code. No gradient is cut in the first `grace` steps after a reset, when v knows too little. Steps k
+    count from the last reset, a reset takes place at optimizer steps interval, 2 interval, ...; the bias corrections go
+    on counting.
 
-    pytorch_optimizer takes the same steps, but its state dict leaves out the position in the warmup.
+    Where v is 0 nothing is cut. The authors cut there to 0, so that a row of an embedding whose token did not occur in
+    the first `grace` steps would never move. pytorch_optimizer's warm-up is one step ahead of the authors', and its
+    state dict leaves out the position in it.
     """
 
     def update(self, group: dict, params: list[Tensor], grads: list[Tensor]) -> None:
@@ -148,10 +157,11 @@ class Spam(Adaptive):
             torch._foreach_zero_(m)
             torch._foreach_zero_(v)
         if since >= group["grace"]:
-            limits = torch._foreach_sqrt(torch._foreach_mul(v, group["threshold"]))
+            cuts = torch._foreach_sqrt(torch._foreach_mul(v, group["threshold"]))
+            limits = [torch.where(cut > 0, cut, math.inf) for cut in cuts]
             grads = [g.clamp(-limit, limit) for g, limit in zip(grads, limits, strict=True)]
         warming = group["taken"] >= group["interval"] and since < group["warmup"]
-        death = 0.99 * (1 + math.cos(math.pi * (since + 1) / (group["warmup"] + 1))) / 2 if warming else 0.0
+        death = 0.99 * (1 + math.cos(math.pi * since / (group["warmup"] + 1))) / 2 if warming else 0.0
         self._adam(group, params, grads, m, v, group["lr"] * (1 - death))
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
 

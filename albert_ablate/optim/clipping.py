@@ -164,7 +164,7 @@ class AutoClip(Clip):
 
 
 class ZClip(Clip):
-    """g <- g min(1, c / (||g|| + 1e-6)), c = max_norm, or mu + threshold^2 sigma / z where less and z > threshold.
+    """g <- g c / (||g|| + 1e-6) where ||g|| > c, c = max_norm, or mu + threshold^2 sigma / z if less and z > threshold.
 
     z = (||g|| - mu) / (sigma + 1e-6), mu and sigma^2 means of the norms, after clipping by z, that forget by alpha; in
     the first `warmup` steps max_norm alone clips, and they start from that time's mean and variance (Kumar et al. 2025,
@@ -189,7 +189,8 @@ class ZClip(Clip):
         if not math.isfinite(size):
             return torch.zeros(())
         limit = min(self._limit(size), self.max_norm)
-        self.common = clip_to(limit, named, norm)
+        if size > limit:
+            self.common = clip_to(limit, named, norm)
         return norm > limit
 
     def _limit(self, size: float) -> float:
@@ -247,9 +248,10 @@ class AdaGC(Clip):
 
 
 class SkipStep(Clip):
-    """No step where |x - mean| > sigma std for x the loss or ||g||, over the `window` steps before, skipped ones too.
+    """No step where x - mean > sigma std for x the loss or ||g||, over the `window` steps before, skipped ones too.
 
-    Never before step `after`; OLMo-core, whose rule it is (SkipStepOptimizer), has max(20, window / 2) for it.
+    Only unusually high values count: a low loss or a small gradient is no spike. Never before step `after`; OLMo-core,
+    whose rule it is (SkipStepOptimizer), has max(20, window / 2) for it.
     """
 
     remembered = ("norms", "losses")
@@ -279,7 +281,7 @@ class SkipStep(Clip):
         if len(history) < self.after or len(before) < 2:
             return False
         std, mean = torch.std_mean(before)
-        return abs(x - mean.item()) > self.sigma * std.item()
+        return x - mean.item() > self.sigma * std.item()
 
 
 def clip_to(limit: float, named: Named, norm: Tensor) -> Tensor:

@@ -71,11 +71,12 @@ def independent_adamw(
 ) -> torch.optim.AdamW:
     """w <- w - s (lr u + wd w), u AdamW's and s the schedule: the decay does not know the peak rate.
 
-    Wortsman et al. 2023, 2309.14322. It is torch's AdamW at a decay of wd / lr.
+    Wortsman et al. 2023, 2309.14322. It is torch's AdamW at a decay of wd / lr, lr that of the parameter's group, so
+    that every parameter that decays does so by wd a step, whatever multiplier a placement has on its learning rate.
     """
     prepared = settled(groups, decay, lr, weight_decay, eps)
-    for group in prepared:
-        group["weight_decay"] /= group["lr"]
+    for group in prepared:  # a placement's multipliers, which balance each other in lr wd, are of no concern here
+        group["weight_decay"] = weight_decay / group["lr"] if group["weight_decay"] else 0.0
     return torch.optim.AdamW(prepared, betas=_pair(betas), fused=fused)
 
 
@@ -240,9 +241,13 @@ def cautious(
     eps: Positive = 1e-8,
     weight_decay: NonNegative = 0.1,
     decay: Kinds = DECAYED,
+    mean: Literal["gradient", "all"] = "gradient",
 ) -> adaptive.CautiousAdamW:
-    """AdamW without the coordinates of u whose sign is not g's (Liang et al. 2024, 2411.16085)."""
-    return adaptive.CautiousAdamW(settled(groups, decay, lr, weight_decay, eps), betas=_pair(betas))
+    """AdamW without the coordinates of u whose sign is not g's (Liang et al. 2024, 2411.16085).
+
+    mean: over which entries the share that is kept is taken, those with a gradient, or all as in the authors' code.
+    """
+    return adaptive.CautiousAdamW(settled(groups, decay, lr, weight_decay, eps), betas=_pair(betas), mean=mean)
 
 
 def stable_adamw(
@@ -268,7 +273,7 @@ def spam(
     eps: Positive = 1e-6,
     threshold: Positive = 5000.0,
     interval: Count = 500,
-    warmup: Count = 50,
+    warmup: Count = 150,
     grace: Count = 20,
     weight_decay: NonNegative = 0.0,
     decay: Kinds = DECAYED,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from albert_ablate.config import ConfigError
+from albert_ablate.config import ConfigError, is_outdated
 from albert_ablate.studies.states import is_done, last_line, states
 from albert_ablate.studies.sweepfile import Sweep, read_sweep, varied_labels
 from albert_ablate.training.console import duration
@@ -43,7 +43,7 @@ def arms(
     asked = [dict(o.split("=", 1) for o in sweep.fixed) | s | over for s in settings]
     keys = list(dict.fromkeys(key for setting in asked for key in setting))
     found: dict[tuple, Mapping[str, Any]] = {}
-    for record in sorted(records, key=lambda r: r.get("updated") or 0):
+    for record in sorted((r for r in records if not is_outdated(r)), key=lambda r: r.get("updated") or 0):
         found[tuple(_same(_value(record, key)) for key in keys)] = record
     for setting, label in zip(asked, varied_labels(sweep, settings), strict=True):
         record = found.get(tuple(_same(setting.get(key)) for key in keys), {"status": "pending"})

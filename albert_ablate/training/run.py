@@ -13,7 +13,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from albert_ablate.config import ConfigError, Identity, as_config_error, check, evaluations_of, identity, steps_of
+from albert_ablate.config import (
+    ConfigError,
+    Identity,
+    as_config_error,
+    check,
+    evaluations_of,
+    identity,
+    revisions,
+    steps_of,
+)
 from albert_ablate.data.packed import Order, Packed, block_count, cache_folder, pack
 from albert_ablate.data.tasks import fingerprint, is_language, language_model
 from albert_ablate.records.atomic import replace_file
@@ -414,6 +423,7 @@ def _new_record(cfg: dict, packed: Packed, who: Any, threads: int, ranks: int) -
         "seed": cfg["seed"],
         "role": role(cfg["seed"]),
         "choices": cfg["choices"],
+        "revisions": revisions(cfg),
         "config": {k: v for k, v in cfg.items() if k not in ("paths", "choices", "force", "debug")},
         "budget": {
             "tokens": steps * per_step,

@@ -60,7 +60,8 @@ class TFixup(NoNorm):
     """x + f(x), no normalization, made to train without warm-up (Huang et al. 2020, ICML).
 
     0.67 M^(-1/4) is a gain on the Xavier draw of value, output, up and down; query and key keep 1. That is the rule for
-    a stack of self-attention and MLP (their encoder); the embedding's draw is times (9M)^(-1/4).
+    a stack of self-attention and MLP (their encoder); the draws of the embedding, and of the learned positions
+    that are added to it, are times (9M)^(-1/4).
     """
 
     def __init__(self, site: Site, /):
@@ -71,7 +72,7 @@ class TFixup(NoNorm):
         return 1.0 if role in ("query", "key") else 0.67 * self.layers**-0.25
 
     def trunk_std(self, role: str, usual: float, rows: int, columns: int) -> float:
-        return usual * (9 * self.layers) ** -0.25 if role == "embedding" else usual
+        return usual * (9 * self.layers) ** -0.25 if role in ("embedding", "positions") else usual
 
 
 class Fixup(NoNorm):

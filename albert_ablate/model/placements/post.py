@@ -193,7 +193,8 @@ class HybridNorm(Placement):
 class Keel(Placement):
     """N(2M x + f(N'(x))), no final norm (Chen and Wei 2026, 2601.19895).
 
-    In the first block attention is x + f(N'(x)) and the MLP N(x + f(N'(x))). The paper's norms have a gain and no bias.
+    In the first block attention is x + f(N'(x)) and the MLP N(x + f(N'(x))). The paper's norms have a gain and no bias:
+    take norm_type=rms_norm for them. M counts blocks, so that 2M is the number of sublayers, the paper's alpha.
     """
 
     final_norm = False

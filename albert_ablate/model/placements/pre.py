@@ -35,7 +35,10 @@ class SandwichLN(Placement):
 
 
 class PeriLN(SandwichLN):
-    """x + N_out(f(N_in(x))), with a norm on the embedding and a final norm (Kim et al. 2025, 2502.02732)."""
+    """x + N_out(f(N_in(x))), with a norm on the embedding and a final norm (Kim et al. 2025, 2502.02732).
+
+    The paper calls the norm on the embedding optional; norm=sandwich_ln is the same placement without it.
+    """
 
     embedding_norm = True
 
