@@ -10,12 +10,14 @@ import importlib
 import inspect
 import json
 import math
+import os
 import re
+import reprlib
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
@@ -258,20 +260,103 @@ def _fit(value: Any, annotation: Any) -> Any:
     raise TypeError(f"the schema has no rule for {annotation}")
 
 
-@cache
+# of options of earlier releases, which records name
+FORMER_TARGETS = ("albert_ablate.records.wandb.NoLogger",)
+TRUST = "ALBERT_ABLATE_TRUST"  # environment variable: modules or names of plug-ins, with commas between them
+
+
 def target_of(path: str) -> Any:
-    """The class or function a `_target_` names."""
+    """The class or function that a `_target_` names: of a shipped option, or of a plug-in that the user has named.
+
+    Nothing else is imported, wherever the configuration comes from: a run folder or a sweep file may be a stranger's.
+    Plug-ins are named on this machine, ALBERT_ABLATE_TRUST=my_norms,other.package.Class; a module stands for what is
+    defined in it and in the modules below it, not for what it imports. Raises ConfigError.
+    """
+    if path in FORMER_TARGETS or _shipped(path):
+        return _imported(path)
+    named = _trusted()
+    if not _below(path, named):
+        raise ConfigError(
+            f"_target_={_short(path)} is not a component of this package: to use a plug-in of your own, set "
+            f"{TRUST} to its module, and only to modules whose code you trust."
+        )
+    target = _imported(path)
+    home = f"{getattr(target, '__module__', None)}.{getattr(target, '__qualname__', None)}"
+    if path not in named and not _below(home, named):
+        raise ConfigError(
+            f"_target_={_short(path)} is defined as {_short(home)}, which {TRUST}={','.join(named)} does not name."
+        )
+    return target
+
+
+def _trusted() -> tuple[str, ...]:
+    return tuple(name.strip() for name in os.environ.get(TRUST, "").split(",") if name.strip())
+
+
+def _below(path: str, named: typing.Iterable[str]) -> bool:
+    return any(path == name or path.startswith(f"{name}.") for name in named)
+
+
+def _shipped(path: str) -> bool:
+    """Whether an option in conf/ has this `_target_`."""
+    if path not in _shipped_targets():
+        _shipped_targets.cache_clear()  # the option may be new
+    return path in _shipped_targets()
+
+
+@cache
+def _shipped_targets() -> frozenset[str]:
+    texts = [file.read_text() for file in conf_folder().glob("*/*.yaml")]
+    return frozenset(found for text in texts for found in re.findall(r"^\s*_target_:\s*([\w.]+)", text, re.MULTILINE))
+
+
+@cache
+def _imported(path: str) -> Any:
     module, _, name = path.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"_target_={path} cannot be imported: {error}.") from None
+    except ConfigError:
+        raise
+    except Exception as error:  # a plug-in may break in any way
+        reason = " ".join(f"{error}".split()) or type(error).__name__
+        raise ConfigError(f"_target_={path} cannot be imported: {_short(reason)}.") from None
+
+
+def construct(node: Mapping) -> Any:
+    """The component that a checked node describes: its target called with its arguments, or, with `_partial_`, bound to
+    them. Arguments with a `_target_` of their own are built first.
+
+    Unlike Hydra's `instantiate` it reads no `_args_`, resolves no interpolation (`${oc.env:KEY}`) and imports nothing
+    but what `target_of` allows. Raises ConfigError with one sentence for whatever the target raises.
+    """
+    target = target_of(node["_target_"])
+    nested = node.get("_recursive_", True)
+    arguments = {str(k): _constructed(v) if nested else v for k, v in node.items() if k not in HYDRA_KEYS}
+    if node.get("_partial_"):
+        return partial(target, **arguments)
+    try:
+        return target(**arguments)
+    except (ConfigError, MemoryError):
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"{node['_target_']} cannot be built: {_short(f'{type(error).__name__}: {error}')}."
+        ) from error
+
+
+def _constructed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return construct(value) if "_target_" in value else {k: _constructed(v) for k, v in value.items()}
+    return [_constructed(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def parameters_of(path: str) -> dict[str, tuple[Any, Any]]:
+    """The configurable arguments of a target: name -> (annotation, default). `MISSING` marks a required one."""
+    return _parameters(target_of(path))
 
 
 @cache
-def parameters_of(path: str) -> dict[str, tuple[Any, Any]]:
-    """The configurable arguments of a target: name -> (annotation, default). `MISSING` marks a required one."""
-    target = target_of(path)
+def _parameters(target: Any) -> dict[str, tuple[Any, Any]]:
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     signature = inspect.signature(target)
     owner = target.__init__ if inspect.isclass(target) and not is_dataclass(target) else target
@@ -361,8 +446,18 @@ def _check_section(node: Any, schema: type, key: str, choices: Mapping) -> dict:
 
 
 def _shown(value: Any) -> str:
-    """A value as a person would write it."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    """A value as a person would write it, cut where it is long: it may come from a stranger."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return _LIMITED.repr(value) if isinstance(value, Mapping | list | tuple) else _short(str(value))
+
+
+_LIMITED = reprlib.Repr()
+_LIMITED.maxlevel, _LIMITED.maxdict, _LIMITED.maxlist, _LIMITED.maxtuple, _LIMITED.maxstring = 3, 12, 12, 12, 200
+
+
+def _short(text: str, most: int = 500) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _listed(names: typing.Iterable[str]) -> str:

@@ -227,7 +227,7 @@ def test_what_contradicts_or_would_do_nothing_is_refused(overrides, words):
         ("~norm", "norm is missing: it must be one of admin, "),
         ("~optimizer.lr", "optimizer.lr is missing: optimizer=adamw needs a number above 0"),
         ("~paths.runs", "paths.runs is missing"),
-        ("norm._target_=foo.Bar", "foo.Bar cannot be imported"),
+        ("norm._target_=foo.Bar", "foo.Bar is not a component of this package"),
         ("model=5", "model=5 is not an option"),
         ("seed=${foo}", "seed cannot be resolved: Interpolation key 'foo' not found"),
         ("seed=${{foo}}", "'seed=${{foo}}' cannot be read as key=value"),

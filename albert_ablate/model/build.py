@@ -3,16 +3,15 @@
 from collections.abc import Mapping
 
 import torch
-from hydra.utils import instantiate
 
-from albert_ablate.config import ConfigError, check
+from albert_ablate.config import ConfigError, check, construct
 from albert_ablate.model.decoder import Decoder, Parts
 from albert_ablate.model.dropout import Clock
 
 
 def build(node: Mapping, *args):
     """The component a node describes; lists and dictionaries in it stay plain. A `_partial_` is called with `args`."""
-    made = instantiate(dict(node), _convert_="all")
+    made = construct(node)
     return made(*args) if node.get("_partial_") else made
 
 
@@ -21,9 +20,9 @@ def assemble(cfg: Mapping) -> Decoder:
     with torch.device("meta"):
         parts = Parts(
             vocabulary=build(cfg["tokenizer"]).vocabulary,
-            norm=instantiate(cfg["norm_type"]),
-            placement=instantiate(cfg["norm"]),
-            attention=instantiate(cfg["attention"]),
+            norm=construct(cfg["norm_type"]),
+            placement=construct(cfg["norm"]),
+            attention=construct(cfg["attention"]),
             dropout=build(cfg["dropout"]),
             clock=Clock(cfg["seed"], build(cfg["dropout_time"])),
         )

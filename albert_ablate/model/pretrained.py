@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from torch import Tensor
 
 from albert_ablate.config import (
@@ -23,6 +22,7 @@ from albert_ablate.config import (
     component_arguments,
     component_with_defaults,
     conf_folder,
+    construct,
 )
 from albert_ablate.model.decoder import Decoder, Parts
 from albert_ablate.model.dropout import Clock, NoDropout
@@ -309,13 +309,13 @@ def load_pretrained(folder: str | Path, seed: int = 0) -> Decoder:
         parts = Parts(
             vocabulary=nodes["tokenizer"]["vocabulary"],
             **{
-                part: instantiate({**nodes[key], "_partial_": True})
+                part: construct({**nodes[key], "_partial_": True})
                 for part, key in (("norm", "norm_type"), ("placement", "norm"), ("attention", "attention"))
             },
             dropout=NoDropout(),
             clock=Clock(seed),
         )
-        model = instantiate({**nodes["model"], "_partial_": True})(parts)
+        model = construct({**nodes["model"], "_partial_": True})(parts)
     copy_weights(model, folder)
     return model
 
@@ -366,7 +366,7 @@ class Pretrained(Decoder):
     def verify(cfg: dict) -> None:
         Decoder.verify(cfg)
         theirs = structure(cfg["model"]["path"])["tokenizer"]["vocabulary"]
-        ours = instantiate(cfg["tokenizer"], _convert_="all").vocabulary
+        ours = construct(cfg["tokenizer"]).vocabulary
         if ours != theirs:
             name = (cfg["choices"] or {}).get("tokenizer") or "this one"
             raise ConfigError(

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from albert_ablate.config import check, steps_of
+from albert_ablate.config import check, construct, steps_of
 from albert_ablate.model.build import assemble
 from albert_ablate.model.decoder import Decoder
 from albert_ablate.model.loss import objective, passes
@@ -40,7 +39,7 @@ def training_flops(cfg: Mapping) -> tuple[float, list[float]]:
     """Training operations per token with nothing left out: all, and those of each block."""
     cfg = check(cfg)
     forward, blocks = _counted(json.dumps({key: cfg[key] for key in COUNTED}, sort_keys=True))
-    times = passes(instantiate(cfg["loss"])) * (3 + 2 * extra_backward(cfg["optimizer"]))
+    times = passes(construct(cfg["loss"])) * (3 + 2 * extra_backward(cfg["optimizer"]))
     return times * forward, [times * flops for flops in blocks]
 
 
@@ -110,7 +109,7 @@ def memory(cfg: Mapping) -> dict[str, int]:
     kept = _Kept(model)
     tokens = torch.zeros(batch, context + 1, dtype=torch.long, device="meta")
     with _Flash(), torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda t: t):
-        objective(instantiate(cfg["loss"]), model, tokens)
+        objective(construct(cfg["loss"]), model, tokens)
     activations = sum(kept.bytes.values())
     if cfg["trainer"]["gradient_checkpointing"]:
         blocks = [kept.bytes[layer] for layer in range(len(model.blocks))]

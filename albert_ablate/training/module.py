@@ -7,12 +7,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from hydra.utils import instantiate
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, IterableDataset
 
-from albert_ablate.config import ConfigError
+from albert_ablate.config import ConfigError, construct
 from albert_ablate.data.packed import Order, Packed, take_blocks
 from albert_ablate.model.build import build
 from albert_ablate.model.decoder import Decoder
@@ -31,7 +30,7 @@ class LanguageModel(pl.LightningModule):
     def __init__(self, model: Decoder, cfg: Mapping, steps: int, sharded: bool = False):
         super().__init__()
         self.model, self.cfg, self.steps, self.sharded = model, cfg, steps, sharded
-        self.loss: Callable = instantiate(cfg["loss"])
+        self.loss: Callable = construct(cfg["loss"])
         self.clip = build(cfg["clip"])
         self.micro_batches = 0  # seen so far: names the dropout masks
         self.order: list[str] | None = None  # of the parameters in the optimizer, and in the one that was saved
@@ -181,7 +180,7 @@ class LanguageModel(pl.LightningModule):
         names = {id(p): name for name, p in self.named}
         self.order = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
         self._check_order()
-        shape = instantiate(self.cfg["schedule"])
+        shape = construct(self.cfg["schedule"])
         scheduler = LambdaLR(optimizer, lambda step: shape(min((step + 0.5) / self.steps, 1.0)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
