@@ -162,16 +162,55 @@ NEUTRAL = {
     "dropout_time": "albert_ablate.model.dropout.Constant",
     "task": "albert_ablate.data.tasks.LanguageModeling",
 }
-# Components whose arithmetic was corrected after runs had been made with them. The number is part of the identity, so
-# that a run made before the correction is never taken for one made after it; 1, the number of all others, is left out.
+
+
+@dataclass(frozen=True)
+class Revision:
+    """A component's arithmetic was corrected after runs had been made with it.
+
+    number: of the revision now; 1, the number of all others, is never written. what: the correction, in words.
+    concerns: whether it changes the weights of a configuration, which may be composed, checked or a record's.
+    """
+
+    number: int
+    what: str
+    concerns: typing.Callable[[Mapping], bool] = lambda cfg: True
+
+
+def _scales_decay(cfg: Mapping) -> bool:
+    """Whether weights decay and the placement has a multiplier on that."""
+    norm, scaled = cfg["norm"], str(cfg["norm"].get("_target_")).endswith(".CompleteP")
+    other_width = scaled and cfg["model"].get("width") != norm.get("base_width", 32)
+    return bool(other_width and cfg["optimizer"].get("weight_decay", 1))
+
+
+def _zero_gradients_at_first(cfg: Mapping) -> bool:
+    """Whether matrices have a gradient of 0 until a gate or a last matrix has left 0."""
+    name = str(cfg["norm"].get("_target_")).rpartition(".")[2]
+    return name in ("ReZero", "Fixup") or name == "SkipInit" and not cfg["norm"].get("initial", 0.0)
+
+
+# The number is part of the identity of the settings that it concerns, so that a run made before the correction is never
+# taken for one made after it; all other settings keep their names.
 REVISIONS = {
-    "albert_ablate.model.placements.TFixup": 2,  # learned positions are drawn as small as the embedding
-    "albert_ablate.optim.clipping.SkipStep": 2,  # unusually low values are no reason to skip
-    "albert_ablate.optim.clipping.ZClip": 2,  # a gradient that is not clipped keeps its size
-    "albert_ablate.optim.optimizers.cautious": 2,  # the mean of the mask is over entries with a gradient
-    "albert_ablate.optim.optimizers.spam": 2,  # warm-up begins a step later; no cut where the second moment is 0
+    "albert_ablate.model.placements.TFixup": Revision(
+        2,
+        "learned positions are drawn as small as the embedding",
+        lambda cfg: cfg["attention"].get("positions") == "learned",
+    ),
+    "albert_ablate.optim.clipping.AdaGC": Revision(
+        2, "a tensor whose gradient is 0 in the warm-up is not cut to 0 afterwards", _zero_gradients_at_first
+    ),
+    "albert_ablate.optim.clipping.SkipStep": Revision(2, "unusually low values are not a reason to skip"),
+    "albert_ablate.optim.clipping.ZClip": Revision(2, "a gradient that is not clipped keeps its size"),
+    "albert_ablate.optim.optimizers.cautious": Revision(2, "the mean of the mask is over entries with a gradient"),
+    "albert_ablate.optim.optimizers.independent_adamw": Revision(
+        2, "the decay does not depend on the multipliers of the placement", _scales_decay
+    ),
+    "albert_ablate.optim.optimizers.spam": Revision(
+        2, "the warm-up begins a step later and nothing is cut where the second moment is 0"
+    ),
 }
-SCALED_RATES = ("CompleteP",)  # placements with multipliers on learning rate and weight decay
 SEVERAL = ("logger",)  # groups of which several options may be taken at once
 NUISANCE = ("optimizer.lr",)
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_"}
@@ -600,26 +639,33 @@ def _normalizes(cfg: Mapping) -> bool:
 def revisions(cfg: Mapping) -> dict[str, int]:
     """The revision of each component of a configuration that has more than one, by group.
 
-    `cfg` may be composed, checked, or a record's. Independent weight decay under a placement that scales learning rates
-    was too large, so the two together have a second revision where neither alone has.
+    `cfg` may be composed, checked, or a record's. No component is imported.
     """
-    nodes = {key: cfg[key] for key in SIGNIFICANT if isinstance(cfg.get(key), Mapping)}
-    targets = {key: str(node.get("_target_")) for key, node in nodes.items()}
-    out = {key: REVISIONS[target] for key, target in targets.items() if target in REVISIONS}
-    scaled = targets.get("norm", "").rpartition(".")[2] in SCALED_RATES
-    if (
-        scaled
-        and targets.get("optimizer", "").endswith(".independent_adamw")
-        and nodes["optimizer"].get("weight_decay")
-    ):
-        out["optimizer"] = 2
-    return out
+    return {group: revision.number for group, revision in _revised(cfg).items()}
+
+
+def _revised(cfg: Mapping) -> dict[str, Revision]:
+    targets = {key: str(cfg[key].get("_target_")) for key in SIGNIFICANT if isinstance(cfg.get(key), Mapping)}
+    found = {key: REVISIONS[target] for key, target in targets.items() if target in REVISIONS}
+    return {key: revision for key, revision in found.items() if revision.concerns(cfg)}
 
 
 def is_outdated(record: Mapping) -> bool:
     """Whether a run was made by components that have been corrected since: it is not evidence about today's."""
-    config = record.get("config")
-    return isinstance(config, Mapping) and revisions(config) != (record.get("revisions") or {})
+    return bool(corrections(record))
+
+
+def corrections(record: Mapping) -> list[str]:
+    """What has been corrected, in words, in the components that a run was made by since it was made."""
+    config, noted = record.get("config"), record.get("revisions") or {}
+    if not isinstance(config, Mapping) or not isinstance(noted, Mapping):
+        return []
+    try:
+        now = _revised(config)
+    except (KeyError, AttributeError, TypeError):  # not a configuration of ours
+        return []
+    changed = [key for key in now.keys() | noted.keys() if noted.get(key, 1) != (now[key].number if key in now else 1)]
+    return [f"{key}: {now[key].what if key in now else 'made by another release'}" for key in sorted(changed)]
 
 
 def significant(cfg: Mapping, fingerprint: str) -> dict:

@@ -190,6 +190,42 @@ def test_adagc_bounds_a_tensor_by_its_own_past_and_knows_one_seen_late():
     assert rule.gamma.tolist() == pytest.approx([(gamma + 1.5 * gamma) / 2, first])
 
 
+def test_adagc_does_not_freeze_a_tensor_whose_gradient_is_zero_at_first():
+    """As ReZero's matrices have none while their gate is 0: the least norm so far says nothing then."""
+    toy, rule, seen = Toy(), AdaGC(relative=1.5, absolute=1e9, beta=0.5, warmup=4), []
+    for step in range(3):
+        toy.gradients(1.0)
+        if step < 2:
+            toy.a.grad.zero_()
+        seen.append(toy.norms()[0])
+        assert toy.clip(rule) == 0
+    assert seen[:2] == [0, 0] and rule.gamma[0].item() == pytest.approx(seen[2], rel=1e-6)
+    toy.gradients(1.0)
+    toy.a.grad *= 4 * seen[2] / toy.a.grad.norm()
+    toy.clip(rule)
+    assert toy.norms()[0] == pytest.approx(1.5 * seen[2], rel=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["rezero", "skipinit", "fixup"])
+def test_a_model_whose_matrices_begin_without_gradient_trains_under_adagc(norm):
+    cfg = check(compose(["model=nano", "model.layers=2", f"norm={norm}", "clip=adagc", "clip.warmup=5"]))
+    model = build_model(cfg)
+    rule, named = build(cfg["clip"]), list(model.named_parameters())
+    adam = torch.optim.Adam(model.parameters(), lr=1e-3)
+    rows = torch.randint(0, 256, (4, 33), generator=torch.Generator().manual_seed(0))
+    least = {name: math.inf for name, _ in named}  # norm of each that was not 0 in the warm-up
+    for step in range(9):
+        adam.zero_grad()
+        nn.functional.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten()).backward()
+        before = {name: p.grad.norm().item() for name, p in named}
+        rule(named, global_norm([p.grad for _, p in named])[0])
+        after = {name: p.grad.norm().item() for name, p in named}
+        if step < 4:
+            least |= {name: min(x, least[name]) for name, x in after.items() if x}
+        assert all(after[name] >= 0.99 * min(before[name], least[name]) for name in least)
+        adam.step()
+
+
 def olmo_skips(history, sigma, window):
     """OLMo-core's rule on (loss, norm) pairs, written out in numpy: whether the last is skipped."""
     kept = np.array(history[-window - 1 :])

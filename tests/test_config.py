@@ -384,6 +384,8 @@ def test_new_options_do_not_make_old_runs_new(overrides, setting):
         (["clip=skip_step"], "clip"),
         (["optimizer=independent_adamw", "norm=completep"], "optimizer"),
         (["optimizer=independent_adamw", "norm=depth_mup"], "optimizer"),
+        (["clip=adagc", "norm=rezero"], "clip"),
+        (["clip=adagc", "norm=skipinit"], "clip"),
     ],
 )
 def test_what_was_corrected_is_another_setting_than_before(overrides, group, monkeypatch):
@@ -396,10 +398,19 @@ def test_what_was_corrected_is_another_setting_than_before(overrides, group, mon
 
 
 def test_what_was_not_corrected_has_no_revision():
-    for overrides in ([], ["optimizer=independent_adamw"], ["norm=completep"]):
+    """Settings whose weights a correction of one of their components does not change keep their names."""
+    independent = ["optimizer=independent_adamw", "norm=completep"]
+    for overrides in [
+        [],
+        ["optimizer=independent_adamw"],
+        ["norm=completep"],
+        [*independent, "optimizer.weight_decay=0"],
+        [*independent, "model=nano"],  # which has the base width
+        ["norm=t_fixup", "attention=rotary"],
+        ["norm=pre_ln", "clip=adagc"],
+        ["norm=skipinit", "norm.initial=0.1", "clip=adagc"],
+    ]:
         assert revisions(compose(overrides)) == {} and not is_outdated({"config": compose(overrides)})
-    decayless = ["optimizer=independent_adamw", "optimizer.weight_decay=0", "norm=completep"]
-    assert revisions(compose(decayless)) == {}
 
 
 def test_revisions_name_components_that_exist():

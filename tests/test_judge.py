@@ -653,5 +653,7 @@ def test_runs_made_before_a_component_was_corrected_are_not_its_arm_s(tmp_path):
     for seed in range(5):
         bench.run("t_fixup", seed, 2.0)
         bench.run("t_fixup", seed + 10, 2.0, revisions={"norm": 2})
-    records = Bench(bench.runs).evidence
-    assert [r.record["seed"] for r in runs_of(records, arm("t_fixup"))] == [10, 11, 12, 13, 14]
+        bench.run("pre_ln", seed + 10, 2.1)
+    read = Bench(bench.runs)
+    assert [r.record["seed"] for r in runs_of(read.evidence, arm("t_fixup"))] == [10, 11, 12, 13, 14]
+    assert [r.record["seed"] for r in runs_of(read.outdated, arm("t_fixup"))] == [0, 1, 2, 3, 4]

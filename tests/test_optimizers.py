@@ -699,6 +699,36 @@ def test_the_decay_of_a_step_under_multipliers_is_what_was_asked(name, norm):
             assert found == pytest.approx(asked, rel=2e-3), (n, width)
 
 
+@pytest.mark.filterwarnings("ignore:norm=")
+@pytest.mark.parametrize("norm", ["completep", "depth_mup"])
+@pytest.mark.parametrize("name", ["adam", "lamb", "schedule_free"])
+def test_the_decay_under_multipliers_of_optimizers_whose_decay_is_no_factor_on_the_weights(name, norm):
+    """Adam's coupled decay is wd m_N w in the gradient, as in MuAdam of the package mup. LAMB's step has the length
+    lr |w| whatever decays in it. Schedule-free decays z by lr wd y, and at first y = z."""
+    lr, wd = 0.01, 0.1
+    shape = ["model.width=64", "model.layers=8", f"norm={norm}", "norm.base_width=32", "norm.base_layers=4"]
+    model = build_model(compose(["model=nano", *shape]))
+    optimizer = getattr(optimizers, name)(decay_groups(model), False, lr=lr, weight_decay=wd)
+    groups = {id(p): g for g in optimizer.param_groups for p in g["params"]}
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    for n, p in model.named_parameters():
+        if p.ndim < 2:
+            continue
+        inside, deeper = n.startswith("blocks."), {"completep": 1.0, "depth_mup": 2**-0.5}[norm]
+        if name == "adam":
+            assert groups[id(p)]["weight_decay"] == pytest.approx(wd * (2 if inside else 1))
+            continue
+        now = optimizer.state[p]["z"] if name == "schedule_free" else p
+        found = 1 - (now / before[n])[before[n].abs() > 1e-3].mean().item()
+        if name == "lamb":
+            assert found == pytest.approx(lr * (deeper / 2 if inside else 1), rel=2e-3), n
+        else:
+            assert found == pytest.approx(lr * wd * (deeper if inside else 1), rel=2e-3), n
+
+
 def test_groups_with_the_same_multipliers_are_merged():
     groups = [{"params": [nn.Parameter(torch.ones(2, 2))], "kind": k, "factors": {}, "parts": 0} for k in "ab"]
     assert len(settled(groups, (), 0.1, 0.1)) == 1

@@ -34,7 +34,6 @@ from albert_ablate.config import (
     ConfigError,
     as_config_error,
     composition,
-    is_outdated,
     nearest,
     prepared,
 )
@@ -468,10 +467,10 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def runs_of(records: Sequence[Evidence], overrides: tuple[str, ...]) -> list[Evidence]:
-    """The runs, of any seed and rate, of an arm; none of those made by components that were corrected since."""
+    """The runs, of any seed and rate, of an arm."""
     wanted = significant(composed(overrides))
     explicit = [o.lstrip("+").partition("=")[0] for o in overrides]
-    return [r for r in records if is_arm(_significant_of(r), wanted, explicit) and not is_outdated(r.record)]
+    return [r for r in records if is_arm(_significant_of(r), wanted, explicit)]
 
 
 def _significant_of(run: Evidence) -> dict[str, Any]:

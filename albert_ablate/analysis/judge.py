@@ -29,7 +29,7 @@ from albert_ablate.analysis.registry import Evidence, Measure, Missing, Unusable
 from albert_ablate.analysis.statistics import nominal
 from albert_ablate.analysis.tuning import pairs_to_margin
 from albert_ablate.analysis.verdicts import Claim, Contrast, PartResult, Verdict, verdicts
-from albert_ablate.config import ConfigError, nearest
+from albert_ablate.config import ConfigError, corrections, nearest
 from albert_ablate.records.atomic import replace_file
 from albert_ablate.records.folder import DONE
 from albert_ablate.records.tuning import read_tuning
@@ -74,7 +74,7 @@ class _Arm:
 
     def __init__(self, name: str, overrides: tuple[str, ...], bench: "Bench", tuned: bool, factor: float):
         self.name, self.overrides = name, overrides
-        self.runs = bench.runs_of(overrides)
+        self.runs, self.outdated = bench.runs_of(overrides), runs_of(bench.outdated, overrides)
         # what decides is tuned as a language model
         trunk = tuple(o for o in overrides if o.partition("=")[0].split(".")[0] != "task")
         ids = sorted({r.record["arm"] for r in bench.runs_of(trunk) if r.record.get("arm")})
@@ -102,12 +102,13 @@ class Bench:
 
     def __init__(self, root: Path):
         self.root, self.evidence, self.unreadable = root, list[Evidence](), list[str]()
+        self.outdated = list[Evidence]()  # made by a component that was corrected since: no evidence about today's
         self._arms: dict[tuple[str, ...], list[Evidence]] = {}
         for folder in sorted(root.glob("*/seed*")):
             try:
                 record = json.loads((folder / "record.json").read_text())
                 record["status"], record["seed"], record["config"]["optimizer"]["lr"]
-                self.evidence.append(Evidence(folder, record))
+                (self.outdated if corrections(record) else self.evidence).append(Evidence(folder, record))
             except FileNotFoundError:
                 continue  # begun, nothing committed
             except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -191,6 +192,7 @@ def gather(file: ClaimsFile, claim: ClaimText, part: Part, form: str, bench: Ben
     if refusal := _no_contrast(kept):
         out.refusal = refusal
         return out
+    out.notes += [_not_counted(a) for a in kept if a.outdated]
     if tuned and any(a.runs for a in kept):
         _check_tuning(kept, out, m)
     _check_text(kept, out)
@@ -244,6 +246,11 @@ def _chosen(part: Part, arms: Mapping[str, _Arm], out: Found, claim: ClaimText) 
     best = min(part.treatment, key=lambda a: arms[a].tuned_loss())
     out.notes.append(f"Of {', '.join(part.treatment)} tuning seeds chose {best}.")
     return best
+
+
+def _not_counted(arm: _Arm) -> str:
+    what = "; ".join(corrections(arm.outdated[0].record))
+    return f"Runs of {arm.name} that do not count, because of a correction made since: {len(arm.outdated)} ({what})."
 
 
 def _no_contrast(arms: Sequence[_Arm]) -> str:

@@ -231,6 +231,7 @@ def _facts(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     row["fingerprint"] = (record.get("data") or {}).get("fingerprint")  # of the text as tokens
     known = set(row) | {"folder", "reason"}  # no option or figure takes their place
     more = dict((record.get("choices") or {}).items()) | dict(_dotted(record.get("config") or {}))
+    more |= {f"{group}.revision": number for group, number in (record.get("revisions") or {}).items()}
     more |= (record.get("summary") or {}) | (record.get("cost") or {})
     row |= {k: v for k, v in more.items() if k not in known} | {"reason": _last_line(record.get("error"))}
     return {_text(k): _text(v) for k, v in row.items()}

@@ -212,8 +212,8 @@ class ZClip(Clip):
 class AdaGC(Clip):
     """g_i <- h g_i, h = min(1, relative gamma_i / ||g_i||), by tensor; gamma_i <- beta gamma_i + (1 - beta) ||h g_i||.
 
-    Before step `warmup` h = min(1, absolute / ||g||), one norm over all, and gamma_i is the least ||h g_i|| so far
-    (Wang et al. 2025, 2502.11034).
+    Before step `warmup` h = min(1, absolute / ||g||), one norm over all, and gamma_i is the least ||h g_i|| above 0 so
+    far (Wang et al. 2025, 2502.11034).
     """
 
     remembered = ("steps", "gamma")
@@ -243,7 +243,9 @@ class AdaGC(Clip):
             self.found = {n: (c, 1) for n, c in zip(names, scale < 1, strict=True)}
         torch._foreach_mul_(grads, scale.unbind())
         kept = scale * norms
-        self.gamma[seen] = torch.where(young, torch.fmin(gamma, kept), gamma.lerp(kept, 1 - self.beta))
+        # a norm of 0, as ReZero's matrices have until their gate has moved, would cut them to nothing ever after
+        least = torch.fmin(gamma, torch.where(kept > 0, kept, torch.nan))
+        self.gamma[seen] = torch.where(young, least, gamma.lerp(kept, 1 - self.beta))
         return (scale < 1).float().mean()
 
 
