@@ -27,8 +27,10 @@ from math import log, sqrt
 
 import numpy as np
 
+from albert_ablate.analysis.tuning import tuning_price
+
 EFFECTS, CORRELATIONS = (0.5, 1.0, 2.0, 3.0), (0.0, 0.5, 0.8, 0.9)
-TUNING = 2 * 13.75  # runs of `albert-ablate tune` for two arms, in full budgets
+TUNING = 2 * tuning_price(7).expected  # runs of `albert-ablate tune` for two arms, in full budgets
 HEAD = "".join(f"  rho {c:g}" + " " * 12 for c in CORRELATIONS)
 FEWEST = 8  # seeds in common
 FAMILY = (0.0,) * 5 + (0.5,) * 3 + (1.0,) * 4 + (2.0,) * 2 + (3.0,)

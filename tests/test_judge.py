@@ -26,6 +26,7 @@ from albert_ablate.analysis.judge import Bench, judge
 from albert_ablate.analysis.registry import MEASURES, Evidence, Missing
 from albert_ablate.cli import main
 from albert_ablate.records.history import SCHEMAS
+from albert_ablate.studies.judging import Budget, _Runner
 
 SHORT = {"text": "at 2 layers", "overrides": ["model=nano", "model.layers=2", "budget.tokens=20_000"]}
 CLAIM = {
@@ -189,7 +190,8 @@ def write_tuning(bench, norm, rate, **more):
     folder = bench.runs / "tuning"
     folder.mkdir(exist_ok=True)
     curve = [{"rate": rate, "losses": [2.0], "mean": more.pop("mean", 2.0), "seeds": [1_000_000], "tokens": 20_000}]
-    found = {"rate": rate, "curve": curve, "edge": None, "slack": 0.0, "tokens": 20_000, "trained": True, "runs": []}
+    found = {"rate": rate, "curve": curve, "edge": None, "slack": 0.0, "tokens": 20_000, "trained": True, "runs": [],
+             "rule": "moving window", "fitted": True}  # fmt: skip
     (folder / f"arm-{norm}.json").write_text(json.dumps(found | more))
 
 
@@ -206,8 +208,45 @@ def test_arms_are_judged_at_their_tuned_rates(bench):
     assert bench.judged(**tuned)["verdict"] == "refuted"
     write_tuning(bench, "pre_ln", 0.5, slack=5.0)
     assert bench.judged(**tuned)["verdict"] == "within tuning slack"
-    write_tuning(bench, "pre_ln", 0.5, edge="high")
-    assert "lies at the high edge of its grid" in bench.judged(**tuned)["reason"]
+    assert bench.judged(**tuned)["parts"][0]["tuning_slack"] == pytest.approx(3.84 * 5.0 / 2.2)
+    write_tuning(bench, "pre_ln", 0.5, slack=None)
+    unknown = bench.judged(**tuned)
+    assert unknown["verdict"] == "refuted" and unknown["parts"][0]["tuning_slack"] == "unknown"
+    assert "The tuning slack of pre is unknown: it is not held against the verdict." in unknown["notes"]
+    write_tuning(bench, "pre_ln", 0.5, fitted=False)
+    assert any("No parabola was fitted for pre" in n for n in bench.judged(**tuned)["notes"])
+
+
+def test_arms_tuned_unlike_or_at_an_end_are_refused_and_run_tunes_them_on(bench):
+    tuned = {"tuned": ["optimizer.lr"]}
+    bench.pairs(2.0 + 0.01 * NOISE, 2.2 + 0 * NOISE)
+    own = composed(arm("post_ln"))["optimizer"]["lr"]
+    write_tuning(bench, "post_ln", own)
+
+    def lacking():
+        runner = _Runner(read_claims(bench.file(**tuned)), bench.runs, "screen", (), False, 1, Budget(), print)
+        return {(j.arm, j.rate) for j in runner._lacking(())["first"][0]}
+
+    unlike = {"rule": None, "rates": 5, "step": 3.16, "objective": "val_loss", "seeds": [1_000_000], "tokens": 30_000}
+    for key, value in unlike.items():
+        write_tuning(bench, "pre_ln", own, **{key: value})
+        found = bench.judged(**tuned)
+        assert found["verdict"] == "inadmissible" and "pre and post were tuned with another " in found["reason"]
+        assert found["reason"].endswith("albert-ablate judge --run tunes them alike.")
+        assert lacking() == {("pre", None), ("post", None)}
+    more = [{"rate": r, "losses": [2.0] * 3, "mean": 2.0, "tokens": 20_000} for r in (own, 2 * own)]
+    write_tuning(bench, "pre_ln", own, curve=more)
+    assert "number of full runs (6 and 1)" in bench.judged(**tuned)["reason"] and len(lacking()) == 2
+    for rule, said, jobs in (
+        (None, "the highest that was run, by an older rule", {("pre", None), ("post", None)}),
+        ("moving window", "after four moves of the window", set()),
+    ):
+        write_tuning(bench, "post_ln", own, rule=rule)
+        write_tuning(bench, "pre_ln", own, edge="high", rule=rule)
+        assert said in bench.judged(**tuned)["reason"] and lacking() <= jobs
+    write_tuning(bench, "pre_ln", own)
+    write_tuning(bench, "post_ln", own)
+    assert bench.judged(**tuned)["verdict"] == "supported"
 
 
 def test_of_several_levels_tuning_seeds_choose(bench):
@@ -291,9 +330,13 @@ def test_the_price_is_of_what_run_trains(bench, monkeypatch, capsys):
     beside = [{"treatment": "pre", "control": "post", "measure": "rank_last", "rate_factor": 2}]  # runs of its own
     assert bench.command("--dry-run", secondary=beside, tuned=["optimizer.lr"]) == 0
     shown = capsys.readouterr().out
-    runs = 2 * 12 + 2 * (5 / 4 + 4 * 3)  # pairs; five rates at a quarter of the budget, four with three seeds each
+    expected, worst = (2 * (5 / 4 + rates * 3) for rates in (3.9, 7))  # five rates at a quarter, then three seeds each
+    runs = 2 * 12 + worst
     hours = runs * 20_000 * 1e6 / 3e9 / 3600
-    assert f"{'screen':<8}{runs:>8,.0f}{26.5:>8,.0f}{runs * 20_000:>10.2g}{runs * 2e10:>10.2g}{hours:>10,.1f}" in shown
+    assert (
+        f"{'screen':<8}{runs:>8,.0f}{expected:>9,.0f}{worst:>9,.0f}{runs * 20_000:>10.2g}{runs * 2e10:>10.2g}"
+        f"{hours:>10,.1f}"
+    ) in shown
 
 
 def test_arms_that_differ_by_the_same_share_of_the_grid_on_every_seed_are_told_apart(bench):
@@ -308,8 +351,6 @@ def test_arms_that_differ_by_the_same_share_of_the_grid_on_every_seed_are_told_a
 
 
 def test_secondary_contrasts_get_as_many_pairs_as_the_primary_once_it_is_decided(bench):
-    from albert_ablate.studies.judging import Budget, _Runner
-
     tree = copy.deepcopy(FILE)
     tree["arms"] |= {"zero": ["norm=rezero"], "deep": ["norm=deepnorm"]}
     beside = [CLAIM["parts"][0] | {"treatment": name} for name in ("zero", "deep")]
@@ -360,6 +401,20 @@ def test_a_claim_edited_after_its_first_look_is_marked(bench, capsys):
     assert bench.judged()["edited"]
     assert bench.command() == 0
     assert "not pre-registered" in capsys.readouterr().out
+
+
+def test_a_claim_is_frozen_by_its_first_judged_pair_and_not_by_runs_or_advice(bench, capsys):
+    bench.pairs(2.0 + 0.01 * NOISE, [])
+    assert bench.command() == 0 and not list((bench.runs / "claims").glob("*"))  # runs of one arm are no pair
+    bench.pairs(2.0 + 0.01 * NOISE, 2.2 + 0 * NOISE)
+    untuned = {"tuned": ["optimizer.lr"]}
+    assert bench.command(**untuned) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "is not tuned: albert-ablate judge --run tunes it, or set tuned: [] in the claim." in said
+    assert "2.2 nats" not in said and not list((bench.runs / "claims").glob("*"))  # nothing of it was seen
+    assert bench.command(tuned=[]) == 0  # the advice
+    assert not bench.judged(tuned=[])["edited"] and "SUPPORTED" in capsys.readouterr().out
+    assert bench.judged(**untuned)["reason"].endswith("judge --run tunes it.")  # no advice that would brand it now
 
 
 @pytest.mark.parametrize(

@@ -36,9 +36,47 @@ def test_vertex_is_that_of_numpys_parabola_through_the_mean_of_the_seeds():
 
 def test_rate_is_at_most_half_a_step_from_the_best():
     assert t.tuned_rate(RATES, three([9, 2.0, 1.9, 1.9, 9])).rate == pytest.approx(4e-4 * sqrt(2))
-    assert t.tuned_rate(RATES, three([9, 2.5, 1.9, inf, inf])).rate == pytest.approx(4e-4 / sqrt(2))
-    assert t.tuned_rate(RATES, three([9, inf, 1.9, 2.5, 9])).rate == pytest.approx(4e-4 * sqrt(2))
-    assert t.tuned_rate(RATES, three([9, inf, 1.9, inf, 9])).rate == 4e-4
+    assert t.tuned_rate(RATES, three([9, 1.9, 1.9, 2.0, 9])).rate == pytest.approx(2e-4 * sqrt(2))
+
+
+def test_stuck_runs_enter_the_curve_with_the_loss_they_have():
+    """Post-norm on a Markov language, measured: counted as infinite, stuck runs gave 0.01778, which had 1.280."""
+    rates = [0.00316, 0.01, 0.0316, 0.1]
+    losses = three([1.621, 1.071, 1.502, 1.535])
+    stuck = np.tile([True, False, True, True], (3, 1))
+    found = t.tuned_rate(rates, losses, diverged=stuck)
+    a, b, _ = np.polyfit(np.log(rates[:3]), losses[0, :3], 2)
+    assert found.rate == pytest.approx(np.exp(-b / 2 / a), rel=2e-3) == pytest.approx(0.01072, rel=2e-3)
+    assert found.fitted and found.trains and not found.edge
+    assert not t.tuned_rate(rates, losses, diverged=np.ones((3, 4), bool)).trains
+    exploded = t.tuned_rate(rates, three([inf, 1.071, 1.502, 1.535]))
+    assert (exploded.rate, exploded.fitted) == (0.01, False) and np.isnan(exploded.slack)
+
+
+@pytest.mark.parametrize("grid", [RATES, [1e-4, 3.16e-4, 1e-3, 3.16e-3, 1e-2]])
+@pytest.mark.parametrize("curve", [[9, 2.5, 1.9, inf, inf], [5, 3.2, 2.2, inf, 9], [9, 3, 2.9, inf, inf]])
+def test_beside_a_loss_that_is_not_finite_the_curve_is_fitted_on_the_finite_side(grid, curve):
+    a, b, _ = np.polyfit(np.arange(3), curve[:3], 2)
+    at = -b / 2 / a if a > 0 else 2.0
+    expected = np.interp(np.clip(at, 1.5, 2.0), np.arange(5), np.log(grid))
+    for there in (True, False):  # and mirrored
+        own = [1 / r for r in grid[::-1]] if there is False else grid
+        found = t.tuned_rate(own, three(curve if there else curve[::-1]))
+        assert np.log(found.rate) == pytest.approx(expected if there else -expected, abs=2e-3)
+        assert found.fitted == (a > 0) and found.best == own[2 if there else -3]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.one_of(st.floats(0.5, 9), st.just(inf)), min_size=3, max_size=7))
+def test_the_rate_stays_between_measured_finite_neighbors(curve):
+    rates = 1e-3 * 2.0 ** np.arange(len(curve))
+    found = t.tuned_rate(rates, three(curve))
+    best = int(np.argmin(curve))
+    low = rates[best - 1] if best and np.isfinite(curve[best - 1]) else rates[best]
+    high = rates[best + 1] if best + 1 < len(curve) and np.isfinite(curve[best + 1]) else rates[best]
+    if np.isfinite(curve[best]):
+        assert low * (1 - 1e-12) <= found.rate <= high * (1 + 1e-12)
+        assert found.fitted or found.rate == found.best
 
 
 def test_edge_of_the_grid_is_flagged_and_not_extrapolated():
@@ -73,7 +111,7 @@ def test_a_grid_without_equal_rising_log_steps_is_refused(rates):
         t.tuned_rate(rates, three([1.0] * len(rates)))
 
 
-@pytest.mark.parametrize("v", [0.0, 0.25])
+@pytest.mark.parametrize("v", [0.0, 0.25, 0.45])
 def test_slack_is_the_expected_loss_above_the_optimum(v):
     rng, c, h, noise = np.random.default_rng(0), 6.0, log(2), 0.1
     grid = np.arange(-2, 3)
@@ -84,10 +122,67 @@ def test_slack_is_the_expected_loss_above_the_optimum(v):
         found = t.tuned_rate(rates, c * (h * (grid - v)) ** 2 + seed_level + noise * rng.standard_normal((3, 5)))
         excess.append(c * (log(found.rate) - h * v) ** 2)
         slack.append(found.slack)
-    formula = noise**2 / (8 * c * h**2 * 3)
-    assert t.tuning_slack(noise, c, h, 3) == pytest.approx(formula)
-    assert np.mean(slack) == pytest.approx(formula, rel=0.05)
-    assert np.mean(excess) == pytest.approx(formula * (1 + 12 * v**2), rel=4 * sqrt(2 / 2000) + 0.02)
+    formula = noise**2 / (8 * c * h**2 * 3) * (1 + 12 * v**2)
+    assert t.tuning_slack(noise, c, h, 3, v) == pytest.approx(formula)
+    assert np.nanmean(slack) == pytest.approx(formula, rel=0.05)
+    assert np.mean(excess) == pytest.approx(formula, rel=4 * sqrt(2 / 2000) + 0.02)
+    known = stats.chi2.sf(t.SLACK_BOUND, 1)
+    assert known == pytest.approx(0.05, abs=1e-3)  # over the bound were the spread known, and with 4 degrees of freedom
+    beyond = stats.f.sf(t.SLACK_BOUND, 1, 4)
+    assert beyond == pytest.approx(0.12, abs=0.005)
+    above = np.mean(np.array(excess) > t.SLACK_BOUND * np.array(slack))
+    assert abs(above - beyond) <= 4 * sqrt(beyond * (1 - beyond) / 2000) + 0.01
+
+
+def test_slack_bound_of_a_file_gives_old_ones_the_factor_they_lack():
+    curve = [{"rate": r, "mean": m, "tokens": 9} for r, m in ((1e-3, 2.0), (2e-3, 1.0), (4e-3, 1.5), (8e-3, None))]
+    old = {"curve": curve, "tokens": 9, "slack": 0.01, "rate": 2e-3 * 2**0.4, "step": 2.0}
+    assert t.slack_bound(old) == pytest.approx(3.84 * 0.01 * (1 + 12 * 0.16))
+    assert t.slack_bound(old | {"rule": "moving window"}) == pytest.approx(0.0384)
+    assert np.isnan(t.slack_bound(old | {"slack": None}))
+
+
+def test_a_window_moves_to_the_side_of_an_end_and_at_most_four_times():
+    assert t.next_rate({2: 3.0, 3: 2.0, 4: 2.5}) is None
+    assert t.next_rate({2: 1.0, 3: 2.0, 4: 2.5}) == 1 and t.next_rate({0: 1.0, 1: 2.0, 2: 2.5}) == -1
+    assert t.next_rate({4: 3.0, 5: 2.0, 6: 1.5}) == 7 and t.next_rate({4: inf, 5: inf, 6: inf}) is None
+    assert t.next_rate(dict(enumerate([7.0, 6, 5, 4, 3, 2, 1]))) is None  # three and four more
+    assert t.next_rate({4: 3.0, 5: 2.0, 6: inf}) is None  # its neighbor ran
+    assert t.rate_beside({2: 3.0, 3: 2.0, 4: 2.5}) == 5 and t.rate_beside({2: 2.1, 3: 2.0, 4: 2.5}) == 1
+    assert t.tuning_price(7).worst == 7 / 4 + 7 * 3 and t.tuning_price(5, 2).worst == 5 / 4 + 7 * 2
+
+
+def simulated_window(rng, curvature, optimum, rates):
+    """Means by place of one arm after its moves, noise 1 a run, three seeds; and what adds a rate."""
+    first = [curvature * (k - optimum - 0.3) ** 2 + rng.standard_normal() for k in range(rates)]
+    best, means = int(np.argmin(first)), {}
+
+    def add(k):
+        means[k] = curvature * (k - optimum) ** 2 + rng.standard_normal() / sqrt(3)
+
+    for k in (best - 1, best, best + 1):
+        add(k)
+    while (k := t.next_rate(means)) is not None:
+        add(k)
+    return means, add
+
+
+@pytest.mark.parametrize("curvature, alone", [(1.0, 10.4), (4.0, 9.7)])
+def test_moving_windows_leave_no_arm_at_an_edge_and_cost_what_dry_run_says(curvature, alone):
+    """JUDGE-2, section 3: full runs of one arm, five rates and the optimum within 1.5 steps of the middle."""
+    rng, runs, moves = np.random.default_rng(11), [], []
+    for _ in range(1000):
+        arms = [simulated_window(rng, curvature, 2 + rng.uniform(-1.5, 1.5), 5) for _ in range(2)]
+        runs.append(3 * len(arms[0][0]))
+        while len({len(m) for m, _ in arms}) > 1 or any(t.next_rate(m) is not None for m, _ in arms):
+            ready = [(k, add) for m, add in arms if (k := t.next_rate(m)) is not None]
+            short = [(t.rate_beside(m), add) for m, add in arms if len(m) < max(len(x) for x, _ in arms)]
+            for k, add in ready or short:
+                add(k)
+        assert all(min(m, key=m.get) not in (min(m), max(m)) for m, _ in arms)
+        moves.append(len(arms[0][0]) - t.WINDOW)
+    assert np.mean(runs) == pytest.approx(alone, abs=0.4)
+    assert abs(np.mean(moves) - t.EXPECTED_MOVES) < 0.45  # .5 to 1.3 by curvature
 
 
 # --- planning --------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from albert_ablate.analysis.claims import (
 )
 from albert_ablate.analysis.registry import Evidence, Measure, Missing, Unusable
 from albert_ablate.analysis.statistics import nominal
-from albert_ablate.analysis.tuning import pairs_to_margin
+from albert_ablate.analysis.tuning import pairs_to_margin, slack_bound
 from albert_ablate.analysis.verdicts import Claim, Contrast, PartResult, Verdict, verdicts
 from albert_ablate.config import ConfigError, corrections, nearest
 from albert_ablate.records.atomic import replace_file
@@ -63,7 +63,8 @@ class Found:
     refusal: str = ""
     waiting: str = ""  # why the next pair is not there yet
     mixed: str = ""
-    slack: float = 0.0
+    slack: float = 0.0  # bound on the tuning slack of the arms together; nan: unknown
+    untuned: bool = False  # an arm is to be tuned, or tuned further, which `--run` does
     notes: list[str] = field(default_factory=list)
     used: dict[str, Evidence] = field(default_factory=dict)
     jobs: list[Job] = field(default_factory=list)
@@ -82,7 +83,13 @@ class _Arm:
         self.tuning: Mapping[str, Any] | None = found[0] if found else None
         own = float(composed(overrides)["optimizer"]["lr"])
         self.rate = float(self.tuning["rate"] if tuned and self.tuning else own) * factor
-        self.known = bool(self.tuning) or not tuned
+        self.known = bool(self.tuning) or not tuned  # False: to be tuned, or tuned further
+
+    @property
+    def full_runs(self) -> int:
+        """Tuning runs at the full budget."""
+        full = [c for c in self.tuning["curve"] if c["tokens"] == self.tuning["tokens"]] if self.tuning else []
+        return sum(len(c["losses"]) for c in full)
 
     def at(self, seed: int, rate: float | None = None) -> Evidence | None:
         """The run of a seed and rate, whatever its status."""
@@ -194,7 +201,11 @@ def gather(file: ClaimsFile, claim: ClaimText, part: Part, form: str, bench: Ben
         return out
     out.notes += [_not_counted(a) for a in kept if a.outdated]
     if tuned and any(a.runs for a in kept):
-        _check_tuning(kept, out, m)
+        advised = not _registered(claim, form, bench.root).exists()
+        _check_tuning(kept, out, advised)
+        if out.refusal:  # no pair at rates that are not those of the claim, so that nothing is seen of it before
+            out.jobs = [Job(a.name, a.overrides, None, claim.seeds[0]) for a in kept if not a.known]
+            return out
     _check_text(kept, out)
     rates: tuple[float, ...] = f.grid if m.kind == "grid" else ()
     for seed in claim.seeds[: f.N]:
@@ -227,10 +238,14 @@ def gather(file: ClaimsFile, claim: ClaimText, part: Part, form: str, bench: Ben
         out.seeds.append(seed)
         out.used |= {r.place: r for found in done.values() for r in found}
     _notes(out, kept)
-    if m.loss and m.log and out.values[1]:
+    if m.loss and m.log and out.values[1] and tuned:
         level = _mean(out.values[1])
-        slacks = [float(a.tuning["slack"]) for a in kept if a.tuning and a.tuning.get("slack") is not None]
-        out.slack = float(sum(slacks) / level) if slacks and math.isfinite(level) and tuned else 0.0
+        slacks = {a.name: slack_bound(a.tuning) for a in kept if a.tuning and a.tuning.get("trained", True)}
+        out.slack = float(sum(slacks.values()) / level) if slacks and math.isfinite(level) else 0.0
+        if unknown := [name for name, slack in slacks.items() if math.isnan(slack)]:
+            out.notes.append(
+                f"The tuning slack of {' and '.join(unknown)} is unknown: it is not held against the verdict."
+            )
     return out
 
 
@@ -268,20 +283,57 @@ def _no_contrast(arms: Sequence[_Arm]) -> str:
     return ""
 
 
-def _check_tuning(arms: Sequence[_Arm], out: Found, m: Measure) -> None:
+RULES = {  # what must be equal in how the arms were tuned, and its words
+    "rule": "rule", "rates": "rates of the first stage", "step": "step", "objective": "objective", "seeds": "seeds",
+    "tokens": "tokens",
+}  # fmt: skip
+
+
+def _check_tuning(arms: Sequence[_Arm], out: Found, advised: bool) -> None:
+    """Refuse arms that are not tuned, not alike, or still at an end of what was run; mark those that `--run` tunes.
+
+    advised: whether advice to edit the claim may be given, which it may not once a pair was judged.
+    """
     for a in arms:
         if a.tuning is None:
+            out.untuned, a.known = True, False
             out.refusal = out.refusal or (
-                f"The learning rate of {a.name} is not tuned: albert-ablate judge --run tunes it, or set tuned: [] "
-                "in the claim."
+                f"The learning rate of {a.name} is not tuned: albert-ablate judge --run tunes it"
+                + (", or set tuned: [] in the claim." if advised else ".")
             )
-        elif a.tuning.get("edge"):
+        elif edge := a.tuning.get("edge"):
+            # files of the rule before this one ended at four rates
+            a.known = a.tuning.get("rule") is not None
+            out.untuned |= not a.known
             out.refusal = out.refusal or (
-                f"The best learning rate of {a.name} lies at the {a.tuning['edge']} edge of its grid: tune it on "
-                "a wider one."
+                f"The best learning rate of {a.name} is the {edge}est that was run, "
+                + (
+                    "by an older rule: albert-ablate judge --run tunes it on."
+                    if not a.known
+                    else "after four moves of the window: give the arm an optimizer.lr nearer to it."
+                    if advised
+                    else "after four moves of the window: a new claim can give the arm an optimizer.lr nearer to it."
+                )
             )
         elif not a.tuning.get("trained", True):
             out.notes.append(f"No learning rate trains {a.name}: its runs are diverged.")
+        elif a.tuning.get("fitted") is False:
+            out.notes.append(f"No parabola was fitted for {a.name}: its learning rate is the best one that was run.")
+    _refuse_unlike_tuning([a for a in arms if a.tuning], out)
+
+
+def _refuse_unlike_tuning(arms: Sequence[_Arm], out: Found) -> None:
+    for a, b in combinations(arms, 2):
+        assert a.tuning is not None and b.tuning is not None
+        unlike = [words for key, words in RULES.items() if a.tuning.get(key) != b.tuning.get(key)]
+        if not unlike and a.full_runs != b.full_runs:
+            unlike = [f"number of full runs ({a.full_runs} and {b.full_runs})"]
+        if unlike:
+            out.untuned, a.known, b.known = True, False, False
+            out.refusal = out.refusal or (
+                f"{a.name} and {b.name} were tuned with another {unlike[0]}: albert-ablate judge --run tunes them "
+                "alike."
+            )
 
 
 def _check_text(arms: Sequence[_Arm], out: Found) -> None:
@@ -514,7 +566,7 @@ def _shown(part: Part, found: Found, f: Form, alpha: float, result: PartResult |
         "looks": [asdict(look) for look in result.looks] if result else [],
         "seeds": found.seeds,
         "d": found.d,
-        "tuning_slack": found.slack,
+        "tuning_slack": "unknown" if math.isnan(found.slack) else found.slack,
     }
 
 
@@ -611,7 +663,7 @@ def _registered(claim: ClaimText, form: str, runs: Path) -> Path:
 
 
 def register(file: ClaimsFile, claim: ClaimText, form: str, runs: Path) -> None:
-    """Store the claim's hash with its first run, once: a claim edited afterwards is marked."""
+    """Store the claim's hash with its first judged pair, once: a claim edited afterwards is marked."""
     place = _registered(claim, form, runs)
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -620,7 +672,7 @@ def register(file: ClaimsFile, claim: ClaimText, form: str, runs: Path) -> None:
 
 
 def was_edited(file: ClaimsFile, claim: ClaimText, form: str, runs: Path) -> bool:
-    """Whether the claim is another than when its first run was seen."""
+    """Whether the claim is another than when its first pair was judged."""
     place = _registered(claim, form, runs)
     try:
         return json.loads(place.read_text())["hash"] != file.hash(claim, form)
@@ -631,12 +683,17 @@ def was_edited(file: ClaimsFile, claim: ClaimText, form: str, runs: Path) -> boo
 
 
 def judge_and_register(file: ClaimsFile, runs: Path, form: str, only: Sequence[str] = ()) -> dict[str, Any]:
-    """The ledger; a claim with a run is registered from now on."""
+    """The ledger; a claim with a judged pair is registered from now on."""
     ledger, found, _ = judged(file, runs, form, only)
-    for claim in file.claims:
-        if any(f.used for f in found.get(claim.name, ())):
-            register(file, claim, form, runs)
+    register_judged(file, found, form, runs)
     return ledger
+
+
+def register_judged(file: ClaimsFile, found: Gathered, form: str, runs: Path) -> None:
+    """Register every claim that has a judged pair."""
+    for claim in file.claims:
+        if any(f.seeds for f in found.get(claim.name, ())):
+            register(file, claim, form, runs)
 
 
 def write_ledger(ledger: Mapping[str, Any], path: Path) -> None:

@@ -52,7 +52,7 @@ def lines(entry: Mapping[str, Any], width: int) -> list[str]:
                 effect = f": {effect_words(p)}" if kind else ""
                 say(f"{kind}{said}{effect}" + "".join(f"; {x}" for x in _extras(p)), "   - ", "     ")
     if entry["edited"]:
-        say("Edited after its first run was seen: not pre-registered.", "   ! ", "     ")
+        say("Edited after its first judged pair: not pre-registered.", "   ! ", "     ")
     if entry["verdict"] not in ("inadmissible", "open"):
         say(entry["reason"], "   . ", "     ")
     for note in entry["notes"]:

@@ -241,7 +241,7 @@ def ledger_section(m: Material) -> Section:
         notes = [str(claim.get("reason") or ""), *map(str, claim.get("notes") or []), _spent(claim.get("cost") or {})]
         notes = [n for n in dict.fromkeys(notes) if n and n not in sentence]
         if claim.get("edited"):
-            notes.insert(0, "This claim was edited after its first run: it is not pre-registered.")
+            notes.insert(0, "This claim was edited after its first judged pair: it is not pre-registered.")
         section.cards.append(
             {
                 "verdict": str(claim["verdict"]),
@@ -521,8 +521,9 @@ def rates_section(m: Material) -> Section:
         about = "tuning_rates", "Tuning: validation loss over the learning rate", "Tuning runs by learning rate"
         _draw_rates(section, m, table.drop(columns="tokens"), *about, "validation loss at the end (nats per token)")
         note = (
-            "edge: the side of the grid on which the best rate lies; a wider grid is needed. slack: expected loss "
-            "above the optimum, in nats per token. Tuning runs choose the rate and are never evidence."
+            "edge: the side on which the best rate is the last that was run, after four moves of the window. slack: "
+            "expected loss above the optimum, in nats per token; empty where it is unknown. Tuning runs choose the "
+            "rate and are never evidence."
         )
         section.tables.append(Table("tuned_rates", pd.DataFrame(tuned), "Tuned rates", note))
     if (grid := _grid(m)) is not None:

@@ -1,8 +1,9 @@
 """The tuned learning rate and its slack; planning: what pairs can reach, and the false positives of a pool of runs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, sqrt
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,11 @@ from albert_ablate.analysis.statistics import (
 from albert_ablate.config import ConfigError
 
 TUNING_SEEDS = 3
-LEAST_RATES = 5  # odd, so that a default rate lies in the middle; four of them end at the full budget
+LEAST_RATES = 5  # odd, so that a default rate lies in the middle
+SHARE = 4  # the first stage runs every rate on one tuning seed with 1 / SHARE of the budget
+WINDOW, MOVES = 3, 4  # rates at the full budget to begin with, and how many more a window may get
+EXPECTED_MOVES = 0.9  # of two arms with as many rates each, simulated: tests/test_statistics_tuning.py
+SLACK_BOUND = 3.84  # the 95 % point of chi squared with one degree of freedom
 STEPS = (2.0, sqrt(10))  # of a grid: those whose false winners were counted (STATISTICS.md, 2.4)
 
 
@@ -32,22 +37,56 @@ def log_step(step: float, key: str) -> float:
 
 
 @dataclass(frozen=True)
+class TuningPrice:
+    """Of one arm, in full budgets of a run."""
+
+    expected: float
+    worst: float
+
+
+def tuning_price(rates: int, seeds: int = TUNING_SEEDS) -> TuningPrice:
+    """What tuning an arm costs: rates / SHARE + (WINDOW + moves) seeds, with EXPECTED_MOVES and with MOVES moves."""
+    return TuningPrice(*(rates / SHARE + (WINDOW + moves) * seeds for moves in (EXPECTED_MOVES, MOVES)))
+
+
+def next_rate(means: Mapping[int, float]) -> int | None:
+    """The rate to run next at the full budget, by its place in the grid: beside the best one where that is an end.
+
+    means: mean loss over the tuning seeds by place, of neighboring places; inf where a loss is not finite. None: the
+    best rate has a neighbor on either side, or the window has moved MOVES times, or no loss is finite.
+    """
+    best = min(means, key=lambda k: means[k])
+    if len(means) >= WINDOW + MOVES or not np.isfinite(means[best]):
+        return None
+    return best - 1 if best == min(means) else best + 1 if best == max(means) else None
+
+
+def rate_beside(means: Mapping[int, float]) -> int:
+    """The rate that a window gets because another arm's window moved: on the side of the better one of its ends."""
+    low, high = min(means), max(means)
+    return low - 1 if means[low] < means[high] else high + 1
+
+
+@dataclass(frozen=True)
 class TunedRate:
     rate: float
-    best: float  # the grid's best point; never itself the answer unless it is the vertex
-    edge: bool  # the best point is the grid's first or last: extend the grid
-    trains: bool  # False: every rate diverged, and so do the arm's runs
-    slack: float  # expected loss above the optimum, in nats; nan without two finished neighbors
-    curve: list[float]  # mean loss per rate; inf where a seed diverged, nan where it was not run on every tuning seed
+    best: float  # the best rate that was run; never itself the answer unless it is the vertex or nothing was fitted
+    edge: bool  # the best rate is the first or last that was run
+    trains: bool  # False: every run diverged, and so will the arm's runs
+    slack: float  # expected loss above the optimum, in nats; nan: unknown
+    curve: list[float]  # mean loss per rate; inf where one is not finite, nan where it was not run on every tuning seed
+    fitted: bool  # whether the rate is the vertex of a parabola; else it is the best one
 
 
-def tuned_rate(rates: Sequence[float], losses, seeds: int = TUNING_SEEDS) -> TunedRate:
-    """Vertex of the parabola through the best grid point and its neighbors, in log rate, at most half a step away.
+def tuned_rate(rates: Sequence[float], losses, seeds: int = TUNING_SEEDS, diverged=None) -> TunedRate:
+    """Vertex of the parabola through the best rate and its neighbors, in log rate, at most half a step away.
 
-    losses (tuning seeds, rates) at the full budget, in nats: inf = diverged, nan = not run (halving dropped it). The
-    curve is the mean over seeds. The grid's best point alone gives 13 to 62 % false positives, the vertex 5 to 9 %.
-    With x in steps of the grid: vertex = (y- - y+) / (2 (y- - 2 y0 + y+)). Beside a diverged neighbor that is half a
-    step away from it, the formula's limit.
+    losses (tuning seeds, rates) at the full budget, in nats: inf = not finite, nan = not run. diverged, of the same
+    shape: runs that count as diverged; a stuck one has a finite loss, which is part of the curve. The curve is the mean
+    over seeds. The grid's best point alone gives 13 to 62 % false positives, the vertex 5 to 9 %.
+    With x in steps of the grid: vertex = (y- - y+) / (2 (y- - 2 y0 + y+)). Beside a neighbor whose loss is not finite
+    the parabola goes through the best rate and the two on its other side, and the rate stays between the best and
+    the finite neighbor. Where there are no three such points, or no bend, the rate is the best one.
     """
     grid, losses = np.asarray(rates, float), np.asarray(losses, float)
     if losses.ndim != 2 or losses.shape[1] != len(grid):
@@ -68,26 +107,53 @@ def tuned_rate(rates: Sequence[float], losses, seeds: int = TUNING_SEEDS) -> Tun
     mean[whole] = np.nanmean(losses[:, whole], axis=0)
     curve, best = mean.tolist(), int(np.nanargmin(mean))
     top = float(grid[best])
+    lost = ~np.isfinite(losses) if diverged is None else np.asarray(diverged, bool)
+    trains = not lost[:, whole].all()
     if not np.isfinite(mean[best]):
-        return TunedRate(float(grid[whole][0]), top, edge=False, trains=False, slack=np.nan, curve=curve)
+        return TunedRate(float(grid[whole][0]), top, edge=False, trains=False, slack=np.nan, curve=curve, fitted=False)
     if best in (0, len(grid) - 1):
-        return TunedRate(top, top, edge=True, trains=True, slack=np.nan, curve=curve)
-    three = slice(best - 1, best + 2)
-    if not whole[three].all():
-        missing = grid[three][~whole[three]].tolist()
+        return TunedRate(top, top, edge=trains, trains=trains, slack=np.nan, curve=curve, fitted=False)
+    beside = [best - 1, best + 1]
+    if not whole[beside].all():
+        missing = grid[beside][~whole[beside]].tolist()
         raise ValueError(f"The best rate {top:g} needs its neighbors on {seeds} tuning seeds: run {missing}.")
-    left, middle, right = mean[three]
-    rate = top * float(np.exp(_vertex(left, middle, right) * steps.mean()))
-    return TunedRate(rate, top, edge=False, trains=True, slack=_slack(losses[:, three]), curve=curve)
+    middle = _middle(mean, best)
+    vertex = _vertex(*mean[middle - 1 : middle + 2]) if middle is not None else None
+    if middle is None or vertex is None:
+        return TunedRate(top, top, edge=False, trains=trains, slack=np.nan, curve=curve, fitted=False)
+    at = min(max(middle + vertex, best - 0.5), best + 0.5)
+    if middle != best:  # on the one finite side of the best
+        at = max(at, best) if middle > best else min(at, best)
+    slack = _slack(losses[:, middle - 1 : middle + 2], vertex) if at == middle + vertex else np.nan
+    rate = top * float(np.exp((at - best) * steps.mean()))
+    return TunedRate(rate, top, edge=False, trains=trains, slack=slack, curve=curve, fitted=True)
 
 
-def tuning_slack(s: float, c: float, h: float, r: int) -> float:
-    """s^2 / (8 c h^2 r): expected loss above the optimum of a vertex from three points, each a mean of r runs.
+def tuning_slack(s: float, c: float, h: float, r: int, v: float = 0.0) -> float:
+    """s^2 (1 + 12 v^2) / (8 c h^2 r): expected loss above the optimum of a vertex from three points, means of r runs.
 
-    s spread of a run, c curvature (loss = c x^2, x the log rate), h the grid's step in x. It is c times the variance of
-    the vertex, (h/2)^2 (2 s^2 / r) / (2 c h^2)^2, for a vertex on the grid; v steps beside it 1 + 12 v^2 times as much.
+    s spread of a run, c curvature (loss = c x^2, x the log rate), h the grid's step in x, v distance of the vertex from
+    the middle point in steps. It is c times the variance of the vertex, whose derivatives by the three means give
+    (h/2)^2 (2 s^2 / r) / (2 c h^2)^2 at v = 0. Over SLACK_BOUND times it lie 5 % of such losses where s is known; with
+    s from three seeds (4 degrees of freedom) 12 %.
     """
-    return s**2 / (8 * c * h**2 * r)
+    return s**2 * (1 + 12 * v**2) / (8 * c * h**2 * r)
+
+
+def slack_bound(found: Mapping[str, Any]) -> float:
+    """SLACK_BOUND times the slack of a tuned arm, in nats, from its file; nan: unknown.
+
+    Files written before `rule` stood in them hold a slack without its factor 1 + 12 v^2.
+    """
+    slack = found.get("slack")
+    if slack is None or not np.isfinite(slack):
+        return np.nan
+    if found.get("rule") is None:
+        means = {c["rate"]: c["mean"] for c in found["curve"] if c["tokens"] == found["tokens"]}
+        means = {rate: mean for rate, mean in means.items() if mean is not None}
+        best = min(means, key=lambda rate: means[rate]) if means else found["rate"]
+        slack *= 1 + 12 * (np.log(found["rate"] / best) / np.log(found.get("step", STEPS[0]))) ** 2
+    return SLACK_BOUND * float(slack)
 
 
 def pairs_to_margin(d, margin: float, level: float = ALPHA, coverage: float = 0.8) -> tuple[float, float, float]:
@@ -191,25 +257,35 @@ def _share_found(finals: np.ndarray, order: np.ndarray, level: float, N: int) ->
     return float(np.mean(np.any([p_effect(d[:, :n]) <= a for n in range(FIRST, N + 1)], axis=0)))
 
 
-def _vertex(left: float, middle: float, right: float) -> float:
-    """Vertex in grid steps from the middle; within half a step, since the middle is the least of the three."""
-    if np.isinf(left) or np.isinf(right):
-        return 0.5 * (np.isinf(left) - float(np.isinf(right)))
+def _middle(mean: np.ndarray, best: int) -> int | None:
+    """The middle one of the three points that a parabola goes through, the best among them; None: there are no three.
+
+    The best, or its one finite neighbor.
+    """
+    left, right = (bool(np.isfinite(mean[k])) for k in (best - 1, best + 1))
+    if left and right:
+        return best
+    side = 1 if right else -1
+    third = best + 2 * side
+    return best + side if (left or right) and 0 <= third < len(mean) and np.isfinite(mean[third]) else None
+
+
+def _vertex(left: float, middle: float, right: float) -> float | None:
+    """Vertex in grid steps from the middle; None where the three points have no bend upwards."""
     bend = left - 2 * middle + right
-    return float((left - right) / (2 * bend)) if bend > 0 else 0.0
+    return float((left - right) / (2 * bend)) if bend > 0 else None
 
 
-def _slack(losses: np.ndarray) -> float:
+def _slack(losses: np.ndarray, vertex: float) -> float:
     """Tuning slack from three columns (seeds, 3); s is the residual after rates and seeds, since seeds are shared."""
     losses = losses[~np.isnan(losses).any(1)]
     r = len(losses)
-    if r < 2 or not np.isfinite(losses).all():
+    if r < 2:
         return np.nan
     residual = losses - losses.mean(0) - losses.mean(1, keepdims=True) + losses.mean()
     s = sqrt((residual**2).sum() / (2 * (r - 1)))
     left, middle, right = losses.mean(0)
-    bend = left - 2 * middle + right
-    return float(tuning_slack(s, bend / 2, 1.0, r)) if bend > 0 else inf
+    return float(tuning_slack(s, (left - 2 * middle + right) / 2, 1.0, r, vertex))
 
 
 def _pairs(ratio: float, level: float) -> float:

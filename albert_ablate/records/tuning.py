@@ -1,5 +1,6 @@
 """What tuning found, a file an arm: <runs>/tuning/<arm>.json. An arm is tuned once for all studies below `runs`."""
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from albert_ablate.records.atomic import replace_file
 from albert_ablate.records.folder import plain
 
 LEARNING_RATE = "optimizer.lr"
+RULE = "moving window"  # by which rates are tuned; files without it had four rates and counted stuck runs as infinite
 FIRST_SEED = 1_000_000  # of tuning; those of confirmation count from 0
 FIRST_CALIBRATION_SEED = 2_000_000
 
@@ -29,9 +31,10 @@ def tuning_file(runs: Path, arm: str) -> Path:
 def read_tuning(runs: Path, arm: str) -> dict[str, Any] | None:
     """What tuning found for the arm with this id; None where it was never tuned.
 
-    rate: the learning rate to use. curve: for every rate and budget that was run its losses by seed (None: diverged)
-    and their mean. edge: "low" or "high" where the best rate lies at the end of what was run. slack: expected loss
-    above the optimum, in nats. trained: False where every rate diverged.
+    rate: the learning rate to use. curve: for every rate and budget that was run its losses by seed (None: not finite),
+    their mean and how many runs diverged. edge: "low" or "high" where the best rate lies at the end of what was run.
+    slack: expected loss above the optimum, in nats (None: unknown). fitted: whether the rate is a parabola's vertex.
+    trained: False where every run diverged.
     """
     file = tuning_file(runs, arm)
     try:
@@ -41,6 +44,15 @@ def read_tuning(runs: Path, arm: str) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{file} cannot be read ({type(error).__name__}): remove it to tune the arm anew.") from None
+
+
+def tuning_tokens(runs: Path) -> int:
+    """Tokens of all tuning runs that the files below `runs` hold; a file that cannot be read counts as none."""
+    total = 0
+    for file in runs.glob("tuning/*.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            total += sum(c["tokens"] * len(c["losses"]) for c in json.loads(file.read_text())["curve"])
+    return total
 
 
 def write_tuning(runs: Path, arm: str, found: Mapping[str, Any]) -> None:

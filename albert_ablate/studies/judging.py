@@ -10,8 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from albert_ablate.config import ConfigError
-
-SEVERAL_RUNGS = 4  # the shares that tune's first rung has of a budget
+from albert_ablate.records.tuning import tuning_tokens
 
 
 def judge(
@@ -123,50 +122,59 @@ class _Runner:
 
     def _lacking(self, only: Sequence[str]) -> dict[str, tuple[list[Any], list[Any]]]:
         """By claim what its primary contrasts still lack, and what the secondary ones lack to have as many pairs."""
-        from albert_ablate.analysis.judge import OPEN, judged
-
-        def untuned(reason: str) -> bool:
-            return "is not tuned" in reason
+        from albert_ablate.analysis.judge import OPEN, judged, register_judged
 
         out = {}
         ledger, found, beside = judged(self.file, self.runs, self.form, only)
+        register_judged(self.file, found, self.form, self.runs)
         for entry in ledger["claims"]:
             name, pairs = entry["name"], max(p["pairs"] for p in entry["parts"])
-            undecided = entry["verdict"] in OPEN or untuned(entry["reason"])
+            undecided = entry["verdict"] in OPEN or any(f.untuned for f in found[name])
             primary = [j for f in found[name] for j in f.jobs] if undecided else []
-            behind = [f for f in beside[name] if len(f.d) < pairs and (not f.refusal or untuned(f.refusal))]
+            behind = [f for f in beside[name] if len(f.d) < pairs and (not f.refusal or f.untuned)]
             secondary = [j for f in behind for j in f.jobs] if self.secondary else []
             out[name] = (list(dict.fromkeys(primary)), list(dict.fromkeys(secondary)))
         return out
 
     def _price(self, name: str, jobs: Sequence[Any]) -> float:
         """Tokens times the size of the model, tuning included, in a unit that orders claims."""
-        return sum(work(j.overrides) * (1 if j.rate else tuning_runs(self._form(name).rates)) for j in jobs)
+        from albert_ablate.analysis.tuning import tuning_price
+
+        tuning = tuning_price(self._form(name).rates).expected
+        return sum(work(j.overrides) * (1 if j.rate else tuning) for j in jobs)
 
     def _form(self, name: str) -> Any:
         return next(c for c in self.file.claims if c.name == name).forms[self.form]
 
     def _do(self, claim: Any, jobs: Sequence[Any]) -> int:
-        from albert_ablate.analysis.claims import composed
-        from albert_ablate.analysis.judge import register
-
-        register(self.file, claim, self.form, self.runs)
-        for overrides, name in {j.overrides: j.arm for j in jobs if j.rate is None}.items():
-            self.say(f"{claim.name}: tuning {name}")
-            tokens = composed(overrides)["budget"]["tokens"]
-            self.tokens += tokens * tuning_runs(self._form(claim.name).rates)
-            code = tuned_rate(overrides, name, self.runs, self.workers, self._form(claim.name), self.say)
-            if code in (130, 143):
-                return code
-            if code:
-                self.broken.add(claim.name)
-                return 0
+        if any(j.rate is None for j in jobs):
+            return self._tune(claim, {j.overrides: j.arm for j in jobs if j.rate is None})
         ready = [j for j in jobs if j.rate is not None]
-        if not ready:
-            return 0
         if any(j.evaluation for j in ready):
             return self._evaluate(claim, ready)
         return self._train(claim, ready)
+
+    def _tune(self, claim: Any, lacking: Mapping[tuple[str, ...], str]) -> int:
+        """Tune what lacks it together with the claim's other arms, so that all get as many full runs."""
+        from albert_ablate.analysis.claims import arms_of, measure_of
+
+        form = self._form(claim.name)
+        arms = {
+            self.file.overrides(claim, p, self.form, a): a
+            for p in claim.contrasts(self.form) if claim.rate_matters(measure_of(p)) for a in arms_of(p)
+        } | dict(lacking)  # fmt: skip
+        self.say(f"{claim.name}: tuning {', '.join(dict.fromkeys(lacking.values()))}")
+        before = tuning_tokens(self.runs)
+        code = tune_arms(arms, self.runs, self.workers, form, self.say)
+        if code in (130, 143):
+            return code
+        self.tokens += max(0, tuning_tokens(self.runs) - before)
+        if code:
+            self.broken.add(claim.name)
+        elif any(j.rate is None for kind in self._lacking([claim.name])[claim.name] for j in kind):
+            self.say(f"{claim.name} is set aside: its arms cannot be tuned alike.")
+            self.broken.add(claim.name)
+        return 0
 
     def _train(self, claim: Any, jobs: Sequence[Any]) -> int:
         from albert_ablate.studies.sweeper import Study, launched
@@ -225,19 +233,16 @@ def planned_of(job: Any, runs: Path, extra: Sequence[str] = ()) -> Iterator[Any]
         yield replace(p, label=f"{job.arm} lr={job.rate:g}")
 
 
-def tuned_rate(overrides: Sequence[str], name: str, runs: Path, workers: int, form: Any,
-               say: Callable[[str], None]) -> int:  # fmt: skip
-    """Tune an arm as `albert-ablate tune` does; its exit code."""
-    from albert_ablate.studies.tune import tune
+def tune_arms(arms: Mapping[tuple[str, ...], str], runs: Path, workers: int, form: Any,
+              say: Callable[[str], None]) -> int:  # fmt: skip
+    """Tune arms, by their overrides, as `albert-ablate tune` does, as many full runs each; its exit code."""
+    from albert_ablate.studies.tune import tune_together
 
-    trunk = [o for o in overrides if o.partition("=")[0].split(".")[0] != "task"]
+    # what decides is tuned as a language model
+    trunks = {tuple(o for o in a if o.partition("=")[0].split(".")[0] != "task"): name for a, name in arms.items()}
     objective = "best_val_loss"  # as claims are judged by test loss at the checkpoint chosen on validation
-    return tune(_sweep(trunk, name), runs, workers, (), form.rates, form.step, objective=objective, say=say)
-
-
-def tuning_runs(rates: int) -> float:
-    """Runs at the full budget that tuning an arm costs."""
-    return rates / SEVERAL_RUNGS + 4 * 3
+    sweeps = [_sweep(trunk, name) for trunk, name in trunks.items()]
+    return tune_together(sweeps, runs, workers, (), form.rates, form.step, objective=objective, say=say)
 
 
 def work(overrides: tuple[str, ...]) -> float:

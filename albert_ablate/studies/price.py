@@ -4,18 +4,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from albert_ablate.studies.judging import tuning_runs
+Price = tuple[float, float, float, float]  # runs at most, tokens of each, FLOPs of each, runs expected
 
 
 def show_price(file: Any, runs: Path, only: Sequence[str] = ()) -> None:
-    """Runs, tokens, FLOPs and seconds of each claim in both forms, and of all claims together, shared runs once."""
+    """Runs, tokens, FLOPs and hours of each claim in both forms, and of all claims together, shared runs once.
+
+    At most: all of a claim's pairs, and every window of tuning moved as often as it may; tuning as expected beside.
+    """
     from albert_ablate.analysis.judge import Bench, refuse_unknown
 
     refuse_unknown(file, only)
-    print(f"{'':<10}{'runs':>8}{'tuning':>8}{'tokens':>10}{'FLOPs':>10}{'hours':>10}")
+    print(f"{'':<10}{'':>8}{'tuning':>18}")
+    print(f"{'at most':<10}{'runs':>8}{'expected':>9}{'at most':>9}{'tokens':>10}{'FLOPs':>10}{'hours':>10}")
 
     speed = _speed(Bench(runs))
-    every: dict[str, dict[Any, tuple[float, float, float]]] = {"screen": {}, "full": {}}
+    every: dict[str, dict[Any, Price]] = {"screen": {}, "full": {}}
     for claim in file.claims:
         if only and claim.name not in only:
             continue
@@ -34,15 +38,16 @@ def show_price(file: Any, runs: Path, only: Sequence[str] = ()) -> None:
         print(f"No run below {runs} is done: hours are unknown until one is.")
 
 
-def price(file: Any, claim: Any, form: str) -> dict[Any, tuple[float, float, float]]:
-    """Runs that a claim takes at most: what is trained -> (runs, tokens of each, FLOPs of each).
+def price(file: Any, claim: Any, form: str) -> dict[Any, Price]:
+    """Runs that a claim takes: what is trained -> its price.
 
     Of its primary contrasts, as `judge --run` trains them: secondary ones stand beside where their runs are there.
     """
     from albert_ablate.analysis.claims import arms_of, composed, measure_of
+    from albert_ablate.analysis.tuning import tuning_price
 
     f = claim.forms[form]
-    out: dict[Any, tuple[float, float, float]] = {}
+    out: dict[Any, Price] = {}
     for part in claim.contrasts(form):
         m = measure_of(part)
         for arm in arms_of(part):
@@ -50,21 +55,25 @@ def price(file: Any, claim: Any, form: str) -> dict[Any, tuple[float, float, flo
             tokens = float(composed(overrides)["budget"]["tokens"])
             flops = tokens * _flops_per_token(overrides)
             if m.kind == "grid":
-                out |= {(overrides, seed, rate): (1.0, tokens, flops) for seed in claim.seeds[: f.N] for rate in f.grid}
+                out |= {
+                    (overrides, seed, rate): (1.0, tokens, flops, 1.0) for seed in claim.seeds[: f.N] for rate in f.grid
+                }
                 continue
-            out |= {(overrides, seed, part.rate_factor): (1.0, tokens, flops) for seed in claim.seeds[: f.N]}
+            out |= {(overrides, seed, part.rate_factor): (1.0, tokens, flops, 1.0) for seed in claim.seeds[: f.N]}
             if claim.rate_matters(m):
                 trunk = tuple(o for o in overrides if not o.startswith("task"))
-                out[trunk, "tuning", f.rates] = (tuning_runs(f.rates), tokens, flops)
+                tuning = tuning_price(f.rates)
+                out[trunk, "tuning", f.rates] = (tuning.worst, tokens, flops, tuning.expected)
     return out
 
 
-def _row(form: str, jobs: dict[Any, tuple[float, float, float]], speed: float | None) -> str:
-    runs = sum(n for n, _, _ in jobs.values())
-    tuning = sum(n for key, (n, _, _) in jobs.items() if key[1] == "tuning")
+def _row(form: str, jobs: dict[Any, Price], speed: float | None) -> str:
+    runs = sum(n for n, *_ in jobs.values())
+    tuning = [p for key, p in jobs.items() if key[1] == "tuning"]
+    expected, worst = (sum(p[i] for p in tuning) for i in (3, 0))
     tokens, flops = (sum(x[0] * x[i] for x in jobs.values()) for i in (1, 2))
     hours = f"{flops / speed / 3600:,.1f}" if speed else "?"
-    return f"  {form:<8}{runs:>8,.0f}{tuning:>8,.0f}{tokens:>10.2g}{flops:>10.2g}{hours:>10}"
+    return f"  {form:<8}{runs:>8,.0f}{expected:>9,.0f}{worst:>9,.0f}{tokens:>10.2g}{flops:>10.2g}{hours:>10}"
 
 
 _FLOPS: dict[str, float] = {}

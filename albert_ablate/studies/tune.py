@@ -1,9 +1,11 @@
-"""Each arm's own learning rate, found with the same rule and the same number of runs for every arm.
+"""Each arm's own learning rate, found with the same rule and the same number of full runs for every arm.
 
 Rates `center * step^k` on a log grid. First all of them on one tuning seed with a quarter of the budget, each with its
-own complete schedule (halving); then the best of them and its two neighbors, and one more neighbor on the better side,
-on three tuning seeds at the full budget. The rate is the vertex of the parabola through the best three mean losses,
-at most half a step from the best (STATISTICS.md, rule 3: the grid's best point alone gives 13 to 62 % false positives).
+own complete schedule (halving); then the best of them and its two neighbors on three tuning seeds at the full budget.
+While the best mean there is an end of what ran, one rate more on that side, at most four, beyond the grid if need be;
+an arm whose window did not move gets the missing rates beside its window when that of another arm did. The rate is the
+vertex of the parabola through the best three mean losses, at most half a step from the best (STATISTICS.md, rule 3: the
+grid's best point alone gives 13 to 62 % false positives).
 """
 
 import math
@@ -14,31 +16,62 @@ from typing import Any
 
 import numpy as np
 
-from albert_ablate.analysis.tuning import LEAST_RATES, log_step
+from albert_ablate.analysis.tuning import (
+    LEAST_RATES,
+    MOVES,
+    SHARE,
+    TUNING_SEEDS,
+    WINDOW,
+    log_step,
+    next_rate,
+    rate_beside,
+    tuned_rate,
+    tuning_price,
+)
 from albert_ablate.config import ConfigError
-from albert_ablate.records.tuning import FIRST_SEED, LEARNING_RATE, read_tuning, write_tuning
+from albert_ablate.records.tuning import FIRST_SEED, LEARNING_RATE, RULE, read_tuning, write_tuning
 from albert_ablate.studies.states import is_done, last_line, read_record
 from albert_ablate.studies.sweeper import Planned, Study, launched, plan, say_price
 from albert_ablate.studies.sweepfile import Parameter, Sweep, varied_labels
 
-RATES, STEP, SEEDS = 7, 2.0, 3
-SHARE = 4  # the first rung has a budget of 1 / SHARE
-WINDOW = 4  # rates that end with all seeds at the full budget
+RATES, STEP, SEEDS = 7, 2.0, TUNING_SEEDS
 OBJECTIVES = ("val_loss", "best_val_loss")
+EXPLODED = ("non_finite", "above_initial")  # divergences that end a run early; a stuck run has its whole budget
 
 
 @dataclass
 class Arm:
-    """An arm being tuned: its grid, and every loss so far by (tokens, rate index, seed)."""
+    """An arm being tuned: its grid, and every loss so far by (tokens, place in the grid, seed)."""
 
     label: str
     id: str
     setting: Mapping[str, Any]  # of the sweep, without seed and rate
+    sweep: Sweep  # without rate and seed
     tokens: int
-    grid: list[float]
+    center: float
+    step: float
+    rates: int
     losses: dict[tuple[int, int, int], float] = field(default_factory=dict)
+    diverged: dict[tuple[int, int, int], bool] = field(default_factory=dict)
     settings: set[str] = field(default_factory=set)  # ids of the settings that were run
     error: str = ""
+
+    @property
+    def grid(self) -> list[float]:
+        """The rates of the first stage."""
+        return [self.rate(k) for k in range(self.rates)]
+
+    def rate(self, k: int) -> float:
+        """The rate at a place of the grid, which goes on below 0 and beyond its last."""
+        return float(f"{self.center * self.step ** (k - self.rates // 2):.4g}")
+
+    def means(self) -> dict[int, float]:
+        """Mean loss over the tuning seeds at the full budget, by place; inf where one is not finite."""
+        found: dict[int, list[float]] = {}
+        for (tokens, k, _), loss in self.losses.items():
+            if tokens == self.tokens:
+                found.setdefault(k, []).append(loss)
+        return {k: float(np.mean(losses)) for k, losses in sorted(found.items())}
 
 
 def tune(
@@ -56,28 +89,58 @@ def tune(
 ) -> int:
     """Tune the arms of a sweep that are not tuned yet: exit code 0 all tuned, 1 some failed, 130 and 143 stopped."""
     _refuse(sweep, overrides, rates, seeds, objective)
+    return tune_together([sweep], runs, workers, overrides, rates, step, seeds, objective, force, dry_run, say)
+
+
+def tune_together(
+    sweeps: Sequence[Sweep],
+    runs: Path,
+    workers: int,
+    overrides: Sequence[str] = (),
+    rates: int = RATES,
+    step: float = STEP,
+    seeds: int = SEEDS,
+    objective: str = OBJECTIVES[0],
+    force: bool = False,
+    dry_run: bool = False,
+    say: Callable[[str], None] = print,
+) -> int:
+    """`tune` of the arms of several sweeps, all of which get as many full runs."""
     step = log_step(step, "--step")
-    launcher, extra = launched(sweep, overrides, workers)
-    bare = _without_rate(sweep)
-    arms = arms_of(sweep, bare, runs, extra, rates, step)
-    known = {arm.id: read_tuning(runs, arm.id) for arm in arms}
-    asked = {"rates": rates, "step": step, "objective": objective, "seeds": list(range(FIRST_SEED, FIRST_SEED + seeds))}
-    open_ = [arm for arm in arms if force or not _same_tuning(known[arm.id], asked, arm)]
-    each = rates + WINDOW * seeds
+    launcher, extra = launched(sweeps[0], overrides, workers)
+    found_arms: dict[str, Arm] = {}
+    for sweep in sweeps:
+        for arm in arms_of(sweep, _without_rate(sweep), runs, extra, rates, step):
+            found_arms.setdefault(arm.id, arm)
+    arms = [*found_arms.values()]
+    asked = {
+        "rule": RULE, "rates": rates, "step": step, "objective": objective,
+        "seeds": list(range(FIRST_SEED, FIRST_SEED + seeds)),
+    }  # fmt: skip
+    known = {arm.id: found for arm in arms if (found := read_tuning(runs, arm.id))}
+    tuned = [] if force else [arm for arm in arms if arm.id in known and _same_tuning(known[arm.id], asked, arm)]
+    for arm in tuned:
+        _take_up(arm, known[arm.id])
+    open_ = [arm for arm in arms if arm not in tuned]
+    widest = max((len(arm.means()) for arm in tuned), default=0)
+    narrow = [arm for arm in tuned if len(arm.means()) < widest]
+    price = tuning_price(rates, seeds)
     say(
-        f"{sweep.path}: {len(arms)} arms, {len(arms) - len(open_)} tuned, {len(open_)} to tune "
-        f"with {each} runs each, {rates / SHARE + WINDOW * seeds:.4g} times a run's budget."
+        f"{', '.join(dict.fromkeys(str(s.path) for s in sweeps))}: {len(arms)} arms, {len(tuned)} tuned, "
+        f"{len(open_)} to tune with {rates} runs of 1/{SHARE} of the budget and {WINDOW * seeds} to "
+        f"{(WINDOW + MOVES) * seeds} of all of it each: {price.expected:.4g} times a run's budget expected, "
+        f"{price.worst:.4g} at most."
     )
-    tuner = _Tuner(bare, runs, extra, Study(launcher, workers, say), seeds, objective)
+    if narrow:
+        say(f"Tuned with fewer rates than others here, and gets as many: {', '.join(a.label for a in narrow)}.")
+    tuner = _Tuner(runs, extra, Study(launcher, workers, say), seeds, objective)
     if dry_run:
-        _show_price(tuner, open_, workers, say)
+        _show_price(tuner, open_, rates, seeds, workers, say)
         return 0
-    if open_:
-        tuner.first_rung(open_)
-        tuner.second_rung(open_)
+    changed = tuner.go(open_, tuned) if open_ or narrow else []
     if tuner.study.stopped is not None:
         return 128 + tuner.study.stopped
-    for arm in open_:
+    for arm in changed:
         if not arm.error:
             write_tuning(runs, arm.id, asked | tuner.result(arm))
     for arm in arms:
@@ -88,17 +151,28 @@ def tune(
 
 def describe(label: str, found: Mapping[str, Any]) -> str:
     """A tuned arm in a line or two: rate, curve at the full budget, slack, and what is wrong with it."""
-    full = [c for c in found["curve"] if c["tokens"] == found["tokens"]]
-    curve = ", ".join(f"{c['rate']:g}: {'diverged' if c['mean'] is None else format(c['mean'], '.4f')}" for c in full)
+    full = sorted((c for c in found["curve"] if c["tokens"] == found["tokens"]), key=lambda c: c["rate"])
+    curve = ", ".join(f"{c['rate']:g}: {_mean_words(c)}" for c in full)
     if not found["trained"]:
         return f"{label}: no rate trains it; its runs take {found['rate']:g} and will diverge ({curve})"
-    line = f"{label}: {LEARNING_RATE}={found['rate']:g} ({curve}"
-    line += f"; slack {found['slack']:.2g} nats)" if found["slack"] is not None else ")"
+    slack = f"slack {found['slack']:.2g} nats" if found["slack"] is not None else "slack unknown"
+    line = f"{label}: {LEARNING_RATE}={found['rate']:g} ({curve}; {slack})"
     if found["edge"]:
-        line += (
-            f"; the best rate is the {found['edge']}est that was run: give {LEARNING_RATE} in the file to move the grid"
+        tried = f" after {len(full) - WINDOW} moves of the window" if found.get("rule") else ""
+        return (
+            f"{line}; the best rate is the {found['edge']}est that was run{tried}: give {LEARNING_RATE} in the file to "
+            "move the grid"
         )
+    if found.get("fitted") is False:
+        line += "; no parabola was fitted, the rate is the best one that was run"
     return line
+
+
+def _mean_words(cell: Mapping[str, Any]) -> str:
+    """1.6210, 1.6210 (2 of 3 diverged), or not finite."""
+    lost = cell.get("diverged") or 0
+    of = f" ({lost} of {len(cell['losses'])} diverged)" if lost else ""
+    return ("not finite" if cell["mean"] is None else format(cell["mean"], ".4f")) + of
 
 
 def arms_of(sweep: Sweep, bare: Sweep, runs: Path, extra: Sequence[str], rates: int, step: float) -> list[Arm]:
@@ -115,125 +189,158 @@ def arms_of(sweep: Sweep, bare: Sweep, runs: Path, extra: Sequence[str], rates: 
     for setting, label in zip(settings, labels, strict=True):
         (planned,) = plan(bare, [setting], runs, extra)
         center = given[0] if given else planned.cfg["optimizer"]["lr"]
-        grid = [float(f"{center * step ** (k - rates // 2):.4g}") for k in range(rates)]
-        found.setdefault(planned.arm, Arm(label, planned.arm, setting, planned.cfg["budget"]["tokens"], grid))
+        tokens = planned.cfg["budget"]["tokens"]
+        found.setdefault(planned.arm, Arm(label, planned.arm, setting, bare, tokens, center, step, rates))
     return [*found.values()]
 
 
 class _Tuner:
-    """Runs the rungs of all arms side by side, so that no worker waits for an arm."""
+    """Runs the stages of all arms side by side, so that no worker waits for an arm."""
 
-    def __init__(self, sweep: Sweep, runs: Path, extra: Sequence[str], study: Study, seeds: int, objective: str):
-        more = (Parameter(LEARNING_RATE, (0, 1)), Parameter("budget.tokens", (0, 1)))  # to be named in labels
-        kept = tuple(p for p in sweep.parameters if p.name != "budget.tokens")
-        self.sweep = replace(sweep, parameters=kept + more)
+    def __init__(self, runs: Path, extra: Sequence[str], study: Study, seeds: int, objective: str):
         self.extra = [o for o in extra if not o.startswith("budget.tokens=")]
         self.runs, self.study, self.seeds, self.objective = runs, study, seeds, objective
 
-    def first_rung(self, arms: Sequence[Arm]) -> None:
-        self._run({arm.id: [(arm.tokens // SHARE, k, 0) for k in range(len(arm.grid))] for arm in arms}, arms)
+    def go(self, open_: Sequence[Arm], tuned: Sequence[Arm]) -> list[Arm]:
+        """Tune the open arms; gives them and those tuned ones that got rates because another's window moved."""
+        before = {arm.id: len(arm.losses) for arm in tuned}
+        self._run({arm.id: [(arm.tokens // SHARE, k, 0) for k in range(arm.rates)] for arm in open_}, open_)
+        wanted = {arm.id: [*self._first_window(arm)] for arm in open_ if not arm.error}
+        while wanted and self.study.stopped is None:
+            arms = [arm for arm in (*open_, *tuned) if arm.id in wanted]
+            self._run({a.id: [(a.tokens, k, s) for s in range(self.seeds) for k in wanted[a.id]] for a in arms}, arms)
+            wanted = self._wanted([arm for arm in (*open_, *tuned) if not arm.error])
+        return [*open_, *(arm for arm in tuned if len(arm.losses) > before[arm.id])]
 
-    def second_rung(self, arms: Sequence[Arm]) -> None:
-        for window in (self._best_three, self._one_more):
-            alive = [arm for arm in arms if not arm.error]
-            if self.study.stopped is not None:
-                return
-            self._run({a.id: [(a.tokens, k, s) for s in range(self.seeds) for k in window(a)] for a in alive}, alive)
+    def _first_window(self, arm: Arm) -> range:
+        """The best rate of the first stage and its neighbors; the least three where no loss is finite."""
+        if self.study.stopped is not None:
+            return range(0)
+        first = [arm.losses[arm.tokens // SHARE, k, 0] for k in range(arm.rates)]
+        best = int(np.argmin(first)) if np.isfinite(first).any() else 1
+        return range(best - 1, best + 2)
 
-    def _best_three(self, arm: Arm) -> range:
-        """The best rate of the first rung in the middle, as far as the grid goes; the least three if none trained."""
-        first = [arm.losses[arm.tokens // SHARE, k, 0] for k in range(len(arm.grid))]
-        best = int(np.argmin(first)) if np.isfinite(first).any() else 0
-        middle = min(max(best, 1), len(arm.grid) - 2)
-        return range(middle - 1, middle + 2)
+    def _wanted(self, arms: Sequence[Arm]) -> dict[str, list[int]]:
+        """The rates to run next, by arm: where windows move; when none does, where one has fewer rates than others."""
+        if self.study.stopped is not None or not arms:
+            return {}
+        means = {arm.id: arm.means() for arm in arms}
+        moves = {id: [k] for id, own in means.items() if (k := next_rate(own)) is not None}
+        if moves:
+            return moves
+        widest = max(map(len, means.values()))
+        return {id: [rate_beside(own)] for id, own in means.items() if len(own) < widest}
 
-    def _one_more(self, arm: Arm) -> list[int]:
-        """The rate beside the three, on the side of the better one of their ends."""
-        three = self._best_three(arm)
-        low, high = (self.means(arm)[k] for k in (three[0], three[-1]))
-        order = [three[0] - 1, three[-1] + 1] if low < high else [three[-1] + 1, three[0] - 1]
-        return [k for k in order if 0 <= k < len(arm.grid)][:1]
-
-    def price(self, arms: Sequence[Arm]) -> list[Planned]:
-        """Runs as dear as those to come; which rates the last rung has is not known yet."""
-        middle = [len(arms[0].grid) // 2 + k for k in range(-(WINDOW // 2), WINDOW - WINDOW // 2)] if arms else []
-        wanted = [
-            self._setting(arm, job)
-            for arm in arms
-            for job in [(arm.tokens // SHARE, k, 0) for k in range(len(arm.grid))]
-            + [(arm.tokens, k, s) for s in range(self.seeds) for k in middle if 0 <= k < len(arm.grid)]
-        ]
-        return plan(self.sweep, wanted, self.runs, self.extra)
-
-    def means(self, arm: Arm) -> dict[int, float]:
-        """Mean loss over the tuning seeds at the full budget, by rate index; inf where one diverged."""
-        found: dict[int, list[float]] = {}
-        for (tokens, k, _), loss in arm.losses.items():
-            if tokens == arm.tokens:
-                found.setdefault(k, []).append(loss)
-        return {k: float(np.mean(losses)) for k, losses in sorted(found.items())}
+    def price(self, arms: Sequence[Arm], windows: int) -> list[Planned]:
+        """Runs as dear as those to come, with `windows` rates at the full budget: which they are is not known yet."""
+        out = []
+        for arm in arms:
+            low = arm.rates // 2 - windows // 2
+            jobs = [(arm.tokens // SHARE, k, 0) for k in range(arm.rates)]
+            jobs += [(arm.tokens, k, s) for s in range(self.seeds) for k in range(low, low + windows)]
+            out += plan(_named(arm.sweep), [self._setting(arm, job) for job in jobs], self.runs, self.extra)
+        return out
 
     def _setting(self, arm: Arm, job: tuple[int, int, int]) -> dict[str, Any]:
         tokens, k, seed = job
         return {
-            **arm.setting, "budget.tokens": tokens, LEARNING_RATE: arm.grid[k], "seed": FIRST_SEED + seed
+            **arm.setting, "budget.tokens": tokens, LEARNING_RATE: arm.rate(k), "seed": FIRST_SEED + seed
         }  # fmt: skip
 
     def _run(self, jobs: Mapping[str, Sequence[tuple[int, int, int]]], arms: Sequence[Arm]) -> None:
         """Train the jobs of all arms, seeds outermost, and read their losses."""
-        wanted = [(arm, job) for arm in arms for job in jobs[arm.id]]
-        wanted.sort(key=lambda pair: pair[1][2])
-        planned = plan(self.sweep, [self._setting(*pair) for pair in wanted], self.runs, self.extra)
-        failed = self.study.complete(planned)
+        wanted: list[tuple[Arm, tuple[int, int, int], Planned]] = []
+        sweeps = list[Sweep]()
+        for arm in arms:
+            if arm.sweep not in sweeps:
+                sweeps.append(arm.sweep)
+        for sweep in sweeps:
+            pairs = [(arm, job) for arm in arms if arm.sweep == sweep for job in jobs[arm.id]]
+            planned = plan(_named(sweep), [self._setting(*pair) for pair in pairs], self.runs, self.extra)
+            wanted += [(arm, job, p) for (arm, job), p in zip(pairs, planned, strict=True)]
+        wanted.sort(key=lambda found: found[1][2])
+        failed = self.study.complete([p for *_, p in wanted])
         if self.study.stopped is not None:
             return
-        for (arm, job), p in zip(wanted, planned, strict=True):
+        for arm, job, p in wanted:
             record = read_record(p.folder)
             arm.settings.add(p.folder.parent.name)
             if not is_done(record):
                 arm.error = arm.error or f"{p.name} failed: {last_line(failed.get(p) or record.get('error'))}"
                 continue
-            loss = record["summary"].get(self.objective)
-            arm.losses[job] = math.inf if record["status"] == "diverged" or loss is None else loss
+            arm.losses[job], arm.diverged[job] = loss_of(record, self.objective), record["status"] == "diverged"
 
     def result(self, arm: Arm) -> dict[str, Any]:
         """The arm's rate from the losses at the full budget, as it is written."""
-        from albert_ablate.analysis.tuning import tuned_rate
-
-        ran = [*self.means(arm)]
-        losses = [[arm.losses[arm.tokens, k, s] for k in ran] for s in range(self.seeds)]
-        found = tuned_rate([arm.grid[k] for k in ran], losses, self.seeds)
-        edge = ("low" if found.best == arm.grid[ran[0]] else "high") if found.edge else None
-        cells: dict[tuple[int, int], list[float]] = {}
-        for (tokens, k, _), loss in sorted(arm.losses.items()):
-            cells.setdefault((tokens, k), []).append(loss)
+        ran = [*arm.means()]
+        losses, lost = (
+            [[found[arm.tokens, k, s] for k in ran] for s in range(self.seeds)] for found in (arm.losses, arm.diverged)
+        )
+        found = tuned_rate([arm.rate(k) for k in ran], losses, self.seeds, lost)
+        edge = ("low" if found.best == arm.rate(ran[0]) else "high") if found.edge else None
+        cells: dict[tuple[int, int], list[int]] = {}
+        for tokens, k, s in sorted(arm.losses):
+            cells.setdefault((tokens, k), []).append(s)
         return {
             "arm": arm.label,
             "key": arm.id,
             "rate": float(f"{found.rate:.4g}"),
             "trained": found.trains,
+            "fitted": found.fitted,
             "edge": edge,
             "slack": found.slack,
             "tokens": arm.tokens,
             "curve": [
                 {
-                    "rate": arm.grid[k],
+                    "rate": arm.rate(k),
                     "tokens": tokens,
-                    "losses": losses,
-                    "mean": float(np.mean(losses)),
-                    "seeds": [FIRST_SEED + s for s in range(len(losses))],
+                    "losses": [arm.losses[tokens, k, s] for s in ran_on],
+                    "mean": float(np.mean([arm.losses[tokens, k, s] for s in ran_on])),
+                    "seeds": [FIRST_SEED + s for s in ran_on],
+                    "diverged": sum(arm.diverged[tokens, k, s] for s in ran_on),
                 }
-                for (tokens, k), losses in sorted(cells.items())
+                for (tokens, k), ran_on in sorted(cells.items())
             ],
             "runs": sorted(arm.settings),
         }
 
 
-def _same_tuning(found: Mapping[str, Any] | None, asked: Mapping[str, Any], arm: Arm) -> bool:
+def loss_of(record: Mapping[str, Any], objective: str) -> float:
+    """The loss with which a done run enters the curve, in nats; inf where it is not finite.
+
+    A stuck run has its whole budget and its own figure. A run that exploded has the loss it ended with, however good it
+    once was.
+    """
+    summary = record["summary"]
+    kind = summary.get("divergence") if record["status"] == "diverged" else None
+    loss = summary.get("val_loss" if kind in EXPLODED else objective)
+    if kind == "non_finite" or loss is None or not math.isfinite(loss):
+        return math.inf
+    return float(loss)
+
+
+def _same_tuning(found: Mapping[str, Any], asked: Mapping[str, Any], arm: Arm) -> bool:
     """Whether an arm was tuned as it is asked for now, the grid's place included."""
-    if found is None or any(found.get(key) != value for key, value in asked.items()):
+    if any(found.get(key) != value for key, value in asked.items()) or found["tokens"] != arm.tokens:
         return False
     return [c["rate"] for c in found["curve"] if c["tokens"] == arm.tokens // SHARE] == arm.grid
+
+
+def _take_up(arm: Arm, found: Mapping[str, Any]) -> None:
+    """The losses that a tuned arm's file holds."""
+    places = {arm.rate(k): k for k in range(-MOVES - 1, arm.rates + MOVES + 1)}
+    for cell in found["curve"]:
+        for i, (seed, loss) in enumerate(zip(cell["seeds"], cell["losses"], strict=True)):
+            job = cell["tokens"], places[cell["rate"]], seed - FIRST_SEED
+            arm.losses[job] = math.inf if loss is None else loss
+            arm.diverged[job] = i < cell["diverged"]  # which of them is not kept, and nothing asks for it
+    arm.settings |= set(found["runs"])
+
+
+def _named(sweep: Sweep) -> Sweep:
+    """The sweep with rate and budget among what varies, so that labels name them."""
+    more = (Parameter(LEARNING_RATE, (0, 1)), Parameter("budget.tokens", (0, 1)))
+    return replace(sweep, parameters=tuple(p for p in sweep.parameters if p.name != "budget.tokens") + more)
 
 
 def _without_rate(sweep: Sweep) -> Sweep:
@@ -259,7 +366,14 @@ def _refuse(sweep: Sweep, overrides: Sequence[str], rates: int, seeds: int, obje
         raise ConfigError(f"--objective={objective} is not allowed: it must be one of {', '.join(OBJECTIVES)}.")
 
 
-def _show_price(tuner: _Tuner, arms: Sequence[Arm], workers: int, say: Callable[[str], None]) -> None:
+def _show_price(tuner: _Tuner, arms: Sequence[Arm], rates: int, seeds: int, workers: int,
+                say: Callable[[str], None]) -> None:  # fmt: skip
     for arm in arms:
         say(f"{arm.label}: rates {', '.join(f'{r:g}' for r in arm.grid)}, {arm.tokens:,} tokens ({arm.id})")
-    say_price(tuner.price(arms), tuner.runs, workers, say)
+    if arms:
+        price = tuning_price(rates, seeds)
+        say(f"Without a move of a window; expected {price.expected / (rates / SHARE + WINDOW * seeds):.2f} times that:")
+    say_price(tuner.price(arms, WINDOW), tuner.runs, workers, say)
+    if arms:
+        say("At most:")
+        say_price(tuner.price(arms, WINDOW + MOVES), tuner.runs, workers, say)

@@ -5,17 +5,19 @@ import math
 STUCK = 0.98  # share of the unigram model's loss that a run must get below by its end
 ABOVE = 1.02  # times the initial loss: a single batch of an unchanged model may lie a little above it
 PATIENCE = 10  # the loss may lie above the initial loss for less than 1/10 of the budget
+LEAST_STEPS = 5  # above the initial loss, however small the budget: a single step of ten says nothing
 
 
 class Divergence:
     """Watches the training loss, step by step.
 
     "non_finite": a loss or gradient norm is not a number. "above_initial": the loss lay above the initial loss (by more
-    than 2 %) for 10 % of the budget's steps without a break. The third kind, "stuck", is seen at the end (`end_kind`).
+    than 2 %) for 10 % of the budget's steps, at least 5, without a break. The third kind, "stuck", is seen at the end
+    (`end_kind`).
     """
 
     def __init__(self, steps: int):
-        self.limit = math.ceil(steps / PATIENCE)
+        self.limit = max(LEAST_STEPS, math.ceil(steps / PATIENCE))
         self.initial = math.inf
         self.above = 0
 
