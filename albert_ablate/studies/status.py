@@ -31,12 +31,14 @@ def arms(
     """
     table: dict[str, dict[int, Mapping[str, Any]]] = {}
     if sweep is None:
+        named: dict[str, dict[str, dict[int, Mapping[str, Any]]]] = {}  # name -> setting -> seed
         for record in records:
-            folder = Path(record["folder"])
-            lr = record.get("lr")
-            label = record.get("label") or "?"
-            name = f"{folder.parent.name} {label}" + (f" lr={lr:g}" if lr is not None else "")
-            table.setdefault(name, {})[int(folder.name[4:])] = record
+            folder, lr = Path(record["folder"]), record.get("lr")
+            name = record.get("name") or (record.get("label") or "?") + (f" lr={lr:g}" if lr is not None else "")
+            named.setdefault(str(name), {}).setdefault(folder.parent.name, {})[int(folder.name[4:])] = record
+        for name, alike in named.items():  # a hash only where a name has several settings
+            for folder_name, seeds in alike.items():
+                table[name if len(alike) == 1 else f"{name} ({folder_name})"] = seeds
         return table
     settings = sweep.settings()
     over = dict(o.lstrip("+").split("=", 1) for o in overrides if not o.lstrip("+").startswith("hydra"))

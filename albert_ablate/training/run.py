@@ -27,6 +27,7 @@ from albert_ablate.data.packed import Order, Packed, block_count, cache_folder, 
 from albert_ablate.data.tasks import fingerprint, is_language, language_model
 from albert_ablate.records.atomic import replace_file
 from albert_ablate.records.folder import DONE, RunFolder, plain
+from albert_ablate.records.naming import link_by_name, name_of
 from albert_ablate.records.provenance import provenance
 from albert_ablate.records.tracker import joined
 from albert_ablate.records.tuning import role
@@ -275,6 +276,7 @@ def _train(
     record = _continued(record, fresh) if record else fresh
     record["sessions"] += 1
     record["resumed_at"] = step
+    link_by_name(folder.path, record)
     where = {"folder": str(folder.path), "resume": None if resume is None else str(resume)}
     ranks.share({"plan": {"cfg": cfg, "record": record, **where}})
     try:
@@ -417,6 +419,7 @@ def _new_record(cfg: dict, packed: Packed, who: Any, threads: int, ranks: int) -
     return {
         "status": "running",
         "label": label(cfg),
+        "name": name_of(cfg),
         "arm": who.arm,
         "setting": who.setting,
         "identity": who.run,
