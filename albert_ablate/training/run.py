@@ -372,6 +372,8 @@ def _fit(
         training_flops(cfg),
         ranks,
     )
+    if not packed.reversible and ranks.first:
+        print("The tokenizer does not give the text back: bits per byte are left out.", file=sys.stderr)
     if verbose:
         print(banner(record, _estimate(module, packed, order, context, steps - start)), flush=True)
     _quiet()
@@ -438,6 +440,8 @@ def _new_record(cfg: dict, packed: Packed, who: Any, threads: int, ranks: int) -
             "fingerprint": packed.fingerprint,
             "train_tokens": len(packed.train),
             "bytes_per_token": packed.bytes_per_token["train"],
+            "reversible": packed.reversible,  # whether the tokenizer gives the text back
+            "skipped": packed.skipped,  # rows without text
             "entropy_rate": getattr(corpus, "entropy_rate", None),  # nats per byte, known for synthetic languages
             "revision": getattr(corpus, "commit", None),
         },
