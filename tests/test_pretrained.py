@@ -6,6 +6,7 @@ import logging
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
 from albert_ablate.config import ConfigError
 from albert_ablate.model.pretrained import load_pretrained
@@ -86,6 +87,20 @@ def test_weights_are_read_from_a_pickle_and_from_several_files(shape, tmp_path):
         theirs.save_pretrained(tmp_path, max_shard_size="4KB")
         assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
     torch.testing.assert_close(load_pretrained(tmp_path)(tokens()), theirs(tokens()).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama biased, tied"])
+def test_a_head_beside_an_embedding_that_the_config_calls_tied_is_read_as_transformers_reads_it(name, tmp_path):
+    theirs = reference(name)
+    theirs.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    head = torch.randn(50, 16, generator=torch.Generator().manual_seed(2))
+    save_file(weights | {"lm_head.weight": head}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    again = type(theirs).from_pretrained(tmp_path, attn_implementation="eager").eval()
+    assert torch.equal(again.lm_head.weight, head)
+    ours = load_pretrained(tmp_path).eval()
+    torch.testing.assert_close(ours(tokens()), again(tokens()).logits, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(ours(tokens()), theirs.eval()(tokens()).logits, atol=1)
 
 
 def test_a_pickle_that_would_run_code_is_not_read(tmp_path):

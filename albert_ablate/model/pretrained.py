@@ -5,10 +5,10 @@ transformers 5.
 """
 
 import inspect
-import json
-import pickle
+import math
 from collections.abc import Callable, Collection, Mapping
-from functools import cache
+from dataclasses import replace
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from albert_ablate.config import (
 )
 from albert_ablate.model.decoder import Decoder, Parts
 from albert_ablate.model.dropout import Clock, NoDropout
+from albert_ablate.model.weight_files import read_json, shapes, stamp, tensors, weight_files
 from albert_ablate.streams import digest
 
 Structure = dict[str, dict[str, Any]]
@@ -40,8 +41,35 @@ SILENT |= {"bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", 
 SILENT |= {"label2id", "gradient_checkpointing", "n_ctx", "n_special", "predict_special_tokens", "output_past"}
 SILENT |= {"summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout"}
 SILENT |= {"pretraining_tp", "cache_implementation", "return_dict", "is_llama_config", "max_sequence_length"}
+SILENT |= {"transformers.js_config", "auto_map", "tokenizer_class", "problem_type", "finetuning_task", "torchscript"}
+SILENT |= {"output_attentions", "output_hidden_states", "unsloth_version", "unsloth_fixed", "chunk_size_feed_forward"}
+SILENT |= {"_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "attn_implementation", "prefix"}
+SILENT |= {
+    "sep_token_id",
+    "decoder_start_token_id",
+    "vocab_type",
+    "language",
+    "license",
+    "ignore_index",
+    "tf_legacy_loss",
+}
+# how text is generated, which older releases of transformers wrote here
+SILENT |= {"max_length", "min_length", "max_new_tokens", "min_new_tokens", "do_sample", "early_stopping", "num_beams"}
+SILENT |= {
+    "num_beam_groups",
+    "diversity_penalty",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "bad_words_ids",
+}
+SILENT |= {"repetition_penalty", "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"}
+SILENT |= {"num_return_sequences", "output_scores", "return_dict_in_generate", "forced_bos_token_id", "suppress_tokens"}
+SILENT |= {"forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty", "begin_suppress_tokens"}
 # dropout is chosen by the arm, not by the checkpoint
-SILENT |= {"attn_pdrop", "embd_pdrop", "resid_pdrop", "attention_dropout"}
+SILENT |= {"attn_pdrop", "embd_pdrop", "resid_pdrop", "attention_dropout", "hidden_dropout", "dropout"}
 
 
 class _Fields:
@@ -62,6 +90,26 @@ class _Fields:
             raise ConfigError(f"{self.file} names no {name}.")
         return value
 
+    def count(self, name: str, default: int | None = None) -> int:
+        """A whole number of at least 1; it must be there where there is no default."""
+        value = self.need(name) if default is None else self.take(name, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= 10**9:
+            raise ConfigError(f"{self.file} has {name}={value}: it must be a whole number from 1.")
+        return value
+
+    def number(self, name: str, default: float) -> float:
+        """A number above 0."""
+        value = self.take(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise ConfigError(f"{self.file} has {name}={value}: it must be a number above 0.")
+        return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self.take(name, default)
+        if not isinstance(value, bool):
+            raise ConfigError(f"{self.file} has {name}={value}: it must be true or false.")
+        return value
+
     def only(self, name: str, allowed: Any) -> None:
         """Refuse any value but `allowed`, which is also what an absent field means."""
         value = self.take(name, allowed)
@@ -73,7 +121,7 @@ class _Fields:
 
     def activation(self, name: str, default: str) -> str:
         value = self.take(name, default)
-        if value not in ACTIVATIONS:
+        if not isinstance(value, str) or value not in ACTIVATIONS:
             self.refuse(name, value)
         return ACTIVATIONS[value]
 
@@ -81,13 +129,17 @@ class _Fields:
         """rope_theta, in its own field or, since transformers 5, in rope_parameters; scaled positions are refused."""
         self.only("rope_scaling", None)
         found = self.take("rope_parameters", {})
-        if set(found) - {"rope_theta", "rope_type"} or found.get("rope_type", "default") != "default":
+        if (
+            not isinstance(found, Mapping)
+            or set(found) - {"rope_theta", "rope_type"}
+            or found.get("rope_type", "default") != "default"
+        ):
             self.refuse("rope_parameters", found)
-        return float(found.get("rope_theta", self.take("rope_theta", 10_000.0)))
+        return _Fields({"rope_theta": self.take("rope_theta"), **found}, self.file).number("rope_theta", 10_000.0)
 
     def done(self) -> None:
         for name, value in self.content.items():
-            if name not in self.known and value is not None and value is not False:
+            if name not in self.known and value not in (None, False, {}, []):
                 self.refuse(name, value)
 
 
@@ -107,47 +159,48 @@ def _gpt2(f: _Fields) -> Structure:
     f.only("scale_attn_by_inverse_layer_idx", False)
     f.only("add_cross_attention", False)
     f.take("reorder_and_upcast_attn")  # the same numbers in float32
-    return _of_openai(f, "PreLN", f.activation("activation_function", "gelu_new"), f.take("n_inner"))
+    hidden = f.count("n_inner") if f.take("n_inner") is not None else None
+    return _of_openai(f, "PreLN", f.activation("activation_function", "gelu_new"), hidden)
 
 
 def _openai_gpt(f: _Fields) -> Structure:
     activation = f.take("afn", "gelu")
     if activation == "gelu":  # what this family calls gelu is the tanh form
         activation = "gelu_new"
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         f.refuse("afn", activation)
     return _of_openai(f, "PostLN", ACTIVATIONS[activation], None)
 
 
 def _of_openai(f: _Fields, placement: str, activation: str, hidden: int | None) -> Structure:
-    width = f.need("n_embd")
+    width = f.count("n_embd")
     model = {
-        "layers": f.need("n_layer"),
+        "layers": f.count("n_layer"),
         "width": width,
-        "heads": f.need("n_head"),
-        "context": f.need("n_positions"),
+        "heads": f.count("n_head"),
+        "context": f.count("n_positions"),
         "hidden": hidden or 4 * width,
         "activation": activation,
-        "tied": f.take("tie_word_embeddings", True),
+        "tied": f.flag("tie_word_embeddings", True),
         "bias": True,
         "embedding_scale": 1.0,
     }
-    eps = f.take("layer_norm_epsilon", 1e-5)
-    return _nodes(placement, "layer_norm", eps, {"positions": "learned"}, model, f.need("vocab_size"))
+    eps = f.number("layer_norm_epsilon", 1e-5)
+    return _nodes(placement, "layer_norm", eps, {"positions": "learned"}, model, f.count("vocab_size"))
 
 
 def _of_llama(f: _Fields, placement: str, norm_type: str, eps: float, tied: bool, **attention: Any) -> Structure:
-    width, heads = f.need("hidden_size"), f.need("num_attention_heads")
-    bias = f.take("attention_bias", False)
-    if f.take("mlp_bias", False) != bias:
+    width, heads = f.count("hidden_size"), f.count("num_attention_heads")
+    bias = f.flag("attention_bias", False)
+    if f.flag("mlp_bias", False) != bias:
         raise ConfigError(f"{f.file} has attention_bias={bias} and another mlp_bias: this model has both or neither.")
-    tied = f.take("tie_word_embeddings", tied)
+    tied = f.flag("tie_word_embeddings", tied)
     model = {
-        "layers": f.need("num_hidden_layers"),
+        "layers": f.count("num_hidden_layers"),
         "width": width,
         "heads": heads,
-        "context": f.need("max_position_embeddings"),
-        "hidden": f.need("intermediate_size"),
+        "context": f.count("max_position_embeddings"),
+        "hidden": f.count("intermediate_size"),
         "activation": f.activation("hidden_activation", f.take("hidden_act", "silu")),
         "gated": True,
         "tied": tied,
@@ -157,11 +210,11 @@ def _of_llama(f: _Fields, placement: str, norm_type: str, eps: float, tied: bool
     attention |= {
         "positions": "rotary",
         "rotary_base": f.rotary_base(),
-        "kv_heads": f.take("num_key_value_heads", heads),
-        "head_width": f.take("head_dim", width // heads),
+        "kv_heads": f.count("num_key_value_heads", heads),
+        "head_width": f.count("head_dim", width // heads or None),
     }
-    eps = f.take("rms_norm_eps", eps)
-    return _nodes(placement, norm_type, eps, attention, model, f.need("vocab_size"))
+    eps = f.number("rms_norm_eps", eps)
+    return _nodes(placement, norm_type, eps, attention, model, f.count("vocab_size"))
 
 
 def _llama(f: _Fields) -> Structure:
@@ -178,34 +231,38 @@ def _gemma2(f: _Fields) -> Structure:
     f.only("use_bidirectional_attention", False)
     f.take("hidden_act")  # hidden_activation counts
     f.content = {"hidden_activation": "gelu_pytorch_tanh"} | {k: v for k, v in f.content.items() if v is not None}
-    window, layers = f.take("sliding_window"), f.need("num_hidden_layers")
+    window = f.count("sliding_window") if f.take("sliding_window") is not None else None
+    layers = f.count("num_hidden_layers")
     pattern = ["full_attention" if layer % 2 else "sliding_attention" for layer in range(layers)]
     f.only("layer_types", pattern)
     nodes = _of_llama(f, "SandwichLN", "zero_centred_rms_norm", 1e-6, tied=True)
     nodes["attention"] |= {
-        "head_width": f.need("head_dim"),
-        "softcap": f.take("attn_logit_softcapping"),
+        "head_width": f.count("head_dim"),
+        "softcap": f.number("attn_logit_softcapping", 50.0) if f.take("attn_logit_softcapping") else None,
         "window": window,
         "full_every": 2 if window else None,
-        "scale": f.take("query_pre_attn_scalar", 256) ** -0.5,
+        "scale": f.number("query_pre_attn_scalar", 256) ** -0.5,
     }
-    nodes["model"]["logit_softcap"] = f.take("final_logit_softcapping")
+    nodes["model"]["logit_softcap"] = (
+        f.number("final_logit_softcapping", 30.0) if f.take("final_logit_softcapping") else None
+    )
     nodes["model"]["embedding_scale"] = nodes["model"]["width"] ** 0.5
     return nodes
 
 
 def _names_of_openai(w: Weights, layers: int, embedding: str, positions: str) -> Weights:
     w = {name.removeprefix("transformer."): tensor for name, tensor in w.items()}
-    out = {"embedding.weight": w.pop(f"{embedding}.weight"), "positions.weight": w.pop(f"{positions}.weight")}
-    for name, ours in (("ln_f.weight", "final_norm.weight"), ("ln_f.bias", "final_norm.bias")):
-        if name in w:
-            out[ours] = w.pop(name)
+    ends = {f"{embedding}.weight": "embedding.weight", f"{positions}.weight": "positions.weight"}
+    ends |= {"ln_f.weight": "final_norm.weight", "ln_f.bias": "final_norm.bias"}
+    out = {ours: w.pop(name) for name, ours in ends.items() if name in w}
     parts = {"attn.c_attn": "attention.qkv", "attn.c_proj": "attention.output", "mlp.c_fc": "mlp.up"}
     parts |= {"mlp.c_proj": "mlp.down", "ln_1": "around_attention.norm", "ln_2": "around_mlp.norm"}
     for layer in range(layers):
         for theirs, ours in parts.items():
             for leaf in ("weight", "bias"):
-                tensor = w.pop(f"h.{layer}.{theirs}.{leaf}")
+                tensor = w.pop(f"h.{layer}.{theirs}.{leaf}", None)
+                if tensor is None:
+                    continue
                 # their matrices are stored with inputs along the rows
                 out[f"blocks.{layer}.{ours}.{leaf}"] = tensor.T if tensor.ndim == 2 else tensor
         for mask in ("bias", "masked_bias"):  # the causal mask, which older files hold
@@ -215,7 +272,8 @@ def _names_of_openai(w: Weights, layers: int, embedding: str, positions: str) ->
 
 def _names_of_llama(w: Weights, layers: int, norms: Mapping[str, str]) -> Weights:
     w = {name.removeprefix("model."): tensor for name, tensor in w.items()}
-    out = {"embedding.weight": w.pop("embed_tokens.weight"), "final_norm.weight": w.pop("norm.weight")}
+    ends = {"embed_tokens.weight": "embedding.weight", "norm.weight": "final_norm.weight"}
+    out = {ours: w.pop(name) for name, ours in ends.items() if name in w}
     parts = {"self_attn.o_proj": "attention.output", "mlp.gate_proj": "mlp.gate", "mlp.up_proj": "mlp.up"}
     parts |= {"mlp.down_proj": "mlp.down", **norms}
     for layer in range(layers):
@@ -239,6 +297,7 @@ _REORDERED |= {"self_attn.q_norm": "attention.query_norm", "self_attn.k_norm": "
 _SANDWICH = {"input_layernorm": "around_attention.norm_in", "post_attention_layernorm": "around_attention.norm_out"}
 _SANDWICH |= {"pre_feedforward_layernorm": "around_mlp.norm_in", "post_feedforward_layernorm": "around_mlp.norm_out"}
 
+EMBEDDINGS = ("wte", "tokens_embed", "embed_tokens")  # what the families call it
 READERS: dict[str, tuple[Callable[[_Fields], Structure], Callable[[Weights, int], Weights]]] = {
     "gpt2": (_gpt2, lambda w, layers: _names_of_openai(w, layers, "wte", "wpe")),
     "openai-gpt": (_openai_gpt, lambda w, layers: _names_of_openai(w, layers, "tokens_embed", "positions_embed")),
@@ -249,62 +308,67 @@ READERS: dict[str, tuple[Callable[[_Fields], Structure], Callable[[Weights, int]
 
 
 def structure(folder: str | Path) -> Structure:
-    """What a checkpoint's config.json says, as configuration nodes: norm, norm_type, attention, model and, under
-    tokenizer, the size of the vocabulary.
+    """What a checkpoint says, as configuration nodes: norm, norm_type, attention, model and, under tokenizer, how many
+    rows its embedding has.
 
-    Raises ConfigError with one sentence for a model_type or a field that would have to be left out.
+    All but one thing stands in config.json: where that says that the head is the embedding and the weights hold another
+    head, they are two matrices, as transformers reads it. Raises ConfigError with one sentence for a model_type or a
+    field that would have to be left out, and for weights that are not all there or do not fit.
     """
-    file = Path(folder).expanduser() / "config.json"
-    try:
-        content = json.loads(file.read_text())
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read: {error.strerror}.") from None
-    except ValueError as error:
-        raise ConfigError(f"{file} is no JSON: {error}.") from None
+    folder = Path(folder).expanduser()
+    nodes = _of_config(folder)[0]
+    nodes["model"]["tied"] = _is_tied(folder, stamp(folder))
+    return nodes
+
+
+def _of_config(folder: Path) -> tuple[Structure, str]:
+    """What config.json says, and its model_type."""
+    file = folder / "config.json"
+    content = read_json(file)
     kind = content.get("model_type")
-    if kind not in READERS:
+    if not isinstance(kind, str) or kind not in READERS:
         raise ConfigError(
             f"{file} has model_type={kind}, which cannot be read: it must be one of {', '.join(READERS)}."
         )
     fields = _Fields(content, file)
     nodes = READERS[kind][0](fields)
     fields.done()
-    return nodes
+    _check_heads(nodes, file)
+    return nodes, kind
 
 
-def weight_files(folder: str | Path) -> list[Path]:
-    """The files that hold a checkpoint's weights: safetensors before pickles, one before several with an index."""
-    folder = Path(folder).expanduser()
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / name).exists():
-            return [folder / name]
-        index = folder / f"{name}.index.json"
-        if index.exists():
-            return [folder / part for part in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    raise ConfigError(f"{folder} holds no weights: it needs model.safetensors or pytorch_model.bin.")
+@lru_cache(16)
+def _is_tied(folder: Path, read: tuple) -> bool:
+    """Whether the head is the embedding, of files as they were when they were `read`; all weights are there and fit."""
+    nodes, kind = _of_config(folder)
+    held = shapes(folder)
+    nodes["model"]["tied"] = nodes["model"]["tied"] and not _has_another_head(folder, held)
+    _fitted(_decoder(nodes, NoDropout(), 0), kind, held, folder)
+    return nodes["model"]["tied"]
 
 
-def _read(file: Path) -> Weights:
-    """Tensors of a file by name; a pickle is read for its tensors alone."""
-    if file.suffix == ".safetensors":
-        from safetensors.torch import load_file
+def _check_heads(nodes: Structure, file: Path) -> None:
+    """Refuse what config.json may say and no model can be."""
+    model, attention = nodes["model"], nodes["attention"]
+    width, heads = model["width"], model["heads"]
+    if attention.get("head_width") is None and width % heads:
+        raise ConfigError(f"{file} has a width of {width}, which its {heads} heads do not divide.")
+    if heads % (attention.get("kv_heads") or heads):
+        raise ConfigError(f"{file} has num_key_value_heads={attention['kv_heads']}, which do not divide {heads} heads.")
+    if attention["positions"] == "rotary" and (attention.get("head_width") or width // heads) % 2:
+        raise ConfigError(f"{file} has heads of {attention['head_width']} dimensions, which rotary positions pair.")
 
-        return load_file(file)
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise ConfigError(f"{file} holds more than tensors, and a pickle's code is not run.") from None
+
+def _has_another_head(folder: Path, held: Mapping[str, Tensor]) -> bool:
+    embeddings = [name for name in held if name.split(".")[-2:-1] in ([e] for e in EMBEDDINGS)]
+    if "lm_head.weight" not in held or len(embeddings) != 1:
+        return False
+    found = tensors(folder, {"lm_head.weight", *embeddings})
+    return not torch.equal(found["lm_head.weight"], found[embeddings[0]])
 
 
-@torch.no_grad()
-def load_pretrained(folder: str | Path, seed: int = 0) -> Decoder:
-    """A trained model from a folder in Hugging Face's layout: `model(tokens)` gives logits, (B, T) -> (B, T, V).
-
-    model_type gpt2, openai-gpt, llama, olmo2 or gemma2; placement, norm, activation, heads, positions and constants are
-    read from config.json, weights from model.safetensors or pytorch_model.bin, whole or in parts, to float32. Without
-    dropout, in training mode; seed: of the model's clock. Raises ConfigError with one sentence for what is not covered.
-    """
-    nodes = structure(folder)
+def _decoder(nodes: Structure, dropout: NoDropout, seed: int) -> Decoder:
+    """The model of a structure on the meta device."""
     with torch.device("meta"):
         parts = Parts(
             vocabulary=nodes["tokenizer"]["vocabulary"],
@@ -312,10 +376,21 @@ def load_pretrained(folder: str | Path, seed: int = 0) -> Decoder:
                 part: construct({**nodes[key], "_partial_": True})
                 for part, key in (("norm", "norm_type"), ("placement", "norm"), ("attention", "attention"))
             },
-            dropout=NoDropout(),
+            dropout=dropout,
             clock=Clock(seed),
         )
-        model = construct({**nodes["model"], "_partial_": True})(parts)
+        return construct({**nodes["model"], "_partial_": True})(parts)
+
+
+@torch.no_grad()
+def load_pretrained(folder: str | Path, seed: int = 0) -> Decoder:
+    """A trained model from a folder in Hugging Face's layout: `model(tokens)` gives logits, (B, T) -> (B, T, V).
+
+    model_type one of READERS; placement, norm, activation, heads, positions and constants are read from config.json,
+    weights from model.safetensors or pytorch_model.bin, whole or in parts, to float32. Without dropout, in training
+    mode; seed: of the model's clock. Raises ConfigError with one sentence for what is not covered.
+    """
+    model = _decoder(structure(folder), NoDropout(), seed)
     copy_weights(model, folder)
     return model
 
@@ -323,14 +398,23 @@ def load_pretrained(folder: str | Path, seed: int = 0) -> Decoder:
 @torch.no_grad()
 def copy_weights(model: Decoder, folder: str | Path) -> None:
     """Give a model of the checkpoint's structure, on any device, the checkpoint's weights."""
-    kind = json.loads((Path(folder).expanduser() / "config.json").read_text())["model_type"]
-    theirs: Weights = {}
-    for file in weight_files(folder):
-        theirs |= _read(file)
+    folder = Path(folder).expanduser()
+    kind = read_json(folder / "config.json")["model_type"]
+    renamed = _fitted(model, kind, tensors(folder), folder)
+    if any(p.is_meta for p in model.parameters()):
+        model.fill(0)
+    for name, parameter in model.named_parameters():
+        parameter.copy_(renamed[name])
+
+
+def _fitted(model: Decoder, kind: str, theirs: Weights, folder: Path) -> Weights:
+    """A checkpoint's weights under our names, each of the shape that the model has."""
     renamed = READERS[kind][1](dict(theirs), len(model.blocks))
     head = renamed.pop("lm_head.weight", None)
     if head is not None and not model.tied:
         renamed["head.weight"] = head
+    elif head is not None:
+        renamed.setdefault("embedding.weight", head)  # some files hold the one matrix under this name
     if model.positions is not None and "positions.weight" in renamed:
         renamed["positions.weight"] = renamed["positions.weight"][: model.context]
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
@@ -341,10 +425,7 @@ def copy_weights(model: Decoder, folder: str | Path) -> None:
             f"The weights in {folder} do not fit its config.json: {odd[0]} is {_shape(given.get(odd[0]))} "
             f"instead of {_shape(expected.get(odd[0]))}."
         )
-    if any(p.is_meta for p in model.parameters()):
-        model.fill(0)
-    for name, parameter in model.named_parameters():
-        parameter.copy_(renamed[name])
+    return renamed
 
 
 def _shape(shape: torch.Size | None) -> str:
@@ -355,23 +436,24 @@ class Pretrained(Decoder):
     """A Decoder that begins with a checkpoint's weights instead of drawn ones.
 
     path: the folder, in Hugging Face's layout; weights: hash of its weights, part of who a run is; the rest as in
-    Decoder. A context below the checkpoint's keeps the first of its learned positions.
+    Decoder. A context below the checkpoint's keeps the first of its learned positions. An embedding with more rows than
+    the tokenizer has tokens keeps them, and the head its numbers for them, as in the model that it is.
     """
 
     def __init__(self, parts: Parts, /, path: Location, weights: str, **structure: Any):
-        super().__init__(parts, **structure)
+        super().__init__(replace(parts, vocabulary=_rows_of(path)), **structure)
         self.path = path
 
     @staticmethod
     def verify(cfg: dict) -> None:
         Decoder.verify(cfg)
-        theirs = structure(cfg["model"]["path"])["tokenizer"]["vocabulary"]
+        theirs = _rows_of(cfg["model"]["path"])
         ours = construct(cfg["tokenizer"]).vocabulary
-        if ours != theirs:
+        if ours > theirs:
             name = (cfg["choices"] or {}).get("tokenizer") or "this one"
             raise ConfigError(
-                f"tokenizer={name} has {ours} tokens and the checkpoint in {cfg['model']['path']} {theirs}: take its "
-                "own, tokenizer=file tokenizer.path=TOKENIZER.JSON."
+                f"tokenizer={name} has {ours} tokens and the checkpoint in {cfg['model']['path']} only {theirs}: take "
+                "its own, tokenizer=file tokenizer.path=TOKENIZER.JSON."
             )
 
     @torch.no_grad()
@@ -380,6 +462,11 @@ class Pretrained(Decoder):
         super().fill(seed, device)
         copy_weights(self, self.path)
         return {name: digest(p.detach().cpu().numpy().tobytes()) for name, p in self.named_parameters()}
+
+
+def _rows_of(path: str) -> int:
+    """How many tokens the checkpoint's embedding has a row for."""
+    return structure(path)["tokenizer"]["vocabulary"]
 
 
 def _signature() -> inspect.Signature:
@@ -410,8 +497,11 @@ class Checkpoint:
         checkpoint leaves open, such as attention.qk_clip, may be asked for.
         """
         path = nodes["model"].get("path")
-        if not path or path == "???":
+        if path is None or path in ("", "???"):
             raise ConfigError("model.path is missing: model=pretrained needs a folder in Hugging Face's layout.")
+        if not isinstance(path, str | int):
+            raise ConfigError(f"model.path={path} is not allowed: it must be text.")
+        path = str(path)
         theirs, context = structure(path), nodes["model"].get("context")
         for key in sorted(asked):
             if key.startswith("model.") and key not in ("model.path", "model.context"):
@@ -442,7 +532,7 @@ class Checkpoint:
             "_target_": f"{__name__}.{Pretrained.__name__}",
             "_partial_": True,
             "path": path,
-            "weights": _weights_hash(*((str(f), f.stat().st_mtime_ns) for f in weight_files(path))),
+            "weights": _weights_hash(*((str(f), f.stat().st_mtime_ns) for f in weight_files(Path(path).expanduser()))),
             "context": context or most,
         }
 

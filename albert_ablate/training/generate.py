@@ -55,6 +55,7 @@ def continuation(
     """
     import numpy as np
 
+    from albert_ablate.model.build import build
     from albert_ablate.streams import stream_seed
 
     cfg, model = load_kept(run, weights)
@@ -69,7 +70,8 @@ def continuation(
     if not given:
         raise ConfigError(f"--prompt {begin!r} holds no token of this run's tokenizer.")
     random = np.random.Generator(np.random.PCG64(stream_seed(seed, "generate")))
-    steps = _draws(model, given, cfg["model"]["context"], tokens, temperature, top_k, top_p, random)
+    known = build(cfg["tokenizer"]).vocabulary
+    steps = _draws(model, given, cfg["model"]["context"], known, tokens, temperature, top_k, top_p, random)
     first = next(steps)  # before anything is printed: the weights may be of no use
     if prompt:
         yield prompt
@@ -80,6 +82,7 @@ def _draws(
     model: Any,
     given: list[int],
     context: int,
+    known: int,
     tokens: int,
     temperature: float,
     k: int | None,
@@ -93,7 +96,8 @@ def _draws(
     seen = list(given)
     with torch.inference_mode():
         for _ in range(tokens):
-            logits = model(torch.tensor([seen[-context:]]))[0, -1].float()
+            # a checkpoint's head may know more tokens than the tokenizer has
+            logits = model(torch.tensor([seen[-context:]]))[0, -1, :known].float()
             if not logits.isfinite().all():
                 raise ConfigError("The weights of this run give logits that are not finite: it has diverged.")
             logits = sampling.tempered(logits, temperature)
@@ -178,4 +182,4 @@ def _codec(cfg: dict, run: Path) -> Any:
     expected = RunFolder(run).record()["data"]["fingerprint"]  # type: ignore[index]
     if packed.fingerprint != expected:
         raise ConfigError(f"The text of {run} has changed since: its tokenizer is not to be had any more.")
-    return packed.codec
+    return tokenizer.load(packed.folder / "tokenizer.json")
