@@ -34,7 +34,10 @@ Tracker = Literal["wandb", "tensorboard", "mlflow"]
 def sync(
     runs: Annotated[Path, typer.Argument(help="A run folder, or a folder of runs.", show_default=False)],
     to: Annotated[Tracker, typer.Option(help="Where they are sent.")] = "wandb",
-    project: Annotated[str, typer.Option(help="Project on W&B, experiment in MLflow.")] = "albert_ablate",
+    project: Annotated[
+        str | None,
+        typer.Option(help="Project on W&B, experiment in MLflow; WANDB_PROJECT, or albert_ablate, if not given."),
+    ] = None,
     entity: Annotated[str | None, typer.Option(help="Team or user on W&B; the key's own if not given.")] = None,
 ) -> None:
     """Send finished and diverged runs to a tracker, each once."""

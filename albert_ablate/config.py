@@ -13,6 +13,7 @@ import math
 import os
 import re
 import reprlib
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -510,6 +511,37 @@ def _options_with(group: str, name: str) -> list[str]:
     return [f.stem for f in files if any(line.startswith(f"{name}:") for line in f.read_text().splitlines())]
 
 
+@cache
+def option_keys(group: str) -> dict[str, frozenset[str]]:
+    """The keys that each option of a group takes: those in its file and in the files of the same `_target_`.
+
+    Without importing the targets. Empty for a group whose options are not all components.
+    """
+    import yaml
+
+    files = sorted((conf_folder() / group).glob("*.yaml"))
+    nodes = {f.stem: yaml.safe_load(f.read_text()) or {} for f in files}
+    if not all("_target_" in node for node in nodes.values()):
+        return {}
+    targets: dict[str, set[str]] = {}
+    for node in nodes.values():
+        targets.setdefault(node["_target_"], set()).update(node)
+    return {name: frozenset(targets[node["_target_"]] - HYDRA_KEYS) for name, node in nodes.items()}
+
+
+def lacking(key: str, taken: Mapping[str, Any], others: typing.Callable[[str], typing.Iterable[Any]]) -> bool:
+    """Whether the option taken in a key's group lacks this key, which one of the group's `others` has.
+
+    `taken`: values by key; `others`: the options of a group that count. dropout=none lacks dropout.mean.
+    """
+    group, dot, name = key.partition(".")
+    if not dot or group not in taken or group not in options():
+        return False
+    known, name = option_keys(group), name.partition(".")[0]
+    own = known.get(str(taken[group]))
+    return own is not None and name not in own and any(name in known.get(str(o), ()) for o in others(group))
+
+
 def check(cfg: Mapping) -> dict:
     """The configuration as a plain dictionary with every value of the type its key asks for.
 
@@ -779,6 +811,23 @@ def _by_hydra(overrides: tuple[str, ...], files: tuple) -> tuple[Any, dict[str, 
         cfg = hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
     choices = {str(k): str(v) for k, v in cfg.hydra.runtime.choices.items()}
     return OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"]), choices
+
+
+def given_twice(overrides: typing.Iterable[str]) -> list[str]:
+    """The keys that several overrides set."""
+    keys = [o.lstrip("+").partition("=")[0] for o in overrides if "=" in o]
+    return [key for key in dict.fromkeys(keys) if keys.count(key) > 1]
+
+
+def each_once(overrides: typing.Sequence[str]) -> list[str]:
+    """Overrides of a command line, each key once: of one given twice the last counts, which is said on stderr."""
+    kept = list(overrides)
+    for key in given_twice(overrides):
+        *others, last = [o for o in overrides if "=" in o and o.lstrip("+").partition("=")[0] == key]
+        print(f"{key} stands twice on the command line: {last} counts.", file=sys.stderr)
+        for other in others:
+            kept.remove(other)
+    return kept
 
 
 def prepared(overrides: typing.Iterable[str]) -> list[str]:

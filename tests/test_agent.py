@@ -148,7 +148,7 @@ DENIED = [
     (sweep_of(optimizer__lr=[-1.0]), "optimizer.lr=-1.0 is not allowed"),
     (sweep_of([*COMMAND, "paths.runs=/tmp/x"]), "paths.runs is the user's own"),
     (sweep_of([*COMMAND, "norm=${oc.env:HOME}"]), "cannot be honoured"),
-    (sweep_of(["rm", "-r", "${args_no_hyphens}"]), "command: rm cannot be honoured"),
+    (sweep_of(["rm", "-r", "${args_no_hyphens}"]), "it must be a list with run.py"),
     (sweep_of() | {"program": "train.py"}, "program=train.py is not allowed"),
     (sweep_of() | {"method": "hyperband"}, "method=hyperband is not allowed"),
 ]

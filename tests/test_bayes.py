@@ -14,6 +14,7 @@ from albert_ablate.cli import main
 from albert_ablate.config import ConfigError
 from albert_ablate.studies.bayes import Notebook, corners, propose, result_of, search_key
 from albert_ablate.studies.states import state
+from albert_ablate.studies.sweeper import Study
 from albert_ablate.studies.sweepfile import read_sweep
 
 pytest.importorskip("optuna", reason="method=bayes needs the extra bayes")
@@ -138,6 +139,38 @@ def test_the_ends_of_a_range_are_tried_before_anything_is_trained(tmp_path, capf
     assert main(["sweep", str(file), *small]) == 2 and "macro_f1 is of task=classify" in capfd.readouterr().err
     assert main(["sweep", str(bayes_file(tmp_path, "  dropout.mean: {min: 0.0, max: 1.5}\n")), *small]) == 2
     assert "dropout.mean" in capfd.readouterr().err and [f.name for f in tmp_path.iterdir()] == ["bayes.yaml"]
+
+
+PAIRS = "  model.width: {values: [48, 32]}\n  model.heads: {values: [2, 3]}\n"  # a width of 32 has no 3 heads
+
+
+@pytest.mark.parametrize(
+    ("parameters", "done", "code"),
+    [(RATE + PAIRS, 6, 0), (PAIRS, 3, 1)],  # of the four pairs three are allowed
+)
+def test_a_trial_that_is_refused_does_not_count_and_is_replaced(parameters, done, code, tmp_path, capfd, monkeypatch):
+    """Without training: a run that is planned is done at once, with a loss that draws the search to 3 heads."""
+    heads = {}
+    monkeypatch.setattr(Study, "complete", lambda self, planned: heads.update({p.folder: p for p in planned}) or {})
+
+    def record(self, trial):
+        if not trial["folder"]:
+            return {"status": "refused"}
+        loss = 4 - trial["setting"]["model.heads"] - trial["setting"]["model.width"] / 1000
+        return {"status": "finished", "summary": {"val_loss": loss}}
+
+    monkeypatch.setattr(Notebook, "record", record)
+    small = ["model=nano", "data=markov", "data.symbols=8", "data.length=60_000", BASIC]
+    file = bayes_file(tmp_path, parameters, cap=6)
+    for _ in range(2):  # the same command again ends alike
+        assert main(["sweep", str(file), "--runs", str(tmp_path / "runs"), "--workers", "2", *small]) == code
+        said = capfd.readouterr().out
+        (notes,) = (tmp_path / "runs" / "bayes").glob("*/trials.json")
+        trials = json.loads(notes.read_text())["trials"]
+        refused = [t for t in trials if t["error"]]
+        pairs = [(t["setting"]["model.width"], t["setting"]["model.heads"]) for t in refused]
+        assert pairs and set(pairs) == {(32, 3)} and len(trials) - len(refused) == done
+        assert f"{done} of 6 trials are done, 0 failed, {len(refused)} refused." in said
 
 
 @pytest.mark.parametrize(

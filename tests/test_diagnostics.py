@@ -408,7 +408,11 @@ def test_a_tracker_gets_the_initialization_with_the_first_step_and_no_row_twice(
     axes = {"tokens": 0, "seconds": 0.0, "flops": 0.0}
     layer = {"layer": 3, "sublayer": "mlp", "grad_norm": 2.0, "entropy": math.nan}
     later = {"steps": [{"step": 1, **axes, "tokens": 8, "loss": 4.0}], "layers": [{"step": 0, **axes, **layer}]}
-    assert merged(later, 1) == [{"step": 1, **axes, "tokens": 8, "train/loss": 4.0, "initial/3/mlp/grad_norm": 2.0}]
+    first = {"step": 1, **axes, "tokens": 8, "train/loss": 4.0}
+    assert merged(later, 1, every_layer=True) == [{**first, "initial/3/mlp/grad_norm": 2.0}]
+    later["layers"] += [{"step": 0, **axes, **layer, "layer": n, "grad_norm": g} for n, g in ((4, 5.0), (5, 1.0))]
+    paths = {"initial/mlp/grad_norm/min": 1.0, "initial/mlp/grad_norm/median": 2.0, "initial/mlp/grad_norm/max": 5.0}
+    assert merged(later, 1) == [{**first, **paths}]
 
 
 # --- cost ------------------------------------------------------------------------------------------------------------

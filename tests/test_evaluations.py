@@ -10,13 +10,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from alphabet import text_of
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 from albert_ablate import compose, load_runs, run
 from albert_ablate.analysis.measures import corruption_area
 from albert_ablate.cli import main
 from albert_ablate.config import ConfigError, check, conf_folder, identity, options, parameters_of
-from albert_ablate.data.packed import Order, block_count
+from albert_ablate.data.packed import Order, block_count, held_out_sample, take_blocks
 from albert_ablate.model.build import build
 from albert_ablate.records.evaluations import read_evaluations, write_evaluations
 from albert_ablate.records.folder import RunFolder
@@ -116,13 +117,56 @@ def test_a_uniform_model_needs_eight_bits_a_byte_in_every_domain_and_synthetic_o
 def test_domains_are_encoded_by_the_run_s_own_tokenizer(tmp_path):
     words = ["tokenizer=bpe", "tokenizer.vocabulary=260", "budget.tokens=512", "data.batch=2", f"paths.runs={tmp_path}"]
     own = subject_of(run(compose([*TINY, *words])))
-    found = evaluation("domains")(having(own, Uniform(260))).summary
+    found = evaluation("domains", tokens=8192)(having(own, Uniform(260))).summary
     from albert_ablate.data.packages import AirportRecords
 
-    text = "\n".join(AirportRecords().split()["test"])
-    tokens = own.tokenizer.load(own.packed.folder / "tokenizer.json").encode(text)
-    assert own.packed.vocabulary == 260
-    assert found["airports"] == pytest.approx(math.log2(260) * len(tokens) / len(text.encode()), rel=1e-6)
+    codec = own.packed.codec
+    tokens = codec.encode("\n".join(AirportRecords().split()["test"]))  # lines never join: as document by document
+    sample = held_out_sample(tokens, own.context, 8192, "domains/airports")
+    targets = take_blocks(tokens, sample, own.context)[:, 1:].ravel().tolist()
+    text = text_of(codec.model, targets)
+    assert own.packed.vocabulary == 260 and text.decode(errors="replace").count("\n") > 50
+    assert found["airports"] == pytest.approx(math.log2(260) * len(targets) / len(text), rel=1e-6)
+
+
+def test_bits_per_byte_of_a_run_and_of_clean_are_over_the_bytes_of_the_same_tokens(tmp_path):
+    words = ["tokenizer=bpe", "tokenizer.vocabulary=300", "budget.tokens=512", "data.batch=2", f"paths.runs={tmp_path}"]
+    record = run(compose([*TINY, *words]))
+    own = subject_of(record)
+    assert evaluation("clean").settings(own)["bytes"] == "of the sample"  # what was counted otherwise is done anew
+    size = {}
+    for split, tokens in (("validation", 1024), ("test", 1024), ("train", 256)):
+        array = getattr(own.packed, split)
+        targets = take_blocks(array, held_out_sample(array, own.context, tokens, split), own.context)[:, 1:].ravel()
+        size[split] = len(text_of(own.packed.codec.model, targets)) / len(targets)
+    summary = record["summary"]
+    for name, split in (("val", "validation"), ("test", "test")):
+        bits = summary[f"{name}_loss"] / math.log(2) / size[split]
+        assert summary[f"{name}_bits_per_byte"] == pytest.approx(bits, rel=1e-6)
+    entropy = record["data"]["entropy_rate"] * size["validation"]
+    assert summary["excess_loss"] == pytest.approx(summary["val_loss"] - entropy, rel=1e-6)
+    row = evaluation("clean")(having(own, Uniform(300))).rows[0]
+    assert row["bits_per_byte"] == pytest.approx(math.log2(300) / size["train"], rel=1e-6)
+
+
+@pytest.mark.skipif(find_spec("airportsdata") is None, reason="needs the extra corpora")
+def test_a_tokenizer_that_does_not_give_the_text_back_has_no_bits_per_byte(tmp_path, capsys):
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    alphabet = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    lower = Tokenizer(models.BPE(alphabet, []))
+    lower.normalizer, lower.decoder = normalizers.Lowercase(), decoders.ByteLevel()
+    lower.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    lower.save(str(tmp_path / "lower.json"))
+    words = [f"tokenizer.path={tmp_path}/lower.json", "budget.tokens=512", "data.batch=2", f"paths.runs={tmp_path}"]
+    record = run(compose([*TINY, "tokenizer=file", *words]))
+    assert capsys.readouterr().err.count("bits per byte are left out") == 1
+    assert record["data"]["reversible"] is False
+    assert record["summary"]["val_loss"] > 0 and record["summary"]["val_bits_per_byte"] is None
+    assert record["summary"]["test_bits_per_byte"] is None and record["summary"]["excess_loss"] is None
+    found = evaluation("domains")(subject_of(record))
+    assert found.summary == {} and found.rows[0]["bits_per_byte"] is None and found.rows[0]["loss"] > 0
+    assert "does not give its text back" in found.rows[0]["missing"]
 
 
 def test_swapping_exchanges_neighbors_and_leaves_an_odd_one():

@@ -37,7 +37,7 @@ def offline(tmp_path_factory) -> Path:
 
     def work() -> None:
         os.environ |= {"HOME": str(root), "WANDB_ERROR_REPORTING": "false"}
-        run(nano(text, root / "runs", "budget.tokens=4096", "logger=wandb_offline", "seed=3"))
+        run(nano(text, root / "runs", "budget.tokens=4096", "logger=wandb_offline", "logger.layers=true", "seed=3"))
 
     forked(work)
     return root / "runs"

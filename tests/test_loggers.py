@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from forking import Child, forked, outcome, train, write_text
-from test_wandb import configured, expected, nothing_leaked, offline_rows, own, prepared, session
+from test_wandb import configured, expected, nothing_leaked, offline_rows, over_depth, own, prepared, session
 from wandb_server import Server
 
 from albert_ablate import cli
@@ -47,9 +47,9 @@ def points(folder: Path | str) -> dict[tuple[str, int], float]:
     """(metric, tokens) -> value, as a tracker is to have it: straight from the finished histories."""
     out: dict[tuple[str, int], float] = {}
     for name in SCHEMAS:
-        for row in read_history(Path(folder), name, None).to_pylist():
+        for row in over_depth(Path(folder)) if name == "layers" else read_history(Path(folder), name, None).to_pylist():
             first = name == "layers" and row["step"] == 0  # known, and sent, when the first step has been taken
-            place = f"{'initial' if first else 'layers'}/{row.get('layer')}/{row.get('sublayer')}"
+            place = f"{'initial' if first else 'layers'}/{row.get('sublayer')}"
             path = {"steps": "train", "evals": f"eval/{row.get('split')}", "layers": place}[name]
             tokens = 128 if first else row["tokens"]
             new = {(f"{path}/{k}", tokens): v for k, v in row.items() if k not in NOT_METRICS and v == v}
@@ -124,7 +124,16 @@ def test_killed_and_resumed_every_tracker_has_every_row_once_and_the_weights_are
 
 
 ROW = dict.fromkeys(AXES, 1) | {"loss": math.inf, "lr": 0.5, "grad_norm": math.nan, "clipped": 0.0}
-RECORD = {"identity": "id", "arm": "arm", "setting": "set", "label": "label", "seed": 0, "sessions": 1, "created": 1e9}
+RECORD = {
+    "identity": "id",
+    "arm": "arm",
+    "setting": "set",
+    "label": "label",
+    "name": "norm=x",
+    "seed": 0,
+    "sessions": 1,
+    "created": 1e9,
+}
 RECORD |= {"config": {"seed": 0, "norm": {"_target_": "x", "eps": 1e-5}, "dropout": {"sites": ["hidden"]}}}
 ENDS = {
     "finished": ("STATUS_SUCCESS", "FINISHED"),
@@ -175,7 +184,8 @@ def test_mlflow_holds_how_the_run_ended_and_goes_on(status, tmp_path):
         flow.end({**RECORD, "status": status, "summary": {"val_loss": math.nan, "gap": None}})
     found, rest, run = mlflow_of(tmp_path / "mlruns", "id")
     assert found["train/loss", 2] == math.inf and math.isnan(found["train/grad_norm", 1])
-    assert (run.info.status, run.info.run_name) == (ENDS[status][1], "label") and run.data.params["norm.eps"] == "1e-05"
+    assert (run.info.status, run.info.run_name) == (ENDS[status][1], "norm=x seed=0")
+    assert run.data.params["norm.eps"] == "1e-05"
 
 
 @pytest.mark.parametrize("name", INSTALLED)

@@ -6,10 +6,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
-from albert_ablate.config import ConfigError, compose, quoted
-from albert_ablate.records.trust import refuse_untrusted
-from albert_ablate.studies.sweepfile import CONTINUOUS, QUANTIZED, Parameter, overrides_of, read_sweep
+from albert_ablate.cli import main as cli
+from albert_ablate.config import ConfigError, compose, conf_folder, option_keys, options, parameters_of, quoted
+from albert_ablate.records.trust import as_settings, refuse_untrusted
+from albert_ablate.studies.agent import _setting
+from albert_ablate.studies.status import _drawn
+from albert_ablate.studies.sweeper import plan_random
+from albert_ablate.studies.sweepfile import (
+    ARGUMENTS,
+    CONTINUOUS,
+    QUANTIZED,
+    Parameter,
+    overrides_of,
+    own_overrides,
+    read_sweep,
+    served_sweep,
+    varied_labels,
+)
+from albert_ablate.training.main import without_lacking
 
 FILES = sorted(f for f in (Path(__file__).parent.parent / "sweeps").glob("*.yaml") if f.stem != "claims")
 COMMAND = 'command: ["${env}", "${interpreter}", "${program}", "${args_no_hyphens}"]\n'
@@ -100,6 +116,90 @@ def test_what_the_command_fixes_holds_for_every_run(tmp_path):
     assert read_sweep(write(tmp_path, grid(seed="{values: [0, 1]}"), command)).fixed == ("model=nano", "data=markov")
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "",
+        "program: path/to/run.py\n",
+        "command: ['${env}', '${interpreter}', '${program}', '${args}']\n",
+        "command: [uv, run, --no-sync, /opt/python3.12, ./run.py, '${args_override_hydra}']\n",
+        "command: ['${envvar:PYTHON}', run.py, '${args_append_hydra}']\n",
+    ],
+)
+def test_any_interpreter_may_stand_before_the_program_and_no_command_is_needed(command, tmp_path):
+    sweep = read_sweep(write(tmp_path, grid(seed="{values: [0, 1]}"), command))
+    assert sweep.fixed == () and sweep.settings() == [{"seed": 0}, {"seed": 1}]
+
+
+def test_null_and_nested_parameters_are_read_as_w_and_b_has_them(tmp_path):
+    text = grid(optimizer="{parameters: {lr: {values: [1.0e-3, 2.0e-3]}, eps: {value: 1.0e-8}}}")
+    found = read_sweep(write(tmp_path, text + "  data.train_size: {values: [null, 9000]}\n")).settings()
+    same = [
+        {"optimizer.lr": lr, "optimizer.eps": 1e-8, "data.train_size": n} for lr in (1e-3, 2e-3) for n in (None, 9000)
+    ]
+    assert found == same
+    cfg = compose(overrides_of(found[0]))
+    assert cfg.data.train_size is None and cfg.optimizer.lr == 1e-3
+    served = served_sweep(
+        "e/p/s", {"method": "grid", "parameters": {"optimizer": {"parameters": {"lr": {"value": 1}}}}}
+    )
+    assert served.settings() == [{"optimizer.lr": 1}]
+    assert _setting({"optimizer": {"value": {"lr": 0.1, "eps": None}}}) == {"optimizer.lr": 0.1, "optimizer.eps": None}
+
+
+def test_the_arguments_of_each_of_wandbs_forms_are_read_alike():
+    """The forms are written by wandb itself."""
+    utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
+    values = {"norm": "pre_ln", "optimizer": {"lr": 0.001, "nested": {"a": True}}, "data.train_size": None}
+    args = {key: {"value": value} for key, value in values.items()}
+    written = utils.create_sweep_command_args({"args": args})
+    expected = ["norm=pre_ln", "optimizer.lr=0.001", "optimizer.nested.a=True", "data.train_size=null"]
+    for macro in ARGUMENTS:
+        assert as_settings(written[macro[2:-1]]) == expected, macro
+    refuse_untrusted(expected)
+    for hostile in ("--config-dir=x", "a={'b': {'_target_': 'os.system'}}", "a={1: 2}", "a=" + "{" * 900, "--multirun"):
+        with pytest.raises(ConfigError, match="may not come from a sweep"):
+            refuse_untrusted(as_settings([hostile]))
+
+
+def test_a_number_that_only_some_options_have_folds_into_the_combinations_that_differ(tmp_path):
+    text = grid(
+        dropout="{values: [none, uniform, huang]}", dropout__mean="{values: [0.1, 0.2]}", seed="{values: [0, 1]}"
+    )
+    sweep = read_sweep(write(tmp_path, text))
+    one = [{"dropout": "none"}, *({"dropout": d, "dropout.mean": m} for d in ("uniform", "huang") for m in (0.1, 0.2))]
+    expected = [{"seed": seed, **setting} for seed in (0, 1) for setting in one]
+    assert sweep.settings() == expected and sweep.repeated == 2
+    assert [*varied_labels(sweep, expected[:2])] == ["dropout=none", "dropout=uniform dropout.mean=0.1"]
+    for setting in expected[:5]:
+        compose(overrides_of(setting))
+    assert len(read_sweep(write(tmp_path, text + "run_cap: 7\n")).settings()) == 7
+    alone = grid(dropout="{value: none}", dropout__mean="{values: [0.1, 0.2]}")  # no option of the file has it
+    assert len(read_sweep(write(tmp_path, alone)).settings()) == 2
+    assert without_lacking(["dropout=none", "dropout.mean=0.1", "seed=1"]) == ["dropout=none", "seed=1"]
+    assert without_lacking(["dropout=uniform", "dropout.mean=0.1"]) == ["dropout=uniform", "dropout.mean=0.1"]
+
+
+def test_the_keys_of_an_option_are_those_that_its_target_takes():
+    """No key is left out of a run that would count there: by the signatures."""
+    for group in options():
+        known = option_keys(group)
+        named = set().union(*known.values())
+        for name, keys in known.items():
+            node = yaml.safe_load((conf_folder() / group / f"{name}.yaml").read_text())
+            assert keys == named & parameters_of(node["_target_"]).keys(), (group, name)
+
+
+def test_a_key_given_twice_on_the_command_line_is_said_and_the_last_counts(tmp_path, capsys):
+    assert own_overrides(["seed=1", "+model=nano", "seed=2", "model=nano"]) == ["seed=2", "model=nano"]
+    assert capsys.readouterr().err.splitlines() == [
+        "seed stands twice on the command line: seed=2 counts.",
+        "model stands twice on the command line: model=nano counts.",
+    ]
+    with pytest.raises(ConfigError, match="paths.runs=x cannot be honoured: the folder of the runs is given by --runs"):
+        own_overrides(["++paths.runs=x"])
+
+
 RANDOM = (
     "method: random\nrun_cap: {cap}\nparameters:\n"
     "  optimizer.lr: {{distribution: log_uniform_values, min: 1.0e-4, max: 1.0e-2}}\n"
@@ -167,7 +267,9 @@ REFUSED = [
     ("method: hyperband\nparameters:\n  seed: {value: 0}\n", "method=hyperband is not allowed"),
     ("method: random\nparameters:\n  seed: {values: [0, 1]}\n", "run_cap is missing"),
     ("method: bayes\nrun_cap: 3\nparameters:\n  seed: {values: [0, 1]}\n", "metric is missing"),
-    (grid(optimizer="{parameters: {lr: {value: 1}, eps: {value: 1}}}"), "write optimizer.lr, optimizer.eps"),
+    (grid(optimizer="{parameters: {lr: {value: 1}}, value: 1}"), "optimizer.parameters must hold keys"),
+    (grid(optimizer="{parameters: {lr: {value: 1}}}", optimizer__lr="{value: 1}"), "optimizer.lr stands twice"),
+    (grid(norm="{values: [pre_ln, pre_lm]}"), "norm=pre_lm is not an option: norm is one of pre_ln"),
     (grid(model__width="{min: 0.0, max: 3.0}"), "model.width has a distribution: method=grid needs value, values, int"),
     (grid(seed="{min: 0, max: 1000000000000}"), "seed has more than 10,000 values"),
     (grid(seed="{values: [0, 1], probabilities: [0.5, 0.5]}"), "seed: probabilities would do nothing"),
@@ -187,8 +289,7 @@ REFUSED = [
     (grid(norm="{values: [pre_ln, pre_ln]}"), "a value stands twice"),
     (grid(norm="{values: pre_ln}"), "must be a list"),
     (grid(norm="{values: [pre_ln, post_ln], probabilities: [true, false]}"), "their sum 1"),
-    (grid(norm=f"{{value: {'x' * 2000}}}"), "... may not come from a sweep"),
-    (grid(data__train_size="{values: [null, 5]}"), "data.train_size=null is not allowed"),
+    (grid(data__name=f"{{value: {'x' * 2000}}}"), "... may not come from a sweep"),
     (grid(norm="pre_ln"), "norm holds value, values or a distribution"),
     (grid(norm___target_="{value: os.system}"), "may not come from a sweep"),
     (grid(paths__runs="{value: elsewhere}"), "paths.runs is the user's own"),
@@ -208,8 +309,22 @@ def test_what_cannot_be_honoured_is_refused_by_name(text, words, tmp_path):
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ("", "command must be a list with ${args_no_hyphens}"),
-        ("command: [python, run.py, '${args}']\n", "command must be a list with ${args_no_hyphens}"),
+        ("command: [python, run.py, '${args_json}']\n", "one of ${args}, ${args_no_hyphens}"),
+        ("command: [python, run.py, '${args_no_equals}']\n", "one of ${args}, ${args_no_hyphens}"),
+        (
+            "command: [python, run.py, '${args}', '${args_no_boolean_flags}']\n",
+            "command: ${args_no_boolean_flags} cannot",
+        ),
+        ("command: [python, run.py]\n", "after it one of ${args}"),
+        ("command: [python, my_run.py, '${args}']\n", "it must be a list with run.py or ${program}"),
+        ("command: python run.py\n", "it must be a list with run.py"),
+        (
+            "command: ['${env}', CUDA_VISIBLE_DEVICES=0, python, run.py, '${args}']\n",
+            "CUDA_VISIBLE_DEVICES=0 before the",
+        ),
+        ("command: [python, run.py, paths.runs=x, '${args}']\n", "paths.runs=x cannot be honoured: the folder of"),
+        ("command: [python, run.py, model=nano, '${args}', +model=deep_12]\n", "command: model stands twice"),
+        ("program: my_run.py\n", "program=my_run.py is not allowed"),
         ("command: [python, run.py, -m, '${args_no_hyphens}']\n", "command: -m cannot be honoured"),
         ("command: [python, run.py, '${envvar:X}', '${args_no_hyphens}']\n", "command: ${envvar:X} cannot be"),
         ("program: train.py\n" + COMMAND, "program=train.py is not allowed"),
@@ -287,3 +402,30 @@ def test_run_py_refuses_what_a_sweep_server_may_not_decide(tmp_path, monkeypatch
     monkeypatch.setattr(sys, "argv", ["run.py", "norm=pre_ln", f"paths.runs={tmp_path}/x"])
     assert main() == 2
     assert "paths.runs is the user's own" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+SMALL = ["model=nano", "data=markov", "data.symbols=8", "data.length=60_000"]
+
+
+def test_a_random_draw_that_is_refused_is_replaced_by_the_next(tmp_path):
+    """A width of 32 has no 3 heads: every other draw is a run, and later draws complete the number."""
+    text = (
+        "method: random\nrun_cap: 8\nparameters:\n  model.width: {values: [32, 48]}\n  model.heads: {values: [2, 3]}\n"
+    )
+    sweep = read_sweep(write(tmp_path, text + "  seed: {min: 0, max: 1000000}\n"))
+    draws = [sweep.draw(i) for i in range(40)]
+    allowed = [d for d in draws if (d["model.width"], d["model.heads"]) != (32, 3)][:8]
+    planned, refused, missing = plan_random(sweep, tmp_path / "runs", SMALL)
+    found = [(p.cfg["model"]["width"], p.cfg["model"]["heads"], p.seed) for p in planned]
+    assert found == [(d["model.width"], d["model.heads"], d["seed"]) for d in allowed] and missing == 0
+    assert len(refused) == draws.index(allowed[-1]) - 7 > 0 and "model.heads=3" in refused[0]
+    # the table names them once they have records
+    at = [draws.index(d) for d in allowed]
+    records = [{"status": "finished"} if i in at else None for i in range(40)]
+    assert _drawn(records, 8) == at and _drawn([None] * 40, 8) == [*range(8)]
+
+
+def test_a_random_sweep_of_which_nothing_is_allowed_says_the_first_reason(tmp_path, capsys):
+    text = "method: random\nrun_cap: 2\nparameters:\n  model.width: {value: 32}\n  model.heads: {values: [3, 5]}\n"
+    assert cli(["sweep", str(write(tmp_path, text)), *SMALL, "--runs", str(tmp_path / "runs")]) == 2
+    assert "model.heads" in capsys.readouterr().err and not (tmp_path / "runs").exists()

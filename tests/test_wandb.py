@@ -79,14 +79,31 @@ def session(
     return prepared(work, elsewhere, url)
 
 
-def expected(folder: Path) -> list[dict]:
+def over_depth(folder: Path) -> list[dict]:
+    """Least, median and largest over depth of each figure of the layers, by pandas."""
+    table = read_history(folder, "layers", None).to_pandas()
+    figures = [c for c in table if c not in (*mirror.NOT_METRICS, "step")]
+    out = []
+    for (step, sublayer), part in table.groupby(["step", "sublayer"], sort=False):
+        row = {k: part.iloc[0][k].item() for k in mirror.AXES} | {"step": step, "sublayer": sublayer}
+        for name in figures:
+            if part[name].notna().any():
+                row |= {f"{name}/{k}": getattr(part[name], k)() for k in ("min", "median", "max")}
+        out.append(row)
+    return out
+
+
+def expected(folder: Path, every_layer: bool = False) -> list[dict]:
     """The rows W&B is to have, from the finished histories."""
     rows: dict[tuple[bool, int], dict] = {}
     for name in SCHEMAS:
-        for row in read_history(folder, name, None).to_pylist():
+        short = name == "layers" and not every_layer
+        for row in over_depth(folder) if short else read_history(folder, name, None).to_pylist():
             late = row.get("split") == "test" and row["step"] < 32  # of the weights that were best, evaluated last
             first = name == "layers" and row["step"] == 0  # known, and sent, when the first step has been taken
-            place = f"{'initial' if first else 'layers'}/{row.get('layer')}/{row.get('sublayer')}"
+            place = f"{'initial' if first else 'layers'}/{row.get('layer', '')}/{row.get('sublayer')}".replace(
+                "//", "/"
+            )
             path = {"steps": "train", "evals": f"eval/{row.get('split')}", "layers": place}[name]
             values = {f"{path}/{k}": v for k, v in row.items() if k not in mirror.NOT_METRICS and v == v}
             into = rows.setdefault((late, 1 if first else row["step"]), {k: row[k] for k in mirror.AXES})

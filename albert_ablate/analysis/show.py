@@ -194,7 +194,7 @@ def page(run: OneRun) -> Page:
     over = Section("Over training", figures=list(figures(run).values()))
     sections = [about, over, *([depth] if drawn or depth.missing else []), *_evaluated(run.folder)]
     return Page(
-        record["label"],
+        record.get("name") or record["label"],
         f"seed {record['seed']} · {record['status']} · {run.folder.name}, setting {record['setting']}",
         sections,
     )
@@ -248,9 +248,9 @@ def poster(run: OneRun):
         cells += [_apart(alt.vconcat(*small, spacing=12))] if small else []
     cells += [sized(figure, 210) for figure in depth.values()]
     grid = alt.concat(*cells, columns=3, align="each", spacing={"row": 26, "column": 34})
-    title = alt.Title(
-        run.record["label"], subtitle=f"seed {run.record['seed']}. {outcome(run.record)}", fontSize=15, offset=14
-    )
+    record = run.record
+    subtitle = f"seed {record['seed']}. {outcome(record)}"
+    title = alt.Title(record.get("name") or record["label"], subtitle=subtitle, fontSize=15, offset=14)
     return _apart(grid).properties(title=title, padding=12)
 
 

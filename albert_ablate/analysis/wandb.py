@@ -82,7 +82,7 @@ def _row(folder: str, identity: str, label: str, state: str, config: Mapping, su
     if isinstance(config["seed"], bool) or not isinstance(config["seed"], int):
         return row | {"reason": f"it is no run of albert_ablate: its seed is {config['seed']!r}"}
     row |= {
-        "label": label,
+        "label": config.get("label", label),  # the run's name on W&B may be anything
         "arm": config["arm"],
         "setting": config["setting"],
         "identity": config.get("identity", identity),

@@ -6,7 +6,7 @@ divides them by document, never by position in one long string, so that neighbor
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b, sha256
@@ -35,6 +35,7 @@ class Corpus:
     separator: ClassVar[str] = "\n\n"
     LICENSE: ClassVar[str]  # of the text
     ORIGIN: ClassVar[str]  # where it comes from
+    skipped: ClassVar[int] = 0  # rows without text that `documents` has left out
 
     def source(self) -> str:
         """A hash of the raw files: changes when the text may have changed. Cheap, since it is read at each start."""
@@ -128,7 +129,9 @@ class TextFiles(Corpus):
     """The user's own text: a file, or a folder whose files match `pattern`, in UTF-8.
 
     With 20 files or more a document is a file; with fewer, files are cut at line ends into at least 40 contiguous
-    sections of about equal size, so that only the borders of a section have neighbors in another split.
+    sections of about equal size, so that only the borders of a section have neighbors in another split. Where lines are
+    few or long they are cut between words, and a text without white space between characters. Hidden files and those in
+    hidden folders, whose names begin with a dot, are left out unless `pattern` names a dot.
     """
 
     path: Location
@@ -143,10 +146,23 @@ class TextFiles(Corpus):
         root = Path(self.path).expanduser()
         if not root.exists():
             raise ConfigError(f"data.path={self.path} does not exist: it must be a text file or a folder of them.")
-        files = sorted(f for f in root.glob(self.pattern) if f.is_file()) if root.is_dir() else [root]
+        if not root.is_dir() and not root.is_file():
+            raise ConfigError(f"data.path={self.path} is neither a file nor a folder.")
+        files = self._matching(root) if root.is_dir() else [root]
         if not files:
             raise ConfigError(f"data.path={self.path} holds no file that matches data.pattern={self.pattern}.")
         return [text for f in files if (text := _decode(f)).strip()]
+
+    def _matching(self, root: Path) -> list[Path]:
+        try:
+            found = sorted(f for f in root.glob(self.pattern) if f.is_file())
+        except (ValueError, NotImplementedError) as error:
+            raise ConfigError(
+                f"data.pattern={self.pattern} is not allowed ({error}): it is matched below data.path, as **/*.txt is."
+            ) from None
+        if any(part.startswith(".") for part in Path(self.pattern).parts):
+            return found
+        return [f for f in found if not any(part.startswith(".") for part in f.relative_to(root).parts)]
 
     def source(self) -> str:
         return sha256("\0".join(self._texts).encode()).hexdigest()
@@ -161,17 +177,24 @@ class TextFiles(Corpus):
 
 
 def _sections(text: str, count: int) -> list[str]:
-    """`text` cut into at most `count` contiguous parts of about equal length, at line ends where there are any."""
-    lines = text.splitlines(keepends=True)
-    if len(lines) < count:  # long lines: cut after white space
-        lines = re.findall(r"\S*\s*", text)
-    size, parts, part = len(text) / count, [], ""
-    for line in lines:
-        part += line
+    """`text` cut into at most `count` contiguous parts of about equal length."""
+    size, parts, part = len(text) / count, list[str](), ""
+    for piece in _pieces(text, count):
+        part += piece
         if len(part) >= size:
             parts.append(part)
             part = ""
     return [p for p in [*parts, part] if p.strip()]
+
+
+def _pieces(text: str, count: int) -> Sequence[str]:
+    """Lines, or words with the white space after them, where there are `count` and none is half of the text; else
+    characters, of a text that has as many."""
+    words = re.findall(r"\S+\s*|\s+", text)
+    for pieces in (text.splitlines(keepends=True), words):
+        if len(pieces) >= count and max(map(len, pieces)) <= len(text) / 2:
+            return pieces
+    return text if len(text) >= count else words
 
 
 def read_bytes(file: Path) -> bytes:
@@ -182,7 +205,14 @@ def read_bytes(file: Path) -> bytes:
 
 
 def _decode(file: Path) -> str:
+    """A text file without its byte order mark. UTF-16, with a mark or known by its many zero bytes, is named."""
+    content = read_bytes(file)
     try:
-        return read_bytes(file).decode("utf-8")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{file} is not UTF-8 text: byte {error.start} cannot be decoded.") from None
+        if not content.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise ConfigError(f"{file} is not UTF-8 text: byte {error.start} cannot be decoded.") from None
+        text = "\0"
+    if text.count("\0") > len(text) / 10:
+        raise ConfigError(f"{file} is UTF-16 or binary, not UTF-8 text: convert it, as iconv -f UTF-16 -t UTF-8 does.")
+    return text

@@ -4,40 +4,72 @@ A block i of context T holds tokens [iT, iT + T], the last one being only a targ
 predicted exactly once. No torch here.
 """
 
+import errno
 import json
+import math
+import mmap
 import os
+import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from albert_ablate.config import ConfigError
 from albert_ablate.data.corpora import SPLITS, Corpus
+from albert_ablate.data.tokenizers import Bytes
 from albert_ablate.streams import digest, stream_seed
 
-FORMAT = 2  # raised when the files of the cache change
+FORMAT = 3  # raised when the files of the cache change
+# a cache that cannot be written, or that somebody has removed since
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT}
 
 
 @dataclass(frozen=True)
 class Packed:
     """The token arrays of a corpus, (tokens,) each, and what is known about its text.
 
-    fingerprint: hash of the tokens of all splits. bytes_per_token: of each split's text. unigram: nats per token of the
-    validation tokens under the training tokens' frequencies (plus one), what a model that ignores context can reach.
-    folder: where the arrays and the trained tokenizer lie.
+    sizes: by split, the bytes of text each token stands for, (tokens,); None where the tokenizer does not give the text
+    back. fingerprint: hash of the tokens of all splits. bytes_per_token: of each split's text. unigram: nats per token
+    of the validation tokens under the training tokens' frequencies (plus one), what a model that ignores context can
+    reach. skipped: rows of the corpus that held no text. folder: where the arrays and the trained tokenizer lie; None
+    where the cache could not be written, and all is in memory.
     """
 
     corpus: Corpus
+    tokenizer: Any
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
+    sizes: Mapping[str, np.ndarray] | None
     vocabulary: int
     fingerprint: str
     bytes_per_token: dict[str, float]
     unigram: float
-    folder: Path
+    skipped: int
+    folder: Path | None
+    trained: Any = None  # the codec, where it was not read from the folder
+
+    @property
+    def reversible(self) -> bool:
+        """Whether the tokenizer gives the text back, so that bits per byte can be counted."""
+        return self.sizes is not None
+
+    @property
+    def codec(self) -> Any:
+        """What encodes and decodes: the tokenizer as it was trained on this text."""
+        return self.trained or self.tokenizer.load(self.folder and self.folder / "tokenizer.json")
+
+    def bytes_per_target(self, split: str, blocks: np.ndarray, context: int) -> float:
+        """Bytes of text over tokens, of what is predicted in these blocks; nan where they cannot be counted."""
+        if self.sizes is None:
+            return math.nan
+        return target_bytes(self.sizes[split], blocks, context) / (len(blocks) * context)
 
     def keep(self, size: int | None) -> "Packed":
         """With the first `size` bytes of training text only (the documents are in hash order: a fair sample)."""
@@ -47,7 +79,7 @@ class Packed:
         if tokens > len(self.train):
             most = int(len(self.train) * self.bytes_per_token["train"])
             raise ConfigError(f"data.train_size={size} is more than the {most} bytes of training text there are.")
-        return Packed(**{**self.__dict__, "train": self.train[:tokens]})
+        return replace(self, train=self.train[:tokens])
 
 
 def cache_folder(configured: str | None) -> Path:
@@ -57,49 +89,138 @@ def cache_folder(configured: str | None) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "albert_ablate"
 
 
-def pack(corpus: Corpus, tokenizer, cache: Path) -> Packed:
-    """The packed corpus, from the cache where it is there. Files appear whole or not at all."""
+class Damaged(Exception):
+    """A cache that does not hold what was written to it."""
+
+
+def pack(corpus: Corpus, tokenizer: Any, cache: Path) -> Packed:
+    """The packed corpus: from the cache, if it holds what was written to it, else made from the text and kept there.
+
+    A cache on a full disk or in a folder that cannot be written is done without.
+    """
     rules = json.dumps([FORMAT, type(corpus).__name__, corpus.source(), tokenizer.name(), corpus.separator])
     folder = cache / "packed" / digest(rules.encode())
-    if not (folder / "facts.json").exists():
-        _write(corpus, tokenizer, folder)
-    facts = json.loads((folder / "facts.json").read_text())
-    arrays = {s: np.load(folder / f"{s}.npy", mmap_mode="r") for s in SPLITS}
-    return Packed(corpus=corpus, **arrays, **facts, folder=folder)
+    try:
+        return _open(corpus, tokenizer, folder)
+    except FileNotFoundError:
+        pass
+    except (Damaged, OSError) as error:
+        print(f"{folder} is damaged ({error}): the text is packed again.", file=sys.stderr)
+    return _write(corpus, tokenizer, folder)
 
 
-def _write(corpus: Corpus, tokenizer, folder: Path) -> None:
+def _open(corpus: Corpus, tokenizer: Any, folder: Path) -> Packed:
+    """What `folder` holds. FileNotFoundError where it is not there, Damaged or OSError where it cannot be used."""
+    content = (folder / "facts.json").read_bytes()
+    try:
+        facts = json.loads(content)
+        files, seal = facts.pop("files"), facts.pop("digest")
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise Damaged("facts.json cannot be read") from None
+    if seal != _seal(facts, files, folder):
+        raise Damaged("facts.json is not what was written")
+    for name, expected in files.items():
+        try:
+            found = _digest_of(folder / name)
+        except (OSError, ValueError):  # ValueError: an empty file cannot be mapped
+            raise Damaged(f"{name} is missing or empty") from None
+        if found != expected:
+            raise Damaged(f"{name} is not what was written")
+    tokens = {split: np.load(folder / f"{split}.npy", mmap_mode="r") for split in SPLITS}
+    sizes = {split: np.load(folder / f"{split}.sizes.npy", mmap_mode="r") for split in SPLITS if facts["sizes"]}
+    return _packed(corpus, tokenizer, tokens, sizes or None, facts, folder)
+
+
+def _packed(
+    corpus: Corpus,
+    tokenizer: Any,
+    tokens: Mapping[str, np.ndarray],
+    sizes: Mapping[str, np.ndarray] | None,
+    facts: Mapping[str, Any],
+    folder: Path | None,
+    trained: Any = None,
+) -> Packed:
+    if type(tokenizer) is Bytes:  # not kept: each token is a byte
+        sizes = {split: np.broadcast_to(np.uint8(1), found.shape) for split, found in tokens.items()}
+    known: dict[str, Any] = {name: value for name, value in facts.items() if name != "sizes"} | dict(tokens)
+    return Packed(corpus=corpus, tokenizer=tokenizer, sizes=sizes, **known, folder=folder, trained=trained)
+
+
+def _write(corpus: Corpus, tokenizer: Any, folder: Path) -> Packed:
+    """The corpus packed from its text, and kept in `folder` if there is room."""
     documents = corpus.split()
     codec = tokenizer.fit(documents["train"])
-    texts = {split: corpus.separator.join(found) for split, found in documents.items()}
-    tokens = {split: codec.encode(text) for split, text in texts.items()}
+    encoded = {split: codec.encode_documents(found, corpus.separator) for split, found in documents.items()}
+    tokens = {split: found.tokens for split, found in encoded.items()}
     for split in SPLITS:
         if len(tokens[split]) < 2:
             raise ConfigError(
                 f"The text of data={type(corpus).__name__} is too short: its {split} split holds {len(tokens[split])} "
                 "tokens, at least 2 are needed."
             )
+    counted = {split: found.sizes for split, found in encoded.items() if found.sizes is not None}
+    sizes = counted if len(counted) == len(SPLITS) else None
+    # numbers that are no token's make a larger model of the same tokens: another setting
+    larger = [f"vocabulary {tokenizer.vocabulary}".encode()] if codec.gaps else []
+    length = {split: len(corpus.separator.join(found).encode()) for split, found in documents.items()}
     facts = {
         "vocabulary": tokenizer.vocabulary,
-        "fingerprint": digest(*(np.ascontiguousarray(tokens[s]).tobytes() for s in SPLITS)),
-        "bytes_per_token": {s: len(texts[s].encode()) / len(tokens[s]) for s in SPLITS},
+        "fingerprint": digest(*(np.ascontiguousarray(tokens[s]).tobytes() for s in SPLITS), *larger),
+        "bytes_per_token": {s: length[s] / len(tokens[s]) for s in SPLITS},
         "unigram": unigram_loss(tokens["train"], tokens["validation"], tokenizer.vocabulary),
+        "skipped": corpus.skipped,
+        "sizes": sizes is not None and type(tokenizer) is not Bytes,
     }
+    arrays = {f"{split}.npy": found for split, found in tokens.items()}
+    if sizes is not None and facts["sizes"]:
+        arrays |= {f"{split}.sizes.npy": found for split, found in sizes.items()}
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            for split in SPLITS:
-                np.save(Path(scratch) / f"{split}.npy", tokens[split])
-            codec.save(Path(scratch) / "tokenizer.json")
-            folder.mkdir(exist_ok=True)
-            if (Path(scratch) / "tokenizer.json").exists():
-                os.replace(Path(scratch) / "tokenizer.json", folder / "tokenizer.json")
-            for split in SPLITS:
-                os.replace(Path(scratch) / f"{split}.npy", folder / f"{split}.npy")
-            (Path(scratch) / "facts.json").write_text(json.dumps(facts))
-            os.replace(Path(scratch) / "facts.json", folder / "facts.json")  # last: it says that the rest is there
-    except OSError as error:
-        raise ConfigError(f"paths.cache={folder.parent.parent} cannot be written: {error.strerror}.") from None
+        _keep(arrays, codec, facts, folder)
+        return _open(corpus, tokenizer, folder)
+    except (OSError, Damaged) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        if isinstance(error, OSError) and error.errno not in NO_ROOM:
+            raise ConfigError(f"paths.cache={folder.parent.parent} cannot be written: {why}.") from None
+        print(f"paths.cache={folder.parent.parent} is not used ({why}): the text is kept in memory.", file=sys.stderr)
+        return _packed(corpus, tokenizer, tokens, sizes, facts, None, codec)
+
+
+def _keep(arrays: Mapping[str, np.ndarray], codec: Any, facts: Mapping[str, Any], folder: Path) -> None:
+    """Write `folder`, each file whole and on the disk before it appears; of several writers the last one counts."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as name:
+        scratch = Path(name)
+        for file, array in arrays.items():
+            np.save(scratch / file, array)
+        codec.save(scratch / "tokenizer.json")
+        files = {file.name: _digest_of(file) for file in sorted(scratch.iterdir())}
+        kept = {**facts, "files": files, "digest": _seal(facts, files, folder)}
+        (scratch / "facts.json").write_text(json.dumps(kept, indent=1), encoding="utf-8")
+        folder.mkdir(exist_ok=True)
+        for file in [*files, "facts.json"]:  # last: it says that the rest is there
+            _sync(scratch / file)
+            os.replace(scratch / file, folder / file)
+    _sync(folder)
+    _sync(folder.parent)
+
+
+def _seal(facts: Any, files: Any, folder: Path) -> str:
+    """Hash of what facts.json says and of the text and tokenizer, by the folder's name, that it says it of."""
+    return digest(json.dumps([folder.name, facts, files], sort_keys=True).encode())
+
+
+def _digest_of(file: Path) -> str:
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return blake2b(content, digest_size=16).hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def unigram_loss(train: np.ndarray, held_out: np.ndarray, vocabulary: int) -> float:
@@ -144,6 +265,11 @@ def take_blocks(tokens: np.ndarray, indices: np.ndarray, context: int) -> np.nda
     """Blocks as an int64 array of shape (len(indices), context + 1)."""
     tokens = np.asarray(tokens)  # a view: indexing a memmap itself is several times slower
     return tokens[np.asarray(indices)[:, None] * context + np.arange(context + 1)].astype(np.int64)
+
+
+def target_bytes(sizes: np.ndarray, blocks: np.ndarray, context: int) -> int:
+    """Bytes of text that the targets of these blocks stand for: all tokens of a block but its first."""
+    return int(take_blocks(sizes, blocks, context)[:, 1:].sum())
 
 
 def held_out_sample(tokens: np.ndarray, context: int, size: int, name: str) -> np.ndarray:

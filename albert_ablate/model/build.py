@@ -10,7 +10,12 @@ from albert_ablate.model.dropout import Clock
 
 
 def build(node: Mapping, *args):
-    """The component a node describes; lists and dictionaries in it stay plain. A `_partial_` is called with `args`."""
+    """The component a node describes; lists and dictionaries in it stay plain. A `_partial_` is called with `args`.
+
+    Of several options of one group (logger=[a,b]) a dictionary, by name.
+    """
+    if "_target_" not in node:
+        return {name: build(part, *args) for name, part in node.items()}
     made = construct(node)
     return made(*args) if node.get("_partial_") else made
 

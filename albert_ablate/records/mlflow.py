@@ -9,6 +9,7 @@ from typing import Any
 
 from albert_ablate.config import Location
 from albert_ablate.records.folder import plain
+from albert_ablate.records.naming import display_name
 from albert_ablate.records.tracker import Rows, Tracker, figures, merged, settings, status_of
 
 METRICS, PARAMS, LENGTH = 1000, 100, 6000  # MLflow's limits of a request, and of a parameter's characters
@@ -20,13 +21,15 @@ class MLflow(Tracker):
     uri: null is a file store in RUNS/mlruns, else what MLflow takes (http://..., sqlite:///...). What is there is asked
     for when a session begins, metric by metric, and only the rest is sent: no row twice and no gap. Parameters are the
     configuration by dotted key; the summary's figures are metrics `summary/...`; tags hold arm, setting and status.
+    experiment: null is MLFLOW_EXPERIMENT_NAME of the environment, or albert_ablate. layers: every layer's figures.
     """
 
     NAME, PACKAGE, EXTRA = "MLflow", "mlflow", "mlflow"
 
-    def __init__(self, uri: Location | None = None, experiment: str = "albert_ablate"):
-        super().__init__()
-        self.uri, self.experiment = uri, experiment
+    def __init__(self, uri: Location | None = None, experiment: str | None = None, layers: bool = False):
+        super().__init__(layers)
+        self.uri = uri
+        self.experiment = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "albert_ablate"
 
     def begin(self, folder: Path, record: Mapping, rows: Rows) -> None:
         # MLflow has put its file store behind this switch; the rest: no telemetry, and seconds of patience, not minutes
@@ -49,7 +52,7 @@ class MLflow(Tracker):
 
     def push(self, rows: Rows) -> None:
         values = []
-        for row in merged(rows, self.latest + 1):
+        for row in merged(rows, self.latest + 1, self.layers):
             self.latest, self.tokens = max(self.latest, row["step"]), max(self.tokens, row["tokens"])
             values += [(k, v, row["tokens"], self.created + row["seconds"]) for k, v in row.items() if k != "tokens"]
         self._metrics(values)
@@ -77,7 +80,7 @@ class MLflow(Tracker):
     def _create(self, experiment: str, record: Mapping) -> Any:
         tags = {key: str(record[key]) for key in ("identity", "arm", "setting", "seed")}
         return self.client.create_run(
-            experiment, start_time=int(record["created"] * 1000), tags=tags, run_name=record["label"]
+            experiment, start_time=int(record["created"] * 1000), tags=tags, run_name=display_name(record)
         )
 
     def _params(self, record: Mapping, known: Mapping[str, str]) -> None:

@@ -11,6 +11,7 @@ from albert_ablate.config import ConfigError
 from albert_ablate.records.atomic import replace_file
 from albert_ablate.records.folder import DONE, RunFolder
 from albert_ablate.records.history import SCHEMAS, read_history
+from albert_ablate.records.naming import display_name
 from albert_ablate.records.tracker import Rows, Tracker, lists, reason
 
 NOTE = "synced.json"  # destination -> when
@@ -25,7 +26,7 @@ def run_folders(path: Path) -> list[Path]:
 
 
 def sync_runs(
-    path: Path, to: str, project: str = "albert_ablate", entity: str | None = None, say: Callable[[str], None] = print
+    path: Path, to: str, project: str | None = None, entity: str | None = None, say: Callable[[str], None] = print
 ) -> int:
     """Send every finished or diverged run below `path` that has not been sent there: how many were.
 
@@ -57,7 +58,7 @@ def sync_runs(
                     notes[destination] = time.time()
                     replace_file(folder.path / NOTE, (json.dumps(notes, indent=1) + "\n").encode())
                     sent += 1
-                    say(f"{folder.path} sent: {record['label']}, seed {record['seed']}, {record['status']}.")
+                    say(f"{folder.path} sent: {display_name(record)}, {record['status']}.")
             except ConfigError as error:  # busy, or a file in it that cannot be read
                 say(f"{error} Not sent.")
         earlier = f", {there} had been sent before" if there else ""
@@ -77,7 +78,7 @@ def _notes(folder: Path) -> dict[str, float]:
 Send = Callable[[Path, dict, Rows], None]
 
 
-def _wandb(project: str, entity: str | None, scratch: Path) -> tuple[Send, str]:
+def _wandb(project: str | None, entity: str | None, scratch: Path) -> tuple[Send, str]:
     from albert_ablate.records.wandb import Wandb, quiet, release
 
     quiet(scratch)
@@ -91,7 +92,8 @@ def _wandb(project: str, entity: str | None, scratch: Path) -> tuple[Send, str]:
     server = wandb.setup().settings.base_url.rstrip("/").partition("://")[2]
 
     def send(folder: Path, record: dict, rows: Rows) -> None:
-        tracker = Wandb("online", project, entity)
+        tracker = Wandb("online", project, entity)  # a name, group and tags of the environment are of single runs
+        tracker.name = tracker.group = None
         tracker.strict = True
         try:
             # not in the run folder: an offline log in it stays until the rows have arrived, and after
@@ -103,7 +105,7 @@ def _wandb(project: str, entity: str | None, scratch: Path) -> tuple[Send, str]:
             release()
             raise
 
-    return send, f"W&B {server}/{entity + '/' if entity else ''}{project}"
+    return send, f"W&B {server}/{entity + '/' if entity else ''}{Wandb('online', project).project}"
 
 
 def _plain(tracker: Tracker, destination: str) -> tuple[Send, str]:
@@ -114,21 +116,22 @@ def _plain(tracker: Tracker, destination: str) -> tuple[Send, str]:
     return send, destination
 
 
-def _tensorboard(project: str, entity: str | None, scratch: Path) -> tuple[Send, str]:
+def _tensorboard(project: str | None, entity: str | None, scratch: Path) -> tuple[Send, str]:
     from albert_ablate.records.tensorboard import TensorBoard
 
     _refuse(entity, "tensorboard")
-    if project != "albert_ablate":
+    if project is not None:
         raise ConfigError(f"--project {project} is not allowed: TensorBoard's files lie in the run folders.")
     return _plain(TensorBoard(), "TensorBoard")
 
 
-def _mlflow(project: str, entity: str | None, scratch: Path) -> tuple[Send, str]:
+def _mlflow(project: str | None, entity: str | None, scratch: Path) -> tuple[Send, str]:
     from albert_ablate.records.mlflow import MLflow
 
     _refuse(entity, "mlflow")
     uri = os.environ.get("MLFLOW_TRACKING_URI")
-    return _plain(MLflow(uri, project), f"MLflow {uri or 'mlruns beside the runs'}, experiment {project}")
+    tracker = MLflow(uri, project)
+    return _plain(tracker, f"MLflow {uri or 'mlruns beside the runs'}, experiment {tracker.experiment}")
 
 
 def _refuse(entity: str | None, to: str) -> None:

@@ -15,8 +15,12 @@ class TensorBoard(Tracker):
     Scalars are float32, as TensorBoard's are; `step`, `seconds` and `flops` are scalars too. An event's time is the
     run's beginning plus its seconds of training. A resumed run is written anew from its first row, so that a killed
     session leaves no row twice. The configuration is text and hyperparameters; at the end come the summary's figures as
-    `summary/...` and the status. See them with `tensorboard --logdir runs`.
+    `summary/...` and the status. See them by name with `tensorboard --logdir runs/by-name`. layers: every layer's
+    figures, instead of least, median and largest over depth.
     """
+
+    def __init__(self, layers: bool = False):
+        super().__init__(layers)
 
     NAME, PACKAGE, EXTRA = "TensorBoard", "tensorboard", "tensorboard"
 
@@ -38,7 +42,7 @@ class TensorBoard(Tracker):
         self.push(rows)
 
     def push(self, rows: Rows) -> None:
-        for row in merged(rows, self.latest + 1):
+        for row in merged(rows, self.latest + 1, self.layers):
             late = row["step"] < self.latest  # its axes would be there twice
             values = {k: v for k, v in row.items() if not (k == "tokens" or late and k in AXES)}
             self.latest = max(self.latest, row["step"])

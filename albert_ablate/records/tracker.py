@@ -3,6 +3,7 @@
 A tracker is a class with `begin`, `push` and `end`, and one YAML in conf/logger. Several at once are a dictionary.
 """
 
+import statistics
 import sys
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
@@ -41,8 +42,9 @@ class Tracker(NoLogger):
     PACKAGE: str | None = None  # what must be installed, and the extra of this project that brings it
     EXTRA = ""
 
-    def __init__(self) -> None:
+    def __init__(self, layers: bool = False) -> None:
         self.live = False
+        self.layers = layers  # every layer, instead of the least, median and largest over depth
         if self.PACKAGE and not _installed(self.PACKAGE):
             raise ConfigError(f"{self.NAME} is not installed: pip install 'albert_ablate[{self.EXTRA}]'.")
 
@@ -117,15 +119,20 @@ def _installed(name: str) -> bool:
         return False
 
 
-def merged(rows: Rows, sent: int = 0) -> list[dict]:
-    """One row per step under a tracker's metric paths: train/loss, layers/3/mlp/grad_norm, eval/validation/loss.
+def merged(rows: Rows, sent: int = 0, every_layer: bool = False) -> list[dict]:
+    """One row per step under a tracker's metric paths: train/loss, eval/validation/loss, layers/mlp/grad_norm/median.
+
+    Of the layers come least (min), median and largest (max) over depth, or with every_layer each one's own figure,
+    layers/3/mlp/grad_norm: some 5,400 scalars a step at 96 layers.
 
     In the order of the steps; last the rows below `sent` and those that follow a later step in their history: a test of
     the weights that were best, taken when training is over. The layers at step 0, known when the first step has been
-    taken, are in its row as initial/3/mlp/grad_norm. What does not apply (nan) is left out.
+    taken, are in its row as initial/mlp/grad_norm/median. What does not apply (nan) is left out.
     """
     folded: dict[tuple[bool, int], dict] = {}
     for name, new in rows.items():
+        if name == "layers" and not every_layer:
+            new = _over_depth(new)
         latest = sent
         for row in new:
             initial = name == "layers" and row["step"] == 0
@@ -134,12 +141,38 @@ def merged(rows: Rows, sent: int = 0) -> list[dict]:
             prefix = {
                 "steps": "train",
                 "evals": f"eval/{row.get('split')}",
-                "layers": f"{'initial' if initial else 'layers'}/{row.get('layer')}/{row.get('sublayer')}",
+                "layers": "/".join(
+                    str(part)
+                    for part in ("initial" if initial else "layers", row.get("layer"), row.get("sublayer"))
+                    if part is not None
+                ),
             }[name]
             values = {f"{prefix}/{k}": v for k, v in row.items() if k not in NOT_METRICS and _applies(name, k, v)}
             key = (late, step)
             folded[key] = {k: row[k] for k in AXES} | folded.get(key, {}) | values
     return [folded[key] for key in sorted(folded)]
+
+
+def _over_depth(rows: list[Mapping]) -> list[Mapping]:
+    """Rows of the layers, one for each step and sublayer: least, median and largest of each column over depth."""
+    groups: dict[tuple, list[Mapping]] = {}
+    for row in rows:
+        groups.setdefault((row["step"], row.get("sublayer")), []).append(row)
+    out: list[Mapping] = []
+    for (_, sublayer), alike in groups.items():
+        summary: dict[str, Any] = {k: alike[0][k] for k in AXES} | {"sublayer": sublayer}
+        for column in alike[0]:
+            if column in NOT_METRICS:
+                continue
+            values = [r[column] for r in alike if _applies("layers", column, r.get(column))]
+            if values:
+                summary |= {
+                    f"{column}/min": min(values),
+                    f"{column}/median": statistics.median(values),
+                    f"{column}/max": max(values),
+                }
+        out.append(summary)
+    return out
 
 
 def _applies(history: str, column: str, value: Any) -> bool:

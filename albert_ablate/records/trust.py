@@ -1,8 +1,10 @@
 """What a sweep server may decide. Its values are data: they choose among options and set numbers."""
 
+import ast
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from albert_ablate.config import ConfigError
 
@@ -12,6 +14,7 @@ PLACES = ("path", "pattern")  # data.path, tokenizer.path: any file of the machi
 KEY = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*")
 WORD = re.compile(r"[A-Za-z0-9_.+\- ]*")
 LONGEST = 1000  # characters of key=value
+DEEPEST = 5  # levels of a nested group
 HUB_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9_.\-]{0,95})?")
 
 
@@ -38,6 +41,46 @@ def refuse_untrusted(arguments: Iterable[str], own_file: bool = False) -> None:
             fits = _chooses(value)
         if not fits or (".." in value and not own_file) or len(argument) > LONGEST:
             raise ConfigError(f"{shown} may not come from a sweep: it may choose among options and set numbers.")
+
+
+def flattened(values: Mapping, above: str = "", depth: int = 0) -> dict[str, Any]:
+    """Values by dotted key: {"optimizer": {"lr": 0.1}}, as W&B hands over a nested group, is {"optimizer.lr": 0.1}."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = isinstance(value, Mapping) and value and depth < DEEPEST
+        out |= flattened(value, f"{above}{key}.", depth + 1) if nested else {f"{above}{key}": value}
+    return out
+
+
+def as_settings(arguments: Iterable[str]) -> list[str]:
+    """The arguments that `wandb agent` writes, in whichever of its forms, as key=value.
+
+    ${args} writes --key=value, ${args_append_hydra} +key=value, ${args_override_hydra} ++key=value; null is None
+    there, and a nested group a Python dictionary. What is none of these stays as it is.
+    """
+    out = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if equals:
+            name = re.sub(r"^(--|\+\+?)", "", name)
+            values = flattened({name: _literal(value)})
+            out += [f"{k}={'null' if v is None else v}" for k, v in values.items()]
+        else:
+            out.append(argument)
+    return out
+
+
+def _literal(value: str) -> Any:
+    """Python's None and a dictionary read; any other text as it stands."""
+    if value == "None":
+        return None
+    if value.startswith("{") and len(value) <= LONGEST:
+        try:
+            found = ast.literal_eval(value)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            return value
+        return found if isinstance(found, dict) else value
+    return value
 
 
 def _chooses(value: str) -> bool:

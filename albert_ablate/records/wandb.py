@@ -13,6 +13,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from albert_ablate.records.history import SCHEMAS, read_history
+from albert_ablate.records.naming import display_name
 
 # NoLogger: what records of earlier releases name
 from albert_ablate.records.tracker import AXES as AXES
@@ -32,16 +33,32 @@ class Wandb(Tracker):
     and no gap. Offline, a resumed run is written anew from its first row, since segments that share an id overwrite
     each other when synced. Trouble with W&B never ends a run: it is said once, offline takes over where it can.
 
+    project, name, group, tags: null is what WANDB_PROJECT, WANDB_NAME, WANDB_RUN_GROUP and WANDB_TAGS say, and where
+    those are not set albert_ablate, what differs from the defaults with the seed, the arm, and none. layers: every
+    layer's figures, instead of least, median and largest over depth.
+
     Under a W&B agent the run has the id and the project that the agent gives it; its config says which run it is.
     """
 
     NAME = "W&B"
 
     def __init__(
-        self, mode: Literal["online", "offline"] = "online", project: str = "albert_ablate", entity: str | None = None
+        self,
+        mode: Literal["online", "offline"] = "online",
+        project: str | None = None,
+        entity: str | None = None,
+        name: str | None = None,
+        group: str | None = None,
+        tags: tuple[str, ...] | None = None,
+        layers: bool = False,
     ):
-        super().__init__()
-        self.mode, self.project, self.entity = mode, project, entity
+        super().__init__(layers)
+        self.mode, self.entity = mode, entity
+        self.project = project or os.environ.get("WANDB_PROJECT") or "albert_ablate"
+        self.name = name or os.environ.get("WANDB_NAME")
+        self.group = group or os.environ.get("WANDB_RUN_GROUP")
+        given = os.environ.get("WANDB_TAGS", "").split(",") if tags is None else tags
+        self.tags = [tag.strip() for tag in given if tag.strip()]
         self.run: Any = None
         self.next = 0  # number of the next row
         self.strict = False  # raise where the server has not taken everything in time
@@ -84,8 +101,9 @@ class Wandb(Tracker):
             id=None if given else record["identity"],
             project=None if given else self.project,
             entity=None if given else self.entity,
-            group=record["arm"],
-            name=record["label"],
+            group=self.group or record["arm"],
+            name=self.name or display_name(record),
+            tags=self.tags or None,
             config=_config(record, swept_keys() if given else ()),
             dir=str(folder),
             mode=mode,  # type: ignore[arg-type]
@@ -110,7 +128,7 @@ class Wandb(Tracker):
         )
 
     def push(self, rows: Rows) -> None:
-        for row in merged(rows, self.next):
+        for row in merged(rows, self.next, self.layers):
             number = max(row["step"], self.next)  # an evaluation of earlier weights, at the end, has its own row
             self.next = number + 1
             if number >= self.run.starting_step:  # else the server has it from an earlier session
@@ -151,7 +169,7 @@ def swept_keys() -> set[str]:
 def _config(record: Mapping, swept: Collection[str] = ()) -> dict[str, Any]:
     """What W&B lists as the run's config; `norm_settings` where norm=pre_ln is the sweep's own word."""
     tree = {f"{k}_settings" if k in swept and isinstance(v, Mapping) else k: v for k, v in record["config"].items()}
-    return {**tree, **{k: record.get(k) for k in ("arm", "setting", "identity", "choices")}}
+    return {**tree, **{k: record.get(k) for k in ("arm", "setting", "identity", "choices", "label")}}
 
 
 def mirror_found(tracker: NoLogger, folder: Path, record: Mapping) -> None:

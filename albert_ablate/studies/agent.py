@@ -17,13 +17,13 @@ from typing import Any
 
 from albert_ablate.config import ConfigError
 from albert_ablate.records.signals import stops_handled
-from albert_ablate.records.trust import refuse_untrusted, told
+from albert_ablate.records.trust import flattened, refuse_untrusted, told
 from albert_ablate.studies.bayes import corners
 from albert_ablate.studies.jobs import KILLED, attempt, imported, interrupt, outcome_of
 from albert_ablate.studies.server import SweepGone, SweepServer, Unreachable
 from albert_ablate.studies.states import read_record
 from albert_ablate.studies.sweeper import Planned, note_killed, plan
-from albert_ablate.studies.sweepfile import Sweep, overrides_of, served_sweep
+from albert_ablate.studies.sweepfile import Sweep, overrides_of, own_overrides, served_sweep
 
 HEARTBEAT = 5.0  # seconds between two of a slot that has nothing to say
 PATIENCE = 60.0  # seconds between two tries of a server that does not answer, at most
@@ -241,7 +241,7 @@ def _setting(arguments: Any) -> dict[str, Any]:
     """A run's values by key, from what the server has handed over."""
     if not isinstance(arguments, Mapping) or not all(isinstance(a, Mapping) for a in arguments.values()):
         raise ConfigError(f"its arguments cannot be read: {reprlib.repr(arguments)}.")
-    return {str(key): argument.get("value") for key, argument in arguments.items()}
+    return flattened({str(key): argument.get("value") for key, argument in arguments.items()})
 
 
 def work(pipe: Connection, order: Order) -> None:
@@ -297,6 +297,7 @@ def run_agent(
         raise RuntimeError(f"{server.url} does not answer: {error}.") from None
     except SweepGone as error:
         raise ConfigError(str(error)) from None
+    overrides = tuple(own_overrides(overrides))
     extra = told(list(overrides))
     if not any(o.startswith("trainer.threads=") for o in [*found.fixed, *overrides]) and workers > 1:
         extra = ["trainer.threads=1", *extra]

@@ -12,7 +12,7 @@ from albert_ablate.records.atomic import replace_file
 from albert_ablate.records.folder import RunFolder
 from albert_ablate.streams import digest, stream_seed
 from albert_ablate.studies.states import is_done, last_line, state
-from albert_ablate.studies.sweeper import Planned, Study, plan
+from albert_ablate.studies.sweeper import REFUSALS, Planned, Study, plan
 from albert_ablate.studies.sweepfile import DECISIONS, EDGE, Parameter, Sweep, varied_labels
 
 REPEATS = 50  # proposals in a row of what has been tried, before one is drawn at random, and before all is tried
@@ -82,7 +82,7 @@ def propose(sweep: Sweep, trials: Sequence[Trial], results: Sequence[float | Non
         else:
             place = ("bayes random", len(trials) + len(new), repeats)
             draws = {p.name: _at_random(p, (stream_seed(0, p.name, *place) + 0.5) / 2**63) for p in varied}
-        setting = {p.name: _value(p, draws.get(p.name)) for p in sweep.parameters}
+        setting = sweep.folded({p.name: _value(p, draws.get(p.name)) for p in sweep.parameters})
         name = json.dumps(setting, sort_keys=True)
         if name in tried:
             repeats += 1
@@ -162,7 +162,9 @@ def run_bayes(
     notebook = Notebook(runs, search_key(sweep, extra))
     trials = notebook.read()
     done = sum(is_done(notebook.record(t)) for t in trials)
-    say(f"{sweep.path}: {sweep.run_cap} trials, {done} done, {len(trials)} proposed.")
+    refused = _refused(trials)
+    proposed = f"{len(trials) - len(refused)} proposed" + (f", {len(refused)} refused" if refused else "")
+    say(f"{sweep.path}: {sweep.run_cap} trials, {done} done, {proposed}.")
     if dry_run:
         for trial in trials:
             say(f"{_label(sweep, trial)}: {notebook.record(trial)['status']}")
@@ -185,6 +187,7 @@ def _search(
     trials, failed = notebook.read(), dict[str, str]()  # by folder
 
     plans: dict[str, Planned] = {}  # by folder
+    in_a_row = 0  # proposals refused
 
     def placed(trial: Trial) -> Planned:
         if trial["folder"] not in plans:
@@ -199,8 +202,11 @@ def _search(
         errors = study.complete(list(dict.fromkeys(open_)))
         failed |= {str(p.folder.relative_to(notebook.runs)): error for p, error in errors.items()}
         results = [result_of(notebook.record(t), sweep) for t in trials]
-        left = sweep.run_cap - len(trials)
+        left = sweep.run_cap - (len(trials) - len(_refused(trials)))
         if study.stopped is not None or left <= 0:
+            break
+        if in_a_row >= REFUSALS:
+            say(f"The last {in_a_row} proposals were refused: none is tried any more.")
             break
         new = propose(sweep, trials, results, min(study.workers, left))
         if not new:
@@ -209,9 +215,11 @@ def _search(
         for trial in new:
             try:
                 placed(trial)
-            except ConfigError as error:  # two values that do not go together
+                in_a_row = 0
+            except ConfigError as error:  # two values that do not go together: another proposal takes its place
                 trial["error"] = str(error)
-                say(str(error))
+                in_a_row += 1
+                say(f"refused: {error}")
         trials += new
         notebook.write(trials)
     for trial in trials:
@@ -222,10 +230,19 @@ def _search(
         best, place = (max if sweep.maximize else min)(finite)
         won = trials[place]
         say(f"best of {len(finite)}: {_label(sweep, won)}, {sweep.metric} {best:.4f} ({won['folder']})")
-    say(f"{sum(r is not None for r in results)} of {sweep.run_cap} trials are done, {len(failed)} failed.")
+    refused = _refused(trials)
+    last = f", {len(refused)} refused" if refused else ""
+    say(f"{sum(r is not None for r in results)} of {sweep.run_cap} trials are done, {len(failed)} failed{last}.")
     if study.stopped is not None:
         return 128 + study.stopped
-    return 1 if failed else 0
+    if refused and len(refused) == len(trials):
+        raise ConfigError(refused[0]["error"])
+    return 1 if failed or (refused and left > 0) else 0
+
+
+def _refused(trials: Sequence[Trial]) -> list[Trial]:
+    """Those whose values do not go together: there is no run of them, and they do not count towards run_cap."""
+    return [t for t in trials if t["error"]]
 
 
 def _label(sweep: Sweep, trial: Trial) -> str:

@@ -14,11 +14,10 @@ from typing import Any
 from albert_ablate.records.folder import DONE
 from albert_ablate.records.lease import NO_LOCKS, is_leased
 
-INDEX, VERSION = ".status", "2"
+INDEX, VERSION = ".status", "3"
 WORTH_WRITING = 200  # records newly read
-BRIEF = (
-    "status label revisions arm setting identity seed role error updated created progress sessions cost summary".split()
-)
+BRIEF = "status label name arm setting identity seed role error updated created progress sessions cost summary".split()
+BRIEF += ["revisions"]
 HEAD = re.compile(rb'\{\s*"status": "(\w+)"')
 HASHES = re.compile(rb'"initial_draws": \{[^}]*\}')  # one a parameter, most of a deep model's record
 

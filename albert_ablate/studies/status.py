@@ -9,7 +9,7 @@ from typing import Any
 
 from albert_ablate.config import ConfigError, is_outdated
 from albert_ablate.studies.states import is_done, last_line, states
-from albert_ablate.studies.sweepfile import Sweep, read_sweep, varied_labels
+from albert_ablate.studies.sweepfile import REFUSALS, Sweep, own_overrides, read_sweep, varied_labels
 from albert_ablate.training.console import duration
 
 
@@ -31,24 +31,39 @@ def arms(
     """
     table: dict[str, dict[int, Mapping[str, Any]]] = {}
     if sweep is None:
+        named: dict[str, dict[str, dict[int, Mapping[str, Any]]]] = {}  # name -> setting -> seed
         for record in records:
-            folder = Path(record["folder"])
-            lr = record.get("lr")
-            label = record.get("label") or "?"
-            name = f"{folder.parent.name} {label}" + (f" lr={lr:g}" if lr is not None else "")
-            table.setdefault(name, {})[int(folder.name[4:])] = record
+            folder, lr = Path(record["folder"]), record.get("lr")
+            name = record.get("name") or (record.get("label") or "?") + (f" lr={lr:g}" if lr is not None else "")
+            named.setdefault(str(name), {}).setdefault(folder.parent.name, {})[int(folder.name[4:])] = record
+        for name, alike in named.items():  # a hash only where a name has several settings
+            for folder_name, seeds in alike.items():
+                table[name if len(alike) == 1 else f"{name} ({folder_name})"] = seeds
         return table
     settings = sweep.settings()
     over = dict(o.lstrip("+").split("=", 1) for o in overrides if not o.lstrip("+").startswith("hydra"))
-    asked = [dict(o.split("=", 1) for o in sweep.fixed) | s | over for s in settings]
+    fixed = dict(o.split("=", 1) for o in sweep.fixed)
+    if sweep.method == "random":
+        # in the place of draws that were refused are later ones, which have records
+        settings += [sweep.draw(len(settings) + i) for i in range(REFUSALS)]
+    asked = [sweep.folded(fixed | s | over) for s in settings]
     keys = list(dict.fromkeys(key for setting in asked for key in setting))
     found: dict[tuple, Mapping[str, Any]] = {}
     for record in sorted((r for r in records if not is_outdated(r)), key=lambda r: r.get("updated") or 0):
         found[tuple(_same(_value(record, key)) for key in keys)] = record
-    for setting, label in zip(asked, varied_labels(sweep, settings), strict=True):
-        record = found.get(tuple(_same(setting.get(key)) for key in keys), {"status": "pending"})
+    place = [found.get(tuple(_same(setting.get(key)) for key in keys)) for setting in asked]
+    shown = _drawn(place, sweep.run_cap or 0) if sweep.method == "random" else range(len(asked))
+    labels = [*varied_labels(sweep, settings)]
+    for i in shown:
+        setting, label, record = asked[i], labels[i], place[i] or {"status": "pending"}
         table.setdefault(label, {})[int(setting.get("seed", 0))] = record
     return table
+
+
+def _drawn(records: Sequence[Mapping[str, Any] | None], number: int) -> list[int]:
+    """Which draws of a random sweep are its runs: those that have a record, and of the others the first."""
+    begun = [i for i, record in enumerate(records) if record is not None][:number]
+    return sorted(begun + [i for i, record in enumerate(records) if record is None][: number - len(begun)])
 
 
 def _value(record: Mapping[str, Any], key: str) -> Any:
@@ -65,7 +80,7 @@ def _same(value: Any) -> Any:
     """Equal for values that are written differently and mean the same: 1, 1.0 and "1"; [a] and "[a]"; true."""
     import yaml
 
-    if isinstance(value, str) and (value[:1] in "['\"" or value in ("true", "false", "True", "False")):
+    if isinstance(value, str) and (value[:1] in "['\"" or value in ("true", "false", "True", "False", "null")):
         with contextlib.suppress(yaml.YAMLError):
             value = yaml.safe_load(value)
     if isinstance(value, list | tuple):
@@ -103,6 +118,8 @@ def show_status(
     sweep = None if file is None else read_sweep(file)
     if overrides and sweep is None:
         raise ConfigError(f"{overrides[0]} would do nothing: it says how a sweep was run, give its file with --sweep.")
+
+    overrides = own_overrides(overrides) if sweep else overrides
 
     def table() -> dict[str, dict[int, Mapping[str, Any]]]:
         return arms(read_states(root, sweep is not None), sweep, overrides)

@@ -21,7 +21,7 @@ from albert_ablate.records.signals import stops_handled
 from albert_ablate.records.tuning import LEARNING_RATE, read_tuning
 from albert_ablate.studies.jobs import KILLED, job, whoami
 from albert_ablate.studies.states import has_ended, is_done, is_held, last_line, read_record, state, states
-from albert_ablate.studies.sweepfile import Sweep, overrides_of, varied_labels
+from albert_ablate.studies.sweepfile import REFUSALS, Sweep, overrides_of, own_overrides, varied_labels
 
 ATTEMPTS = 3
 POLL = 2.0  # seconds between looks at runs that others are training
@@ -57,48 +57,98 @@ def plan(
     With `tuned` an arm whose learning rate nobody sets takes the one that `albert-ablate tune` found; it is filled in
     with what was found, by label (None: never tuned).
     """
-    from albert_ablate.data.packed import cache_folder, pack
-    from albert_ablate.data.tasks import fingerprint
-    from albert_ablate.model.build import build
-
-    texts: dict[str, str] = {}
-
-    def settled(asked: tuple[str, ...]) -> tuple[dict, Identity]:
-        cfg = check(compose([*asked]))
-        text = json.dumps([cfg["data"], cfg["tokenizer"], cfg["task"], cfg["paths"]["cache"]])
-        if text not in texts:
-            cache = cache_folder(cfg["paths"]["cache"])
-            packed = pack(build(cfg["data"]), build(cfg["tokenizer"]), cache)
-            texts[text] = fingerprint(cfg, build, packed.fingerprint, cache)
-        return cfg, identity(cfg, texts[text])
-
-    composed: dict[tuple[str, ...], tuple[tuple[str, ...], dict, Identity]] = {}
+    planner = Planner(sweep, runs, extra, tuned)
     planned: dict[Path, Planned] = {}
-    place = f"paths.runs={quoted(str(runs.expanduser().resolve()))}"
-    for setting, label in zip(settings, varied_labels(sweep, settings), strict=True):
-        asked = {o.partition("=")[0].lstrip("+"): o for o in [*sweep.fixed, *overrides_of(setting), *extra, place]}
-        seed = asked.pop("seed", "seed=0").partition("=")[2]
-        arm = tuple(asked.values())
+    for setting in settings:
+        run = planner.run(setting)
+        planned.setdefault(run.folder, run)
+    return list(planned.values())
+
+
+def plan_random(
+    sweep: Sweep,
+    runs: Path,
+    extra: Sequence[str] = (),
+    tuned: dict[str, float | None] | None = None,
+) -> tuple[list[Planned], list[str], int]:
+    """`plan` of a random sweep, the sentences on draws whose values do not go together, and how many runs are missing.
+
+    The next draw takes the place of one that is refused, until REFUSALS in a row are. Raises ConfigError where
+    no draw is allowed.
+    """
+    assert sweep.run_cap is not None
+    planner = Planner(sweep, runs, extra, tuned)
+    planned: dict[Path, Planned] = {}
+    refused: list[str] = []
+    allowed = index = in_a_row = 0
+    while allowed < sweep.run_cap and in_a_row < REFUSALS:
         try:
-            if arm not in composed:
-                overrides = arm
-                cfg, who = settled(overrides)
-                if tuned is not None and LEARNING_RATE not in asked:
-                    found = read_tuning(Path(cfg["paths"]["runs"]), who.arm)
-                    tuned[label] = found["rate"] if found else None
-                    if found:
-                        overrides = (*arm, f"{LEARNING_RATE}={found['rate']!r}")
-                        cfg, who = settled(overrides)
-                composed[arm] = overrides, cfg, who
-            overrides, cfg, who = composed[arm]
+            run = planner.run(sweep.draw(index))
+            planned.setdefault(run.folder, run)
+            allowed, in_a_row = allowed + 1, 0
+        except ConfigError as error:
+            refused.append(str(error))
+            in_a_row += 1
+        index += 1
+    if not allowed:
+        raise ConfigError(refused[0])
+    return list(planned.values()), refused, sweep.run_cap - allowed
+
+
+class Planner:
+    """Settings of one sweep made into runs. What several of them share is composed and packed once."""
+
+    def __init__(
+        self, sweep: Sweep, runs: Path, extra: Sequence[str], tuned: dict[str, float | None] | None = None
+    ) -> None:
+        self.sweep, self.extra, self.tuned = sweep, extra, tuned
+        self.place = f"paths.runs={quoted(str(runs.expanduser().resolve()))}"
+        self.texts: dict[str, str] = {}
+        self.composed: dict[tuple[str, ...], tuple[tuple[str, ...], dict, Identity]] = {}
+
+    def run(self, setting: Mapping[str, Any]) -> Planned:
+        """The run of a setting; ConfigError if it is not allowed."""
+        (label,) = varied_labels(self.sweep, [setting])
+        given = [*self.sweep.fixed, *overrides_of(setting), *self.extra, self.place]
+        by_key = {o.partition("=")[0].lstrip("+"): o for o in given}
+        kept = self.sweep.folded({key: o.partition("=")[2] for key, o in by_key.items()})
+        asked = {key: by_key[key] for key in kept}
+        seed = asked.pop("seed", "seed=0").partition("=")[2]
+        try:
+            overrides, cfg, who = self._arm(label, asked)
             cfg = check({**cfg, "seed": _number(seed)})
         except ConfigError as error:
-            raise ConfigError(f"{sweep.path}: {label}: {error}") from None
+            raise ConfigError(f"{self.sweep.path}: {label}: {error}") from None
         folder = Path(cfg["paths"]["runs"]) / who.setting / f"seed{cfg['seed']}"
-        planned.setdefault(
-            folder, Planned(label, cfg["seed"], (*overrides, f"seed={cfg['seed']}"), folder, who.arm, cfg)
-        )
-    return list(planned.values())
+        return Planned(label, cfg["seed"], (*overrides, f"seed={cfg['seed']}"), folder, who.arm, cfg)
+
+    def _arm(self, label: str, asked: Mapping[str, str]) -> tuple[tuple[str, ...], dict, Identity]:
+        """The overrides of an arm, the tuned learning rate among them, and what they compose to."""
+        arm = tuple(asked.values())
+        if arm not in self.composed:
+            overrides = arm
+            cfg, who = self._settled(overrides)
+            if self.tuned is not None and LEARNING_RATE not in asked:
+                found = read_tuning(Path(cfg["paths"]["runs"]), who.arm)
+                self.tuned[label] = found["rate"] if found else None
+                if found:
+                    overrides = (*arm, f"{LEARNING_RATE}={found['rate']!r}")
+                    cfg, who = self._settled(overrides)
+            self.composed[arm] = overrides, cfg, who
+        return self.composed[arm]
+
+    def _settled(self, asked: tuple[str, ...]) -> tuple[dict, Identity]:
+        from albert_ablate.data.packed import cache_folder, pack
+        from albert_ablate.data.tasks import fingerprint
+        from albert_ablate.model.build import build
+
+        cfg = check(compose([*asked]))
+        text = json.dumps([cfg["data"], cfg["tokenizer"], cfg["task"], cfg["paths"]["cache"]])
+        if text not in self.texts:
+            cache = cache_folder(cfg["paths"]["cache"])
+            packed = pack(build(cfg["data"]), build(cfg["tokenizer"]), cache)
+            self.texts[text] = fingerprint(cfg, build, packed.fingerprint, cache)
+        return cfg, identity(cfg, self.texts[text])
 
 
 def _number(text: str) -> Any:
@@ -323,6 +373,7 @@ def note_killed(planned: Planned, error: str) -> None:
 
 def launched(sweep: Sweep, overrides: Sequence[str], workers: int) -> tuple[list[str], list[str]]:
     """Overrides of a command apart: those of the launcher (joblib with `workers` if none is named), those of a run."""
+    overrides = own_overrides(overrides)
     launcher = [o for o in overrides if o.lstrip("+").startswith(("hydra/", "hydra."))]
     extra = [o for o in overrides if o not in launcher]
     engine = next((o.partition("=")[2] for o in launcher if o.startswith("hydra/launcher=")), None)
@@ -364,9 +415,17 @@ def run_sweep(
         from albert_ablate.studies.bayes import run_bayes
 
         return run_bayes(sweep, runs, workers, launcher, extra, dry_run, tuned, say)
-    planned = plan(sweep, sweep.settings(), runs, extra, tuned)
+    refused, missing = list[str](), 0
+    if sweep.method == "random":
+        planned, refused, missing = plan_random(sweep, runs, extra, tuned)
+    else:
+        planned = plan(sweep, sweep.settings(), runs, extra, tuned)
+    for sentence in refused:
+        say(f"refused: {sentence}")
     _say_tuned(tuned or {}, say)
     open_ = [p for p in planned if not has_ended(p.folder)]
+    if sweep.repeated:
+        say(f"{sweep.repeated} combinations are left out: they are settings that others are already.")
     say(f"{sweep.path}: {len(planned)} runs, {len(planned) - len(open_)} done, {len(open_)} to do.")
     if dry_run:
         _show_plan(planned, runs, workers, say)
@@ -376,10 +435,11 @@ def run_sweep(
     done = sum(has_ended(p.folder) for p in planned)
     for p, error in failed.items():
         say(f"failed: {p.name}: {last_line(error)} ({p.folder})")
-    say(f"{done} of {len(planned)} runs are done, {len(failed)} failed.")
+    lacking = f"; {missing} are missing, {len(refused)} draws were refused" if missing else ""
+    say(f"{done} of {len(planned)} runs are done, {len(failed)} failed{lacking}.")
     if study.stopped is not None:
         return 128 + study.stopped
-    return 1 if failed else 0
+    return 1 if failed or missing else 0
 
 
 def say_price(

@@ -6,19 +6,21 @@ import json
 import math
 import re
 import reprlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from albert_ablate.config import ConfigError, nearest, quoted
+from albert_ablate.config import ConfigError, each_once, given_twice, lacking, nearest, options, quoted
 from albert_ablate.records.trust import WORD, refuse_untrusted
 from albert_ablate.streams import stream_seed
 
 KEYS = ("method", "parameters", "metric", "run_cap", "command", "program", "name", "description", "project", "entity")
 METHODS = ("grid", "random", "bayes")
-MACROS = ("${env}", "${interpreter}", "${program}", "${args_no_hyphens}")
-INTERPRETERS = ("env", "/usr/bin/env", "python", "python3")  # words that may stand before the program
+PROGRAM = "run.py"
+# where a command takes a run's values, in the forms that run.py reads under `wandb agent`
+ARGUMENTS = ("${args}", "${args_no_hyphens}", "${args_append_hydra}", "${args_override_hydra}")
+REFUSALS = 50  # draws or proposals in a row that are refused, before no more are tried
 EDGE = 1e-6  # of the cumulative probability: the ends of a distribution
 MOST = 10_000  # values of one parameter of a grid
 NUMBER = re.compile(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
@@ -119,15 +121,46 @@ class Sweep:
             )
         if self.method == "random":
             assert self.run_cap is not None
-            return [{p.name: p.draw(i) for p in self.parameters} for i in range(self.run_cap)]
+            return [self.draw(i) for i in range(self.run_cap)]
+        return self._grid()[0][: self.run_cap]
+
+    def draw(self, index: int) -> dict[str, Any]:
+        """The setting of a random sweep's run `index`."""
+        return self.folded({p.name: p.draw(index) for p in self.parameters})
+
+    @property
+    def repeated(self) -> int:
+        """How many combinations of a grid are settings that another combination gives already."""
+        return self._grid()[1] if self.method == "grid" else 0
+
+    def _grid(self) -> tuple[list[dict[str, Any]], int]:
+        """The settings that differ, and how many combinations do not."""
         order = sorted(self.parameters, key=lambda p: p.name != "seed")
-        product = itertools.product(*[p.values for p in order])
-        found = [dict(zip([p.name for p in order], values, strict=True)) for values in product]
-        return found[: self.run_cap]
+        names = [p.name for p in order]
+        found: dict[str, dict[str, Any]] = {}
+        combinations = 0
+        for combinations, values in enumerate(itertools.product(*[p.values for p in order]), 1):  # noqa: B007
+            setting = self.folded(dict(zip(names, values, strict=True)))
+            found.setdefault(json.dumps(setting, sort_keys=True), setting)
+        return [*found.values()], combinations - len(found)
+
+    def folded(self, setting: Mapping[str, Any]) -> dict[str, Any]:
+        """A setting without the keys that its option lacks and another option of the sweep has.
+
+        In a grid of dropout over none and uniform and of dropout.mean, dropout=none has no mean.
+        """
+        listed = {p.name: p.values for p in self.parameters}
+
+        def others(group: str) -> Sequence[Any]:
+            return listed.get(group, ())
+
+        return {key: value for key, value in setting.items() if not lacking(key, setting, others)}
 
 
 def written(value: Any) -> str:
     """A value as an override holds it."""
+    if value is None:
+        return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):
@@ -197,14 +230,21 @@ def _sweep(path: Path, tree: Any, served: bool = False) -> Sweep:
         raise ConfigError(f"run_cap={cap} is not allowed: it must be a whole number at least 1.")
     if cap is None and method != "grid" and not served:
         raise ConfigError(f"run_cap is missing: method={method} would never end.")
-    parameters = tuple(_parameter(str(name), spec) for name, spec in tree["parameters"].items())
+    parameters = tuple(_parameter(name, spec) for name, spec in dict(_flat(tree["parameters"])).items())
     if method == "grid":
         parameters = tuple(map(_all_values, parameters))
     metric, maximize = (None, False) if served else _metric(tree.get("metric"), method)
     if method == "bayes" and not served and any(p.name == "seed" and len(p.values) != 1 for p in parameters):
         raise ConfigError("seed has several values: method=bayes would look for the luckiest; give it one value.")
     fixed = _command(tree)
+    if not served:
+        refuse_places(fixed, "command")
+    known = options()
     for p in parameters:
+        for value in p.values if p.name in known and p.name not in ("logger", "evaluation") else ():
+            if value not in known[p.name]:
+                near = nearest(str(value), known[p.name])
+                raise ConfigError(f"{p.name}={written(value)} is not an option: {p.name} is one of {near}.")
         if twice := [o for o in fixed if o.partition("=")[0] == p.name]:
             raise ConfigError(f"{p.name} stands in the parameters and in the command ({twice[0]}): leave one out.")
         for value in p.values or (p.at(0.5),):
@@ -212,13 +252,24 @@ def _sweep(path: Path, tree: Any, served: bool = False) -> Sweep:
     return Sweep(path, method, parameters, fixed, cap, metric, maximize)
 
 
+def _flat(parameters: Mapping, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Parameters by their dotted key: `optimizer: {parameters: {lr: ...}}`, W&B's nesting, is `optimizer.lr: ...`."""
+    seen = set[str]()
+    for key, spec in parameters.items():
+        name = f"{above}{key}"
+        nested = isinstance(spec, Mapping) and "parameters" in spec
+        if nested and (len(spec) > 1 or not isinstance(spec["parameters"], Mapping) or not spec["parameters"]):
+            raise ConfigError(f"{name}.parameters must hold keys and their values, and nothing may stand beside it.")
+        for dotted, inner in _flat(spec["parameters"], f"{name}.") if nested else [(name, spec)]:
+            if dotted in seen:
+                raise ConfigError(f"{dotted} stands twice.")
+            seen.add(dotted)
+            yield dotted, inner
+
+
 def _parameter(name: str, spec: Any) -> Parameter:
     if not isinstance(spec, Mapping):
         raise ConfigError(f"{name} holds value, values or a distribution, not {reprlib.repr(spec)}.")
-    if "parameters" in spec:
-        inner = spec["parameters"]
-        dotted = ", ".join(f"{name}.{key}" for key in inner) if isinstance(inner, Mapping) else f"{name}.<key>"
-        raise ConfigError(f"{name}.parameters is nested, which an agent hands over as one value: write {dotted}.")
     given = dict(spec)
     distribution = given.pop("distribution", None)
     if "value" in given or "values" in given:
@@ -312,9 +363,14 @@ def _listed(name: str, given: dict, distribution: str | None) -> Parameter:
 
 
 def _value(name: str, value: Any, inner: bool = False) -> Any:
-    """A listed value; 1e-3, which YAML reads as text, is the number that the command would read."""
+    """A listed value; 1e-3, which YAML reads as text, is the number that the command would read.
+
+    "None" is null: `wandb agent` writes null so.
+    """
     if isinstance(value, list) and not inner:
         return [_value(name, v, inner=True) for v in value]
+    if value in (None, "None") and not inner:
+        return None
     if value is None or isinstance(value, Mapping):
         raise ConfigError(
             f"{name}={'null' if value is None else reprlib.repr(value)} is not allowed: an agent would hand over "
@@ -347,30 +403,62 @@ def _metric(metric: Any, method: str) -> tuple[str | None, bool]:
 
 
 def _command(tree: Mapping) -> tuple[str, ...]:
-    """The overrides that a command gives to every run: `key=value` between the program and the arguments."""
+    """The overrides that a command gives to every run: `key=value` after the program.
+
+    Without a server no command is run, so any interpreter may stand before the program, or no command at all.
+    """
+    program = str(tree.get("program", PROGRAM))
+    if Path(program).name != PROGRAM:
+        raise ConfigError(f"program={program} is not allowed: it must be {PROGRAM}.")
     command = tree.get("command")
-    if not isinstance(command, list) or "${args_no_hyphens}" not in command:
+    if command is None:
+        return ()
+    words = [str(word) for word in command] if isinstance(command, list) else []
+    place = next((i for i, w in enumerate(words) if w == "${program}" or Path(w).name == PROGRAM), None)
+    if place is None or not set(ARGUMENTS) & set(words[place + 1 :]):
         raise ConfigError(
-            "command must be a list with ${args_no_hyphens}, as in [python, run.py, '${args_no_hyphens}']: "
-            "run.py takes key=value, not --key=value."
+            f"command={reprlib.repr(command)} is not allowed: it must be a list with {PROGRAM} or ${{program}} and "
+            f"after it one of {', '.join(ARGUMENTS)}, or be left out."
         )
-    words = [str(word) for word in command]
-    program = str(tree.get("program", "run.py"))
-    fixed = []
-    for word in words:
-        if word.endswith("run.py") or word in MACROS or word in INTERPRETERS:
-            continue
+    for word in words[:place]:
+        if "=" in word and not word.startswith("-"):
+            raise ConfigError(
+                f"command: {word} before the program cannot be honoured: without a server no command is run; set the "
+                "variable where `albert-ablate sweep` is called."
+            )
+    fixed = [w for w in words[place + 1 :] if w not in ARGUMENTS]
+    for word in fixed:
         if "${" in word or "=" not in word or word.startswith("-"):
-            raise ConfigError(f"command: {word} cannot be honoured: it may hold key=value and {', '.join(MACROS)}.")
-        fixed.append(word)
-    if not program.endswith("run.py"):
-        raise ConfigError(f"program={program} is not allowed: it must be run.py.")
+            raise ConfigError(
+                f"command: {word} cannot be honoured: after the program stand key=value and {' or '.join(ARGUMENTS)}."
+            )
+    fixed = [w.lstrip("+") for w in fixed]
+    if twice := given_twice(fixed):
+        raise ConfigError(f"command: {twice[0]} stands twice.")
     return tuple(fixed)
+
+
+def refuse_places(overrides: Iterable[str], where: str) -> None:
+    """Raise ConfigError for an override that says where the runs lie, which `--runs` does."""
+    for override in overrides:
+        if override.lstrip("+").partition("=")[0] in ("paths.runs", "paths"):
+            raise ConfigError(f"{where}: {override} cannot be honoured: the folder of the runs is given by --runs.")
+
+
+def own_overrides(overrides: Iterable[str]) -> list[str]:
+    """Overrides of a command line, each key once: of one given twice the last counts, which is said.
+
+    Raises ConfigError for one that says where the runs lie.
+    """
+    overrides = list(overrides)
+    refuse_places(overrides, "command line")
+    return each_once(overrides)
 
 
 def varied_labels(sweep: Sweep, settings: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """A name for the arm of each setting: what varies between them, the seed left out."""
     keys = [key for key in sweep.varied if key != "seed"]
     for setting in settings:
-        shown = [f"{k}={written(setting[k]) if not isinstance(setting[k], float) else f'{setting[k]:g}'}" for k in keys]
+        has = {k: setting[k] for k in keys if k in setting}
+        shown = [f"{k}={f'{v:g}' if isinstance(v, float) else written(v)}" for k, v in has.items()]
         yield " ".join(shown) or sweep.path.stem

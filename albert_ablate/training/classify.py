@@ -199,8 +199,7 @@ class _Work:
         self.labelled = task.kept(task.rows(cache_folder(cfg["paths"]["cache"])))
         self.classes = len(self.labelled.classes)
         self.packed, self.context = packed, cfg["model"]["context"]
-        codec = build(cfg["tokenizer"]).load(packed.folder / "tokenizer.json")
-        self.documents = {s: Documents(self.labelled, s, codec, self.context, self.device) for s in SPLITS}
+        self.documents = {s: Documents(self.labelled, s, packed.codec, self.context, self.device) for s in SPLITS}
         self.flops_per_step = flops_per_token(language_model(cfg)) * self.task["batch"] * self.context
         self.order = Order(len(self.documents["train"].rows), self.task["batch"], cfg["seed"])
         self.order_hash = digest(record["data"]["fingerprint"].encode())

@@ -27,6 +27,9 @@ class Evaluator:
             split: held_out_sample(getattr(packed, split), context, tokens, split)
             for split in ("train", "validation", "test")
         }
+        self.bytes_per_token = {
+            split: packed.bytes_per_target(split, blocks, context) for split, blocks in self.sample.items()
+        }
 
     def batches(self, split: str) -> Iterator[tuple[np.ndarray, bool]]:
         """This rank's batches, and whether they count. All ranks have equally many, as sharded weights need it: one
@@ -40,7 +43,8 @@ class Evaluator:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: str, precision: AbstractContextManager) -> dict[str, float]:
-        """loss: nats per token. bits_per_byte: loss / ln 2 / bytes per token. accuracy: share ranked first."""
+        """loss: nats per token. bits_per_byte: loss / ln 2 / bytes per token, those of the sample's own targets, nan
+        where the tokenizer does not give the text back. accuracy: share ranked first."""
         device = next(model.parameters()).device
         loss, perplexity = MeanMetric().to(device), Perplexity().to(device)
         # unchecked: a checkpoint's head may know more tokens than the tokenizer has, and one of them may rank first
@@ -65,7 +69,7 @@ class Evaluator:
         nats = loss.compute().item()
         return {
             "loss": nats,
-            "bits_per_byte": nats / math.log(2) / self.packed.bytes_per_token[split],
+            "bits_per_byte": nats / math.log(2) / self.bytes_per_token[split],
             "perplexity": perplexity.compute().item(),
             "accuracy": accuracy.compute().item(),
         }

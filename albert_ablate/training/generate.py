@@ -182,4 +182,4 @@ def _codec(cfg: dict, run: Path) -> Any:
     expected = RunFolder(run).record()["data"]["fingerprint"]  # type: ignore[index]
     if packed.fingerprint != expected:
         raise ConfigError(f"The text of {run} has changed since: its tokenizer is not to be had any more.")
-    return tokenizer.load(packed.folder / "tokenizer.json")
+    return packed.codec

@@ -7,7 +7,17 @@ import tempfile
 import traceback
 from typing import Any
 
-from albert_ablate.config import ConfigError, as_config_error, conf_folder, options, prepared, quoted, with_choices
+from albert_ablate.config import (
+    ConfigError,
+    as_config_error,
+    conf_folder,
+    each_once,
+    lacking,
+    options,
+    prepared,
+    quoted,
+    with_choices,
+)
 
 HELP = """Train one arm of an ablation, or find it if it is already trained.
 
@@ -66,14 +76,20 @@ def _compose_and_run(arguments: list[str], debug: bool, scratch: str) -> int:
 
     os.environ["HYDRA_FULL_ERROR"] = "1"
     codes: list[int] = []
+    if os.environ.get("WANDB_SWEEP_ID"):
+        from albert_ablate.records.trust import as_settings
+
+        arguments = as_settings(arguments)
     _check_arguments(arguments)
     if os.environ.get("WANDB_SWEEP_ID"):  # they are a server's, handed over by `wandb agent`
         from albert_ablate.records.trust import refuse_untrusted, told
 
         refuse_untrusted(arguments)
-        arguments = told(arguments)
-    overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
-    given = [a for a in arguments if a not in overrides] + prepared(overrides)  # argparse wants them in one piece
+        arguments = told(without_lacking(arguments))
+    overrides = each_once([a for a in arguments if "=" in a and not a.startswith("-")])
+    given = [a for a in arguments if "=" not in a or a.startswith("-")] + prepared(
+        overrides
+    )  # argparse wants them in one piece
     if not any(a.startswith("hydra.sweep.dir=") for a in overrides):
         given.append(f"hydra.sweep.dir={quoted(scratch)}")
 
@@ -110,6 +126,19 @@ def _check_arguments(arguments: list[str]) -> None:
             raise ConfigError(f"{argument} is unknown: settings are written without dashes, {write}.")
         if equals and not key:
             raise ConfigError(f"'{argument}' cannot be read as key=value: it names no key.")
+
+
+def without_lacking(arguments: list[str]) -> list[str]:
+    """A sweep's values without those that the option taken lacks, as `albert-ablate sweep` folds them.
+
+    Of dropout=none dropout.mean=0.1, which a grid over both holds, dropout.mean is left out.
+    """
+    taken = dict(a.partition("=")[::2] for a in arguments)
+    left = [key for key in taken if lacking(key, taken, lambda group: options()[group])]
+    for key in left:
+        group = key.partition(".")[0]
+        print(f"{key}={taken[key]} is left out: {group}={taken[group]} has no such number.", file=sys.stderr)
+    return [a for a in arguments if a.partition("=")[0] not in left]
 
 
 def _one(cfg: Any, debug: bool) -> tuple[int, float | None]:

@@ -397,9 +397,9 @@ class Recorder(pl.Callback):
 
     def _excess(self, loss: float | None) -> float | None:
         rate = self.record["data"].get("entropy_rate")
-        if rate is None or loss is None:
+        if rate is None or loss is None or not self.evaluator.packed.reversible:
             return None
-        return loss - rate * self.evaluator.packed.bytes_per_token["validation"]
+        return loss - rate * self.evaluator.bytes_per_token["validation"]
 
     def close(self) -> None:
         self.progress.close()

@@ -27,6 +27,7 @@ from albert_ablate.data.packed import Order, Packed, block_count, cache_folder, 
 from albert_ablate.data.tasks import fingerprint, is_language, language_model
 from albert_ablate.records.atomic import replace_file
 from albert_ablate.records.folder import DONE, RunFolder, plain
+from albert_ablate.records.naming import link_by_name, name_of
 from albert_ablate.records.provenance import provenance
 from albert_ablate.records.tracker import joined
 from albert_ablate.records.tuning import role
@@ -275,6 +276,7 @@ def _train(
     record = _continued(record, fresh) if record else fresh
     record["sessions"] += 1
     record["resumed_at"] = step
+    link_by_name(folder.path, record)
     where = {"folder": str(folder.path), "resume": None if resume is None else str(resume)}
     ranks.share({"plan": {"cfg": cfg, "record": record, **where}})
     try:
@@ -370,6 +372,8 @@ def _fit(
         training_flops(cfg),
         ranks,
     )
+    if not packed.reversible and ranks.first:
+        print("The tokenizer does not give the text back: bits per byte are left out.", file=sys.stderr)
     if verbose:
         print(banner(record, _estimate(module, packed, order, context, steps - start)), flush=True)
     _quiet()
@@ -417,6 +421,7 @@ def _new_record(cfg: dict, packed: Packed, who: Any, threads: int, ranks: int) -
     return {
         "status": "running",
         "label": label(cfg),
+        "name": name_of(cfg),
         "arm": who.arm,
         "setting": who.setting,
         "identity": who.run,
@@ -435,6 +440,8 @@ def _new_record(cfg: dict, packed: Packed, who: Any, threads: int, ranks: int) -
             "fingerprint": packed.fingerprint,
             "train_tokens": len(packed.train),
             "bytes_per_token": packed.bytes_per_token["train"],
+            "reversible": packed.reversible,  # whether the tokenizer gives the text back
+            "skipped": packed.skipped,  # rows without text
             "entropy_rate": getattr(corpus, "entropy_rate", None),  # nats per byte, known for synthetic languages
             "revision": getattr(corpus, "commit", None),
         },

@@ -1,9 +1,13 @@
 """The losses of the run, on a larger sample."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
 
 from albert_ablate.config import Count
+from albert_ablate.data.packed import held_out_sample, take_blocks
 from albert_ablate.training.evaluations.subject import Evaluation, Result, Subject
 
 
@@ -17,11 +21,16 @@ class Clean(Evaluation):
 
     tokens: Count = 32_768
 
+    def settings(self, subject: Subject) -> dict[str, Any]:
+        return {**asdict(self), **subject.counting}
+
     def __call__(self, subject: Subject) -> Result:
         rows, losses = [], []
         for split in ("train", "validation", "test"):
-            loss = subject.loss(subject.sample(split, self.tokens))
-            bits = loss / math.log(2) / subject.packed.bytes_per_token[split]
+            array = getattr(subject.packed, split)
+            blocks = held_out_sample(array, subject.context, self.tokens, split)
+            loss = subject.loss(torch.from_numpy(take_blocks(array, blocks, subject.context)))
+            bits = loss / math.log(2) / subject.packed.bytes_per_target(split, blocks, subject.context)
             losses.append(loss)
             rows.append({"split": split, "loss": loss, "bits_per_byte": bits})
         train, validation, test = losses

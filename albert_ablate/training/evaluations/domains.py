@@ -5,18 +5,22 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import torch
 import yaml
 
 from albert_ablate.config import ConfigError, Count, conf_folder, nearest, options, target_of
 from albert_ablate.data.corpora import Corpus
-from albert_ablate.data.packed import block_count
+from albert_ablate.data.packed import block_count, held_out_sample, take_blocks, target_bytes
 from albert_ablate.data.synthetic import Synthetic
 from albert_ablate.training.evaluations.subject import Evaluation, Result, Subject
+
+IRREVERSIBLE = "the tokenizer does not give its text back, so that bits per byte cannot be counted."
 
 
 @dataclass(frozen=True)
 class Domains(Evaluation):
-    """bits per byte = sum of -log2 p(token) / bytes, on held-out text of the other installed corpora.
+    """bits per byte = sum of -log2 p(token) / sum of bytes, over the same tokens: a sample of the held-out text of the
+    other installed corpora.
 
     The run's own tokenizer encodes them; bits per byte, unlike nats per token, compare across texts and tokenizers.
     Synthetic languages are left out, and texts that only the user can name. A corpus whose package is missing is a row
@@ -41,27 +45,30 @@ class Domains(Evaluation):
     def settings(self, subject: Subject) -> dict[str, Any]:
         found = dict(self._found(subject.packed.corpus))
         missing = {name: corpus for name, corpus in found.items() if isinstance(corpus, str)}
-        return {**asdict(self), "corpora": sorted(set(found) - set(missing)), "missing": missing}
+        return {**asdict(self), **subject.counting, "corpora": sorted(set(found) - set(missing)), "missing": missing}
 
     def __call__(self, subject: Subject) -> Result:
-        codec = subject.tokenizer.load(subject.packed.folder / "tokenizer.json")
         rows, summary = [], {}
         for name, corpus in self._found(subject.packed.corpus):
             if isinstance(corpus, str):
                 rows.append({"corpus": name, "own": False, "loss": None, "bits_per_byte": None, "missing": corpus})
                 continue
-            text = corpus.separator.join(corpus.split()[self.split])
-            tokens = codec.encode(text)
+            encoded = subject.packed.codec.encode_documents(corpus.split()[self.split], corpus.separator)
+            tokens = encoded.tokens
             if not block_count(tokens, subject.context):
                 raise ConfigError(
                     f"data={name} is too short for model.context={subject.context}: its {self.split} split holds "
                     f"{len(tokens)} tokens."
                 )
-            loss = subject.loss(subject.blocks(tokens, self.tokens, f"domains/{name}"))
-            bits = loss / math.log(2) / (len(text.encode()) / len(tokens))
-            own = _same(corpus, subject.packed.corpus)
-            rows.append({"corpus": name, "own": own, "loss": loss, "bits_per_byte": bits, "missing": None})
-            if not own:
+            blocks = held_out_sample(tokens, subject.context, self.tokens, f"domains/{name}")
+            loss = subject.loss(torch.from_numpy(take_blocks(tokens, blocks, subject.context)))
+            own, bits = _same(corpus, subject.packed.corpus), None
+            if encoded.sizes is not None:
+                size = target_bytes(encoded.sizes, blocks, subject.context)
+                bits = loss / math.log(2) * len(blocks) * subject.context / size
+            missing = IRREVERSIBLE if bits is None else None
+            rows.append({"corpus": name, "own": own, "loss": loss, "bits_per_byte": bits, "missing": missing})
+            if not own and bits is not None:
                 summary[name] = bits
         return Result(rows, summary)
 

@@ -40,6 +40,13 @@ class Subject:
     steps: int
 
     @property
+    def counting(self) -> dict[str, str]:
+        """For the settings of what counts bytes: they were once those of the whole text, which only for bytes, or
+        where there are none, is the same. Results that were counted so are done anew."""
+        ones = self.packed.sizes is not None and all(sizes.strides == (0,) for sizes in self.packed.sizes.values())
+        return {} if ones else {"bytes": "of the sample"}
+
+    @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 

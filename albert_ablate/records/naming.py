@@ -1,0 +1,142 @@
+"""Names of runs for people: what differs from the defaults, instead of a hash. Reads YAML only: no Hydra, no torch."""
+
+import contextlib
+import os
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from albert_ablate.config import HYDRA_KEYS, SIGNIFICANT, conf_folder
+
+BY_NAME = "by-name"  # a folder of links beside the settings' folders
+LONGEST = 150  # characters of a link's name
+
+
+def name_of(cfg: Mapping[str, Any]) -> str:
+    """What is not as by default, as one would write it on the command line; "defaults" where all is.
+
+    cfg: a checked configuration. Options first (norm=post_ln), then values that differ from those in the option's YAML
+    (model.layers=12). The seed, and what does not determine the weights, is left out.
+    """
+    choices = {k: str(v) for k, v in (cfg.get("choices") or {}).items() if v not in (None, "None", "null")}
+    usual = _default_choices()
+    recipe = choices.get("recipe")
+    if recipe:
+        usual = {**usual, "recipe": "", **_recipe_choices(recipe)}
+    parts = [
+        f"{group}={choices[group]}"
+        for group in ("recipe", *SIGNIFICANT)
+        if group in choices and choices[group] != usual.get(group)
+    ]
+    for group in SIGNIFICANT:
+        node = cfg.get(group)
+        if not isinstance(node, Mapping) or choices.get("model") == group == "pretrained":
+            continue
+        written = _option(group, choices.get(group))
+        for key, value in node.items():
+            known = written.get(key, _MISSING)
+            if key in HYDRA_KEYS or isinstance(known, str) and "${" in known:
+                continue
+            if known is _MISSING:  # an argument that the YAML leaves to the signature
+                known = _signature_default(str(node.get("_target_", "")), key)
+            if known is not _MISSING and not _same(known, value):
+                parts.append(f"{group}.{key}={_text(value)}")
+    return " ".join(parts) or "defaults"
+
+
+def display_name(record: Mapping[str, Any]) -> str:
+    """A run's name with its seed; records from before there were names have their label."""
+    return f"{record.get('name') or record.get('label') or '?'} seed={record.get('seed', '?')}"
+
+
+def link_by_name(folder: Path, record: Mapping[str, Any]) -> None:
+    """RUNS/by-name/<name> <seed> -> RUNS/<setting>/seed<N>, for people and for `tensorboard --logdir RUNS/by-name`.
+
+    Nothing depends on it: where links cannot be made, none is. A name that another setting has already gets the
+    setting's hash at its end.
+    """
+    setting = folder.parent.name
+    name = re.sub(r"[^\w=.,+-]+", "_", display_name(record).replace(" ", ","))[:LONGEST]
+    target = os.path.join(os.pardir, setting, folder.name)
+    place = folder.parent.parent / BY_NAME
+    with contextlib.suppress(OSError):
+        place.mkdir(exist_ok=True)
+        for candidate in (name, f"{name},{setting}"):
+            link = place / candidate
+            try:
+                link.symlink_to(target)
+                return
+            except FileExistsError:
+                if link.is_symlink() and (os.readlink(link) == target or not link.exists()):
+                    if os.readlink(link) != target:  # it points to a folder that is gone
+                        scratch = place / f".{candidate}.{os.getpid()}"
+                        scratch.symlink_to(target)
+                        os.replace(scratch, link)
+                    return
+
+
+_MISSING: Any = object()
+
+
+@lru_cache
+def _yaml(file: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        found = yaml.safe_load(file.read_text())
+    except (OSError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _default_choices() -> dict[str, str]:
+    entries = _yaml(conf_folder() / "config.yaml").get("defaults") or []
+    return {str(k): str(v) for entry in entries if isinstance(entry, dict) for k, v in entry.items()}
+
+
+def _recipe_choices(recipe: str) -> dict[str, str]:
+    entries = _yaml(conf_folder() / "recipe" / f"{recipe}.yaml").get("defaults") or []
+    pairs = [pair for entry in entries if isinstance(entry, dict) for pair in entry.items()]
+    return {str(k).removeprefix("override ").strip("/ "): str(v) for k, v in pairs}
+
+
+def _option(group: str, choice: str | None) -> dict[str, Any]:
+    """The values in an option's YAML, or for a section of config.yaml those there."""
+    if choice is None:
+        return _yaml(conf_folder() / "config.yaml").get(group) or {}
+    found = dict(_yaml(conf_folder() / group / f"{choice}.yaml"))
+    for base in found.pop("defaults", None) or []:  # an option that builds on another of its group
+        if isinstance(base, str) and base != "_self_":
+            found = {**_option(group, base), **found}
+    return found
+
+
+def _signature_default(target: str, name: str) -> Any:
+    from albert_ablate.config import MISSING, ConfigError, parameters_of
+
+    with contextlib.suppress(ConfigError):
+        default = parameters_of(target).get(name, (None, MISSING))[1] if target else MISSING
+        return _MISSING if default is MISSING else default
+    return _MISSING
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    try:
+        return a == b or not isinstance(a, bool) and not isinstance(b, bool) and float(a) == float(b)
+    except (TypeError, ValueError):
+        return False
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(_text, value)) + "]"
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    text = str(value)
+    return Path(text).name if os.sep in text else text

@@ -1,0 +1,316 @@
+"""Damaged files against commands: what is said, what is harmless, what fails.
+
+    python benchmarks/attacks.py [--repo CHECKOUT] [--only record.json evals.arrow ...] [--markdown FILE]
+
+A small study is trained once (two arms, two seeds). Then one file of a run, of the token cache, the ledger or the
+status index is damaged in a copy (emptied, cut in half, its second half zeroed, one bit turned at each of three places,
+taken from another run), and every command that reads it runs on the copy. Its output is compared with that on the
+undamaged copy. An outcome is
+
+    same        the output does not move: the damage does no harm
+    said        exit code 1 or 2, or a line that was not there before, names the file, the run or the cache
+    silent      another output without such a line
+    traceback   a Python traceback, or no end within a minute
+
+--repo runs the same attacks on another checkout of the project, so that two states of the code can be compared.
+"""
+
+import argparse
+import collections
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+TINY = (
+    "model=nano model.layers=2 model.width=16 model.context=32 data=text_files data.batch=4 trainer=cpu "
+    "trainer.threads=1 budget.tokens=4096 evaluation.tokens=512 evaluation.every=1024 diagnostics.every=4"
+).split()
+CLAIMS = """
+arms: {pre: [norm=pre_ln], post: [norm=post_ln]}
+regimes: {short: {text: at 2 layers, overrides: OVERRIDES}}
+claims:
+  - name: first
+    statement: Pre-norm is better.
+    parts: [{treatment: pre, control: post, measure: test_loss}]
+    tuned: []
+    screen: {regime: short, N: 6}
+"""
+SECONDS = 60
+VARIES = re.compile(
+    r"\d+[.,]?\d*\s*(s|tokens/s|MB|ms|ago|h|min)\b|\d\d:\d\d(:\d\d)?|tokens/s\s+[\d,.]+|seconds\s+[\d,.]+"
+)
+
+
+def damages(size: int) -> dict:
+    """Name of a damage -> bytes to bytes; "other run" is done by the caller."""
+
+    def turned(share: float):
+        def turn(data: bytes) -> bytes:
+            at = min(int(len(data) * share), len(data) - 1)
+            return data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :]
+
+        return turn
+
+    return {
+        "empty": lambda data: b"",
+        "cut": lambda data: data[: len(data) // 2],
+        "zeroed": lambda data: data[: len(data) // 2] + bytes(len(data) - len(data) // 2),
+        **{f"bit at {share:.0%}": turned(share) for share in (0.2, 0.5, 0.8)},
+    }
+
+
+def child(repo: Path, place: Path) -> None:
+    """In a process of the checkout under attack: train the study, then run commands as they are asked for on stdin."""
+    import contextlib
+    import io
+
+    import pytorch_lightning  # noqa: F401  so that no forked command has to import it
+    import torch
+
+    from albert_ablate import compose, run
+    from albert_ablate.cli import main
+
+    torch.set_num_threads(1)
+    text = place / "text.txt"
+    words = [f"w{i % 37}{chr(97 + i % 23)}" for i in range(200)]
+    text.write_text("".join(" ".join(words[(i * j + j) % 200] for j in range(9)) + ".\n" for i in range(2000)))
+    os.environ["XDG_CACHE_HOME"] = str(place / "study" / "cache")
+    overrides = [*TINY, f"data.path={text}"]
+    for norm in ("pre_ln", "post_ln"):
+        for seed in (0, 1):
+            run(compose([*overrides, f"norm={norm}", f"seed={seed}", f"paths.runs={place}/study/runs"]))
+    quoted = "[" + ", ".join(f'"{o}"' for o in overrides) + "]"
+    (place / "claims.yaml").write_text(CLAIMS.replace("OVERRIDES", quoted))
+    with contextlib.redirect_stdout(io.StringIO()):
+        main(["evaluate", f"{place}/study/runs", "clean"])
+        main(["status", f"{place}/study/runs"])
+        main(["judge", f"{place}/claims.yaml", "--runs", f"{place}/study/runs"])
+        # what these import need not be imported again by each forked command
+        first = str(sorted((place / "study" / "runs").glob("*/seed0"))[0])
+        main(["report", f"{place}/study/runs", "--format", "csv", "-o", f"{place}/warm"])
+        main(["show", first, "-o", f"{place}/warm.html"])
+        main(["generate", first, "--prompt", "w1", "--tokens", "2"])
+    print("READY", flush=True)
+    for line in sys.stdin:
+        name, folder, cwd = line.rstrip("\n").split("\t")
+        pid = os.fork()
+        if pid == 0:
+            _command(name, Path(folder), place, overrides, Path(cwd))
+        deadline = time.monotonic() + SECONDS
+        while True:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done or time.monotonic() > deadline:
+                break
+            time.sleep(0.01)
+        if not done:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        code = os.waitstatus_to_exitcode(status) if done else "timeout"
+        print(f"DONE {code}", flush=True)
+
+
+def _command(name: str, study: Path, place: Path, overrides: list[str], out: Path) -> None:
+    """One command in a forked process, its output in the file `out`; never returns."""
+    code = 1
+    try:
+        fd = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(fd, 1)
+        os.dup2(fd, 2)
+        os.environ["XDG_CACHE_HOME"] = str(study / "cache")
+        os.environ["COLUMNS"] = "200"
+        from albert_ablate import cli, compose, load_runs, run
+        from albert_ablate.config import ConfigError
+
+        runs, first = study / "runs", sorted((study / "runs").glob("*/seed0"))[0]
+        if name == "load_runs":
+            found = load_runs(str(runs))
+            columns = [c for c in ("status", "val_loss", "test_loss", "reason") if c in found.summary]
+            print(found.summary[columns].to_string())
+            for history, column in (("evals", "loss"), ("steps", "loss"), ("layers", "grad_norm")):
+                table = found.history(history, ["tokens", column])
+                print(history, len(table), f"{table[column].sum():.6f}")
+            code = 0
+        elif name == "run":
+            try:
+                choice = "pre_ln" if "PreLN" in (first / "config.yaml").read_text(errors="replace") else "post_ln"
+                record = run(compose([*overrides, f"norm={choice}", "seed=0", f"paths.runs={runs}"]))
+                print({k: record["summary"].get(k) for k in ("val_loss", "test_loss")}, record["status"])
+                code = 0
+            except (ConfigError, RuntimeError) as error:
+                print(error)
+                code = 2
+        elif name == "train":  # a seed that is not there yet: reads the token cache
+            record = run(compose([*overrides, "norm=pre_ln", "seed=5", f"paths.runs={runs}"]))
+            print({k: record["summary"].get(k) for k in ("val_loss", "test_loss")}, record["status"])
+            code = 0
+        else:
+            arguments = {
+                "status": ["status", runs],
+                "judge": ["judge", place / "claims.yaml", "--runs", runs],
+                "show": ["show", first, "-o", study / "show.html"],
+                "report": ["report", runs, "--format", "csv", "-o", study / "tables"],
+                "evaluate": ["evaluate", first, "units"],
+                "generate": ["generate", first, "--prompt", "w1", "--tokens", "20", "--temperature", "0"],
+            }[name]
+            code = cli.main([str(a) for a in arguments])
+            if name == "report":
+                for table in sorted((study / "tables").rglob("*.csv")):
+                    print(table.name, table.read_text())
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+
+
+RUN_COMMANDS = ("status", "judge", "load_runs", "report", "show", "run")
+TARGETS = {  # file, below the study -> the commands that read it
+    "record.json": RUN_COMMANDS + ("evaluate", "generate"),
+    "config.yaml": ("show", "evaluate", "generate", "run"),
+    "evaluations.json": ("load_runs", "report", "evaluate", "judge"),
+    "steps.arrow": ("load_runs", "report", "show"),
+    "evals.arrow": ("load_runs", "report", "show", "judge"),
+    "layers.arrow": ("load_runs", "report", "show"),
+    "checkpoints/best.ckpt": ("evaluate", "generate"),
+    "checkpoints/last.ckpt": ("evaluate", "generate"),
+    ".status": ("status",),
+    "ledger.json": ("judge", "report"),
+    "cache/train.npy": ("train",),
+    "cache/validation.npy": ("train",),
+    "cache/test.npy": ("train",),
+    "cache/facts.json": ("train",),
+}
+
+
+def placed(target: str, study: Path) -> tuple[Path | None, Path | None]:
+    """The file to damage, and that of another run or split with which to replace it."""
+    runs = study / "runs"
+    if target.startswith("cache/"):
+        found = sorted(p for p in (study / "cache").rglob(target.partition("/")[2]))
+        others = [p for p in found[0].parent.glob("*.npy") if p != found[0]] if found else []
+        return (found or [None])[0], others[0] if others and target.endswith(".npy") else None
+    if target in (".status", "ledger.json"):
+        file = runs / target
+        return (file if file.exists() else None), None
+    first = sorted(runs.glob("*/seed0"))[0]
+    file = first / target
+    return (file if file.exists() else None), first.parent / "seed1" / target
+
+
+def plain(text: str, study: Path) -> str:
+    """Output without what differs between two undisturbed calls: times, rates and the copy's own place."""
+    return VARIES.sub("#", text.replace(str(study), "STUDY"))
+
+
+def outcome(clean: str, text: str, code: str, clean_code: str, target: str, place: str) -> str:
+    if "Traceback (most recent call last)" in text or code == "timeout" or code.startswith("-"):
+        return "traceback"
+    if text == clean and code == clean_code:
+        return "same"
+    before = set(clean.splitlines())
+    new = "\n".join(line for line in text.splitlines() if line not in before)
+    words = [Path(target).name, Path(target).stem, place, "cannot be read", "damaged", "packed again"]
+    return "said" if (code in ("1", "2") and new.strip()) or any(w in new for w in words) else "silent"
+
+
+def attack(repo: Path, only: list[str], say) -> collections.Counter:
+    counts: collections.Counter = collections.Counter()
+    with tempfile.TemporaryDirectory(prefix="attacks_") as scratch:
+        place = Path(scratch)
+        plugins = repo / "albert_ablate" / "plugins"
+        environment = {**os.environ, "PYTHONPATH": f"{repo}:{plugins}", "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, str(Path(__file__).resolve()), "--child", str(place), "--repo", str(repo)]
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=place
+        ) as process:
+            assert process.stdin and process.stdout
+
+            def answer() -> str:
+                for line in process.stdout:
+                    if line.startswith(("READY", "DONE")):
+                        return line.split()[-1]
+                raise SystemExit("the attacked process has ended")
+
+            def ask(name: str, study: Path) -> tuple[str, str]:
+                out = place / "output.txt"
+                process.stdin.write(f"{name}\t{study}\t{out}\n")
+                process.stdin.flush()
+                code = answer()
+                return plain(out.read_text(errors="replace"), study), code
+
+            answer()
+            study, clean = place / "study", {}
+            for name in dict.fromkeys(c for t in only for c in TARGETS[t]):
+                copy = place / "copy"
+                shutil.copytree(study, copy, symlinks=True)
+                clean[name] = ask(name, copy)
+                shutil.rmtree(copy)
+            for target in only:
+                file, other = placed(target, study)
+                if file is None:
+                    say(f"| {target} | is not there | | | |")
+                    continue
+                kinds = damages(file.stat().st_size)
+                if other is not None and other.exists():
+                    kinds["other run's"] = lambda data, other=other: other.read_bytes()
+                found: collections.Counter = collections.Counter()
+                worst = []
+                for kind, change in kinds.items():
+                    for name in TARGETS[target]:
+                        copy = place / "copy"
+                        shutil.copytree(study, copy, symlinks=True)
+                        damaged = copy / file.relative_to(study)
+                        damaged.write_bytes(change(damaged.read_bytes()))
+                        text, code = ask(name, copy)
+                        run = "/".join(file.relative_to(study).parts[1:3])
+                        result = outcome(clean[name][0], text, code, clean[name][1], target, run)
+                        found[result] += 1
+                        if result in ("silent", "traceback"):
+                            worst.append(f"{name} on {kind}: {result}")
+                        shutil.rmtree(copy)
+                counts += found
+                cells = " | ".join(str(found[k]) for k in ("same", "said", "silent", "traceback"))
+                say(f"| {target} | {cells} | {'; '.join(worst)} |")
+            process.stdin.close()
+            process.wait(10)
+    return counts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repo", type=Path, default=Path(__file__).resolve().parent.parent)
+    parser.add_argument("--only", nargs="*", choices=list(TARGETS), default=list(TARGETS), metavar="FILE")
+    parser.add_argument("--markdown", type=Path, help="also write the table to this file")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.child:
+        child(given.repo, given.child)
+        return
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        print(line, flush=True)
+
+    say("| file | same | said | silent | traceback | what is silent or fails |")
+    say("| --- | --- | --- | --- | --- | --- |")
+    counts = attack(given.repo.resolve(), given.only, say)
+    total = " | ".join(str(counts[k]) for k in ("same", "said", "silent", "traceback"))
+    say(f"| all | {total} | |")
+    if given.markdown:
+        given.markdown.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
