@@ -22,7 +22,7 @@ from albert_ablate.analysis.claims import (
     signature_default,
     significant,
 )
-from albert_ablate.analysis.judge import Bench, judge
+from albert_ablate.analysis.judge import Bench, judge, ratio_words
 from albert_ablate.analysis.registry import MEASURES, Evidence, Missing
 from albert_ablate.cli import main
 from albert_ablate.records.history import SCHEMAS
@@ -139,6 +139,46 @@ def test_sentence_and_entry_say_what_was_found(bench):
     assert found["sentence"].startswith("at 2 layers, pre changed test_loss against post by -9.")
     assert found["sentence"].endswith("12 pairs): supported.")
     assert found["cost"] == {"seconds": 48.0, "tokens": 480_000, "runs": 24, "tuning_runs": 0}
+
+
+FLAT = np.array([1, -1, 0.5, -0.5, 0.8, -0.8, 0.2, -0.2, 0.6, -0.6, 0.9, -0.9])
+
+
+def test_the_sentence_says_what_is_missing_and_only_where_something_is(bench, capsys):
+    def found(effect, noise, n=12, **claim):
+        bench.pairs(2.0 * np.exp(-effect + noise * FLAT[:n]), 2.0 + 0 * FLAT[:n])
+        return bench.judged(**claim)
+
+    few = found(0.004, 0.003, 4)  # the half-width fits the margin long before the mean is told from it
+    n = few["parts"][0]["missing"]["pairs"][0]
+    assert few["verdict"] == "undecided" and 5 < n <= 12
+    assert f"about {n - 4} more pairs" in few["sentence"] and "are missing to tell -0.399 from 0 %" in few["sentence"]
+    long = found(0.0025, 0.01)
+    assert long["verdict"] == "inconclusive" and "to tell -0.25 from " in long["sentence"]
+    assert long["parts"][0]["missing"]["pairs"][0] > 12
+    assert "a new claim on new seeds would need about" in long["sentence"] or "more than the 60" in long["sentence"]
+    for effect, noise, word in ((0.05, 0.01, "supported"), (0.0, 0.001, "no effect")):
+        decided = found(effect, noise)
+        assert decided["verdict"] == word
+        assert decided["parts"][0]["pairs_to_margin"] is None and "missing" not in decided["parts"][0]
+        assert "missing" not in decided["sentence"] and "would need" not in decided["sentence"]
+    assert bench.command() == 0
+    assert "margin reached" not in capsys.readouterr().out
+
+
+def test_a_speedup_is_said_in_tokens():
+    def part(mean, low, high, measure="speedup", direction="higher"):
+        return {"measure": measure, "treatment": "pre", "control": "post", "direction": direction, "mean": mean,
+                "low": low, "high": high, "pairs": 8, "finished": 8}  # fmt: skip
+
+    fewer = ratio_words(part(math.log(1 / 0.9957), math.log(1 / 1.012), math.log(1 / 0.98)))
+    assert fewer == "pre needed 0.43 % fewer tokens than post (95 % interval 1.2 % more to 2 % fewer, 8 pairs)"
+    slower = ratio_words(part(math.log(0.856), math.log(0.8), math.log(0.9)))  # not "changed by -14.4 %"
+    assert slower == "pre needed 16.8 % more tokens than post (95 % interval 11.1 to 25, 8 pairs)"
+    assert "no interval, 8 pairs" in ratio_words(part(0.1, -INF, INF))
+    flops = ratio_words(part(-math.log(1 / 0.8), -0.5, -0.1, "speedup_flops", "lower"))
+    assert flops.startswith("pre needed 20 % fewer FLOPs")
+    assert "had 1 % less loss at equal FLOPs" in ratio_words(part(-math.log(0.99), 0.001, 0.02, "loss_at_equal_flops"))
 
 
 def test_only_the_gapless_prefix_is_judged(bench):

@@ -228,6 +228,19 @@ def test_eighty_percent_range_of_pairs_covers_eighty_percent():
     assert abs(covered - 0.8) <= 4 * sqrt(0.16 / 400)
 
 
+def test_missing_pairs_are_the_first_with_which_the_claim_would_be_decided():
+    d = 0.5 + np.array([1, -1, 0.5, -0.5, 0.8, -0.8])
+    n, low, high = t.pairs_missing(d, 0.6, 40, 0.01)
+    scale = d.std(ddof=1)
+
+    def half(m):
+        return stats.t.isf(s.nominal(0.01, 40) / 2, m - 1) * scale / sqrt(m)
+
+    assert half(n) <= 0.6 < half(n - 1) and 6 < low < n < high
+    assert 12 < t.pairs_missing(d, 0.6, 12, 0.01)[0] < n  # another claim's, whose level is that of more looks
+    assert t.pairs_missing(d, 9.0, 20) is None  # nothing is missing
+
+
 def test_reach_of_the_specifications_examples():
     """A margin of .35 sd is out of reach at 10 to 40 pairs; one of 1 sd comes within 10."""
     d = np.array([-1.0, -0.5, 0.5, 1.0])

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-from albert_ablate.analysis.judge import effect_words
+from albert_ablate.analysis.judge import RATIOS, effect_words, ratio_words
 
 COLORS = {
     "supported": "green", "refuted": "red", "no effect": "blue", "mixed": "yellow", "inadmissible": "magenta",
@@ -49,7 +49,8 @@ def lines(entry: Mapping[str, Any], width: int) -> list[str]:
         for p in parts:
             if p["pairs"] and (kind or len(_extras(p)) > 0):
                 said = f"{p['treatment']} / {p['control']}, {p['measure']}"
-                effect = f": {effect_words(p)}" if kind else ""
+                ratio = p["measure"] in RATIOS and math.isfinite(p["mean"])
+                effect = f": {ratio_words(p) if ratio else effect_words(p)}" if kind else ""
                 say(f"{kind}{said}{effect}" + "".join(f"; {x}" for x in _extras(p)), "   - ", "     ")
     if entry["edited"]:
         say("Edited after its first judged pair: not pre-registered.", "   ! ", "     ")
@@ -73,9 +74,6 @@ def _extras(p: Mapping[str, Any]) -> list[str]:
     if p["correlation"]:
         r, low, high = p["correlation"]
         out.append(f"pairs correlate {r:.2f} ({low:.2f} to {high:.2f})")
-    if p["pairs_to_margin"]:
-        n, low, high = p["pairs_to_margin"]
-        out.append(f"margin reached at {n:g} pairs ({low:g} to {high:g})")
     for side in ("treatment", "control"):
         k, n, low, high = p[f"{side}_diverged"]
         if k:

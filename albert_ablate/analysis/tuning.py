@@ -13,6 +13,7 @@ from albert_ablate.analysis.statistics import (
     FIRST,
     MOST_PAIRS,
     PAIRS,
+    critical,
     nominal,
     p_effect,
     refuse_unusable,
@@ -169,6 +170,25 @@ def pairs_to_margin(d, margin: float, level: float = ALPHA, coverage: float = 0.
         raise ValueError(f"A half-width reaches only a positive margin, got {margin:g}.")
     s, low, high = spread(d, 1 - coverage)
     return _pairs(margin / s, level), _pairs(margin / low, level), _pairs(margin / high, level)
+
+
+def pairs_missing(d, distance: float, N: int, level: float = ALPHA,
+                  coverage: float = 0.8) -> tuple[int, float, float] | None:  # fmt: skip
+    """Pairs at which the half-width is down to `distance` if mean and spread stay as they are, and their range.
+
+    distance: of the mean from what it is to be told from. Up to N at the claim's own level, beyond N for a new claim
+    that names so many. None where it is down to that already: no pair is missing for this.
+    """
+    d = np.asarray(d, float)
+    if critical(len(d), N, level) * d.std(ddof=1) / sqrt(len(d)) <= distance:
+        return None
+
+    def total(s: float) -> float:
+        own = (n for n in range(len(d) + 1, N + 1) if critical(n, N, level) * s / sqrt(n) <= distance)
+        return next(own, None) or max(N + 1, _pairs(distance / s, level))
+
+    n, low, high = map(total, spread(d, 1 - coverage))
+    return n, low, high  # type: ignore[return-value]
 
 
 def spread(values, level: float = 0.05) -> tuple[float, float, float]:
