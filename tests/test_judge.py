@@ -12,7 +12,7 @@ import pyarrow.ipc
 import pytest
 import yaml
 
-from albert_ablate.analysis import registry
+from albert_ablate.analysis import registry, statistics
 from albert_ablate.analysis.claims import (
     arms_of,
     composed,
@@ -137,7 +137,10 @@ def test_sentence_and_entry_say_what_was_found(bench):
     assert part["correlation"][0] == pytest.approx(1, abs=1e-4)
     assert (part["pairs"], len(part["looks"]), part["seeds"]) == (12, 9, list(range(12)))
     assert found["sentence"].startswith("at 2 layers, pre changed test_loss against post by -9.")
-    assert found["sentence"].endswith("12 pairs): supported.")
+    after = np.mean(logs[4:])
+    assert found["sentence"].endswith(
+        f"12 pairs; decided at pair 4, {100 * np.expm1(-after):.3g} % in the 8 pairs after it): supported."
+    )
     assert found["cost"] == {"seconds": 48.0, "tokens": 480_000, "runs": 24, "tuning_runs": 0}
 
 
@@ -164,6 +167,19 @@ def test_the_sentence_says_what_is_missing_and_only_where_something_is(bench, ca
         assert "missing" not in decided["sentence"] and "would need" not in decided["sentence"]
     assert bench.command() == 0
     assert "margin reached" not in capsys.readouterr().out
+
+
+def test_a_verdict_that_later_pairs_do_not_repeat_is_said_with_its_look_and_an_interval_that_agrees(bench, capsys):
+    effect = np.r_[np.full(6, 0.06), np.full(6, -0.015)] + 0.008 * FLAT
+    bench.pairs(2.0 * np.exp(-effect), 2.0 + 0 * FLAT)
+    found = bench.judged()
+    part = found["parts"][0]
+    assert found["verdict"] == "supported" and part["decided_at"] == 4 and 0 < part["low"] < part["high"]
+    at_the_end = statistics.interval(effect, 12)
+    assert at_the_end[1] < 0 < at_the_end[2]  # which was printed, and holds zero
+    after = 100 * np.expm1(-effect[4:].mean())
+    assert f"decided at pair 4, {after:+.3g} % in the 8 pairs after it" in found["sentence"]
+    assert bench.command() == 0 and "decided at pair 4" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_speedup_is_said_in_tokens():

@@ -239,6 +239,17 @@ def test_repeated_interval_covers_at_stopping_and_early_means_run_high(effect):
             assert abs(of.mean() - effect - expected) <= 4 * of.std() / sqrt(len(of)) + 0.005
 
 
+@pytest.mark.parametrize("N, narrower", [(12, 0.06), (60, 0.10)])
+def test_what_all_looks_have_in_common_covers_as_often_and_is_narrower(N, narrower):
+    """JUDGE-2, section 1.4: coverage .947 to .952, narrower by 6 % at N = 12 and 10 % at 60."""
+    d = np.random.default_rng(13).standard_normal((1500, N))
+    _, low, high = np.array([s.running_interval(x, N) for x in d]).T
+    last = np.array([np.diff(s.interval(x, N)[1:])[0] for x in d])
+    assert close(np.mean((low <= 0) & (0 <= high)), 0.95, 1500)
+    assert np.nanmedian((high - low) / last) == pytest.approx(1 - narrower, abs=0.015)
+    assert np.isnan(low).mean() < 0.006
+
+
 # --- futility, tuning, pool ------------------------------------------------------------------------------------------
 
 

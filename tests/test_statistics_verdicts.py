@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from albert_ablate.analysis import statistics as s
-from albert_ablate.analysis.verdicts import Claim, Contrast, combine, verdicts, within_reach
+from albert_ablate.analysis.verdicts import Claim, Contrast, combine, deciding_look, verdicts, within_reach
 
 WAVE = np.array([1, -1, 0.5, -0.5, 0.8, -0.8, 0.2, -0.2, 0.6, -0.6, 1, -1, 0.5, -0.5, 0.8, -0.8, 0.2, -0.2, 0.6, -0.6])
 
@@ -192,6 +193,34 @@ def test_ledger_of_looks_agrees_with_the_verdict():
 def test_same_differences_same_ledger():
     claims = [Claim([Contrast(YES, 0.1)]), Claim([Contrast(np.r_[WAVE, inf], 0.1)])]
     assert repr(verdicts(claims, 3)) == repr(verdicts(claims, 3))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 10**6), st.floats(-1.5, 1.5), st.integers(4, 20), st.sampled_from(["0", "margin", "-margin"]))
+def test_a_claim_decided_alone_never_prints_an_interval_that_holds_its_null_value(seed, effect, n, null):
+    rng = np.random.default_rng(seed)
+    d = np.r_[effect + rng.standard_normal(n), rng.standard_normal(20 - n) - effect]  # what is decided may turn later
+    found, shift = judge(d, null=null, margin=0.3), {"0": 0.0, "margin": 0.3, "-margin": -0.3}[null]
+    part = found.parts[0]
+    if found.verdict in ("supported", "refuted"):
+        assert not part.low <= shift <= part.high
+        way = "greater" if found.verdict == "supported" else "less"
+        p = [2 * stats.ttest_1samp(d[:k], shift, alternative=way).pvalue for k in range(4, 21)]
+        assert deciding_look(part, found.verdict) == 4 + [x <= s.nominal(0.05, 20) for x in p].index(True)
+    elif found.verdict != "no effect":
+        assert part.low <= shift <= part.high
+
+
+def test_an_interval_is_what_the_intervals_of_all_looks_have_in_common():
+    d = np.r_[2 + WAVE[:8], -1.0 + WAVE[8:]]
+    each = [s.interval(d[:n], 20) for n in range(4, 21)]
+    part = judge(d).parts[0]
+    assert (part.low, part.high) == (max(x[1] for x in each), min(x[2] for x in each))
+    assert each[-1][1] < 0 < part.low and 4 < deciding_look(part, "supported") <= 8 and part.mean == each[-1][0]
+    drift = np.r_[0.1 * WAVE[:6], 1 + 0.01 * np.arange(14)]  # early looks are sure of 0, the last of far more
+    (low, high), torn = zip(*(s.interval(drift[:n], 20)[1:] for n in range(4, 21)), strict=True), judge(drift).parts[0]
+    assert max(low) > min(high) and np.isnan([torn.low, torn.high]).all() and torn.mean == drift.mean()
+    assert s.running_interval(WAVE[:3], 20) == s.interval(WAVE[:3], 20)
 
 
 def test_part_reports_the_seeds_where_both_finished():

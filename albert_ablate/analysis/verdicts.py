@@ -22,11 +22,11 @@ from albert_ablate.analysis.statistics import (
     Sequential,
     critical,
     holm,
-    interval,
     looks,
     rank_check,
     rank_pairs,
     refuse_unusable,
+    running_interval,
     sequential,
 )
 
@@ -72,7 +72,7 @@ class Claim:
 class PartResult:
     pairs: int
     mean: float  # over the seeds where both arms finished, as low and high
-    low: float  # repeated 95 % interval
+    low: float  # what the repeated 95 % intervals of all looks have in common; nan: nothing
     high: float
     finished: int  # pairs in which both arms finished
     lost: int  # pairs in which only the control diverged, minus those in which only the treatment did
@@ -210,7 +210,7 @@ def within_reach(claim: Claim) -> bool:
 
 def _part(x: Contrast, claim: Claim, p: Sequential, level: float, inside_level: float) -> PartResult:
     d = np.asarray(x.d, float)[: claim.N]
-    mean, low, high = interval(d, claim.N)
+    mean, low, high = running_interval(d, claim.N)
     steps = looks(d, x.margin, claim.N, level, inside_level, x.shift, x.discrete)
     return PartResult(
         len(d),
@@ -223,6 +223,16 @@ def _part(x: Contrast, claim: Claim, p: Sequential, level: float, inside_level: 
         rank_check(d - x.shift, claim.N, discrete=x.discrete),
         steps,
     )
+
+
+def deciding_look(part: PartResult, verdict: str) -> int:
+    """Pairs at the first look of a part that decides as the claim was decided; 0 where no look of it does."""
+    for x in part.looks:
+        inside = x.inside >= x.inside_boundary
+        effect = abs(x.statistic) >= x.boundary and np.sign(x.statistic) == part.p.sign
+        if inside if verdict == "no effect" else effect:
+            return x.pairs
+    return 0
 
 
 def _lost(d: np.ndarray) -> int:
