@@ -183,9 +183,9 @@ def running_interval(d, N: int = PAIRS, level: float = ALPHA) -> tuple[float, fl
     """Mean of all pairs, low and high end of what the repeated intervals of all looks so far have in common.
 
     Right at all looks at once, as each of them is: it covers in .947 to .952 of studies, and is narrower than the last
-    one by 6 % (N = 12) to 10 % (60) in the median. A claim decided alone never prints an interval that holds its null value,
-    whatever came after. The mean may lie outside; where the looks have nothing in common (2 in 1,000 studies) the ends
-    are nan. Before FIRST finished pairs it is `interval`.
+    one by 6 % (N = 12) to 10 % (60) in the median. A claim decided alone never prints an interval that holds its null
+    value, whatever came after. The mean may lie outside; where the looks have nothing in common (2 in 1,000 studies)
+    the ends are nan. Before FIRST finished pairs it is `interval`.
     """
     d = np.asarray(d, float)[:N]
     d = d[np.isfinite(d)]
