@@ -14,6 +14,7 @@ import typer
 
 from albert_ablate.analysis import commands as analysis
 from albert_ablate.config import ConfigError
+from albert_ablate.records.secrets import masked
 from albert_ablate.studies import commands as studies
 from albert_ablate.studies.judging import judge
 from albert_ablate.training.evaluations import commands as evaluations
@@ -78,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         code = app(arguments, prog_name="albert-ablate", standalone_mode=False)
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        print(masked(str(error)), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -92,10 +93,10 @@ def main(arguments: list[str] | None = None) -> int:
             return 130
         if hasattr(error, "format_message"):  # the parser's own: an unknown option, a missing argument
             if said := error.format_message():  # type: ignore[attr-defined]
-                print(f"{said.rstrip('.')}.", file=sys.stderr)
+                print(masked(f"{said.rstrip('.')}."), file=sys.stderr)
             return 2
         if isinstance(error, RuntimeError):
-            print(error, file=sys.stderr)
+            print(masked(str(error)), file=sys.stderr)
             return 1
         raise
     return code if isinstance(code, int) else 0

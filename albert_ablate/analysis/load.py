@@ -17,6 +17,7 @@ from albert_ablate.analysis.measures import spike_score
 from albert_ablate.config import ConfigError
 from albert_ablate.records.evaluations import read_evaluations
 from albert_ablate.records.history import SCHEMAS, read_history
+from albert_ablate.records.secrets import masked
 from albert_ablate.records.tuning import role
 
 STATES = ("running", "finished", "diverged", "failed", "stopped")
@@ -230,10 +231,11 @@ def _facts(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     }
     row["fingerprint"] = (record.get("data") or {}).get("fingerprint")  # of the text as tokens
     known = set(row) | {"folder", "reason"}  # no option or figure takes their place
-    more = dict((record.get("choices") or {}).items()) | dict(_dotted(record.get("config") or {}))
+    config = masked(record.get("config") or {})  # older releases kept passwords
+    more = dict((record.get("choices") or {}).items()) | dict(_dotted(config))
     more |= {f"{group}.revision": number for group, number in (record.get("revisions") or {}).items()}
     more |= (record.get("summary") or {}) | (record.get("cost") or {})
-    row |= {k: v for k, v in more.items() if k not in known} | {"reason": _last_line(record.get("error"))}
+    row |= {k: v for k, v in more.items() if k not in known} | {"reason": _last_line(masked(record.get("error")))}
     return {_text(k): _text(v) for k, v in row.items()}
 
 

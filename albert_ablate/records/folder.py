@@ -15,6 +15,7 @@ from albert_ablate.config import ConfigError
 from albert_ablate.records.atomic import open_own, replace_file
 from albert_ablate.records.lease import NO_LOCKS, Lease
 from albert_ablate.records.lease import Busy as Busy
+from albert_ablate.records.secrets import masked
 
 DONE = ("finished", "diverged")  # outcomes: never redone. running, stopped and failed go on
 # what a run opens for writing, or puts files into, in its folder
@@ -36,7 +37,7 @@ class RunFolder:
     def record(self) -> dict[str, Any] | None:
         """The record, None where there is none."""
         try:
-            record = json.loads((self.path / "record.json").read_text())
+            record = masked(json.loads((self.path / "record.json").read_text()))  # older ones may hold passwords
             if "status" not in record:
                 raise ValueError("it has no status")
             return record
@@ -48,9 +49,9 @@ class RunFolder:
             ) from None
 
     def write(self, record: Mapping) -> None:
-        """Replace the record. Non-finite numbers become null: JSON has no word for them."""
+        """Replace the record. Non-finite numbers become null: JSON has no word for them. Secrets become `***`."""
         self.check_lease()
-        replace_file(self.path / "record.json", (json.dumps(plain(record), indent=1) + "\n").encode())
+        replace_file(self.path / "record.json", (json.dumps(plain(masked(record)), indent=1) + "\n").encode())
 
     def create(self) -> None:
         """Make the folders, or one sentence why they cannot be."""

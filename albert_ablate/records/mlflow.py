@@ -10,6 +10,7 @@ from typing import Any
 from albert_ablate.config import Location
 from albert_ablate.records.folder import plain
 from albert_ablate.records.naming import display_name
+from albert_ablate.records.secrets import with_password
 from albert_ablate.records.tracker import Rows, Tracker, figures, merged, settings, status_of
 
 METRICS, PARAMS, LENGTH = 1000, 100, 6000  # MLflow's limits of a request, and of a parameter's characters
@@ -18,9 +19,10 @@ METRICS, PARAMS, LENGTH = 1000, 100, 6000  # MLflow's limits of a request, and o
 class MLflow(Tracker):
     """An MLflow run tagged with the run's identity: a metric per metric of the histories, its step the tokens so far.
 
-    uri: null is a file store in RUNS/mlruns, else what MLflow takes (http://..., sqlite:///...). What is there is asked
-    for when a session begins, metric by metric, and only the rest is sent: no row twice and no gap. Parameters are the
-    configuration by dotted key; the summary's figures are metrics `summary/...`; tags hold arm, setting and status.
+    uri is what MLflow takes (http://..., sqlite:///...); null is MLFLOW_TRACKING_URI, or without it a file store in
+    RUNS/mlruns. A password in it is not kept in files; a masked one is read from the environment. What is there is
+    asked for when a session begins, metric by metric, and only the rest is sent: no row twice and no gap. Parameters
+    are the configuration by dotted key; the summary's figures are metrics `summary/...`; tags hold arm, setting and status.
     experiment: null is MLFLOW_EXPERIMENT_NAME of the environment, or albert_ablate. layers: every layer's figures.
     """
 
@@ -28,7 +30,8 @@ class MLflow(Tracker):
 
     def __init__(self, uri: Location | None = None, experiment: str | None = None, layers: bool = False):
         super().__init__(layers)
-        self.uri = uri
+        given = uri or os.environ.get("MLFLOW_TRACKING_URI")
+        self.uri = given and with_password(given, "logger.uri")
         self.experiment = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "albert_ablate"
 
     def begin(self, folder: Path, record: Mapping, rows: Rows) -> None:

@@ -12,6 +12,7 @@ from albert_ablate.records.atomic import replace_file
 from albert_ablate.records.folder import DONE, RunFolder
 from albert_ablate.records.history import SCHEMAS, read_history
 from albert_ablate.records.naming import display_name
+from albert_ablate.records.secrets import masked
 from albert_ablate.records.tracker import Rows, Tracker, lists, reason
 
 NOTE = "synced.json"  # destination -> when
@@ -89,7 +90,7 @@ def _wandb(project: str | None, entity: str | None, scratch: Path) -> tuple[Send
         raise ConfigError(f"WANDB_MODE={mode} is not allowed here: sending to W&B needs it online.")
     if not wandb.login(prompt=False, verify=False):
         raise ConfigError("W&B has no key: set WANDB_API_KEY or call `wandb login`.")
-    server = wandb.setup().settings.base_url.rstrip("/").partition("://")[2]
+    server = masked(wandb.setup().settings.base_url).rstrip("/").partition("://")[2]
 
     def send(folder: Path, record: dict, rows: Rows) -> None:
         tracker = Wandb("online", project, entity)  # a name, group and tags of the environment are of single runs
@@ -131,7 +132,8 @@ def _mlflow(project: str | None, entity: str | None, scratch: Path) -> tuple[Sen
     _refuse(entity, "mlflow")
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     tracker = MLflow(uri, project)
-    return _plain(tracker, f"MLflow {uri or 'mlruns beside the runs'}, experiment {tracker.experiment}")
+    shown = masked(uri) if uri else "mlruns beside the runs"
+    return _plain(tracker, f"MLflow {shown}, experiment {tracker.experiment}")
 
 
 def _refuse(entity: str | None, to: str) -> None:

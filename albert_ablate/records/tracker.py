@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from albert_ablate.config import ConfigError
+from albert_ablate.records.secrets import masked
 
 AXES = ("tokens", "step", "seconds", "flops")
 NOT_METRICS = {*AXES, "split", "layer", "sublayer", "data_order"}
@@ -108,8 +109,8 @@ def lists(histories: Mapping[str, pa.Table]) -> dict[str, list[Mapping]]:
 
 
 def reason(error: Exception) -> str:
-    """An error of a tracker's in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    """An error of a tracker's in one line, without secrets."""
+    return masked(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
 
 
 def _installed(name: str) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from albert_ablate.config import ConfigError
+from albert_ablate.records.secrets import masked
 from albert_ablate.records.signals import stops_handled
 from albert_ablate.records.trust import flattened, refuse_untrusted, told
 from albert_ablate.studies.bayes import corners
@@ -127,7 +128,8 @@ class Agent:
         count: int | None = None,
         say: Callable[[str], None] = print,
     ):
-        self.server, self.order, self.say = server, order, say
+        self.server, self.order = server, order
+        self.say = lambda text: say(masked(text))
         self.workers, self.left = workers, count
         self.slots: list[Slot] = []
         self.stopped: int | None = None

@@ -13,6 +13,7 @@ from typing import Any
 
 from albert_ablate.records.folder import DONE
 from albert_ablate.records.lease import NO_LOCKS, is_leased
+from albert_ablate.records.secrets import masked
 
 INDEX, VERSION = ".status", "3"
 WORTH_WRITING = 200  # records newly read
@@ -136,7 +137,7 @@ def run_folders(root: Path) -> Iterator[Path]:
 
 
 def last_line(error: str | None) -> str:
-    return error.strip().splitlines()[-1] if error and error.strip() else ""
+    return masked(error.strip().splitlines()[-1]) if error and error.strip() else ""
 
 
 def is_done(record: dict[str, Any]) -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 
 from albert_ablate.config import ConfigError, Identity, check, compose, conf_folder, identity, quoted
 from albert_ablate.records.folder import RunFolder
+from albert_ablate.records.secrets import HANDED_ON, masked
 from albert_ablate.records.signals import stops_handled
 from albert_ablate.records.tuning import LEARNING_RATE, read_tuning
 from albert_ablate.studies.jobs import KILLED, job, whoami
@@ -291,7 +292,7 @@ def _desk(batch: Sequence[Planned]) -> Iterator[Path]:
             after.enter_context(RunFolder(desk).lock())
             (desk / "owner").write_text(whoami())
             (desk / "labels.json").write_text(json.dumps([p.name for p in batch]))
-            (desk / "overrides.json").write_text(json.dumps([[*p.overrides] for p in batch]))
+            (desk / "overrides.json").write_text(json.dumps([_handed_on(p.overrides) for p in batch]))
             (desk / "folders.json").write_text(json.dumps([str(p.folder) for p in batch]))  # last: all is there
         except OSError as error:
             if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
@@ -306,6 +307,15 @@ def _desk(batch: Sequence[Planned]) -> Iterator[Path]:
 
 def _launches(planned: Planned) -> Path:
     return planned.folder.parents[1] / ".launches"
+
+
+def _handed_on(overrides: Sequence[str]) -> list[str]:
+    """A run's overrides for a worker's file: no password in a tracker's address, which the environment hands on."""
+    for override in overrides:
+        key, _, address = override.partition("=")
+        if key.lstrip("+").startswith("logger.") and masked(address) != address:
+            os.environ[HANDED_ON] = address.strip("'\"")
+    return masked([*overrides])
 
 
 def _clear_desks(root: Path) -> None:

@@ -25,6 +25,7 @@ from albert_ablate.optim.schedules import warmup_linear
 from albert_ablate.records.atomic import replace_file
 from albert_ablate.records.folder import RunFolder
 from albert_ablate.records.history import SCHEMAS, History
+from albert_ablate.records.secrets import masked
 from albert_ablate.records.signals import stops_handled
 from albert_ablate.streams import digest
 from albert_ablate.training.console import Progress
@@ -209,7 +210,7 @@ class _Work:
     def begin(self) -> None:
         """The trunk, and what the record says before the first step."""
         source, weights = trunk_of(self.cfg, self.packed)
-        replace_file(self.folder.path / "config.yaml", yaml.safe_dump(self.cfg, sort_keys=False).encode())
+        replace_file(self.folder.path / "config.yaml", yaml.safe_dump(masked(self.cfg), sort_keys=False).encode())
         for history in self.histories.values():
             history.cut(0)
         model = build_model(language_model(self.cfg), self.device)

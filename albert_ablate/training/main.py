@@ -18,6 +18,7 @@ from albert_ablate.config import (
     quoted,
     with_choices,
 )
+from albert_ablate.records.secrets import masked
 
 HELP = """Train one arm of an ablation, or find it if it is already trained.
 
@@ -66,7 +67,7 @@ def main() -> int:
         return 128 + signal.SIGINT
     except Exception as error:
         if debug:
-            traceback.print_exc()
+            print(masked(traceback.format_exc()), file=sys.stderr)
         return _say(as_config_error(error), 2)
 
 
@@ -158,11 +159,11 @@ def _one(cfg: Any, debug: bool) -> tuple[int, float | None]:
         record = run_swept(cfg, verbose=first)
     except ConfigError as error:
         if debug:
-            traceback.print_exc()
+            print(masked(traceback.format_exc()), file=sys.stderr)
         return _say(error, 2) if first else 2, None
     except RunFailed as error:
         if debug:
-            traceback.print_exc()
+            print(masked(traceback.format_exc()), file=sys.stderr)
         return _say(error, 1), None
     if not first:
         return 0, record["summary"]["val_loss"]
@@ -181,5 +182,5 @@ def _one(cfg: Any, debug: bool) -> tuple[int, float | None]:
 
 
 def _say(error: Exception, code: int) -> int:
-    print(error, file=sys.stderr)
+    print(masked(str(error)), file=sys.stderr)
     return code

@@ -24,6 +24,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEn
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 
 from albert_ablate.config import ConfigError
+from albert_ablate.records.secrets import masked
 from albert_ablate.records.signals import stops_handled
 
 GRACE = 15  # seconds the other ranks have to end by themselves once one has died
@@ -248,7 +249,7 @@ def _work() -> int:
     except RunFailed as error:
         said = {"failure": str(error)}
         if not first:
-            print(error, file=sys.stderr)
+            print(masked(str(error)), file=sys.stderr)
     if first:
         Path(order["answer"]).write_text(json.dumps(said))
     return 0 if "record" in said else 1

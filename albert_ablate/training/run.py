@@ -29,6 +29,7 @@ from albert_ablate.records.atomic import replace_file
 from albert_ablate.records.folder import DONE, RunFolder, plain
 from albert_ablate.records.naming import link_by_name, name_of
 from albert_ablate.records.provenance import provenance
+from albert_ablate.records.secrets import masked
 from albert_ablate.records.tracker import joined
 from albert_ablate.records.tuning import role
 
@@ -358,7 +359,7 @@ def _fit(
         "mean_dropout": sum(block.rate for block in model.stack) / len(model.blocks),
     }
     if ranks.first:
-        replace_file(folder.path / "config.yaml", yaml.safe_dump(cfg, sort_keys=False).encode())
+        replace_file(folder.path / "config.yaml", yaml.safe_dump(masked(cfg), sort_keys=False).encode())
     module = LanguageModel(model, cfg, steps, sharded=ranks.size > 1 and cfg["trainer"]["strategy"] == "fsdp")
     progress = Progress(steps, batch * context, shown=verbose)
     recorder = Recorder(
@@ -429,7 +430,7 @@ def _new_record(cfg: dict, packed: Packed, who: Any, threads: int, ranks: int) -
         "role": role(cfg["seed"]),
         "choices": cfg["choices"],
         "revisions": revisions(cfg),
-        "config": {k: v for k, v in cfg.items() if k not in ("paths", "choices", "force", "debug")},
+        "config": masked({k: v for k, v in cfg.items() if k not in ("paths", "choices", "force", "debug")}),
         "budget": {
             "tokens": steps * per_step,
             "steps": steps,
