@@ -821,10 +821,12 @@ def given_twice(overrides: typing.Iterable[str]) -> list[str]:
 
 def each_once(overrides: typing.Sequence[str]) -> list[str]:
     """Overrides of a command line, each key once: of one given twice the last counts, which is said on stderr."""
+    from albert_ablate.records.secrets import masked
+
     kept = list(overrides)
     for key in given_twice(overrides):
         *others, last = [o for o in overrides if "=" in o and o.lstrip("+").partition("=")[0] == key]
-        print(f"{key} stands twice on the command line: {last} counts.", file=sys.stderr)
+        print(f"{key} stands twice on the command line: {masked(last)} counts.", file=sys.stderr)
         for other in others:
             kept.remove(other)
     return kept
