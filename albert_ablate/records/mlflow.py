@@ -22,7 +22,8 @@ class MLflow(Tracker):
     uri is what MLflow takes (http://..., sqlite:///...); null is MLFLOW_TRACKING_URI, or without it a file store in
     RUNS/mlruns. A password in it is not kept in files; a masked one is read from the environment. What is there is
     asked for when a session begins, metric by metric, and only the rest is sent: no row twice and no gap. Parameters
-    are the configuration by dotted key; the summary's figures are metrics `summary/...`; tags hold arm, setting and status.
+    are the configuration by dotted key; the summary's figures are metrics `summary/...`; tags hold arm, setting and
+    status.
     experiment: null is MLFLOW_EXPERIMENT_NAME of the environment, or albert_ablate. layers: every layer's figures.
     """
 
