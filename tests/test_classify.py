@@ -6,6 +6,7 @@ import random
 import signal
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -214,3 +215,24 @@ def test_a_trunk_without_its_weights_is_refused(place):
     (Path(record["folder"]) / "checkpoints" / "best.ckpt").unlink()
     with pytest.raises(ConfigError, match="best.ckpt is missing"):
         train(cfg)
+
+
+def test_a_byte_order_mark_is_no_fault_and_a_cut_off_row_is_named(tmp_path):
+    rows = [json.dumps({"text": f"text {i}", "label": "ab"[i % 2]}) for i in range(40)]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows), encoding="utf-8-sig")
+    assert Classify(data="file", path=str(tmp_path / "a.jsonl")).rows(tmp_path).classes == ["a", "b"]
+    (tmp_path / "b.jsonl").write_text("\n".join([*rows, '{"text": "cut of']))
+    with pytest.raises(ConfigError, match="b.jsonl, row 41: Unterminated string"):
+        Classify(data="file", path=str(tmp_path / "b.jsonl")).rows(tmp_path)
+
+
+def test_a_document_without_a_token_has_finite_features():
+    from albert_ablate.data.tasks import Labelled
+    from albert_ablate.training.classify import Documents
+
+    class Nothing:
+        encode = staticmethod(lambda text: np.zeros(0, np.uint16))
+        decode = staticmethod(lambda tokens: "")
+
+    labelled = Labelled(["a"], {"train": ["x"]}, {"train": [0]}, 0)
+    assert Documents(labelled, "train", Nothing(), 8, torch.device("cpu")).lengths.tolist() == [1]

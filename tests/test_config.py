@@ -273,6 +273,7 @@ def test_a_text_that_cannot_be_trained_on_is_refused_and_leaves_nothing(tmp_path
     found = tmp_path / "folder" / "a.md"
     assert "data.train_size=9999 is more than the" in said(found, "data.train_size=9999")
     assert "model.context=999 is too long" in said(found, "model.context=999")
+    assert "its train split holds 9 tokens at data.train_size=9, one more" in said(found, "data.train_size=9")
     assert "cannot be written" in said(found, "paths.runs=/dev/null/x")
     assert "cannot be written" in said(found, f"paths.runs={found}")
     assert "paths.cache=/dev/null/x cannot be written" in said(found, "paths.cache=/dev/null/x")

@@ -643,6 +643,29 @@ def test_what_is_written_is_on_the_disk_before_it_has_its_name(text_file, tmp_pa
     assert order[-2:] == [str(folder), str(folder.parent)]
 
 
+def test_several_processes_mend_a_damaged_cache_together(text_file, tmp_path):
+    first = pack(TextFiles(path=str(text_file)), Bytes(), tmp_path)
+    (first.folder / "test.npy").unlink()
+    (tmp_path / "packed" / "partial-left").mkdir()
+    os.utime(tmp_path / "packed" / "partial-left", (0, 0))  # by a process that was killed long ago
+    children = []
+    for _ in range(4):
+        if not (child := os.fork()):
+            status = 1
+            try:
+                for _ in range(20):
+                    found = pack(TextFiles(path=str(text_file)), Bytes(), tmp_path)
+                    assert (found.test == first.test).all() and found.fingerprint == first.fingerprint
+                    (first.folder / "train.npy").unlink(missing_ok=True)
+                status = 0
+            finally:
+                os._exit(status)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+    assert pack(TextFiles(path=str(text_file)), Bytes(), tmp_path).fingerprint == first.fingerprint
+    assert [f.name for f in (tmp_path / "packed").iterdir()] == [first.folder.name]
+
+
 def test_several_threads_packing_one_text_all_get_the_whole_of_it(text_file, tmp_path):
     from concurrent.futures import ThreadPoolExecutor
 

@@ -73,3 +73,10 @@ def test_splits_are_independent_samples_of_one_language_fixed_by_its_number(fami
     assert a == b and a["train"] != other["train"]
     assert len(a["train"][0]) == 5_000 and len(a["test"][0]) == 500
     assert not a["train"][0].startswith(a["validation"][0][:50]) and a["validation"] != a["test"]
+
+
+def test_a_language_without_chance_has_no_entropy():
+    """At a scale where each state has one successor, P log P is 0 throughout."""
+    certain = Markov(scale=1e6)
+    assert set(certain.transitions.ravel()) == {0.0, 1.0} and certain.entropy_rate == 0
+    assert 0 <= certain.unigram_entropy <= math.log(32)

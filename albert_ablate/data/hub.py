@@ -62,7 +62,7 @@ class HubDataset(Corpus):
             return HfApi().dataset_info(self.name, revision=self.revision, timeout=20).sha
         except Exception as error:  # the client has a dozen kinds for "not there" and "not reached"
             raise ConfigError(
-                f"data.name={self.name} is neither a folder nor a dataset the hub shows: {_first_line(error)}."
+                f"data.name={self.name} is neither a folder nor a dataset the hub shows: {first_line(error)}."
             ) from None
 
     def source(self) -> str:
@@ -161,7 +161,7 @@ class HubDataset(Corpus):
         if not self.local or self._was_saved:
             return
         try:
-            found = first_other_type(self._files(), self.field, self.size)
+            found = other_type_in(self._files(), self.field, self.size)
         except Exception:  # what else is wrong with them is said where they are read
             return
         if found:
@@ -181,8 +181,8 @@ class HubDataset(Corpus):
         found = None
         if self.local:
             with contextlib.suppress(Exception):
-                found = first_fault(self._files(), self.field)
-        return found or _first_line(error)
+                found = fault_in(self._files(), self.field)
+        return found or first_line(error)
 
     def _files(self) -> list[Path]:
         """The files of the part that is read."""
@@ -192,7 +192,7 @@ class HubDataset(Corpus):
         return [Path(f) for f in builder.config.data_files[self.part]]
 
 
-def first_fault(files: Sequence[Path], field: str) -> str | None:
+def fault_in(files: Sequence[Path], field: str) -> str | None:
     """The first file and row that cannot be read or has other fields than the first file; None: nothing was found."""
     first: dict[str, None] | None = None
     for file in files:
@@ -209,12 +209,12 @@ def first_fault(files: Sequence[Path], field: str) -> str | None:
         except UnicodeEncodeError:
             return f"{file}, row {number}: it holds half a surrogate pair, which is not text"
         except Exception as error:  # each format has its own
-            return f"{file}, row {number + 1}: {_first_line(error)}"
+            return f"{file}, row {number + 1}: {first_line(error)}"
         first = first or columns
     return None
 
 
-def first_other_type(files: Sequence[Path], field: str, size: int) -> str | None:
+def other_type_in(files: Sequence[Path], field: str, size: int) -> str | None:
     """The first row of JSON, or file of Parquet, whose field is neither text nor null, in the first `size` bytes."""
     import pyarrow
     import pyarrow.parquet
@@ -275,5 +275,5 @@ def _quiet() -> Iterator[None]:
         log.setLevel(before)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__

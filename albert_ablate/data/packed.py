@@ -9,8 +9,10 @@ import json
 import math
 import mmap
 import os
+import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -25,6 +27,7 @@ from albert_ablate.data.corpora import SPLITS, Corpus
 from albert_ablate.data.tokenizers import Bytes
 from albert_ablate.streams import digest, stream_seed
 
+PARTIAL = "partial-"  # begins the name of a folder that is being written
 FORMAT = 3  # raised when the files of the cache change
 # a cache that cannot be written, or that somebody has removed since
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT}
@@ -188,7 +191,10 @@ def _write(corpus: Corpus, tokenizer: Any, folder: Path) -> Packed:
 def _keep(arrays: Mapping[str, np.ndarray], codec: Any, facts: Mapping[str, Any], folder: Path) -> None:
     """Write `folder`, each file whole and on the disk before it appears; of several writers the last one counts."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as name:
+    for left in folder.parent.glob(f"{PARTIAL}*"):  # by a process that was killed
+        if time.time() - left.stat().st_mtime > 3600:
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=PARTIAL) as name:
         scratch = Path(name)
         for file, array in arrays.items():
             np.save(scratch / file, array)

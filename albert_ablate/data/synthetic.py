@@ -80,11 +80,11 @@ class Markov(Synthetic):
 
     @property
     def entropy_rate(self) -> float:
-        return float(-(self.stationary[:, None] * self.transitions * np.log(self.transitions)).sum())
+        return float(-(self.stationary[:, None] * self.transitions * _log(self.transitions)).sum())
 
     @property
     def unigram_entropy(self) -> float:
-        return float(-(self.stationary * np.log(self.stationary)).sum())
+        return float(-(self.stationary * _log(self.stationary)).sum())
 
     def sample(self, random: np.random.Generator, length: int) -> str:
         rows = [list(running(row)) for row in self.transitions]
@@ -220,6 +220,11 @@ class Recall(Synthetic):
         query, answer = np.take_along_axis(keys, asked, 1), np.take_along_axis(values, asked, 1)
         mark, end = np.full((lines, 1), "?"), np.full((lines, 1), "\n")
         return "".join(np.hstack([pairs, mark, lower[query], upper[answer], end]).ravel())[:length]
+
+
+def _log(p: np.ndarray) -> np.ndarray:
+    """log p, and 0 where p is 0 (or below it by rounding): what cannot happen adds nothing to an entropy."""
+    return np.log(np.where(p > 0, p, 1))
 
 
 def _uniforms(random: np.random.Generator) -> Iterator[float]:

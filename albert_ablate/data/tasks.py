@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from albert_ablate.config import NEUTRAL, ConfigError, Count, Location, NonNegative, Positive, component_arguments
 from albert_ablate.data.corpora import SPLITS, WikipediaLeads
+from albert_ablate.data.hub import fault_in, first_line
 from albert_ablate.streams import digest
 
 # of the documents, in validation and test. Below the corpora's 5 + 5 %, whose ranks follow the same hash: so no article
@@ -210,7 +211,7 @@ def _file_rows(task: Classify) -> tuple[list, list]:
     readers: dict[str, Callable] = {
         ".csv": lambda p: pd.read_csv(p, dtype=str, keep_default_na=False),
         ".parquet": pd.read_parquet,
-        ".jsonl": lambda p: pd.read_json(p, lines=True, dtype=False, convert_dates=False),
+        ".jsonl": lambda p: pd.read_json(p, lines=True, dtype=False, convert_dates=False, encoding="utf-8-sig"),
     }
     if path.suffix not in readers:
         raise ConfigError(f"task.path={task.path} is not allowed: it must end in {', '.join(readers)}.")
@@ -219,7 +220,7 @@ def _file_rows(task: Classify) -> tuple[list, list]:
     try:
         table = readers[path.suffix](path)
     except Exception as error:  # each reader has its own kinds
-        why = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+        why = fault_in([path], task.text) or first_line(error)
         raise ConfigError(f"task.path={task.path} cannot be read: {why}.") from None
     for name, column in (("text", task.text), ("label", task.label)):
         if column not in table:

@@ -103,7 +103,8 @@ class Documents:
 
     def __init__(self, labelled: Labelled, split: str, codec: Any, context: int, device: torch.device):
         kept = [codec.encode(text)[:context].astype(np.int64) for text in labelled.texts[split]]
-        self.lengths = torch.tensor([len(row) for row in kept])
+        # what the tokenizer has no token for is read as its first one: a mean over nothing is not a number
+        self.lengths = torch.tensor([max(1, len(row)) for row in kept])
         self.rows = torch.zeros(len(kept), context, dtype=torch.long)
         for row, tokens in zip(self.rows, kept, strict=True):
             row[: len(tokens)] = torch.from_numpy(tokens)

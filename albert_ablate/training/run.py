@@ -226,9 +226,11 @@ def _prepare(cfg: dict) -> tuple[Packed, Identity]:
     context = cfg["model"]["context"]
     for split in ("train", "validation", "test"):
         if not block_count(getattr(packed, split), context):
+            size = cfg["data"].get("train_size") if split == "train" else None
+            kept = f" at data.train_size={size}" if size else ""
             raise ConfigError(
                 f"model.context={context} is too long for the text: its {split} split holds "
-                f"{len(getattr(packed, split))} tokens, one more than the context is needed."
+                f"{len(getattr(packed, split))} tokens{kept}, one more than the context is needed."
             )
     return packed, who
 
