@@ -562,6 +562,74 @@ def test_an_unreadable_record_is_named(bench):
     assert "rezero" in said and "cannot be read" in said
 
 
+def test_a_missing_seed_is_named_with_the_pairs_that_wait_behind_it_and_with_its_record(bench, capsys):
+    bench.pairs(2.0 + 0.1 * NOISE, 2.2 + 0 * NOISE)
+    (file,) = bench.runs.glob("pre_ln*/seed4/record.json")
+    file.write_text(file.read_text()[:60])  # cut off
+    assert bench.command() == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Seed 4 of pre is missing, and 7 pairs wait behind it: pre_ln-" in said
+    assert "seed4/record.json cannot be read" in said and "Not counted: pre_ln-" in said
+    file.unlink()
+    assert "Seed 4 of pre is missing, and 7 pairs wait behind it." in bench.judged()["notes"]
+    bench.run("pre_ln", 3, 2.0, "stopped")
+    found = bench.judged()
+    assert found["verdict"] == "undecided" and "Seed 3 of pre is missing, and 7 pairs wait" in found["reason"]
+    for seed in range(5, 12):
+        (file,) = bench.runs.glob(f"post_ln*/seed{seed}/record.json")
+        file.unlink()
+    assert "Seed" not in " ".join(bench.judged()["notes"])  # only the next one
+
+
+@pytest.mark.parametrize("key, value", [("tokens", 256), ("every", 5000)])
+def test_arms_must_agree_in_how_they_are_evaluated(bench, key, value):
+    bench.pairs(2.0 + 0.01 * NOISE, 2.2 + 0 * NOISE)
+    assert bench.judged()["verdict"] == "supported"
+    for file in bench.runs.glob("pre_ln*/*/record.json"):
+        record = json.loads(file.read_text())
+        record["config"]["evaluation"][key] = value
+        file.write_text(json.dumps(record))
+    found = bench.judged()
+    assert found["verdict"] == "inadmissible"
+    assert f"pre and post were measured unlike (seed 0): evaluation.{key} is {value} in one and" in found["reason"]
+    exact = {"treatment": "pre", "control": "post", "measure": "parameters", "margin": 0.01}
+    assert bench.judged(parts=[exact])["verdict"] == "no effect"  # which no evaluation touches
+
+
+def test_arms_that_would_be_evaluated_unlike_are_refused_before_anything_is_trained(bench):
+    path = bench.folder / "claims.yaml"
+    arms = {"pre": ["norm=pre_ln", "evaluation.every=5000"], "post": ["norm=post_ln"]}
+    path.write_text(yaml.safe_dump(FILE | {"arms": arms}))
+    found = judge(read_claims(path), bench.runs)["claims"][0]
+    assert found["verdict"] == "inadmissible" and "Measured unlike: evaluation.every is 5000 in pre" in found["reason"]
+
+
+def test_evaluations_of_other_weights_or_settings_are_no_pair(bench):
+    part = {"treatment": "pre", "control": "post", "measure": "corruption_masked", "margin": 0.01}
+
+    def entries(weights, tokens, value):
+        found = {"rows": [], "summary": {"masked_area": value}, "settings": {"tokens": tokens}, "weights": weights}
+        return json.dumps({"corruption": found | {"weights_hash": "x"}})
+
+    bench.pairs(2.0 + 0.01 * NOISE, 2.2 + 0 * NOISE)
+    for name, value, own in (("post_ln", 0.5, ("last", 512)), ("pre_ln", 0.3, ("best", 512))):
+        for folder in bench.runs.glob(f"{name}*/*"):
+            (folder / "evaluations.json").write_text(entries(*own, value + 0.01 * NOISE[int(folder.name[4:])] ** 2))
+    reason = bench.judged(parts=[part])["reason"]
+    assert "corruption.weights is best in one and last in the other" in reason
+    for folder in bench.runs.glob("pre_ln*/*"):
+        (folder / "evaluations.json").write_text(entries("last", 256, 0.3))
+    assert "corruption.tokens is 256 in one and 512 in the other" in bench.judged(parts=[part])["reason"]
+
+
+def test_a_measure_read_from_evaluations_says_how_far_they_lie_apart(bench):
+    part = {"treatment": "pre", "control": "post", "measure": "speedup"}
+    for norm, factor in (("pre_ln", 1.0), ("post_ln", 1.3)):
+        evidence(bench, norm, factor, lr=composed(arm(norm))["optimizer"]["lr"])
+    (note,) = [n for n in bench.judged(parts=[part], equal={})["notes"] if "read from" in n]
+    assert note == "speedup is read from 4 evaluations, 1,000 tokens apart: it tells nothing finer."
+
+
 def test_a_lacking_evaluation_names_the_command_and_waits(bench):
     bench.pairs(2.0 + 0.01 * NOISE, 2.2 + 0 * NOISE)
     part = {"treatment": "pre", "control": "post", "measure": "corruption_masked", "margin": 0.01}

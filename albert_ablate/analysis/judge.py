@@ -38,6 +38,7 @@ OPEN = ("open", "undecided")  # verdicts that another pair may change
 DECIDED = ("supported", "refuted", "no effect", "mixed", "within tuning slack")
 UNDECIDED = ("inconclusive", "undecided")
 ATTEMPTS = 3
+EVALUATED = ("tokens", "every")  # of the evaluations during training: their sample, and how often they are
 TEXT = ("data", "tokenizer", "task")  # groups in which the arms of a contrast must agree
 NOT_PROVENANCE = ("created", "command")
 
@@ -164,6 +165,7 @@ def judged(
         "family": {"name": file.family, "size": file.size, "alpha": file.alpha},
         "claims": entries,
         "refusals": [*bench.unreadable, *refused],
+        "unreadable": bench.unreadable,
     }
     return ledger, found, beside
 
@@ -223,6 +225,7 @@ def gather(file: ClaimsFile, claim: ClaimText, part: Part, form: str, bench: Ben
         ]
         if gaps:
             out.jobs = gaps
+            out.waiting = _behind(kept, rates, claim.seeds[: f.N], seed, bench)
             break
         done = {name: [r for r in found if r is not None] for name, found in runs.items()}
         if refusal := _unfair(done, part.control, claim.equal, m):
@@ -239,6 +242,8 @@ def gather(file: ClaimsFile, claim: ClaimText, part: Part, form: str, bench: Ben
             break
         out.seeds.append(seed)
         out.used |= {r.place: r for found in done.values() for r in found}
+    if m.looks and out.used:
+        out.notes += _resolution([*out.used.values()][0], m)
     _notes(out, kept)
     if m.loss and m.log and out.values[1] and tuned:
         level = _mean(out.values[1])
@@ -282,6 +287,11 @@ def _no_contrast(arms: Sequence[_Arm]) -> str:
                 if name != key:  # a component, by its last name
                     values = [v.rpartition(".")[2] for v in values]
                 return f"Different data: {name} is {values[0]} in {a.name} and {values[1]} in {b.name}."
+    looked = [composed(a.overrides).get("evaluation") or {} for a in arms]
+    for (a, x), (b, y) in combinations(zip(arms, looked, strict=True), 2):
+        for key in (*EVALUATED, "weights"):
+            if x.get(key) != y.get(key):
+                return f"Measured unlike: evaluation.{key} is {x.get(key)} in {a.name} and {y.get(key)} in {b.name}."
     return ""
 
 
@@ -347,6 +357,26 @@ def _check_text(arms: Sequence[_Arm], out: Found) -> None:
         )
 
 
+def _behind(arms: Sequence[_Arm], rates: Sequence[float], seeds: Sequence[int], seed: int, bench: Bench) -> str:
+    """What a missing seed holds up, and the record of it that cannot be read; "" where it is only the next one."""
+
+    def lacks(arm: _Arm, at: int) -> bool:
+        return any((r := arm.at(at, rate)) is None or r.record["status"] not in DONE for rate in rates or (arm.rate,))
+
+    lacking = [a for a in arms if lacks(a, seed)]
+    waiting = sum(not any(lacks(a, s) for a in arms) for s in seeds[seeds.index(seed) + 1 :])
+    places = {
+        f"{r.folder.parent.name}/seed{seed}/"
+        for a in lacking for r in a.runs if any(math.isclose(r.lr, rate, rel_tol=1e-9) for rate in rates or (a.rate,))
+    }  # fmt: skip
+    unreadable = [text for text in bench.unreadable if any(text.startswith(place) for place in places)]
+    if not waiting and not unreadable:
+        return ""
+    pairs = f"{waiting} pair{'s wait' if waiting > 1 else ' waits'}" if waiting else "no pair waits"
+    said = f"Seed {seed} of {' and '.join(a.name for a in lacking)} is missing, and {pairs} behind it"
+    return f"{said}: {'; '.join(unreadable)}." if unreadable else f"{said}."
+
+
 def _failed(runs: Mapping[str, Sequence[Evidence | None]]) -> str:
     for name, found in runs.items():
         for r in found:
@@ -371,9 +401,25 @@ def _unfair(runs: Mapping[str, Sequence[Evidence]], control: str, equal: Mapping
                         f"{key} must be equal{f' within {100 * tolerance:g} %' if tolerance else ''}; {name} has "
                         f"{x:,.6g} and {control} {y:,.6g} (seed {seed})."
                     )
+            if unlike := _measured_unlike(a, b, m):
+                return f"{name} and {control} were measured unlike (seed {seed}): {unlike}."
             if not _same_order(a, b):
                 return f"The runs of seed {seed} saw different data or another order: {name} and {control} are no pair."
     return ""
+
+
+def _measured_unlike(a: Evidence, b: Evidence, m: Measure) -> str:
+    """What a measure depends on beside the weights and in which two runs differ, or ""."""
+    if m.kind in ("exact", "initial"):
+        return ""
+    x, y = ((r.record["config"].get("evaluation") or {}) for r in (a, b))
+    found = {f"evaluation.{k}": (x.get(k), y.get(k)) for k in EVALUATED}
+    if m.evaluation:
+        one, other = a.asked(m.evaluation), b.asked(m.evaluation)
+        if None in (one["weights"], other["weights"]):
+            return ""  # not asked yet, which is said elsewhere
+        found = {f"{m.evaluation}.{k}": (one.get(k), other.get(k)) for k in sorted(one.keys() | other.keys())}
+    return next((f"{key} is {p} in one and {q} in the other" for key, (p, q) in found.items() if p != q), "")
 
 
 def _held(run: Evidence, key: str) -> float | None:
@@ -440,6 +486,15 @@ def _finite(m: Measure, what: Any, run: Evidence) -> float:
     if not math.isfinite(value):
         raise Unusable(f"{run.name} finished without a finite {m.name}.")
     return float(f"{value:.12g}") if m.kind == "exact" else value
+
+
+def _resolution(run: Evidence, m: Measure) -> list[str]:
+    """How finely a measure that is read from the evaluations during training can tell."""
+    try:
+        count, apart = run.between_evaluations()
+    except (Missing, ConfigError):
+        return []
+    return [f"{m.name} is read from {count} evaluations, {apart:,.0f} tokens apart: it tells nothing finer."]
 
 
 def _notes(out: Found, arms: Sequence[_Arm]) -> None:

@@ -32,6 +32,8 @@ def show_ledger(ledger: Mapping[str, Any]) -> None:
         for line in lines(entry, width):
             console.print(Text(line))
         console.print()
+    for text in ledger.get("unreadable", ()):
+        console.print(Text(textwrap.fill(f"Not counted: {text}", width), style="yellow"))
     family = ledger["family"]
     closing = f"{ledger['form']} form; family of {family['size']} at {family['alpha']:g} (Holm). {CAVEAT}"
     console.print(Text(textwrap.fill(closing, width), style="dim"))

@@ -58,6 +58,16 @@ class Evidence:
             raise Missing(f"{self.name} has no {name}.{figure}: albert-ablate evaluate {self.place} {name}")
         return float(value)
 
+    def asked(self, name: str) -> dict[str, Any]:
+        """Of which weights and with which settings an evaluation was made."""
+        entry = self._evaluations.get(name, {})
+        return {"weights": entry.get("weights"), **(entry.get("settings") or {})}
+
+    def between_evaluations(self) -> tuple[int, float]:
+        """How many evaluations on validation text a run has after its start, and the tokens between two of them."""
+        tokens = self.curve("validation")[0]
+        return len(tokens[tokens > 0]), float(np.median(np.diff(tokens))) if len(tokens) > 1 else math.nan
+
     def rows(self, name: str) -> list[dict[str, Any]]:
         """The rows of an evaluation; none where it was not asked for."""
         return self._evaluations.get(name, {}).get("rows", [])
@@ -132,6 +142,7 @@ class Measure:
     kind: Kind = "run"
     evaluation: str = ""  # the evaluation after training that it needs
     loss: bool = False  # in nats, as the tuning slack is
+    looks: bool = False  # read from the evaluations during training, and no finer than they lie apart
     discrete: bool = False  # few values, so that differences may all be equal: `statistics.p_effect`
 
     @property
@@ -300,14 +311,18 @@ def diverging_share(runs: Sequence[Evidence]) -> float:
 for _name, _text in (("test_loss", "nats"), ("val_loss", "nats"), ("best_val_loss", "nats"), ("train_loss", "nats"),
                      ("test_loss_last", "nats"), ("test_bits_per_byte", "bits per byte"),
                      ("val_bits_per_byte", "bits per byte")):  # fmt: skip
-    _add(_name, _summary(_name), _text, log=True, loss=_text == "nats")
+    _add(_name, _summary(_name), _text, log=True, loss=_text == "nats",
+         looks=_name in ("test_loss", "best_val_loss", "test_bits_per_byte"))  # fmt: skip
 _add("gap", _summary("gap"), "nats")
-_add("gap_at_best", gap_at_best, "nats")
-_add("gap_at_equal_training_loss", gap_at_equal_training_loss, "nats", kind="pair")
-_add("speedup", speedup, "log ratio of tokens", better="higher", kind="pair", log=True)
-_add("speedup_flops", speedup_flops, "log ratio of FLOPs", better="higher", kind="pair", log=True)
-_add("loss_at_equal_flops", loss_at_equal_flops, "log ratio of losses", better="higher", kind="pair", log=True)
-_add("mean_val_loss", mean_val_loss, "nats", log=True, loss=True)
+_add("gap_at_best", gap_at_best, "nats", looks=True)
+_add("gap_at_equal_training_loss", gap_at_equal_training_loss, "nats", kind="pair", looks=True)
+_add("speedup", speedup, "log ratio of tokens", better="higher", kind="pair", log=True,
+     looks=True)  # fmt: skip
+_add("speedup_flops", speedup_flops, "log ratio of FLOPs", better="higher", kind="pair", log=True,
+     looks=True)  # fmt: skip
+_add("loss_at_equal_flops", loss_at_equal_flops, "log ratio of losses", better="higher", kind="pair", log=True,
+     looks=True)  # fmt: skip
+_add("mean_val_loss", mean_val_loss, "nats", log=True, loss=True, looks=True)
 _add("rate_sensitivity", rate_sensitivity, "nats", kind="grid")
 _add("largest_stable_rate", largest_stable_rate, "doublings", better="higher", kind="grid", discrete=True)
 _add("diverging_share", diverging_share, "share", kind="grid", discrete=True)
