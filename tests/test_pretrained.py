@@ -1,4 +1,4 @@
-"""Checkpoints of five families, made here with random weights by transformers, against transformers' own models."""
+"""Checkpoints of nine families, made here with random weights by transformers, against transformers' own models."""
 
 import json
 import logging
@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+from albert_ablate import build_model, compose
 from albert_ablate.config import ConfigError
 from albert_ablate.model.pretrained import load_pretrained
 
@@ -27,6 +28,12 @@ FAMILIES = {
     "llama": ("Llama", {**LLAMA, "rms_norm_eps": 1e-3}),
     "llama biased, tied": ("Llama", {**LLAMA, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
     "llama wide heads": ("Llama", {**LLAMA, "head_dim": 6}),
+    "mistral": ("Mistral", {**LLAMA, "sliding_window": 4, "rms_norm_eps": 1e-3}),
+    "mistral without a window": ("Mistral", {**LLAMA, "sliding_window": None, "head_dim": 6}),
+    "qwen3": ("Qwen3", {**LLAMA, "head_dim": 6, "rms_norm_eps": 1e-3, "tie_word_embeddings": True}),
+    "gemma": ("Gemma", {**LLAMA, "head_dim": 6, "rms_norm_eps": 1e-3}),
+    "gemma relu": ("Gemma", {**LLAMA, "head_dim": 4, "hidden_act": "relu", "tie_word_embeddings": False}),
+    "olmo": ("Olmo", LLAMA),
     "olmo2": ("Olmo2", {**LLAMA, "rms_norm_eps": 1e-3}),
     "gemma2": ("Gemma2", {**LLAMA, "head_dim": 6, "sliding_window": 4, "query_pre_attn_scalar": 9,
                           "attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.0}),
@@ -123,6 +130,12 @@ def test_a_pickle_that_would_run_code_is_not_read(tmp_path):
         ("gpt2", "scale_attn_weights", False),
         ("gemma2", "layer_types", ["full_attention"] * 3),
         ("openai-gpt", "afn", "mish"),
+        ("mistral", "attention_bias", True),
+        ("qwen3", "use_sliding_window", True),
+        ("qwen3", "layer_types", ["full_attention", "sliding_attention", "full_attention"]),
+        ("gemma", "hidden_activation", "gelu"),
+        ("olmo", "clip_qkv", 8.0),
+        ("olmo", "rope_parameters", {"rope_type": "yarn", "factor": 8.0, "rope_theta": 1e4}),
     ],
 )
 def test_what_cannot_be_mapped_is_refused_and_named(name, field, value, tmp_path):
@@ -132,6 +145,56 @@ def test_what_cannot_be_mapped_is_refused_and_named(name, field, value, tmp_path
     with pytest.raises(ConfigError, match=field) as said:
         load_pretrained(tmp_path)
     assert str(said.value).count(". ") == 0
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma", "olmo"])
+def test_shards_and_half_precision_of_other_families(name, tmp_path):
+    theirs = reference(name).bfloat16()
+    theirs.save_pretrained(tmp_path, max_shard_size="4KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    again = type(theirs).from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")
+    expected = again.eval()(tokens()).logits
+    torch.testing.assert_close(load_pretrained(tmp_path).eval()(tokens()), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_context_within_the_window_needs_no_window(tmp_path):
+    reference("mistral").save_pretrained(tmp_path)
+    words = [
+        "model=pretrained",
+        f"model.path={tmp_path}",
+        "tokenizer=file",
+        f"tokenizer.path={made_tokenizer(tmp_path)}",
+    ]
+    assert compose(words).attention.window == 4
+    short = compose([*words, "model.context=4"])
+    assert short.attention.window is None
+    ours = build_model(short).eval()
+    torch.testing.assert_close(ours(tokens()[:, :4]), load_pretrained(tmp_path).eval()(tokens()[:, :4]))
+
+
+def made_tokenizer(folder):
+    """A tokenizer.json of forty words."""
+    words = {f"w{k}": k for k in range(40)}
+    content = {"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": words, "unk_token": "w0"}}
+    content |= {"pre_tokenizer": {"type": "Whitespace"}, "normalizer": None, "post_processor": None, "decoder": None}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    return folder / "tokenizer.json"
+
+
+@pytest.mark.parametrize(
+    ("family", "setting"),
+    [
+        ("Qwen2", "a bias"),
+        ("GPTNeoX", "rotary_pct"),
+        ("StableLm", "partial_rotary_factor"),
+        ("Phi", "partial_rotary_factor"),
+        ("Gemma3Text", "rope_local_base_freq"),
+    ],
+)
+def test_a_family_of_another_structure_is_refused_with_what_stands_in_the_way(family, setting, tmp_path):
+    getattr(transformers, f"{family}Config")().save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=rf"which this model cannot be: .*{setting}"):
+        load_pretrained(tmp_path)
 
 
 def test_weights_that_do_not_fit_or_are_missing_are_refused(tmp_path):

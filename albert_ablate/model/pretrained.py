@@ -221,6 +221,51 @@ def _llama(f: _Fields) -> Structure:
     return _of_llama(f, "PreLN", "rms_norm", 1e-6, tied=False)
 
 
+def _full_attention(f: _Fields) -> None:
+    """Refuse layers that do not see all that is before them."""
+    f.only("layer_types", ["full_attention"] * f.count("num_hidden_layers"))
+
+
+def _mistral(f: _Fields) -> Structure:
+    f.need("num_key_value_heads")  # whose absence would mean 8, whatever the number of heads
+    # absent it is transformers' 4096, null is none
+    window = f.count("sliding_window", 4096) if f.content.get("sliding_window", 4096) is not None else None
+    nodes = _of_llama(f, "PreLN", "rms_norm", 1e-6, tied=False)
+    nodes["attention"]["window"] = window
+    return nodes
+
+
+def _qwen3(f: _Fields) -> Structure:
+    f.only("use_sliding_window", False)
+    f.take("sliding_window")  # which counts with that alone, as do the layers it is for
+    f.take("max_window_layers")
+    _full_attention(f)
+    for name in ("num_key_value_heads", "head_dim"):  # whose absence would mean 32 and 128
+        f.need(name)
+    nodes = _of_llama(f, "PreLN", "rms_norm", 1e-6, tied=False, qk_norm="rms_head")
+    nodes["attention"]["qk_eps"] = nodes["norm_type"]["eps"]
+    return nodes
+
+
+def _gemma(f: _Fields) -> Structure:
+    f.only("use_bidirectional_attention", False)
+    f.content = {"hidden_act": "gelu_pytorch_tanh"} | {k: v for k, v in f.content.items() if v is not None}
+    if "hidden_activation" in f.content:  # of older releases, where it counted
+        f.only("hidden_activation", f.take("hidden_act"))
+    for name in ("num_key_value_heads", "head_dim"):  # whose absence would mean 16 and 256
+        f.need(name)
+    nodes = _of_llama(f, "PreLN", "zero_centred_rms_norm", 1e-6, tied=True)
+    nodes["model"]["embedding_scale"] = nodes["model"]["width"] ** 0.5
+    return nodes
+
+
+def _olmo(f: _Fields) -> Structure:
+    f.only("clip_qkv", None)
+    nodes = _of_llama(f, "PreLN", "layer_norm", 1e-5, tied=False)
+    nodes["norm_type"] |= {"eps": 1e-5, "bias": False, "gain": False}  # the eps is not in the configuration
+    return nodes
+
+
 def _olmo2(f: _Fields) -> Structure:
     nodes = _of_llama(f, "ReorderedLN", "rms_norm", 1e-5, tied=False, qk_norm="rms_whole")
     nodes["attention"]["qk_eps"] = nodes["norm_type"]["eps"]
@@ -297,11 +342,29 @@ _REORDERED |= {"self_attn.q_norm": "attention.query_norm", "self_attn.k_norm": "
 _SANDWICH = {"input_layernorm": "around_attention.norm_in", "post_attention_layernorm": "around_attention.norm_out"}
 _SANDWICH |= {"pre_feedforward_layernorm": "around_mlp.norm_in", "post_feedforward_layernorm": "around_mlp.norm_out"}
 
+_QWEN3 = {**_PRE, "self_attn.q_norm": "attention.query_norm", "self_attn.k_norm": "attention.key_norm"}
+
+# what of a family's structure stands in the way, so that no choice of numbers could help
+UNLIKE = {
+    "qwen2": "its queries, keys and values have a bias and its other matrices have none (model.bias is for all)",
+    "gpt_neox": "rotary positions turn a part of each head (rotary_pct), and its parallel block has two norms",
+    "stablelm": "rotary positions turn a part of each head (partial_rotary_factor)",
+    "phi": "rotary positions turn a part of each head (partial_rotary_factor), and its head has a bias",
+    "gemma3_text": "its two kinds of layers have rotary positions of different bases (rope_local_base_freq)",
+    "gemma3": "it reads images, and its two kinds of layers have rotary positions of different bases",
+    "granite": "its branches and logits have multipliers (residual_multiplier, logits_scaling)",
+    "gpt_neo": "its queries, keys and values have no bias and its other matrices have one (model.bias is for all)",
+    "mixtral": "its MLP is a mixture of experts (num_local_experts)",
+}
 EMBEDDINGS = ("wte", "tokens_embed", "embed_tokens")  # what the families call it
 READERS: dict[str, tuple[Callable[[_Fields], Structure], Callable[[Weights, int], Weights]]] = {
     "gpt2": (_gpt2, lambda w, layers: _names_of_openai(w, layers, "wte", "wpe")),
     "openai-gpt": (_openai_gpt, lambda w, layers: _names_of_openai(w, layers, "tokens_embed", "positions_embed")),
     "llama": (_llama, lambda w, layers: _names_of_llama(w, layers, _PRE)),
+    "mistral": (_mistral, lambda w, layers: _names_of_llama(w, layers, _PRE)),
+    "qwen3": (_qwen3, lambda w, layers: _names_of_llama(w, layers, _QWEN3)),
+    "gemma": (_gemma, lambda w, layers: _names_of_llama(w, layers, _PRE)),
+    "olmo": (_olmo, lambda w, layers: _names_of_llama(w, layers, {})),
     "olmo2": (_olmo2, lambda w, layers: _names_of_llama(w, layers, _REORDERED)),
     "gemma2": (_gemma2, lambda w, layers: _names_of_llama(w, layers, _SANDWICH)),
 }
@@ -326,6 +389,8 @@ def _of_config(folder: Path) -> tuple[Structure, str]:
     file = folder / "config.json"
     content = read_json(file)
     kind = content.get("model_type")
+    if isinstance(kind, str) and kind in UNLIKE:
+        raise ConfigError(f"{file} has model_type={kind}, which this model cannot be: {UNLIKE[kind]}.")
     if not isinstance(kind, str) or kind not in READERS:
         raise ConfigError(
             f"{file} has model_type={kind}, which cannot be read: it must be one of {', '.join(READERS)}."
@@ -527,6 +592,9 @@ class Checkpoint:
             isinstance(context, bool) or not isinstance(context, int) or not 0 < context <= most
         ):
             raise ConfigError(f"model.context={context} is not allowed: the checkpoint in {path} has {most} positions.")
+        window = nodes["attention"].get("window")
+        if window is not None and "attention.window" not in asked and window >= (context or most):
+            nodes["attention"] |= {"window": None, "full_every": None}  # a shorter context lies within it
         nodes["model"] = {
             **theirs["model"],
             "_target_": f"{__name__}.{Pretrained.__name__}",
