@@ -87,14 +87,14 @@ class Checkpoint:
 
 @dataclass
 class Diagnostics:
-    every: Whole = 25
+    every: Whole | None = None  # steps; null: about 40 times over the budget
 
 
 @dataclass
 class Evaluation:
     """Besides these it holds, each under its name, the components that are done at the end of the run."""
 
-    every: Count = 50_000
+    every: Count | None = None  # tokens; null: 20 times over the budget
     tokens: Count = 8_192
     weights: Literal["last", "best"] = "last"  # those that the evaluations at the end are of
 

@@ -9,6 +9,7 @@ import tempfile
 from dataclasses import MISSING
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,10 +20,13 @@ from omegaconf import OmegaConf
 
 from albert_ablate import build_model, compose
 from albert_ablate.config import COMPONENTS, HYDRA_KEYS, check, conf_folder, identity, options, parameters_of
+from albert_ablate.data.packed import Order
 from albert_ablate.model.build import assemble, build
 from albert_ablate.model.loss import objective
 from albert_ablate.optim.clipping import global_norm
 from albert_ablate.optim.optimizers import assert_covers, decay_groups
+from albert_ablate.training.diagnostics import Probe, undisturbed
+from albert_ablate.training.run import _estimate
 
 OPTIONS = options()
 ALL = [(group, option) for group, names in OPTIONS.items() for option in names]
@@ -274,3 +278,56 @@ def test_the_seed_changes_the_run_and_not_the_setting():
     assert identity(a, "t").setting == identity(b, "t").setting and identity(a, "t").run != identity(b, "t").run
     assert differ(state(a), state(b))
     assert not differ(state(a), state(a))
+
+
+# --- what is measured beside training --------------------------------------------------------------------------------
+
+
+def left(model):
+    """All that a pass can leave behind: weights, buffers, gradients, other attributes, torch's generator."""
+    kept = {"generator": torch.get_rng_state()}
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if key not in ("_parameters", "_buffers", "_modules"):
+                kept[f"{name}.{key}"] = copy.copy(value) if isinstance(value, torch.Tensor | dict) else repr(value)
+    kept |= {name: value.detach().clone() for name, value in model.state_dict().items()}
+    return kept | {f"{n}.grad": None if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
+
+
+def same(a, b):
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else repr(a) == repr(b)
+
+
+class Text:
+    """Tokens as the estimate takes them."""
+
+    train = torch.arange(4000).remainder(251).numpy().astype("uint8")
+
+
+MEASURED = [(pair, ()) for pair in TRAINED] + [
+    (("attention", "learned"), more)
+    for more in (("attention.qk_clip=1",), ("attention.qk_clip=1", "data.accumulate=2"), ("model.sigma_reparam=true",))
+]
+
+
+@pytest.mark.parametrize("pair, more", MEASURED, ids=lambda x: "-".join(x) or "plain")
+def test_a_measuring_pass_leaves_nothing_in_model_or_generator(pair, more):
+    tiny = [o for o in TINY if pair[0] not in ("model", "recipe") or not o.startswith("model=")]
+    cfg = check(compose(["=".join(pair), *tiny, *NEEDS.get(pair, []), *more, "trainer=cpu"]))
+    model, context = build_model(cfg).train(), cfg["model"]["context"]
+    loss = instantiate(cfg["loss"])
+    rows = torch.from_numpy(Text.train[: 4 * (context + 1)].astype("int64").reshape(4, -1))
+    model.clock.set(1, 0, 1, STEPS)
+    objective(loss, model, rows)[0].backward()  # a step has begun: its gradients and statistics must stay
+    before = left(model)
+    Probe(model, "gelu").beside(rows[:, :-1])
+    with undisturbed(model):
+        torch.autograd.grad(objective(loss, model, rows)[0], list(model.parameters()), allow_unused=True)
+    after = left(model)
+    assert not [key for key in {*before, *after} if not same(before.get(key), after.get(key))]
+    model = build_model(cfg).train()  # the estimate comes before training
+    before = left(model)
+    module = SimpleNamespace(model=model, loss=loss, cfg=cfg, zero_grad=model.zero_grad)
+    assert _estimate(module, Text, Order(60, cfg["data"]["batch"], 0), context, 10) > 0
+    after = left(model)
+    assert not [key for key in {*before, *after} if not same(before.get(key), after.get(key))]

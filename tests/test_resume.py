@@ -129,6 +129,20 @@ def test_a_kill_at_every_moment_of_the_finalization_and_of_the_first_commits(ref
         assert outcome(train(cfg)["folder"]) == expected, at
 
 
+@pytest.mark.parametrize("change", ["trainer.precision=64-true", "attention.qk_clip=0.01"])
+def test_a_run_whose_cost_is_estimated_before_each_session_resumes_exactly(change, text, tmp_path, capsys):
+    """64-true: a checkpoint is loaded into the module as it trains. qk_clip: what the estimate sees is not clipped."""
+    cfg = configured("plain", text, tmp_path / "parts", change)
+    expected = outcome(train(configured("plain", text, tmp_path / "whole", change))["folder"])
+
+    def ambush() -> None:
+        Ambush(300).set()
+        run(cfg, verbose=True)
+
+    assert Child(ambush).wait() == ("killed", signal.SIGKILL)
+    assert outcome(train(cfg, verbose=True)["folder"]) == expected
+
+
 @pytest.mark.slow
 def test_resume_is_exact_with_two_threads(text, tmp_path):
     expected = outcome(train(configured("masks", text, tmp_path / "whole", "trainer.threads=2"))["folder"])

@@ -14,12 +14,14 @@ import pytest
 import torch
 from forking import Ambush, Child, forked, nano, outcome, rows, train, write_text
 
-from albert_ablate.config import ConfigError
+from albert_ablate.config import ConfigError, check, compose
 from albert_ablate.records.folder import Busy, RunFolder
 from albert_ablate.records.history import SCHEMAS, read_history
 from albert_ablate.training.checkpoint import load_checkpoint
 from albert_ablate.training.console import show_result
+from albert_ablate.training.diagnostics import interval
 from albert_ablate.training.divergence import Divergence, end_kind
+from albert_ablate.training.evaluation import due
 from albert_ablate.training.recorder import weights_hash
 from albert_ablate.training.run import RunFailed, run
 
@@ -334,7 +336,7 @@ def test_a_mistake_that_only_building_shows_leaves_no_folder(mistake, text, tmp_
     [
         ("non_finite", ["optimizer=sgd", "optimizer.lr=1e30", "clip=none", "norm=none"]),
         ("above_initial", ["optimizer=sgd", "optimizer.lr=1", "clip=none", "schedule=constant"]),
-        ("stuck", ["optimizer.lr=1e-6"]),
+        ("stuck", ["optimizer.lr=1e-6", "budget.tokens=10240"]),
     ],
 )
 def test_divergence_is_an_outcome_with_its_kind(kind, overrides, text, tmp_path, capsys):
@@ -352,7 +354,7 @@ def test_divergence_is_an_outcome_with_its_kind(kind, overrides, text, tmp_path,
         assert above[-5:] == [True] * 5  # at least 5 steps, more than 10 % of 40
         assert not any(all(above[i : i + 5]) for i in range(len(above) - 5))
     if kind == "stuck":
-        assert summary["steps"] == 40 and summary["val_loss"] > 0.98 * summary["unigram_loss"]
+        assert summary["steps"] == 80 and summary["val_loss"] > 0.98 * summary["unigram_loss"]
     best = load_checkpoint(folder / "checkpoints" / "best.ckpt")
     assert all(value.isfinite().all() for value in best["state_dict"].values())
     assert load_checkpoint(folder / "checkpoints" / "last.ckpt")["step"] == summary["steps"]
@@ -385,9 +387,12 @@ def test_the_detector_counts_an_unbroken_tenth_of_the_budget_and_at_least_five_s
     assert watch.update(float("nan"), 1.0) == watch.update(1.0, float("inf")) == "non_finite"
 
 
+FLAT = [3.0] * 40 + [2.0] * 40  # has fallen, and lies at the unigram loss for its last half
+
+
 def test_the_end_is_two_percent_below_the_unigram_model():
-    assert end_kind(0.01, 9.1, 2.0) is None  # learned by heart, which is no instability
-    assert [end_kind(2.0, loss, 2.0) for loss in (1.9, 1.96, 1.961, 2.5, float("nan"), float("inf"))] == [
+    assert end_kind(FLAT, 0.01, 9.1, 2.0) is None  # learned by heart, which is no instability
+    assert [end_kind(FLAT, 2.0, loss, 2.0) for loss in (1.9, 1.96, 1.961, 2.5, float("nan"), float("inf"))] == [
         None,
         None,
         "stuck",
@@ -395,6 +400,46 @@ def test_the_end_is_two_percent_below_the_unigram_model():
         "non_finite",
         "non_finite",
     ]
+
+
+def test_a_run_is_stuck_only_where_it_has_stopped_falling():
+    """Unigram loss 2: a run still falls whose last quarter is 0.04 below the one before; its quarters need 20 steps."""
+    tail = {fall: [3.0] * 40 + [2.1] * 20 + [2.1 - fall] * 20 for fall in (0.03, 0.05, -1.0)}
+    assert [end_kind(tail[fall], 2.0, 2.0, 2.0) for fall in (0.03, 0.05, -1.0)] == ["stuck", None, "stuck"]
+    assert end_kind([2.1] * 79, 2.1, 2.1, 2.0) is None and end_kind([2.1] * 80, 2.1, 2.1, 2.0) == "stuck"
+    assert end_kind([], 2.1, 2.1, 2.0) is None
+
+
+@pytest.mark.parametrize("norm", ["pre_ln", "none"])
+def test_a_short_run_is_finished_and_says_that_it_was_too_short(norm, tmp_path, capsys):
+    given = f"model=nano norm={norm} budget.tokens=16_000 trainer=cpu trainer.threads=1 evaluation.tokens=512"
+    record = train(check(compose([*given.split(), f"paths.runs={tmp_path}", "evaluation.every=16_000"])))
+    assert record["status"] == "finished" and record["summary"]["divergence"] is None
+    assert record["summary"]["below_unigram"] is False
+    show_result(record)
+    assert "finished, too short to beat the unigram model" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_post_ln_of_96_layers_is_stuck_and_a_longer_run_of_the_plain_network_is_not(tmp_path):
+    for given, kind in (("model=deep_96 norm=post_ln budget.tokens=50_000", "stuck"), ("model=nano norm=none", None)):
+        record = train(check(compose([*given.split(), "trainer=cpu", "trainer.threads=1", f"paths.runs={tmp_path}"])))
+        assert record["summary"]["divergence"] == kind
+        assert record["summary"]["below_unigram"] is (kind is None)
+
+
+def test_evaluations_and_layer_rows_default_to_twenty_and_about_forty_over_any_budget(text, tmp_path):
+    for steps, times in ((1, 1), (7, 7), (20, 20), (97, 20), (10_000, 20)):
+        at = [s for s in range(1, steps + 1) if due(s, steps, 512, None)]
+        assert len(at) == times and at[-1] == steps
+    assert [s for s in range(1, 9) if due(s, 8, 512, 1000)] == [2, 4, 6, 8]  # as evaluation.every=1000 always did
+    assert [interval(None, s) for s in (1, 40, 80, 4000)] == [1, 1, 2, 100] and interval(0, 80) == 0
+    cfg = nano(text, tmp_path, "budget.tokens=5120", "optimizer.lr=0.03")
+    cfg["evaluation"]["every"] = cfg["diagnostics"]["every"] = None
+    record = train(cfg)
+    evals = {r["step"] for r in rows(record["folder"], "evals").to_pylist()}
+    assert evals == {0, *range(2, 41, 2)}
+    assert {r["step"] for r in rows(record["folder"], "layers").to_pylist()} == set(range(41))
 
 
 # --- proof and memory ------------------------------------------------------------------------------------------------

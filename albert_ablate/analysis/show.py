@@ -34,6 +34,7 @@ FIGURES = {
     "baseline_majority_macro_f1": "macro-F1 of the commonest class",
     "initial_loss": "initial loss",
     "unigram_loss": "loss of the unigram model",
+    "below_unigram": "2 % below the unigram model",
     "divergence": "divergence",
     "tokens": "tokens",
     "steps": "steps",
@@ -205,11 +206,14 @@ def outcome(record: Mapping[str, Any]) -> str:
     kind = record["summary"].get("divergence")
     done = record.get("progress") or {}
     said = {
-        "finished": "It finished.",
+        "finished": "It finished."
+        if record["summary"].get("below_unigram") is not False
+        else "It finished, too short to beat the unigram model.",
         "diverged": {
             "non_finite": "It diverged: a loss or gradient was not finite.",
             "above_initial": "It diverged: its loss lay above the initial one for a tenth of the budget.",
-            "stuck": "It diverged: it is stuck, its last losses are not 2 % below that of the text's unigram model.",
+            "stuck": "It diverged: it is stuck, its losses have stopped falling without getting 2 % below that of the "
+            "text's unigram model.",
         }.get(kind, f"It diverged ({kind})."),
         "running": "It is still running, or was killed; this is what it had committed.",
         "stopped": "It was stopped, and goes on when it is started again.",

@@ -119,6 +119,9 @@ class NoHistory(History):
 
     pending = []
 
+    def table(self) -> pa.Table:
+        return SCHEMAS["steps"].empty_table()
+
     def commit(self) -> int:
         return 0
 

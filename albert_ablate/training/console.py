@@ -75,6 +75,9 @@ def _show_decisions(record: Mapping) -> None:
     Console(file=sys.stdout, highlight=False).print(table)
 
 
+TOO_SHORT = "too short to beat the unigram model"
+
+
 def show_result(record: Mapping) -> None:
     """The small table at the end, from the record."""
     if "trunk" in record:
@@ -82,6 +85,8 @@ def show_result(record: Mapping) -> None:
     status = record["status"]
     if kind := record["summary"].get("divergence"):
         status += f" ({kind})"
+    elif record["summary"].get("below_unigram") is False:
+        status += f", {TOO_SHORT}"
     values = {**record["summary"], **record["cost"], "status": status}
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for title, key, form in ROWS:

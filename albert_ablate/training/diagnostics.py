@@ -41,6 +41,7 @@ from albert_ablate.model.decoder import Decoder
 from albert_ablate.model.dropout import Dropout
 from albert_ablate.optim.clipping import Clip, tensor_norms
 
+TIMES = 40  # that a run is looked at, about, where diagnostics.every is null
 SEQUENCES = 2  # whose attention weights are computed
 DEAD = 1e-6
 FLAT = {  # (edge, both sides): |a'(z)| < 1e-3 where z < edge, or where |z| > |edge|
@@ -54,6 +55,11 @@ FLAT = {  # (edge, both sides): |a'(z)| < 1e-3 where z < edge, or where |z| > |e
 HIDDEN = -1e30  # added to logits behind the mask; finite, so that nothing times 0 is nan
 Place = tuple[int, str]  # block from 0, "attention" or "mlp"
 Figures = dict[str, float]
+
+
+def interval(every: int | None, steps: int) -> int:
+    """Steps between logged ones, 0 for none: diagnostics.every, or a fortieth of the budget where that is None."""
+    return max(1, round(steps / TIMES)) if every is None else every
 
 
 class Probe:
@@ -199,21 +205,28 @@ class Probe:
 
 @contextmanager
 def undisturbed(model: Decoder) -> Iterator[None]:
-    """Within it `model` takes passes of its own, by the blocks' plain code and with the masks of the moment; what they
-    leave in it (running statistics, QK-clip's largest logits) is put back."""
+    """Within it `model` takes passes of its own, by the blocks' plain code and with the masks of the moment. What they
+    leave in it is put back: running statistics, attributes of any module (QK-clip's largest logits), and torch's
+    generators, which dropout seeds. Gradients are the caller's."""
     buffers = [buffer.clone() for buffer in model.buffers()]
-    largest = [block.attention.largest for block in model.stack]
-    compiled = [block.__dict__.pop("through", None) for block in model.stack]
+    attributes = [(module, dict(vars(module))) for module in model.modules()]
+    for block in model.stack:
+        block.__dict__.pop("through", None)  # compiled
     try:
-        yield
+        with torch.random.fork_rng(_device_numbers(model)):
+            yield
     finally:
-        for block, through, logits in zip(model.stack, compiled, largest, strict=True):
-            block.attention.largest = logits
-            if through is not None:
-                block.through = through  # type: ignore[method-assign]
+        for module, before in attributes:
+            vars(module).clear()
+            vars(module).update(before)
         with torch.no_grad():
-            for buffer, before in zip(model.buffers(), buffers, strict=True):
-                buffer.copy_(before)
+            for buffer, kept in zip(model.buffers(), buffers, strict=True):
+                buffer.copy_(kept)
+
+
+def _device_numbers(model: nn.Module) -> list[int]:
+    """The GPUs that hold parameters of `model`."""
+    return sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
 
 
 def _plain(x: Tensor) -> Tensor:

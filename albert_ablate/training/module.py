@@ -21,7 +21,7 @@ from albert_ablate.optim.clipping import global_norm
 from albert_ablate.optim.groups import assert_covers, decay_groups
 from albert_ablate.streams import stream_seed
 from albert_ablate.training.cost import Phases
-from albert_ablate.training.diagnostics import Probe, Weights, undisturbed
+from albert_ablate.training.diagnostics import Probe, Weights, interval, undisturbed
 
 
 class LanguageModel(pl.LightningModule):
@@ -44,7 +44,8 @@ class LanguageModel(pl.LightningModule):
         self.sophia: SophiaG | None = None  # the optimizer, where it is one that asks for predictions
         self.predictions: Tensor | None = None  # logits of this micro-batch, where it does
         self.phases = Phases()
-        self.watched = False  # this step is logged from inside
+        self.every = interval(cfg["diagnostics"]["every"], steps)  # steps between those that are logged from inside
+        self.watched = False  # this step is
         self.probe = Probe(model, cfg["model"]["activation"])
         self.weights: Weights | None = None  # of the blocks, over a watched step
         self.rows: Tensor | None = None  # of the batch, whose gradient is wanted apart
@@ -78,12 +79,11 @@ class LanguageModel(pl.LightningModule):
         self.model.clock.set(self.micro_batches, self.global_rank, step, self.steps)
         self.micro_batches += 1
         if micro == 0:
-            every = self.cfg["diagnostics"]["every"]
-            self.watched = step == 0 or bool(every) and (step + 1) % every == 0
+            self.watched = step == 0 or bool(self.every) and (step + 1) % self.every == 0
             self.small, self.rows = None, None
             if accumulate > 1:
                 self.part = 1 / accumulate
-            elif step == 0 or self.watched and (step + 1) % (2 * every) == 0:
+            elif step == 0 or self.watched and (step + 1) % (2 * self.every) == 0:
                 self._set_apart(batch)
         watching: Any = nullcontext()
         if self.watched and micro == 0:

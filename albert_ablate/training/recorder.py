@@ -24,8 +24,8 @@ from albert_ablate.streams import digest
 from albert_ablate.training.console import Progress
 from albert_ablate.training.cost import PeakMemory, Phases
 from albert_ablate.training.diagnostics import noise_parts
-from albert_ablate.training.divergence import Divergence, end_kind
-from albert_ablate.training.evaluation import Evaluator
+from albert_ablate.training.divergence import Divergence, below_unigram, end_kind
+from albert_ablate.training.evaluation import Evaluator, due
 from albert_ablate.training.module import LanguageModel
 from albert_ablate.training.ranks import Ranks
 from albert_ablate.training.weights import load_checkpoint, weights_hash, weights_of
@@ -63,6 +63,7 @@ class Recorder(pl.Callback):
         self.outcome: str | None = None
         self.signal: int | None = None
         self.kind: str | None = None  # of divergence
+        self.below_unigram: bool | None = None  # known at the end
         self.memory = PeakMemory()
         # what a resumed run goes on from
         self.step = 0  # optimizer steps taken
@@ -189,18 +190,15 @@ class Recorder(pl.Callback):
         module.halt = trainer.should_stop = True
 
     def _evaluate_if_due(self, trainer: pl.Trainer, module: LanguageModel) -> bool:
-        """An evaluation before the first step, and where the tokens so far pass a multiple of evaluation.every."""
-        if self._evaluated() or self.step and not self._passes(self.cfg["evaluation"]["every"]):
+        """An evaluation before the first step, and where `due` says."""
+        every = self.cfg["evaluation"]["every"]
+        if self._evaluated() or self.step and not due(self.step, self.steps, self.tokens_per_step, every):
             return False
         self._evaluate(trainer, module)
         return True
 
     def _evaluated(self) -> bool:
         return bool(self.last) and self.last["validation"]["step"] == self.step
-
-    def _passes(self, every: int) -> bool:
-        tokens = self.step * self.tokens_per_step
-        return tokens // every > (tokens - self.tokens_per_step) // every
 
     def _evaluate(self, trainer: pl.Trainer, module: LanguageModel) -> None:
         for split in ("validation", "train"):
@@ -239,8 +237,8 @@ class Recorder(pl.Callback):
         factor = None if module.clip.common is None else float(module.clip.common)
         inside, weights = module.probe.figures(), module.weights.figures(clipped, factor)
         columns = [f.name for f in SCHEMAS["layers"] if pa.types.is_floating(f.type)]
-        every = self.cfg["diagnostics"]["every"]
-        for step in [0] * (self.step == 1) + [self.step] * bool(every and self.step % every == 0):
+        logged = module.every and self.step % module.every == 0
+        for step in [0] * (self.step == 1) + [self.step] * bool(logged):
             axes = self._axes(step, None if step else 0.0)
             for layer, block in enumerate(module.model.stack):
                 for sublayer in ("attention", "mlp"):
@@ -326,11 +324,11 @@ class Recorder(pl.Callback):
             _load(module, load_checkpoint(self.folder.checkpoints / "best.ckpt")["state_dict"])
             at = self.best["step"], self.best["data_order"]
             self._evaluate_split(trainer, module, "test", *at, self.best.get("flops"))
-        self.kind = self.kind or end_kind(
-            self.last["train"]["loss"], self.last["validation"]["loss"], self.evaluator.packed.unigram
-        )
-        self.outcome = "diverged" if self.kind else "finished"
         rows = self._flush()
+        ends = self.last["train"]["loss"], self.last["validation"]["loss"], self.evaluator.packed.unigram
+        self.kind = self.kind or end_kind(self.histories["steps"].table()["loss"].to_pylist(), *ends)
+        self.below_unigram = below_unigram(*ends)
+        self.outcome = "diverged" if self.kind else "finished"
         for history in self.histories.values():
             history.finish()
         self.phases.mark("records")
@@ -385,6 +383,7 @@ class Recorder(pl.Callback):
             "test_loss_last": test_last.get("loss"),
             "initial_loss": self.divergence.initial,
             "unigram_loss": self.evaluator.packed.unigram,
+            "below_unigram": self.below_unigram,
             "excess_loss": self._excess(validation.get("loss")),  # over the entropy rate, where that is known
             "grad_norm": self.grad_norm,
             "tokens": self.step * self.tokens_per_step,

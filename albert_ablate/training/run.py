@@ -377,8 +377,6 @@ def _fit(
     )
     if not packed.reversible and ranks.first:
         print("The tokenizer does not give the text back: bits per byte are left out.", file=sys.stderr)
-    if verbose:
-        print(banner(record, _estimate(module, packed, order, context, steps - start)), flush=True)
     _quiet()
     trainer = pl.Trainer(
         accelerator=cfg["trainer"]["accelerator"],
@@ -400,6 +398,10 @@ def _fit(
         use_distributed_sampler=False,
         default_root_dir=str(folder.path),
     )
+    if not module.sharded:  # Lightning would load a checkpoint into the model first, and convert it then
+        trainer.precision_plugin.convert_module(module)
+    if verbose:
+        print(banner(record, _estimate(module, packed, order, context, steps - start)), flush=True)
     data = TextData(Blocks(packed, order, context, cfg["data"].get("accumulate", 1), start, ranks.rank, ranks.size))
     try:
         with _signals(recorder):
@@ -469,25 +471,26 @@ def label(cfg: Mapping) -> str:
 
 
 def _estimate(module: Any, packed: Packed, order: Order, context: int, steps: int) -> float | None:
-    """Seconds the steps left will take on this CPU, from two steps' forward and backward; None on another device."""
+    """Seconds the steps left will take on this CPU, from two steps' forward and backward; None on another device.
+
+    Leaves nothing in the model."""
     import torch
 
     from albert_ablate.data.packed import take_blocks
     from albert_ablate.model.loss import objective
+    from albert_ablate.training.diagnostics import undisturbed
 
     if module.cfg["trainer"]["accelerator"] != "cpu" and torch.cuda.is_available():
         return None
     rows = torch.from_numpy(take_blocks(packed.train, order.indices(0), context))
     times = []
-    statistics = [buffer.clone() for buffer in module.model.buffers()]
-    for _ in range(2):
-        began = time.perf_counter()
-        for micro in rows.chunk(module.cfg["data"].get("accumulate", 1)):
-            objective(module.loss, module.model, micro)[0].backward()
-        times.append(time.perf_counter() - began)
+    with undisturbed(module.model):
+        for _ in range(2):
+            began = time.perf_counter()
+            for micro in rows.chunk(module.cfg["data"].get("accumulate", 1)):
+                objective(module.loss, module.model, micro)[0].backward()
+            times.append(time.perf_counter() - began)
     module.zero_grad(set_to_none=True)
-    for buffer, before in zip(module.model.buffers(), statistics, strict=True):
-        buffer.copy_(before)
     return min(times) * steps
 
 
