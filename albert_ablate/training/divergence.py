@@ -43,8 +43,8 @@ def stopped_falling(losses: Sequence[float], unigram: float) -> bool:
     """Whether the mean loss over the last quarter of the steps is less than 2 % of the unigram model's loss below that
     over the quarter before.
 
-    Training batches are noisy: the difference of two quarters of 24 batches of 512 bytes has a standard error of 1 %, so
-    that a stuck run as short as this may be taken for one that falls.
+    Training batches are noisy: the difference of two quarters of 24 batches of 512 bytes has a standard error of 1 %,
+    so that a stuck run as short as this may be taken for one that falls.
 
     Over each quarter, a run that falls faster gains at least what it takes to get from the unigram model's loss to 2 %
     below it. Never of a run with fewer than 80 steps, whose quarters hold fewer than 20: `nano` with `pre_ln`, which
