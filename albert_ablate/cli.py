@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import typer
 
 from albert_ablate.analysis import commands as analysis
-from albert_ablate.config import ConfigError
+from albert_ablate.config import ConfigError, file_trouble
 from albert_ablate.records.secrets import masked
 from albert_ablate.studies import commands as studies
 from albert_ablate.studies.judging import judge
@@ -95,6 +95,9 @@ def main(arguments: list[str] | None = None) -> int:
             if said := error.format_message():  # type: ignore[attr-defined]
                 print(masked(f"{said.rstrip('.')}."), file=sys.stderr)
             return 2
+        if isinstance(error, OSError) and (trouble := file_trouble(error)):
+            print(masked(trouble[0]), file=sys.stderr)
+            return trouble[1]
         if isinstance(error, RuntimeError):
             print(masked(str(error)), file=sys.stderr)
             return 1

@@ -6,6 +6,7 @@ Whatever a user can get wrong raises `ConfigError` with one sentence naming the 
 """
 
 import difflib
+import errno
 import importlib
 import inspect
 import json
@@ -27,6 +28,46 @@ from albert_ablate.streams import digest
 
 class ConfigError(ValueError):
     """A mistake of the user that can be seen before the first step: one sentence, exit code 2."""
+
+
+# what a machine has run out of (exit code 1), and what its user may not write or has named wrongly (exit code 2)
+EXHAUSTED = tuple(
+    getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EMFILE", "ENFILE") if hasattr(errno, name)
+)
+FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
+
+
+def unwritable(place: Any, error: OSError) -> Exception:
+    """One sentence on a file or folder that cannot be written: a RuntimeError (exit code 1) where the disk is full."""
+    kind = RuntimeError if error.errno in EXHAUSTED else ConfigError
+    return kind(f"{place} cannot be written: {error.strerror or ' '.join(str(error).split()) or type(error).__name__}.")
+
+
+def file_trouble(error: OSError) -> tuple[str, int] | None:
+    """The sentence and the exit code for an error of a disk that no command foresaw; None for any other error."""
+    if error.errno not in (*EXHAUSTED, *FORBIDDEN):
+        return None
+    where = "" if error.filename is None else f"{error.filename}: "
+    return f"{where}{error.strerror or error}.", 1 if error.errno in EXHAUSTED else 2
+
+
+def read_yaml(path: Path, loader: Any = None) -> Any:
+    """What a YAML file holds. Raises ConfigError with the line and the column of what is wrong."""
+    import yaml
+
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), loader or yaml.SafeLoader)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}.") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} cannot be read: byte {error.start} is not UTF-8 text.") from None
+    except RecursionError:
+        raise ConfigError(f"{path} cannot be read as YAML: it is nested too deep.") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        why = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise ConfigError(f"{path} cannot be read as YAML: {where}{why}.") from None
 
 
 @dataclass(frozen=True)
@@ -921,9 +962,19 @@ def as_config_error(error: Exception) -> ConfigError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if isinstance(error, OverrideParseException):
         why = next((x for x in lines if not x.startswith(("Error parsing", "See https"))), "").rstrip(".")
-        if "NoViableAlt" in why:
-            why = "a value with special characters needs quotes of its own, \"key='value'\""
+        if "NoViableAlt" in why or "mismatched input '='" in why:
+            key, equals, value = error.override.removeprefix("++").partition("=")
+            example = f"{key}={quoted(value)}" if equals and "'" not in value else "key='value'"
+            why = f'a value with special characters needs quotes of its own, "{example}"'
         return ConfigError(f"'{error.override.removeprefix('++')}' cannot be read as key=value: {why}.")
+    missing = re.match(r"In '.*': Could not find 'hydra/(launcher|sweeper)/(.*)'", lines[0]) if lines else None
+    if missing:
+        kind, name = missing.groups()
+        there = sorted(lines[lines.index(f"Available options in 'hydra/{kind}':") + 1 :])
+        there = [x for x in there if ":" not in x and " " not in x]
+        extra = next((x for x in ("ray", "submitit") if name.startswith(x)), None)
+        install = f"; pip install 'albert_ablate[{extra}]' adds {name}" if extra else ""
+        return ConfigError(f"hydra/{kind}={name} is not there: it must be one of {', '.join(there)}{install}.")
     if lines and lines[0].startswith("Ambiguous value for argument"):
         several = lines[0].split("'")[1].removeprefix("++")
         return ConfigError(f"{several} are several values: add -m to train one after the other.")

@@ -83,6 +83,15 @@ MISTAKES = [
     ("--config-name=x", "Cannot find primary config 'x'"),
     ("trainer=cpu trainer.precision=16-mixed", "trainer.precision=16-mixed needs a GPU"),
     ("hydra.foo=1", "'foo'"),
+    ("-m seed=0 hydra/launcher=jobl", "hydra/launcher=jobl is not there: it must be one of basic, "),
+    ("-m seed=0 hydra/launcher=raylike", "pip install 'albert_ablate[ray]' adds raylike"),
+    ("-m seed=0 hydra/sweeper=x", "hydra/sweeper=x is not there: it must be one of basic"),
+    ("--experimental-rerun x.pickle", "--experimental-rerun is not allowed: the command that made a run finds it"),
+    ("-m +hydra.sweeper.params={seed:1}", "the values of a grid are written -m seed=0,1"),
+    ("data=text_files data.path=/a=b.txt", "quotes of its own, \"data.path='/a=b.txt'\""),
+    ("--cfg nothing", "argument --cfg/-c: invalid choice: 'nothing'"),
+    ("--resolve", "Hydra: The --resolve flag can only be used"),
+    ("hydra.run.dir=/proc/x", "Hydra: [Errno 2] No such file or directory: '/proc/x'"),
 ]
 
 
@@ -92,6 +101,16 @@ def test_a_mistake_gives_one_sentence_exit_code_2_and_nothing_else(arguments, wo
     assert (code, out) == (2, "") and words in err
     assert err.count("\n") == 1 and err.endswith(".\n")
     assert not (tmp_path / "runs").exists() and not (tmp_path / "cache").exists()
+
+
+def test_completion_for_a_shell_is_handed_on_in_hydras_own_words(command):
+    code, out, err = command("-sc", "install=bash")
+    assert (code, err) == (0, "") and "complete -o nospace -o default -F hydra_bash_completion" in out
+
+
+def test_a_key_given_twice_is_said(command):
+    code, out, err = command("--cfg", "job", "seed=1", "seed=2")
+    assert code == 0 and "seed: 2" in out and err == "seed stands twice on the command line: seed=2 counts.\n"
 
 
 def test_debug_shows_the_traceback_before_the_sentence(command):

@@ -1,6 +1,8 @@
 """The command `albert-ablate`, and `methods`: the list of what can be varied equals what is on disk."""
 
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -10,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from albert_ablate import cli
+from albert_ablate.analysis import judge, page
 from albert_ablate.analysis import methods as listed
 from albert_ablate.analysis.methods import attribute, docstring, formula_of, methods, sources_of
-from albert_ablate.config import options, target_of
+from albert_ablate.config import ConfigError, options, target_of, unwritable
 
 ROOT = Path(__file__).parent.parent
 ALL = methods()
@@ -39,10 +42,33 @@ def test_help_and_the_list_of_methods_load_nothing_heavy(arguments):
         (["methods", "norm", "--plot", "x.png"], "--plot draws dropout and norm"),
         (["methods", "--plot", "x.jpg"], "its name must end in .png, .svg or .html"),
         (["methods", "--plot", "nowhere/x.png"], "there is no folder nowhere"),
+        (["judge", "sweep.yaml"], "this is a sweep file, not a file of claims: `albert-ablate sweep` takes it"),
+        (["sweep", "claims.yaml"], "this is a file of claims, not a sweep file: `albert-ablate judge` takes it"),
+        (["status", "runs", "--sweep", "claims.yaml"], "`albert-ablate judge` takes it"),
+        (["sweep", "torn.yaml"], "torn.yaml cannot be read as YAML: line 3, column 7: "),
+        (["judge", "torn.yaml"], "torn.yaml cannot be read as YAML: line 3, column 7: "),
+        (["sweep", "latin.yaml"], "latin.yaml cannot be read: byte 3 is not UTF-8 text"),
+        (["sweep", "sweep.yaml", "hydra/launcher=jobl"], "hydra/launcher=jobl is not there: it must be one of basic"),
+        (["sweep", "sweep.yaml", "hydra.launcher.nothing=1"], "Key 'nothing' not in"),
+        *(
+            ([name, file, "--runs", "x/${oc.env:HOME}"], "--runs=x/${oc.env:HOME} is not allowed: a folder's name may")
+            for name, file in [("sweep", "sweep.yaml"), ("tune", "sweep.yaml"), ("calibrate", "sweep.yaml")]
+            + [("agent", "e/p/s"), ("judge", "claims.yaml")]
+        ),
+        *(([name, "x" * 5000], "File name too long") for name in ("status", "sync", "evaluate", "show", "report")),
+        (["report", "one"], "one is one run, not a folder of runs: `albert-ablate show` draws it"),
+        (["show", "."], "a run in it is one, and `albert-ablate report` takes all of them"),
     ],
+    ids=lambda value: str(value)[:60],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(arguments, sentence, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "sweep.yaml").write_text("method: grid\nparameters:\n  seed: {value: 0}\n")
+    (tmp_path / "claims.yaml").write_text("arms: {}\nregimes: {}\nclaims: {}\n")
+    (tmp_path / "torn.yaml").write_text("method: grid\na:\n  b: c: d\n")
+    (tmp_path / "latin.yaml").write_bytes(b"a: \xe4\n")
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "record.json").write_text("null")
     assert cli.main(arguments) == 2
     said = capsys.readouterr().err.strip()
     assert sentence in said and "\n" not in said and said.endswith((".", "?"))
@@ -54,6 +80,28 @@ def test_a_command_that_breaks_later_is_one_sentence_and_exit_code_1(monkeypatch
 
     monkeypatch.setattr(listed, "show_methods", broken)
     assert cli.main(["methods"]) == 1 and capsys.readouterr().err == "The server is gone.\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(errno.ENOSPC, 1), (errno.EMFILE, 1), (errno.EROFS, 2), (errno.EACCES, 2)]
+)
+def test_a_disk_that_is_full_or_may_not_be_written_is_one_sentence(number, code, monkeypatch, capsys, tmp_path):
+    """Exit code 1 where the machine has no room, 2 where the place is the user's mistake; in every command."""
+    why = os.strerror(number)
+
+    def broken(*args):
+        raise OSError(number, why, "runs/x")
+
+    monkeypatch.setattr(listed, "show_methods", broken)
+    assert cli.main(["methods"]) == code and capsys.readouterr().err == f"runs/x: {why}.\n"
+    for module, write in (
+        (judge, lambda: judge.write_ledger({}, tmp_path / "x")),
+        (page, lambda: page._replace("x", b"")),
+    ):
+        monkeypatch.setattr(module, "replace_file", broken)
+        with pytest.raises(RuntimeError if code == 1 else ConfigError, match=f"cannot be written: {why}"):
+            write()
+    assert str(unwritable("x", OSError("no reason"))) == "x cannot be written: no reason."
 
 
 def test_the_list_is_what_is_on_disk():

@@ -295,7 +295,7 @@ REFUSED = [
     (grid(paths__runs="{value: elsewhere}"), "paths.runs is the user's own"),
     (grid(seed="{value: '${oc.env:HOME}'}"), "may not come from a sweep"),
     ("- a\n", "holds method and parameters"),
-    ("a: [\n", "is no YAML"),
+    ("a: [\n", "cannot be read as YAML: line 2, column 1: "),
 ]
 
 

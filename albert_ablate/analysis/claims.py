@@ -36,6 +36,7 @@ from albert_ablate.config import (
     composition,
     nearest,
     prepared,
+    read_yaml,
 )
 
 SCREEN_PAIRS, SCREEN_RATES, SCREEN_STEP = 12, 5, 3.16  # a few rates must reach far, or the best lies at their edge
@@ -140,15 +141,8 @@ def arms_of(part: Part) -> list[str]:
 
 def read_claims(path: str | Path) -> ClaimsFile:
     """The claims in a file; ConfigError with one sentence for whatever is not allowed."""
-    import yaml
-
     path = Path(path)
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror or error}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}.") from None
+    tree = read_yaml(path)
     try:
         return _file(path, tree)
     except ConfigError as error:
@@ -156,6 +150,8 @@ def read_claims(path: str | Path) -> ClaimsFile:
 
 
 def _file(path: Path, tree: Any) -> ClaimsFile:
+    if isinstance(tree, Mapping) and "parameters" in tree and "claims" not in tree:
+        raise ConfigError("this is a sweep file, not a file of claims: `albert-ablate sweep` takes it.")
     _keys("the file", tree, ("family", "arms", "regimes", "claims"), ("arms", "regimes", "claims"))
     arms = {str(k): _overrides(f"arms.{k}", v) for k, v in _mapping("arms", tree["arms"]).items()}
     regimes = {}

@@ -29,7 +29,7 @@ from albert_ablate.analysis.registry import Evidence, Measure, Missing, Unusable
 from albert_ablate.analysis.statistics import FIRST, MOST_PAIRS, nominal
 from albert_ablate.analysis.tuning import pairs_missing, pairs_to_margin, slack_bound
 from albert_ablate.analysis.verdicts import NULLS, Claim, Contrast, PartResult, Verdict, deciding_look, verdicts
-from albert_ablate.config import ConfigError, corrections, nearest
+from albert_ablate.config import ConfigError, corrections, nearest, unwritable
 from albert_ablate.records.atomic import replace_file
 from albert_ablate.records.folder import DONE
 from albert_ablate.records.tuning import read_tuning
@@ -871,7 +871,7 @@ def write_ledger(ledger: Mapping[str, Any], path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, (json.dumps(_strict(ledger), indent=1, allow_nan=False) + "\n").encode())
     except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror or error}.") from None
+        raise unwritable(path, error) from None
 
 
 def _strict(value: Any) -> Any:

@@ -152,6 +152,8 @@ def load_runs(path: str | Path) -> Runs:
         from albert_ablate.analysis.wandb import offline_rows
 
         return _collected(offline_rows(files))
+    if not rows and (root / "record.json").exists():
+        raise ConfigError(f"{path} is one run, not a folder of runs: `albert-ablate show` draws it.")
     if not rows:
         raise ConfigError(f"{path} holds no run: runs lie in {path}/<setting>/seed<N>/.")
     return Runs(_summary(rows))

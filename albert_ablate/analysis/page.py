@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from albert_ablate.analysis import charts
-from albert_ablate.config import ConfigError
+from albert_ablate.config import unwritable
 from albert_ablate.records.atomic import replace_file
 
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -335,11 +335,11 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{folder} cannot be written: {error.strerror}.") from None
+        raise unwritable(folder, error) from None
 
 
 def _replace(file: Path, content: bytes) -> None:
     try:
         replace_file(file, content)
     except OSError as error:
-        raise ConfigError(f"{file} cannot be written: {error.strerror or error}.") from None
+        raise unwritable(file, error) from None

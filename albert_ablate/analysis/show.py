@@ -12,7 +12,7 @@ import pandas as pd
 from albert_ablate.analysis import charts
 from albert_ablate.analysis.measures import spikes
 from albert_ablate.analysis.page import Figure, Page, Section, Table, write_html, written
-from albert_ablate.config import ConfigError
+from albert_ablate.config import ConfigError, unwritable
 from albert_ablate.records.atomic import replace_file
 from albert_ablate.records.folder import RunFolder
 from albert_ablate.records.history import SCHEMAS, read_history
@@ -77,7 +77,7 @@ def read_run(folder: Path) -> OneRun:
     record = RunFolder(folder).record()
     if record is None:
         inside = sorted(folder.glob("**/record.json"))
-        hint = f": a run in it is {inside[0].parent}" if inside else ""
+        hint = f": a run in it is {inside[0].parent}, and `albert-ablate report` takes all of them" if inside else ""
         raise ConfigError(f"{folder} is no run folder, it holds no record.json{hint}.")
     tables = {}
     for name in SCHEMAS:
@@ -270,4 +270,7 @@ def draw(folder: Path, output: Path) -> None:
     if output.suffix == ".html":
         write_html(page(run), output)
     else:
-        replace_file(output, charts.picture(poster(run), output.suffix))
+        try:
+            replace_file(output, charts.picture(poster(run), output.suffix))
+        except OSError as error:
+            raise unwritable(output, error) from None

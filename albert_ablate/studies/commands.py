@@ -6,7 +6,17 @@ from typing import Annotated, Literal
 
 import typer
 
-RUNS = Annotated[Path, typer.Option(help="Where the runs lie.")]
+from albert_ablate.config import ConfigError
+
+
+def plain_path(path: Path) -> Path:
+    """A folder as it is named: Hydra, which hands it to the runs, would put something else for ${...}."""
+    if "${" in str(path):
+        raise ConfigError(f"--runs={path} is not allowed: a folder's name may not hold ${{...}}.")
+    return path
+
+
+RUNS = Annotated[Path, typer.Option(help="Where the runs lie.", callback=plain_path)]
 TUNED = Annotated[
     bool, typer.Option("--tuned/--untuned", help="Use the learning rates that `tune` found for these arms.")
 ]

@@ -11,11 +11,12 @@ import typer
 
 from albert_ablate.config import ConfigError
 from albert_ablate.records.tuning import tuning_tokens
+from albert_ablate.studies.commands import RUNS
 
 
 def judge(
     claims: Annotated[Path, typer.Argument(help="A claims file, such as sweeps/claims.yaml.", show_default=False)],
-    runs: Annotated[Path, typer.Option(help="Where the runs lie.")] = Path("runs"),
+    runs: RUNS = Path("runs"),
     json: Annotated[
         Path | None, typer.Option(help="Where the ledger goes; RUNS/ledger.json.", show_default=False)
     ] = None,

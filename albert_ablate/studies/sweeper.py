@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from albert_ablate.config import ConfigError, Identity, check, compose, conf_folder, identity, quoted
+from albert_ablate.config import ConfigError, Identity, as_config_error, check, compose, conf_folder, identity, quoted
 from albert_ablate.records.folder import RunFolder
 from albert_ablate.records.secrets import HANDED_ON, masked
 from albert_ablate.records.signals import stops_handled
@@ -335,26 +335,38 @@ def _clear_desks(root: Path) -> None:
 @contextlib.contextmanager
 def _launcher(overrides: Sequence[str], desk: Path) -> Iterator[Any]:
     """The launcher that hydra/launcher=... names, as a Hydra sweeper is handed it."""
-    import hydra
     from hydra._internal.callbacks import Callbacks
-    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.plugins import Plugins
-    from hydra.types import HydraContext, RunMode
+    from hydra.types import HydraContext
+
+    with _launcher_config([*overrides, f"hydra.sweep.dir={quoted(str(desk))}"]) as (main, cfg):
+        context = HydraContext(config_loader=main.config_loader, callbacks=Callbacks(cfg))
+        yield Plugins.instance().instantiate_launcher(hydra_context=context, task_function=job, config=cfg)
+
+
+@contextlib.contextmanager
+def _launcher_config(overrides: Sequence[str]) -> Iterator[tuple[Any, Any]]:
+    """Hydra and its configuration with a launcher's overrides; ConfigError for one that is not there or not allowed."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
 
     os.environ["HYDRA_FULL_ERROR"] = "1"
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3", job_name="sweep"):
         main = GlobalHydra.instance().hydra
         assert main is not None
-        cfg = main.compose_config(
-            config_name="job",
-            overrides=[*overrides, f"hydra.sweep.dir={quoted(str(desk))}"],
-            run_mode=RunMode.MULTIRUN,
-            from_shell=False,
-            with_log_configuration=False,
-        )
-        context = HydraContext(config_loader=main.config_loader, callbacks=Callbacks(cfg))
-        yield Plugins.instance().instantiate_launcher(hydra_context=context, task_function=job, config=cfg)
+        try:
+            cfg = main.compose_config(
+                config_name="job",
+                overrides=[*overrides],
+                run_mode=RunMode.MULTIRUN,
+                from_shell=False,
+                with_log_configuration=False,
+            )
+        except Exception as error:
+            raise as_config_error(error) from None
+        yield main, cfg
 
 
 def note_killed(planned: Planned, error: str) -> None:
@@ -395,6 +407,9 @@ def launched(sweep: Sweep, overrides: Sequence[str], workers: int) -> tuple[list
             # that the launcher asks for by default is refused by a cluster that is there already
             if not any(f"hydra.launcher.ray.{key.partition('=')[0]}" in o for o in launcher):
                 launcher += [f"+hydra.launcher.ray.{key}"]
+    if any(o in launcher for o in overrides):  # the user's own: a mistake in it is said before anything else
+        with _launcher_config(launcher):
+            pass
     given = {o.partition("=")[0] for o in [*sweep.fixed, *extra]} | {p.name for p in sweep.parameters}
     if engine != "basic" and "trainer.threads" not in given:
         extra = ["trainer.threads=1", *extra]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from albert_ablate.config import ConfigError, each_once, given_twice, lacking, nearest, options, quoted
+from albert_ablate.config import ConfigError, each_once, given_twice, lacking, nearest, options, quoted, read_yaml
 from albert_ablate.records.trust import WORD, refuse_untrusted
 from albert_ablate.streams import stream_seed
 
@@ -187,12 +187,7 @@ def read_sweep(path: str | Path) -> Sweep:
             return super().construct_mapping(node, deep)
 
     path = Path(path)
-    try:
-        tree = yaml.load(path.read_text(), Loader)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror or error}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}.") from None
+    tree = read_yaml(path, Loader)
     try:
         return _sweep(path, tree)
     except ConfigError as error:
@@ -215,6 +210,8 @@ def served_sweep(name: str, tree: Any) -> Sweep:
 
 
 def _sweep(path: Path, tree: Any, served: bool = False) -> Sweep:
+    if isinstance(tree, Mapping) and "claims" in tree and "parameters" not in tree:
+        raise ConfigError("this is a file of claims, not a sweep file: `albert-ablate judge` takes it.")
     if not isinstance(tree, Mapping) or not isinstance(tree.get("parameters"), Mapping) or not tree["parameters"]:
         raise ConfigError("a sweep file holds method and parameters.")
     for key in tree:

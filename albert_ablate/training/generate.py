@@ -134,9 +134,8 @@ def _printable(text: str) -> str:
 def load_kept(run: Path, weights: str) -> tuple[dict, Any]:
     """(configuration, model in evaluation mode with the kept weights)."""
     import torch
-    import yaml
 
-    from albert_ablate.config import check
+    from albert_ablate.config import check, read_yaml
     from albert_ablate.model.build import build_model
     from albert_ablate.training.weights import load_checkpoint
 
@@ -144,10 +143,10 @@ def load_kept(run: Path, weights: str) -> tuple[dict, Any]:
     file = run / "checkpoints" / f"{weights}.ckpt"
     if not file.is_file():
         raise ConfigError(f"{file} is missing: --weights {'last' if weights == 'best' else 'best'} may be there.")
-    try:
-        cfg = check(yaml.safe_load((run / "config.yaml").read_text()))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{run / 'config.yaml'} cannot be read: {error}.") from None
+    kept = read_yaml(run / "config.yaml")
+    if not isinstance(kept, Mapping):
+        raise ConfigError(f"{run / 'config.yaml'} holds no configuration: it must hold keys and their values.")
+    cfg = check(kept)
     cfg = check({**cfg, "trainer": {**cfg["trainer"], "compile": False, "gradient_checkpointing": False}})
     model = build_model(cfg)
     try:

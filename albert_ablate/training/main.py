@@ -5,13 +5,14 @@ import signal
 import sys
 import tempfile
 import traceback
-from typing import Any
+from typing import Any, NoReturn
 
 from albert_ablate.config import (
     ConfigError,
     as_config_error,
     conf_folder,
     each_once,
+    file_trouble,
     lacking,
     options,
     prepared,
@@ -68,12 +69,16 @@ def main() -> int:
     except Exception as error:
         if debug:
             print(masked(traceback.format_exc()), file=sys.stderr)
+        if isinstance(error, OSError) and (trouble := file_trouble(error)):
+            return _say(trouble[0], trouble[1])
         return _say(as_config_error(error), 2)
 
 
 def _compose_and_run(arguments: list[str], debug: bool, scratch: str) -> int:
     """All jobs of one command. Hydra's own files, which nobody reads, go to `scratch`."""
     import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
 
     os.environ["HYDRA_FULL_ERROR"] = "1"
     codes: list[int] = []
@@ -87,15 +92,15 @@ def _compose_and_run(arguments: list[str], debug: bool, scratch: str) -> int:
 
         refuse_untrusted(arguments)
         arguments = told(without_lacking(arguments))
-    overrides = each_once([a for a in arguments if "=" in a and not a.startswith("-")])
-    given = [a for a in arguments if "=" not in a or a.startswith("-")] + prepared(
-        overrides
-    )  # argparse wants them in one piece
-    if not any(a.startswith("hydra.sweep.dir=") for a in overrides):
-        given.append(f"hydra.sweep.dir={quoted(scratch)}")
+    if {"-sc", "--shell-completion"} & set(arguments):
+        given = list(arguments)  # Hydra's own words, which it wants as they are
+    else:
+        given = _given(arguments, scratch)
+    begun: list[bool] = []
 
     @hydra.main(config_path=str(conf_folder()), config_name="config", version_base="1.3")
     def task(cfg: Any) -> float | None:
+        begun.append(True)
         code, objective = _one(cfg, debug)
         codes.append(code)
         if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
@@ -109,19 +114,48 @@ def _compose_and_run(arguments: list[str], debug: bool, scratch: str) -> int:
         if not codes or not codes[-1]:
             raise
         return codes[-1]
+    except (ValueError, OSError) as error:  # on its own flags and folders Hydra raises whatever comes to hand
+        known = isinstance(error, ConfigError | HydraException | OmegaConfBaseException)
+        if begun or known or (isinstance(error, OSError) and file_trouble(error)):
+            raise
+        raise ConfigError(f"Hydra: {' '.join(str(error).split()).rstrip('.')}.") from None
     finally:
         sys.argv = before
     return max(codes, default=0)
 
 
+def _given(arguments: list[str], scratch: str) -> list[str]:
+    """The arguments as Hydra is to see them: flags first, since argparse wants the settings in one piece."""
+    from hydra._internal.utils import get_args_parser
+
+    overrides = each_once([a for a in arguments if "=" in a and not a.startswith("-")])
+    given = [a for a in arguments if "=" not in a or a.startswith("-")] + prepared(overrides)
+    if not any(a.startswith("hydra.sweep.dir=") for a in overrides):
+        given.append(f"hydra.sweep.dir={quoted(scratch)}")
+    parser = get_args_parser()
+    parser.error = _refuse_flag  # type: ignore[method-assign]
+    if "--version" not in given:
+        parser.parse_args(given)
+    return given
+
+
+def _refuse_flag(message: str) -> NoReturn:
+    raise ConfigError(f"{message.rstrip('.')}.")
+
+
 def _check_arguments(arguments: list[str]) -> None:
-    """What Hydra would answer with a page of usage: an unknown flag, no key. Of a key given twice the last counts."""
+    """What Hydra would answer with a page of usage or a traceback: an unknown flag, no key."""
     from hydra._internal.utils import get_args_parser
 
     flags = get_args_parser()._option_string_actions
+    sweeper = any(a.lstrip("+").startswith("hydra/sweeper=") for a in arguments)
     for argument in arguments:
         name, equals, value = argument.partition("=")
         key = name.lstrip("-+~")
+        if name == "--experimental-rerun":
+            raise ConfigError(f"{name} is not allowed: the command that made a run finds it or goes on with it.")
+        if key == "hydra.sweeper.params" and not sweeper:
+            raise ConfigError(f"{argument} is not allowed: the values of a grid are written -m seed=0,1.")
         if name.startswith("-") and name not in flags:
             write = f"{key}={value}" if equals else f"{key}=VALUE"
             raise ConfigError(f"{argument} is unknown: settings are written without dashes, {write}.")
@@ -181,6 +215,6 @@ def _one(cfg: Any, debug: bool) -> tuple[int, float | None]:
     return (128 + record["signal"] if record["status"] == "stopped" else 0), record["summary"]["val_loss"]
 
 
-def _say(error: Exception, code: int) -> int:
+def _say(error: object, code: int) -> int:
     print(masked(str(error)), file=sys.stderr)
     return code
