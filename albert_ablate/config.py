@@ -779,7 +779,12 @@ def identity(cfg: Mapping, fingerprint: str) -> Identity:
     for dotted in NUISANCE:
         group, name = dotted.split(".")
         parts[group] = {k: v for k, v in parts[group].items() if k != name}
-    return Identity(arm=_hash(parts), setting=setting, run=_hash({"setting": setting, "seed": cfg["seed"]}))
+    return Identity(arm=_hash(parts), setting=setting, run=run_identity(setting, cfg["seed"]))
+
+
+def run_identity(setting: str, seed: int) -> str:
+    """The name of the run of a setting and a seed."""
+    return _hash({"setting": setting, "seed": seed})
 
 
 def _hash(parts: Mapping) -> str:

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import shutil
 import subprocess
 import sys
 
@@ -25,6 +26,7 @@ from albert_ablate.analysis.claims import (
 from albert_ablate.analysis.judge import Bench, judge, ratio_words
 from albert_ablate.analysis.registry import MEASURES, Evidence, Missing
 from albert_ablate.cli import main
+from albert_ablate.config import run_identity
 from albert_ablate.records.history import SCHEMAS
 from albert_ablate.studies.judging import Budget, _Runner
 
@@ -622,12 +624,87 @@ def test_evaluations_of_other_weights_or_settings_are_no_pair(bench):
     assert "corruption.tokens is 256 in one and 512 in the other" in bench.judged(parts=[part])["reason"]
 
 
+def rewritten(folder, **changes):
+    file = folder / "record.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def identified(bench):
+    """As real records have it: setting and identity, which the folders' names and seeds agree with."""
+    for folder in bench.runs.glob("*/seed*"):
+        seed = int(folder.name[4:])
+        rewritten(folder, setting=folder.parent.name, identity=run_identity(folder.parent.name, seed))
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"identity": "000000000000"}, "its identity is 000000000000, and that of pre_ln-"),
+        ({"setting": "another"}, "and says that it is another/seed6"),
+        ({"seed": 7}, "and says that it is"),
+        ({"role": "tuning"}, "its role is tuning, and seed 6 is one of confirmation"),
+        ({"reproductions": [{"verdict": "reproduced"}, {"verdict": "differs"}]}, "it ended with other weights"),
+    ],
+)
+def test_a_record_that_contradicts_itself_is_no_evidence_and_is_said(bench, capsys, change, said):
+    bench.pairs(2.0 + 0.1 * NOISE, 2.2 + 0 * NOISE)
+    identified(bench)
+    assert bench.judged()["parts"][0]["pairs"] == 12
+    (folder,) = bench.runs.glob("pre_ln*/seed6")
+    rewritten(folder, **change)
+    assert bench.command() == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert said in shown and "Seed 6 of pre is missing, and 5 pairs wait behind it" in shown
+    ledger = json.loads((bench.runs / "ledger.json").read_text())
+    assert any(said in text for text in ledger["refusals"]) and ledger["claims"][0]["parts"][0]["pairs"] == 6
+
+
+def test_two_seeds_copied_to_ten_more_numbers_decide_nothing(bench):
+    bench.pairs(2.0 + 0.001 * NOISE[:2], 2.2 + 0 * NOISE[:2])
+    identified(bench)
+    for place in [*bench.runs.glob("*/seed[01]")]:
+        for n in range(2, 12):
+            if n % 2 == int(place.name[4:]):
+                shutil.copytree(place, place.with_name(f"seed{n}"))
+                rewritten(place.with_name(f"seed{n}"), seed=n)
+    assert bench.judged()["parts"][0]["pairs"] == 2  # the identities are those of other seeds
+    identified(bench)  # edited too
+    found = bench.judged()
+    assert found["verdict"] == "inadmissible" and "Seeds 0 and 2 of pre have the same order of data" in found["reason"]
+    for folder in bench.runs.glob("*/seed*"):
+        proof = {
+            "data_order": f"order{folder.name}",
+            "final_weights": f"{folder.parent.name}{int(folder.name[4:]) % 2}",
+        }
+        rewritten(folder, proof=proof)
+    assert "Seeds 0 and 2 of pre have the same final weights" in bench.judged()["reason"]
+
+
+def test_a_second_record_of_a_seed_and_an_edited_loss_are_refused(bench):
+    bench.pairs(2.0 + 0.01 * NOISE, 2.2 + 0 * NOISE)
+    (folder,) = bench.runs.glob("pre_ln*/seed3")
+    shutil.copytree(folder, bench.runs / "a_first_in_order" / "seed3")
+    assert bench.judged()["verdict"] == "supported"  # the same record, twice
+    record = json.loads((folder / "record.json").read_text())
+    rewritten(bench.runs / "a_first_in_order" / "seed3", summary=record["summary"] | {"test_loss": 1.0})
+    assert "Seed 3 of pre has 2 records that differ: a_first_in_order/seed3 and" in bench.judged()["reason"]
+    shutil.rmtree(bench.runs / "a_first_in_order")
+    loss = record["summary"]["test_loss"]
+    history(folder, "evals", split=["validation", "test", "test"], loss=[record["summary"]["val_loss"], 2.5, loss])
+    assert bench.judged()["verdict"] == "supported"
+    rewritten(folder, summary=record["summary"] | {"test_loss": 1.9})
+    found = bench.judged()
+    assert (
+        found["verdict"] == "inadmissible" and "has a test_loss of 1.9 in its summary and of 2.00105" in found["reason"]
+    )
+
+
 def test_a_measure_read_from_evaluations_says_how_far_they_lie_apart(bench):
     part = {"treatment": "pre", "control": "post", "measure": "speedup"}
     for norm, factor in (("pre_ln", 1.0), ("post_ln", 1.3)):
         evidence(bench, norm, factor, lr=composed(arm(norm))["optimizer"]["lr"])
     (note,) = [n for n in bench.judged(parts=[part], equal={})["notes"] if "read from" in n]
-    assert note == "speedup is read from 4 evaluations, 1,000 tokens apart: it tells nothing finer."
+    assert note == "speedup is read from 4 evaluations on validation text, 1,000 tokens apart: it tells nothing finer."
 
 
 def test_a_lacking_evaluation_names_the_command_and_waits(bench):

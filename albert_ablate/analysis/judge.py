@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from albert_ablate.analysis import effects
+from albert_ablate.analysis import admission, effects
 from albert_ablate.analysis.claims import (
     ClaimsFile,
     ClaimText,
@@ -96,9 +96,13 @@ class _Arm:
 
     def at(self, seed: int, rate: float | None = None) -> Evidence | None:
         """The run of a seed and rate, whatever its status."""
-        wanted = self.rate if rate is None else rate
-        found = [r for r in self.runs if r.record["seed"] == seed and math.isclose(r.lr, wanted, rel_tol=1e-9)]
+        found = self.all_at(seed, rate)
         return found[0] if found else None
+
+    def all_at(self, seed: int, rate: float | None = None) -> list[Evidence]:
+        """Every record of a seed and rate: more than one where a setting has had several names."""
+        wanted = self.rate if rate is None else rate
+        return [r for r in self.runs if r.record["seed"] == seed and math.isclose(r.lr, wanted, rel_tol=1e-9)]
 
     def tuned_loss(self) -> float:
         """The least mean loss over tuning seeds, by which a level is chosen and nothing is judged."""
@@ -124,6 +128,18 @@ class Bench:
             except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 place = f"{folder.parent.name}/{folder.name}"
                 self.unreadable.append(f"{place}/record.json cannot be read: {type(error).__name__}: {error}")
+
+        self._admit()
+
+    def _admit(self) -> None:
+        """Keep what is evidence; what is not stands beside the unreadable records."""
+        admitted = []
+        for run in self.evidence:
+            if why := admission.refusal(run.folder, run.record):
+                self.unreadable.append(f"{run.place}/record.json is not evidence: {why}")
+            else:
+                admitted.append(run)
+        self.evidence = admitted
 
     def runs_of(self, overrides: tuple[str, ...]) -> list[Evidence]:
         if overrides not in self._arms:
@@ -212,6 +228,7 @@ def gather(file: ClaimsFile, claim: ClaimText, part: Part, form: str, bench: Ben
             return out
     _check_text(kept, out)
     rates: tuple[float, ...] = f.grid if m.kind == "grid" else ()
+    used: dict[str, list[Evidence]] = {a.name: [] for a in kept}
     for seed in claim.seeds[: f.N]:
         runs = {a.name: [a.at(seed, r) for r in rates] if rates else [a.at(seed)] for a in kept}
         if refusal := _failed(runs):
@@ -228,6 +245,9 @@ def gather(file: ClaimsFile, claim: ClaimText, part: Part, form: str, bench: Ben
             out.waiting = _behind(kept, rates, claim.seeds[: f.N], seed, bench)
             break
         done = {name: [r for r in found if r is not None] for name, found in runs.items()}
+        for a in kept:
+            used[a.name] += done[a.name]
+            out.refusal = out.refusal or _suspect(a, used[a.name], done[a.name], seed, rates)
         if refusal := _unfair(done, part.control, claim.equal, m):
             out.refusal = out.refusal or refusal
         try:
@@ -377,6 +397,16 @@ def _behind(arms: Sequence[_Arm], rates: Sequence[float], seeds: Sequence[int], 
     return f"{said}: {'; '.join(unreadable)}." if unreadable else f"{said}."
 
 
+def _suspect(arm: _Arm, used: Sequence[Evidence], new: Sequence[Evidence], seed: int, rates: Sequence[float]) -> str:
+    """Why an arm's runs of a seed cannot be taken beside those before it, or ""."""
+    several = [found for rate in rates or (arm.rate,) if len(found := arm.all_at(seed, rate)) > 1]
+    return (
+        next((text for found in several if (text := admission.doubled(arm.name, found))), "")
+        or admission.repeated(arm.name, used)
+        or next((text for r in new if (text := admission.edited(r))), "")
+    )
+
+
 def _failed(runs: Mapping[str, Sequence[Evidence | None]]) -> str:
     for name, found in runs.items():
         for r in found:
@@ -494,7 +524,10 @@ def _resolution(run: Evidence, m: Measure) -> list[str]:
         count, apart = run.between_evaluations()
     except (Missing, ConfigError):
         return []
-    return [f"{m.name} is read from {count} evaluations, {apart:,.0f} tokens apart: it tells nothing finer."]
+    where = f"{count} evaluations on validation text, {apart:,.0f} tokens apart"
+    if m.kind == "pair" or m.name == "mean_val_loss":
+        return [f"{m.name} is read from {where}: it tells nothing finer."]
+    return [f"{m.name} is taken at the best of {where}."]
 
 
 def _notes(out: Found, arms: Sequence[_Arm]) -> None:

@@ -257,6 +257,10 @@ class _Tuner:
         for sweep in sweeps:
             pairs = [(arm, job) for arm in arms if arm.sweep == sweep for job in jobs[arm.id]]
             planned = plan(_named(sweep), [self._setting(*pair) for pair in pairs], self.runs, self.extra)
+            if len(sweeps) > 1:  # whose labels name rate and budget alone
+                planned = [
+                    replace(p, label=f"{arm.label} {p.label}") for (arm, _), p in zip(pairs, planned, strict=True)
+                ]
             wanted += [(arm, job, p) for (arm, job), p in zip(pairs, planned, strict=True)]
         wanted.sort(key=lambda found: found[1][2])
         failed = self.study.complete([p for *_, p in wanted])
