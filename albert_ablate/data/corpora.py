@@ -110,18 +110,15 @@ class WikipediaLeads(Corpus):
         return sha256(read_bytes(self._file())).hexdigest()
 
     def documents(self) -> list[str]:
-        articles = self.articles()
-        texts = [f"{title}\n{extract}" for title, extract in zip(articles["title"], articles["extract"], strict=True)]
+        texts = [f"{row['title']}\n{row['extract']}" for row in self.rows()]
         require_text(self.separator.join(texts), self.FILES[self.language][1], self.PACKAGE)
         return texts
 
-    def articles(self):
-        """The articles as a Hugging Face dataset with columns title, extract, topic."""
-        from datasets import Dataset
-
+    def rows(self) -> list[dict[str, str | None]]:
+        """The articles: title, extract, topic."""
         entries = json.loads(read_bytes(self._file()))
         rows = entries.values() if isinstance(entries, Mapping) else entries
-        return Dataset.from_list([{k: r.get(k) for k in ("title", "extract", "topic")} for r in rows])
+        return [{k: r.get(k) for k in ("title", "extract", "topic")} for r in rows]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -170,9 +170,9 @@ def _labelled(texts: Sequence[Any], labels: Sequence[Any], source: str) -> Label
 def _topics() -> Labelled:
     corpus = WikipediaLeads()
     corpus.documents()  # checks the text's hash
-    articles = corpus.articles()
-    texts = [f"{title}\n{extract}" for title, extract in zip(articles["title"], articles["extract"], strict=True)]
-    labels = [None if topic == "Uncategorized" else topic for topic in articles["topic"]]
+    articles = corpus.rows()
+    texts = [f"{article['title']}\n{article['extract']}" for article in articles]
+    labels = [None if article["topic"] == "Uncategorized" else article["topic"] for article in articles]
     return _labelled(texts, labels, "task.data=topic")
 
 
