@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from albert_ablate.config import ConfigError
 from albert_ablate.records.atomic import replace_file
 from albert_ablate.records.folder import Busy, RunFolder
-from albert_ablate.records.history import BATCH_ROWS, History, read_history
+from albert_ablate.records.history import BATCH_ROWS, SCHEMAS, History, read_history
 
 # --- histories -------------------------------------------------------------------------------------------------------
 
@@ -332,3 +332,27 @@ def test_a_history_is_not_written_through_a_link(tmp_path):
     with pytest.raises(OSError):
         History(tmp_path, "steps").cut(0)
     assert outside.read_bytes() == b"kept"
+
+
+def test_a_finished_history_knows_its_rows(tmp_path):
+    """A bit of a loss is turned in the file: refused. A file without a digest, as of older releases, is read."""
+    import numpy as np
+
+    history = History(tmp_path, "steps")
+    history.cut(0)
+    for step in range(5):
+        history.append(**{name: float(step) for name in history.schema.names} | {"loss": 0.123456789})
+    history.finish()
+    history.close()
+    file = tmp_path / "steps.arrow"
+    assert read_history(tmp_path, "steps", None)["loss"].to_pylist() == [0.123456789] * 5
+    whole = file.read_bytes()
+    at = whole.index(np.float64(0.123456789).tobytes())
+    file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    with pytest.raises(ValueError, match="steps.arrow is damaged"):
+        read_history(tmp_path, "steps", None)
+    file.write_bytes(whole)
+    rows = read_history(tmp_path, "steps", None).to_pylist()
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, SCHEMAS["steps"]) as writer:
+        writer.write_table(pa.Table.from_pylist(rows, SCHEMAS["steps"]))
+    assert read_history(tmp_path, "steps", None).to_pylist() == rows

@@ -14,6 +14,7 @@ from forking import Ambush, Child, arguments, forked, nano, outcome, train, writ
 
 from albert_ablate.config import ConfigError
 from albert_ablate.records.folder import RunFolder
+from albert_ablate.records.history import SCHEMAS
 from albert_ablate.training.checkpoint import load_checkpoint
 from albert_ablate.training.console import show_result
 from albert_ablate.training.run import run
@@ -289,3 +290,59 @@ def test_costs_add_up_over_sessions(text, tmp_path):
     assert first["cost"]["flops"] < last["cost"]["flops"] == last["budget"]["flops"]
     assert last["cost"]["tokens_per_second"] == pytest.approx(4096 / last["cost"]["training_seconds"])
     assert last["cost"]["peak_memory_bytes"] > 50e6
+
+
+def damaged(content: bytes, how: str) -> bytes:
+    half = len(content) // 2
+    if how == "cut":
+        return content[:half]
+    if how == "zeroed":
+        return content[:half] + bytes(len(content) - half)
+    return content[:half] + bytes([content[half] ^ 16]) + content[half + 1 :]
+
+
+QUICK = [("steps.arrows", "bit"), ("checkpoints/best.ckpt", "missing")]
+DAMAGE = [
+    (where, how)
+    for where in ("checkpoints/resume.ckpt", "checkpoints/best.ckpt", *(f"{n}.arrows" for n in SCHEMAS))
+    for how in ("bit", "cut", "zeroed", "missing")
+]
+
+
+@pytest.mark.parametrize("name, how", [pytest.param(*d, marks=[pytest.mark.slow] * (d not in QUICK)) for d in DAMAGE])
+def test_a_run_whose_commit_is_damaged_says_so_and_begins_again(name, how, reference, text, tmp_path, capfd):
+    expected, _ = reference("masks")
+    cfg = configured("masks", text, tmp_path)
+    assert killed_at(cfg, [400]) == 1
+    (file,) = tmp_path.glob(f"*/seed0/{name}")
+    if name == "checkpoints/best.ckpt":
+        best = load_checkpoint(file)["step"]
+        assert 0 <= best < load_checkpoint(file.with_name("resume.ckpt"))["global_step"]
+    if how == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(damaged(file.read_bytes(), how))
+    assert outcome(train(cfg)["folder"]) == expected
+    err = capfd.readouterr().err
+    silent = how == "missing" and name == "checkpoints/resume.ckpt"  # as a run that never committed
+    assert silent or f"{file} cannot be read" in err and err.count("begins again") == 1
+
+
+def test_a_damaged_checkpoint_is_seen_wherever_a_bit_turns(tmp_path):
+    """Either it is refused, or the bit is one that says nothing: of a zip file's padding."""
+    import torch
+
+    from albert_ablate.training.checkpoint import AtomicCheckpointIO
+
+    file, value = tmp_path / "x.ckpt", torch.arange(8.0)
+    AtomicCheckpointIO().save_checkpoint({"state_dict": {"w": value}, "step": 3}, file)
+    whole, refused = file.read_bytes(), 0
+    for at in range(0, len(whole), 5):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << at % 8)]) + whole[at + 1 :])
+        try:
+            found = load_checkpoint(file)
+        except Exception:
+            refused += 1
+        else:
+            assert found["step"] == 3 and torch.equal(found["state_dict"]["w"], value), at
+    assert refused > len(whole) // 5 // 5

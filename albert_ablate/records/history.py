@@ -5,10 +5,12 @@ length, kept beside it, since a torn or zero-filled tail can look like data. Whe
 one Arrow IPC file `<name>.arrow`.
 """
 
+import hashlib
 import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -42,6 +44,13 @@ BATCH_ROWS = 200
 END = b"\xff\xff\xff\xff\0\0\0\0"  # of an Arrow stream
 
 
+DIGEST = b"digest"  # of a finished history's rows, in its schema's metadata
+
+
+class DamagedHistory(ValueError):
+    """A history whose rows are not those that were written."""
+
+
 class History:
     """The growing history `name` in `folder`: `append` rows, `commit` them to disk."""
 
@@ -49,6 +58,12 @@ class History:
         self.path, self.schema = folder / f"{name}.arrows", SCHEMAS[name]
         self.pending: list[Mapping] = []
         self._file: io.FileIO | None = None
+        self._hash = hashlib.sha256()  # of the committed bytes
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what has been written."""
+        return self._hash.hexdigest()
 
     def cut(self, length: int) -> None:
         """Open the history at its committed length: what lies behind it was never committed."""
@@ -58,6 +73,7 @@ class History:
         if length > self._file.seek(0, os.SEEK_END):
             raise OSError(f"{self.path} is shorter than what was committed; remove the run folder to start again")
         self._file.truncate(length)
+        self._hash = _prefix_hash(self.path, length)
         self._file.seek(length)
         if length and _schemas(self.path, length)[-1] != self.schema:
             self._write(pa.py_buffer(END))  # a release with other columns began it: a second stream follows the first
@@ -87,15 +103,19 @@ class History:
     def _write(self, buffer: pa.Buffer) -> None:
         assert self._file is not None
         view = memoryview(buffer)
+        self._hash.update(view)
         while view:
             view = view[self._file.write(view) :]
 
     def finish(self) -> None:
         """Rewrite the committed rows into one batch of a finished Arrow file beside the stream."""
         length = self.commit()
+        if _prefix_hash(self.path, length).hexdigest() != self.digest:
+            raise DamagedHistory(f"{self.path} is not as it was written")
         table = _conform(read_stream(self.path, length), self.schema).combine_chunks()
+        table = table.replace_schema_metadata({DIGEST: _rows_digest(table)})
         sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, self.schema) as writer:
+        with pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
         replace_file(self.path.with_suffix(".arrow"), sink.getvalue().to_pybytes())
 
@@ -122,6 +142,8 @@ class NoHistory(History):
     def table(self) -> pa.Table:
         return SCHEMAS["steps"].empty_table()
 
+    digest = ""
+
     def commit(self) -> int:
         return 0
 
@@ -140,6 +162,39 @@ def _column(values: list, kind: pa.DataType) -> pa.Array:
         return pa.StringArray.from_buffers(len(texts), pa.py_buffer(offsets), pa.py_buffer(b"".join(texts)))
     numbers = np.array(values, dtype=kind.to_pandas_dtype())
     return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(numbers)])
+
+
+def _prefix_hash(path: Path, length: int) -> Any:
+    """SHA-256 of the first `length` bytes of a file, or of what there is of them."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while length and (part := file.read(min(length, 1 << 20))):
+            found.update(part)
+            length -= len(part)
+    return found
+
+
+def is_whole(folder: Path, name: str, length: int, digest: str | None) -> bool:
+    """Whether the growing history still has what was committed; by its length alone where an older release kept no
+    digest."""
+    path = folder / f"{name}.arrows"
+    if not length:
+        return True
+    if not path.exists() or path.stat().st_size < length:
+        return False
+    return not digest or _prefix_hash(path, length).hexdigest() == digest
+
+
+def _rows_digest(table: pa.Table) -> str:
+    """SHA-256 of the columns' names and values, in order."""
+    found = hashlib.sha256()
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        found.update(f"{name} {column.type} {len(column)} ".encode())
+        if pa.types.is_string(column.type):
+            found.update("\0".join("\1" if text is None else text for text in column.to_pylist()).encode())
+        else:
+            found.update(np.ascontiguousarray(column.to_numpy()).tobytes())
+    return found.hexdigest()
 
 
 def read_stream(path: Path, length: int) -> pa.Table:
@@ -191,4 +246,8 @@ def read_history(folder: Path, name: str, lengths: Mapping[str, int] | None) -> 
         except FileNotFoundError:
             pass  # the run has ended since its record was read
     with pa.memory_map(str(folder / f"{name}.arrow")) as source:
-        return _conform(pa.ipc.open_file(source).read_all(), schema)
+        table = pa.ipc.open_file(source).read_all()
+        kept = (table.schema.metadata or {}).get(DIGEST)  # an older release kept none
+        if kept is not None and kept.decode("ascii", "replace") != _rows_digest(table):
+            raise DamagedHistory(f"{name}.arrow is damaged: its rows do not have their digest")
+        return _conform(table.replace_schema_metadata(None), schema)

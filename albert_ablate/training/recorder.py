@@ -75,10 +75,11 @@ class Recorder(pl.Callback):
         self.last: dict[str, dict[str, float]] = {}  # split -> its latest evaluation
         self.grad_norm: float | None = None  # of the latest step, before clipping
         self.lengths: dict[str, int] = dict.fromkeys(SCHEMAS, 0)
+        self.digests: dict[str, str] = {}  # of the histories' committed bytes
 
     # --- state -------------------------------------------------------------------------------------------------------
 
-    KEPT = ("step", "order_hash", "best", "last", "grad_norm", "lengths", "flops_left_out", "noise")
+    KEPT = ("step", "order_hash", "best", "last", "grad_norm", "lengths", "flops_left_out", "noise", "digests")
 
     def state_dict(self) -> dict[str, Any]:
         kept = {name: getattr(self, name) for name in self.KEPT}
@@ -307,6 +308,7 @@ class Recorder(pl.Callback):
         self.folder.check_lease()
         rows = {name: list(history.pending) for name, history in self.histories.items()}
         self.lengths = {name: history.commit() for name, history in self.histories.items()}
+        self.digests = {name: history.digest for name, history in self.histories.items()}
         return rows
 
     # --- the end -----------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from albert_ablate.data.packed import Order, Packed, block_count, cache_folder, 
 from albert_ablate.data.tasks import fingerprint, is_language, language_model
 from albert_ablate.records.atomic import replace_file
 from albert_ablate.records.folder import DONE, RunFolder, plain
+from albert_ablate.records.history import is_whole
 from albert_ablate.records.naming import link_by_name, name_of
 from albert_ablate.records.provenance import provenance
 from albert_ablate.records.secrets import masked
@@ -297,20 +298,35 @@ def _train(
 
 
 def _last_commit(folder: RunFolder) -> tuple[Path | None, int]:
-    """The checkpoint to go on from and its step; none where it cannot be read: from its start a run ends the same."""
+    """The checkpoint to go on from and its step; none where something that it needs is damaged or missing: from its
+    start a run ends the same."""
     from albert_ablate.training.weights import load_checkpoint
 
     committed = folder.checkpoints / "resume.ckpt"
     if not committed.exists():
         return None, 0
+    file = committed
     try:
-        return committed, load_checkpoint(committed)["global_step"]
+        content = load_checkpoint(committed)
+        step, state = content["global_step"], content["callbacks"].get("Recorder", {})
+        for name, length in state.get("lengths", {}).items():
+            if not is_whole(folder.path, name, length, state.get("digests", {}).get(name)):
+                file = folder.path / f"{name}.arrows"
+                raise ValueError("it is not what was committed")
+        best = state.get("best", {}).get("step", -1)
+        if 0 <= best < step:  # the best one of this very step is written again
+            file = folder.checkpoints / "best.ckpt"
+            if (found := load_checkpoint(file)["step"]) != best:
+                raise ValueError(f"it is of step {found}, not {best}")
+        return committed, step
+    except FileNotFoundError:
+        what = "it is missing"
     except (OSError, MemoryError):
         raise
     except Exception as error:  # torch has no error of its own for a file that the disk has spoilt
         what = f"{type(error).__name__}: {error}".splitlines()[0]
-        print(f"{committed} cannot be read ({what}): the run begins again.", file=sys.stderr)
-        return None, 0
+    print(f"{file} cannot be read ({what}): the run begins again.", file=sys.stderr)
+    return None, 0
 
 
 def _work(cfg: dict) -> Callable[..., dict[str, Any]]:

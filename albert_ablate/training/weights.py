@@ -1,5 +1,6 @@
 """A model's weights: whole, hashed, and read from a checkpoint. Lightning is not imported here."""
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,25 @@ from torch.distributed.tensor import DTensor
 from albert_ablate.streams import digest
 
 
+class Damaged(ValueError):
+    """A file that is not as it was written."""
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's contents on the CPU; refuses anything that would have to be unpickled."""
+    """A checkpoint's contents on the CPU; refuses anything that would have to be unpickled.
+
+    torch writes a zip file with a CRC-32 of every tensor, and does not look at it when it reads: this does. Raises
+    Damaged where one differs, or where the file is not whole.
+    """
+    try:
+        with zipfile.ZipFile(path) as content:
+            spoilt = content.testzip()
+    except OSError:
+        raise
+    except Exception as error:  # zipfile has many for a header that was overwritten
+        raise Damaged(f"it is damaged: {str(error).rstrip('.') or type(error).__name__}") from None
+    if spoilt is not None:
+        raise Damaged(f"it is damaged: {spoilt} does not have its checksum")
     return torch.load(path, map_location="cpu", weights_only=True)
 
 

@@ -108,9 +108,14 @@ def _checkpoint(path: Path, weights: Weights) -> dict[str, Any]:
     try:
         return load_checkpoint(path)
     except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist: the {weights} weights were not kept.") from None
+        raise ConfigError(
+            f"{path} does not exist: take the other weights, or remove {path.parent.parent} to train the run again."
+        ) from None
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise ConfigError(f"{path} cannot be read: {str(error).splitlines()[0].rstrip('.')}.") from None
+        why = str(error).splitlines()[0].rstrip(".")
+        raise ConfigError(
+            f"{path} cannot be read, {why}: take the other weights, or remove {path.parent.parent} to train it again."
+        ) from None
 
 
 def _listed(value: Any) -> Any:
