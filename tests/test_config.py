@@ -190,6 +190,15 @@ def test_checking_twice_changes_nothing_and_defaults_are_filled_in(base):
         (["norm=rezero", "norm_type.eps=1e-3"], "norm_type.eps=0.001 would do nothing: norm=rezero takes no"),
         (["attention=rotary", "model.width=6"], "attention.positions=rotary turns pairs of dimensions"),
         (["attention.rotary_base=5"], "attention.rotary_base=5.0 would do nothing"),
+        (["attention.rotary_factor=2"], "attention.rotary_factor=2.0 would do nothing"),
+        (
+            ["attention=rotary", "attention.rotary_bands=[1,4,64]"],
+            "would do nothing: it belongs to an attention.rotary_f",
+        ),
+        (
+            ["attention=rotary", "attention.rotary_factor=8", "attention.rotary_bands=[4,1,64]"],
+            "attention.rotary_bands=[4.0, 1.0, 64] is not allowed: the first must be below the second",
+        ),
         (["schedule=wsd", "schedule.warmup=0.9"], "schedule.warmup=0.9 and schedule.decay=0.2 are more than the whole"),
         (["data=grammar", "data.rules=30"], "data.rules=30 needs as many different first symbols"),
         (

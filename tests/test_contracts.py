@@ -47,9 +47,9 @@ NEEDS = {
     **{("dropout_time", name): ["dropout=uniform"] for name in options()["dropout_time"]},
 }
 UNLISTED = {  # would do nothing there
-    ("attention", "learned"): {"rotary_base", "qk_eps"},
-    ("attention", "nope"): {"rotary_base", "qk_eps"},
-    ("attention", "qk_norm"): {"rotary_base", "qk_clip"},
+    ("attention", "learned"): {"rotary_base", "rotary_factor", "rotary_bands", "qk_eps"},
+    ("attention", "nope"): {"rotary_base", "rotary_factor", "rotary_bands", "qk_eps"},
+    ("attention", "qk_norm"): {"rotary_base", "rotary_factor", "rotary_bands", "qk_clip"},
     ("attention", "rotary"): {"qk_eps"},
 }
 TRAINED = [pair for pair in ALL if pair[0] not in ("data", "tokenizer", "task", "logger", "trainer", "evaluation")]
@@ -174,6 +174,7 @@ CIRCUMSTANCES = {
     ("schedule", "warmup"): ["schedule.warmup=0.4"],
     ("norm_type", "eps"): ["norm_type.eps=10"],  # some bound a length by it, here about 4
     ("attention", "rotary_base"): ["attention.rotary_base=100"],
+    ("attention", "rotary_bands"): ["attention.rotary_factor=4"],
     ("attention", "qk_eps"): ["attention.qk_eps=0.5"],
     ("attention", "full_every"): ["attention.window=4"],
     ("optimizer", "eps"): ["optimizer.eps=1e-3"],
@@ -211,7 +212,7 @@ CIRCUMSTANCES = {
 # arguments that are null by default: a value to try
 NULLS = {
     "attention": {"kv_heads": 1, "head_width": 12, "qk_norm": "rms_head", "softcap": 0.5, "window": 4, "full_every": 2}
-    | {"scale": 0.1, "qk_clip": 0.01},
+    | {"scale": 0.1, "qk_clip": 0.01, "rotary_bands": [0.5, 2.0, 16]},
     "model": {"embedding_scale": 2.0, "logit_softcap": 1.0},
 }
 

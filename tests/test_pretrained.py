@@ -28,6 +28,11 @@ FAMILIES = {
     "llama": ("Llama", {**LLAMA, "rms_norm_eps": 1e-3}),
     "llama biased, tied": ("Llama", {**LLAMA, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
     "llama wide heads": ("Llama", {**LLAMA, "head_dim": 6}),
+    "llama linear": ("Llama", {**LLAMA, "head_dim": 8, "rope_parameters": {
+        "rope_type": "linear", "factor": 3.0, "rope_theta": 50.0}}),
+    "llama 3.1": ("Llama", {**LLAMA, "head_dim": 8, "rope_parameters": {
+        "rope_type": "llama3", "factor": 8.0, "rope_theta": 50.0, "low_freq_factor": 0.25, "high_freq_factor": 1.0,
+        "original_max_position_embeddings": 8}}),
     "mistral": ("Mistral", {**LLAMA, "sliding_window": 4, "rms_norm_eps": 1e-3}),
     "mistral without a window": ("Mistral", {**LLAMA, "sliding_window": None, "head_dim": 6}),
     "qwen3": ("Qwen3", {**LLAMA, "head_dim": 6, "rms_norm_eps": 1e-3, "tie_word_embeddings": True}),
@@ -121,8 +126,8 @@ def test_a_pickle_that_would_run_code_is_not_read(tmp_path):
     ("name", "field", "value"),
     [
         ("llama", "model_type", "mamba"),
-        ("llama", "rope_scaling", {"type": "linear", "factor": 2.0}),
-        ("llama", "rope_parameters", {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}),
+        ("llama", "rope_parameters", {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}),
+        ("llama", "partial_rotary_factor", 0.5),
         ("llama", "hidden_act", "mish"),
         ("llama", "attention_bias", True),
         ("llama", "quantization_config", {"bits": 4}),
@@ -145,6 +150,23 @@ def test_what_cannot_be_mapped_is_refused_and_named(name, field, value, tmp_path
     with pytest.raises(ConfigError, match=field) as said:
         load_pretrained(tmp_path)
     assert str(said.value).count(". ") == 0
+
+
+@pytest.mark.parametrize("kind", ["linear", "llama3"])
+def test_scaled_positions_written_as_older_releases_wrote_them_are_the_same(kind, tmp_path):
+    name = {"linear": "llama linear", "llama3": "llama 3.1"}[kind]
+    reference(name).save_pretrained(tmp_path)
+    expected = load_pretrained(tmp_path).eval()(tokens())
+    file = tmp_path / "config.json"
+    content = json.loads(file.read_text())
+    scaling = content.pop("rope_parameters")
+    content["rope_theta"] = scaling.pop("rope_theta")
+    if kind == "linear":
+        scaling = {"type": "linear", "factor": scaling["factor"]}
+    file.write_text(json.dumps({**content, "rope_scaling": scaling}))
+    assert torch.equal(load_pretrained(tmp_path).eval()(tokens()), expected)
+    file.write_text(json.dumps(content))
+    assert not torch.allclose(load_pretrained(tmp_path).eval()(tokens()), expected, atol=1e-2)
 
 
 @pytest.mark.parametrize("name", ["mistral", "gemma", "olmo"])

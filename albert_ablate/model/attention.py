@@ -1,6 +1,7 @@
 """Attention. B batch, T tokens, H query heads, K key and value heads, d head width, D model width."""
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -19,6 +20,10 @@ class CausalAttention(Sublayer):
 
     positions: learned (a table the trunk adds to the embedding), rotary (queries and keys turned by angles
     t * rotary_base^(-2i/d), Su et al. 2021, 2104.09864) or none.
+    rotary_factor: what those angles are divided by, so that a longer context has the angles of a shorter one (Chen et
+    al. 2023, 2306.15595). rotary_bands: low, high, C, as Llama 3.1 has it: a pair that turns more than `high` times in
+    C tokens keeps its angles, one that turns less than `low` times has them divided, and one between has a mean of
+    both, weighted by its turns; null: all are divided.
     kv_heads: K, each serving H / K query heads (Ainslie et al. 2023, 2305.13245); null: H. head_width: d; null: D / H.
     qk_norm: what is done to queries and keys, before positions, with a learned gain g each, 1 at first. rms_head:
     RMSNorm of each head's vector, the heads sharing g (Qwen3: 2505.09388; Gemma 3: 2503.19786). rms_whole: RMSNorm of
@@ -46,6 +51,8 @@ class CausalAttention(Sublayer):
         /,
         positions: Literal["learned", "rotary", "none"] = "learned",
         rotary_base: Positive = 10_000.0,
+        rotary_factor: Positive = 1.0,
+        rotary_bands: tuple[Positive, Positive, Count] | None = None,
         kv_heads: HeadWidth | None = None,
         head_width: HeadWidth | None = None,
         qk_norm: Literal["none", "rms_head", "rms_whole", "layer_head", "l2"] = "none",
@@ -58,6 +65,7 @@ class CausalAttention(Sublayer):
     ):
         super().__init__()
         self.heads, self.context, self.positions, self.rotary_base = heads, context, positions, rotary_base
+        self.rotary_factor, self.rotary_bands = rotary_factor, rotary_bands
         self.kv_heads, self.head_width = kv_heads or heads, head_width or width // heads
         self.qk_norm, self.softcap, self.scale = qk_norm, softcap, scale
         self.window = None if full_every and (layer + 1) % full_every == 0 else window
@@ -85,6 +93,8 @@ class CausalAttention(Sublayer):
         given = component_arguments(attention)
         idle = {
             "rotary_base": (attention["positions"] == "rotary", "attention.positions=rotary"),
+            "rotary_factor": (attention["positions"] == "rotary", "attention.positions=rotary"),
+            "rotary_bands": (attention["rotary_factor"] != 1, "an attention.rotary_factor other than 1"),
             "qk_eps": (
                 attention["qk_norm"] not in ("none", "l2"),
                 "attention.qk_norm=rms_head, rms_whole or layer_head",
@@ -94,6 +104,9 @@ class CausalAttention(Sublayer):
         for name, (used, owner) in idle.items():
             if name in given and not used:
                 raise ConfigError(f"attention.{name}={given[name]} would do nothing: it belongs to {owner}.")
+        bands = attention["rotary_bands"]
+        if bands is not None and bands[0] >= bands[1]:
+            raise ConfigError(f"attention.rotary_bands={bands} is not allowed: the first must be below the second.")
         if attention["qk_norm"] == "l2" and attention["scale"] is not None:
             raise ConfigError(
                 f"attention.scale={attention['scale']} contradicts attention.qk_norm=l2, whose gain takes its place."
@@ -180,7 +193,9 @@ class CausalAttention(Sublayer):
     def _rotation(self, T: int, like: Tensor) -> tuple[Tensor, Tensor]:
         kept = self._angles
         if kept is None or kept[0].shape[0] < T or kept[0].device != like.device or kept[0].dtype != like.dtype:
-            self._angles = kept = rotary_angles(max(T, self.context), like.shape[-1], self.rotary_base, like)
+            self._angles = kept = rotary_angles(
+                max(T, self.context), like.shape[-1], self.rotary_base, like, self.rotary_factor, self.rotary_bands
+            )
         return kept[0][:T], kept[1][:T]
 
 
@@ -220,9 +235,20 @@ def band(T: int, window: int, device: torch.device) -> Tensor:
     return torch.ones(T, T, dtype=torch.bool, device=device).tril_().triu_(1 - window)
 
 
-def rotary_angles(T: int, dims: int, base: float, like: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin of t * base^(-2i/dims), each (T, dims), the first half of the dimensions repeated in the second."""
+def rotary_angles(
+    T: int, dims: int, base: float, like: Tensor, factor: float = 1.0, bands: Sequence[float] | None = None
+) -> tuple[Tensor, Tensor]:
+    """cos and sin of t * base^(-2i/dims), each (T, dims), the first half of the dimensions repeated in the second.
+
+    factor, bands: as rotary_factor and rotary_bands of `CausalAttention`.
+    """
     speeds = base ** (-torch.arange(0, dims, 2, device=like.device, dtype=torch.float64) / dims)
+    if bands is not None:
+        low, high, tokens = bands
+        kept = ((speeds * tokens / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
+        speeds = (1 - kept) * speeds / factor + kept * speeds
+    elif factor != 1:
+        speeds = speeds / factor
     angles = torch.arange(T, device=like.device, dtype=torch.float64)[:, None] * speeds
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos().to(like.dtype), angles.sin().to(like.dtype)

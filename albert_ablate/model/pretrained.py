@@ -125,17 +125,37 @@ class _Fields:
             self.refuse(name, value)
         return ACTIVATIONS[value]
 
-    def rotary_base(self) -> float:
-        """rope_theta, in its own field or, since transformers 5, in rope_parameters; scaled positions are refused."""
-        self.only("rope_scaling", None)
-        found = self.take("rope_parameters", {})
-        if (
-            not isinstance(found, Mapping)
-            or set(found) - {"rope_theta", "rope_type"}
-            or found.get("rope_type", "default") != "default"
-        ):
-            self.refuse("rope_parameters", found)
-        return _Fields({"rope_theta": self.take("rope_theta"), **found}, self.file).number("rope_theta", 10_000.0)
+    def rotary(self) -> dict[str, Any]:
+        """Arguments of the attention for rotary positions.
+
+        rope_theta stands in its own field or, since transformers 5, in rope_parameters, where the scaling stands that
+        was rope_scaling: linear and llama3 are known, others refused.
+        """
+        name = "rope_parameters" if self.content.get("rope_parameters") is not None else "rope_scaling"
+        for other in ("rope_parameters", "rope_scaling"):
+            self.take(other)
+        written = self.take(name, {})
+        if not isinstance(written, Mapping):
+            self.refuse(name, written)
+        inner = _Fields({"rope_theta": self.take("rope_theta"), **written}, self.file)
+        kind = inner.take("rope_type", inner.take("type", "default"))
+        inner.known.add("type")
+        out: dict[str, Any] = {"rotary_base": inner.number("rope_theta", 10_000.0)}
+        inner.only("partial_rotary_factor", 1.0)
+        if kind in ("linear", "llama3"):
+            inner.need("factor")
+            out["rotary_factor"] = inner.number("factor", 1.0)
+            inner.take("original_max_position_embeddings")
+        if kind == "llama3":
+            for band in ("low_freq_factor", "high_freq_factor"):
+                inner.need(band)
+            low, high = inner.number("low_freq_factor", 1.0), inner.number("high_freq_factor", 4.0)
+            if low >= high or out["rotary_factor"] == 1:
+                self.refuse(name, written)
+            out["rotary_bands"] = [low, high, inner.count("original_max_position_embeddings")]
+        if kind not in ("default", "linear", "llama3") or any(k not in inner.known for k in written):
+            self.refuse(name, written)
+        return out
 
     def done(self) -> None:
         for name, value in self.content.items():
@@ -209,7 +229,7 @@ def _of_llama(f: _Fields, placement: str, norm_type: str, eps: float, tied: bool
     }
     attention |= {
         "positions": "rotary",
-        "rotary_base": f.rotary_base(),
+        **f.rotary(),
         "kv_heads": f.count("num_key_value_heads", heads),
         "head_width": f.count("head_dim", width // heads or None),
     }
