@@ -182,7 +182,8 @@ def _write(corpus: Corpus, tokenizer: Any, folder: Path) -> Packed:
         return _open(corpus, tokenizer, folder)
     except (OSError, Damaged) as error:
         why = getattr(error, "strerror", None) or str(error)
-        if isinstance(error, OSError) and error.errno not in NO_ROOM:
+        # numpy has no error number for a disk that fills up while it writes
+        if isinstance(error, OSError) and error.errno is not None and error.errno not in NO_ROOM:
             raise ConfigError(f"paths.cache={folder.parent.parent} cannot be written: {why}.") from None
         print(f"paths.cache={folder.parent.parent} is not used ({why}): the text is kept in memory.", file=sys.stderr)
         return _packed(corpus, tokenizer, tokens, sizes, facts, None, codec)
