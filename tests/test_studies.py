@@ -1,6 +1,7 @@
 """Studies: a sweep file run with no server, never redone and never lost; where its runs stand."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from albert_ablate.records.folder import RunFolder
 from albert_ablate.studies import jobs
 from albert_ablate.studies.states import INDEX, WORTH_WRITING, has_ended, is_held, run_folders, state
 from albert_ablate.studies.status import arms, cell, read_states
-from albert_ablate.studies.sweeper import plan
+from albert_ablate.studies.sweeper import _desk, _launcher, plan
 from albert_ablate.studies.sweepfile import read_sweep
 from albert_ablate.training.cost import training_flops
 from albert_ablate.training.run import run
@@ -248,6 +249,20 @@ def test_a_folder_that_cannot_be_written_to_is_the_users_mistake(given, tmp_path
     (tmp_path / "runs").write_text("a file")
     assert sweep(tmp_path, sweep_file(tmp_path), BASIC, *given) == 2
     assert f"--runs={tmp_path}/runs cannot be written to: Not a directory" in capfd.readouterr().err
+
+
+def test_a_job_hands_back_its_result_and_no_configuration(given, tmp_path):
+    """A command keeps the results of a launch until its end: in its process, and as another process sends them."""
+    planned = plan(read_sweep(sweep_file(tmp_path, seeds="0, 1, 2")), [{"seed": s} for s in range(3)], tmp_path, given)
+
+    def work():
+        with _desk(planned) as desk, _launcher([BASIC], desk) as launcher:
+            (desk / "closed").touch()  # nothing is trained
+            found = launcher.launch([[] for _ in planned], initial_job_idx=0)
+            return [r.return_value for r in found], [len(pickle.dumps(r)) for r in found], [r.cfg for r in found[1:]]
+
+    results, sizes, kept = forked(work)
+    assert results == [{"status": "stopped"}] * 3 and max(sizes) < 2_000 and kept == [None, None]
 
 
 def test_the_launcher_failing_is_said_and_ends_the_sweep(given, tmp_path, capfd):

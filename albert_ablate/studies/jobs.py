@@ -28,6 +28,7 @@ def job(cfg: Any) -> dict[str, Any]:
     """
     from hydra.core.hydra_config import HydraConfig
 
+    _lighten_results()
     about = HydraConfig.get()
     desk, number = Path(about.sweep.dir), about.job.num
     if is_over(desk) or (desk / "closed").exists():
@@ -54,6 +55,21 @@ def job(cfg: Any) -> dict[str, Any]:
         (desk / "stop").write_text(str(result.get("signal", int(signal.SIGINT))))
     _tell(desk, number, result)
     return result
+
+
+def _lighten_results() -> None:
+    """Leave the two configurations out of what Hydra hands back for a job: nobody reads them, and at 100 KB a job they
+    add up in the command of a sweep, which keeps the results of a launch until its end."""
+    from hydra.core.utils import JobReturn
+
+    def keep(self: Any, name: str, value: Any) -> None:
+        object.__setattr__(self, name, None if name in ("cfg", "hydra_cfg") else value)
+
+    def pickled(self: Any) -> dict[str, Any]:  # this job's own, which has them already
+        return {**vars(self), "cfg": None, "hydra_cfg": None}
+
+    JobReturn.__setattr__ = keep  # type: ignore[method-assign]
+    JobReturn.__getstate__ = pickled  # type: ignore[method-assign]
 
 
 def whoami() -> str:
