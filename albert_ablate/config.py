@@ -855,7 +855,8 @@ def _by_hydra(overrides: tuple[str, ...], files: tuple) -> tuple[Any, dict[str, 
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
         cfg = hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
-    choices = {str(k): str(v) for k, v in cfg.hydra.runtime.choices.items()}
+    # a group of which no option is taken has no choice
+    choices = {str(k): str(v) for k, v in cfg.hydra.runtime.choices.items() if v is not None}
     return OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"]), choices
 
 

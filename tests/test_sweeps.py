@@ -429,3 +429,9 @@ def test_a_random_sweep_of_which_nothing_is_allowed_says_the_first_reason(tmp_pa
     text = "method: random\nrun_cap: 2\nparameters:\n  model.width: {value: 32}\n  model.heads: {values: [3, 5]}\n"
     assert cli(["sweep", str(write(tmp_path, text)), *SMALL, "--runs", str(tmp_path / "runs")]) == 2
     assert "model.heads" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+
+
+def test_a_group_of_which_no_option_is_taken_has_no_choice():
+    """conf/config.yaml has `recipe: null`: a run of a sweep is not named after a recipe "None"."""
+    assert compose(["model=nano"]).choices.get("recipe") is None
+    assert compose(["recipe=albert_agpt"]).choices.recipe == "albert_agpt"
