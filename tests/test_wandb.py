@@ -209,13 +209,14 @@ def test_a_server_that_fails_at_the_start_costs_a_run_seconds_and_nothing_else(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", ["silent", "refuse", "client"])
+@pytest.mark.parametrize("loss", ["silent", "refuse", "error", "nonsense", "client", "frozen client"])
 def test_a_server_or_a_client_lost_in_mid_run_costs_it_seconds_and_nothing_else(loss, text, plain, tmp_path, elsewhere):
     reader, writer = os.pipe()
 
     def lose() -> None:
-        if loss == "client":  # wandb's own process
-            subprocess.run(["pkill", "-KILL", "-P", str(os.getpid()), "wandb-core"], check=True)
+        if "client" in loss:  # wandb's own process
+            number = "-STOP" if "frozen" in loss else "-KILL"
+            subprocess.run(["pkill", number, "-P", str(os.getpid()), "wandb-core"], check=True)
         os.write(writer, b"x")
 
     def work() -> dict:
@@ -226,7 +227,7 @@ def test_a_server_or_a_client_lost_in_mid_run_costs_it_seconds_and_nothing_else(
     with Server() as server:
         child = Child(prepared(work, elsewhere, server.url))
         os.read(reader, 1)
-        if loss != "client":
+        if "client" not in loss:
             server.mode = loss
         began = time.perf_counter()
         kind, record = child.wait()

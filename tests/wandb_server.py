@@ -17,11 +17,13 @@ class Server:
     """`with Server() as server:` listens at `server.url`. `mode` makes it misbehave:
 
     "well"; "null": mutations answer null; "silent": requests are accepted and never answered; "refuse": status 403;
-    "gone": connections are closed without a word.
+    "gone": connections are closed without a word; "error": status 500; "nonsense": 200 with what is no JSON;
+    "redirect": to another host.
     """
 
     def __init__(self, mode: str = "well"):
         self.mode = mode
+        self.elsewhere = "http://127.0.0.1:9/"
         self.runs: dict[str, dict[str, Any]] = {}
         self.sweeps: dict[str, dict[str, Any]] = {}
         self.agents: dict[str, str] = {}  # agent -> sweep
@@ -38,6 +40,14 @@ class Server:
                     return
                 if server.mode == "silent":
                     server.release.wait()
+                    return
+                if server.mode in ("error", "nonsense", "redirect"):
+                    status = {"error": 500, "nonsense": 200, "redirect": 302}[server.mode]
+                    self.send_response(status)
+                    self.send_header("Location", server.elsewhere)
+                    self.send_header("Content-Length", "8")
+                    self.end_headers()
+                    self.wfile.write(b"<html>..")
                     return
                 upload = self.command == "PUT" or "/otel/" in self.path  # of files and telemetry: taken, not kept
                 with server.lock:

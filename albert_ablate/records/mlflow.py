@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,13 +28,19 @@ class MLflow(Tracker):
     experiment: null is MLFLOW_EXPERIMENT_NAME of the environment, or albert_ablate. layers: every layer's figures.
     """
 
-    NAME, PACKAGE, EXTRA = "MLflow", "mlflow", "mlflow"
+    NAME, SYNC, PACKAGE, EXTRA = "MLflow", "mlflow", "mlflow", "mlflow"
 
     def __init__(self, uri: Location | None = None, experiment: str | None = None, layers: bool = False):
         super().__init__(layers)
         given = uri or os.environ.get("MLFLOW_TRACKING_URI")
         self.uri = given and with_password(given, "logger.uri")
         self.experiment = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "albert_ablate"
+
+    def address(self) -> str | None:
+        return f"MLflow {self.uri}" if self.uri and "://" in self.uri else None
+
+    def sync_options(self) -> str:
+        return f" --project {shlex.quote(self.experiment)}" if self.experiment != "albert_ablate" else ""
 
     def begin(self, folder: Path, record: Mapping, rows: Rows) -> None:
         # MLflow has put its file store behind this switch; the rest: no telemetry, and seconds of patience, not minutes

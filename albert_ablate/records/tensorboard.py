@@ -22,7 +22,7 @@ class TensorBoard(Tracker):
     def __init__(self, layers: bool = False):
         super().__init__(layers)
 
-    NAME, PACKAGE, EXTRA = "TensorBoard", "tensorboard", "tensorboard"
+    NAME, SYNC, PACKAGE, EXTRA = "TensorBoard", "tensorboard", "tensorboard", "tensorboard"
 
     def begin(self, folder: Path, record: Mapping, rows: Rows) -> None:
         from tensorboard.summary.writer.record_writer import RecordWriter

@@ -3,9 +3,14 @@
 A tracker is a class with `begin`, `push` and `end`, and one YAML in conf/logger. Several at once are a dictionary.
 """
 
+import copy
+import queue
+import shlex
 import statistics
 import sys
-from collections.abc import Iterator, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +23,13 @@ from albert_ablate.records.secrets import masked
 AXES = ("tokens", "step", "seconds", "flops")
 NOT_METRICS = {*AXES, "split", "layer", "sublayer", "data_order"}
 Rows = Mapping[str, list[Mapping]]  # by history
+
+# Seconds. All trackers of a run may hold it up so long, of which the second at its beginning; letting go of what hangs
+# costs a few more.
+LIMIT, LIMIT_AT_BEGINNING = 25.0, 15.0
+SLOW = 2.0  # a server that has failed after as long is not asked again by this process for a while
+PAUSE = 600.0
+_unanswered: dict[str, float] = {}  # address of such a server -> when it may be asked again
 
 
 class NoLogger:
@@ -36,10 +48,13 @@ class NoLogger:
 class Tracker(NoLogger):
     """A mirror whose trouble never ends a run: it is said once, and the run goes on without it.
 
-    `begin`, `push` and `end` do the work and raise what they raise; `open`, `send` and `close` guard them.
+    `begin`, `push` and `end` do the work and raise what they raise. They are called in a thread of their own, one after
+    the other: a server or a client process that hangs does not hold up the training, and the end of a run waits for
+    what is left to be sent until LIMIT.
     """
 
     NAME = ""  # for people
+    SYNC = ""  # what `albert-ablate sync --to` calls it
     PACKAGE: str | None = None  # what must be installed, and the extra of this project that brings it
     EXTRA = ""
 
@@ -58,37 +73,130 @@ class Tracker(NoLogger):
     def end(self, record: Mapping) -> None:
         raise NotImplementedError
 
+    def mirror(self, folder: Path, record: Mapping, rows: Rows) -> None:
+        """How a run begins: `begin`, unless the server has lately not answered."""
+        self.try_server(self.begin, folder, record, rows)
+
+    def abandon(self) -> None:
+        """After a failure: let go of what would hold up the process."""
+
+    def address(self) -> str | None:
+        """The server that is sent to; None: there is none."""
+        return None
+
+    def sync_options(self) -> str:
+        """What the `sync` command needs beside the folder to send the run to the same place."""
+        return ""
+
     def open(self, folder: Path, record: Mapping, histories: Mapping[str, pa.Table]) -> None:
-        self.live = self.guard(self.begin, folder, record, lists(histories))
+        self.start(folder, record, lists(histories))
+        self.wait_begun()
+
+    def start(self, folder: Path, record: Mapping, rows: Rows) -> None:
+        """Begin, without waiting."""
+        self.folder, self.live, self.told, self.left = folder, True, False, LIMIT
+        self.acts: queue.SimpleQueue[tuple[threading.Event, Callable, tuple] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._work, args=(self.acts,), daemon=True, name=self.NAME).start()
+        self.begun = self._ask(self.mirror, folder, copy.deepcopy(dict(record)), rows)
+
+    def wait_begun(self) -> None:
+        self._wait(self.begun, LIMIT_AT_BEGINNING)
 
     def send(self, rows: Rows) -> None:
         if self.live:
-            self.live = self.guard(self.push, rows)
+            self._ask(self.push, rows)
 
     def close(self, record: Mapping) -> None:
-        if self.live:
-            self.guard(self.end, record)
-            self.live = False
+        self.start_closing(record)
+        self.wait_closed()
 
-    def guard(self, act: Any, *args: Any) -> bool:
+    def start_closing(self, record: Mapping) -> None:
+        """Everything has been handed over: end, without waiting."""
+        self.closed = self._ask(self.end, copy.deepcopy(dict(record))) if self.live else None
+
+    def wait_closed(self) -> None:
+        if self.closed is not None and not self._wait(self.closed, LIMIT):
+            self.live = False
+            self._pause()
+            self.tell("it has not taken everything in time")
+            self.abandon()
+        self.live = False
+        if hasattr(self, "acts"):
+            self.acts.put(None)
+
+    def guard(self, act: Callable, *args: Any) -> bool:
         """Whether `act` did its work. A tracker must not end a run, whatever it raises."""
         try:
             act(*args)
         except Exception as error:
-            print(f"{self.NAME} failed and the run goes on ({reason(error)}).", file=sys.stderr)
+            self.tell(reason(error))
+            self.abandon()
             return False
         return True
 
+    def try_server(self, act: Callable, *args: Any) -> None:
+        """Call `act`; OSError at once where this process has lately waited for the server in vain."""
+        if time.monotonic() < _unanswered.get(self.address() or "", 0.0):
+            raise OSError("the server has not answered before")
+        began = time.monotonic()
+        try:
+            act(*args)
+        except Exception:
+            if time.monotonic() - began > SLOW:
+                self._pause()
+            raise
+
+    def tell(self, why: str) -> None:
+        """One sentence, once a run: what has happened, and which command sends what is missing."""
+        if self.told:
+            return
+        self.told = True
+        command = f"albert-ablate sync {shlex.quote(str(self.folder))} --to {self.SYNC}{self.sync_options()}"
+        mends = f"; `{command}` sends what is missing once the run is done" if self.SYNC else ""
+        print(masked(f"{self.NAME} failed and the run goes on ({why}){mends}."), file=sys.stderr, flush=True)
+
+    def _pause(self) -> None:
+        if address := self.address():
+            _unanswered[address] = time.monotonic() + PAUSE
+
+    def _ask(self, act: Callable, *args: Any) -> threading.Event:
+        done = threading.Event()
+        self.acts.put((done, act, args))
+        return done
+
+    def _wait(self, done: threading.Event, most: float) -> bool:
+        began = time.monotonic()
+        found = done.wait(max(0.0, min(self.left, most)))
+        self.left -= time.monotonic() - began
+        return found
+
+    def _work(self, acts: queue.SimpleQueue) -> None:
+        while (task := acts.get()) is not None:
+            done, act, args = task
+            if self.live and not self.guard(act, *args):
+                self.live = False
+            done.set()
+
 
 class Several(NoLogger):
-    """Several trackers, none of which knows of the others."""
+    """Several trackers, none of which knows of the others. Limits are shared: they are waited for together."""
 
     def __init__(self, trackers: list[NoLogger]):
         self.trackers = trackers
+        self.threaded = [t for t in trackers if isinstance(t, Tracker)]
 
     def open(self, folder: Path, record: Mapping, histories: Mapping[str, pa.Table]) -> None:
         for tracker in self.trackers:
-            tracker.open(folder, record, histories)
+            if isinstance(tracker, Tracker):
+                tracker.start(folder, record, lists(histories))
+            else:
+                tracker.open(folder, record, histories)
+        began = time.monotonic()
+        for tracker in self.threaded:
+            tracker.left = LIMIT - (time.monotonic() - began)
+            tracker._wait(tracker.begun, LIMIT_AT_BEGINNING - (time.monotonic() - began))
+        for tracker in self.threaded:
+            tracker.left = LIMIT - (time.monotonic() - began)
 
     def send(self, rows: Rows) -> None:
         for tracker in self.trackers:
@@ -96,7 +204,14 @@ class Several(NoLogger):
 
     def close(self, record: Mapping) -> None:
         for tracker in self.trackers:
-            tracker.close(record)
+            if isinstance(tracker, Tracker):
+                tracker.start_closing(record)
+            else:
+                tracker.close(record)
+        began = time.monotonic()
+        for tracker in self.threaded:
+            tracker.left -= time.monotonic() - began
+            tracker.wait_closed()
 
 
 def joined(made: Any) -> NoLogger:

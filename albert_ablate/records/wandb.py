@@ -2,15 +2,17 @@
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
-
-import pyarrow as pa
 
 from albert_ablate.records.history import SCHEMAS, read_history
 from albert_ablate.records.naming import display_name
@@ -19,10 +21,11 @@ from albert_ablate.records.naming import display_name
 from albert_ablate.records.tracker import AXES as AXES
 from albert_ablate.records.tracker import NOT_METRICS as NOT_METRICS
 from albert_ablate.records.tracker import NoLogger as NoLogger
-from albert_ablate.records.tracker import Rows, Several, Tracker, lists, merged, status_of
+from albert_ablate.records.tracker import Rows, Several, Tracker, lists, merged, reason, status_of
 
-# Seconds. wandb waits up to 90 at the start and for ever at the end; a run must not be held up by more than a minute.
-START, END = 20, 30
+# Seconds. wandb waits up to 90 at the start and for ever at the end; see the limits of all trackers in tracker.py.
+START, END = 12, 20
+RELEASE = 3.0  # for wandb to let go of a process of its own that has been killed
 
 
 class Wandb(Tracker):
@@ -40,7 +43,7 @@ class Wandb(Tracker):
     Under a W&B agent the run has the id and the project that the agent gives it; its config says which run it is.
     """
 
-    NAME = "W&B"
+    NAME, SYNC = "W&B", "wandb"
 
     def __init__(
         self,
@@ -61,16 +64,29 @@ class Wandb(Tracker):
         self.tags = [tag.strip() for tag in given if tag.strip()]
         self.run: Any = None
         self.next = 0  # number of the next row
-        self.strict = False  # raise where the server has not taken everything in time
+        self.strict = True  # raise where the server has not taken everything in time
+        self.online = self.mode == "online"
 
-    def open(self, folder: Path, record: Mapping, histories: Mapping[str, pa.Table]) -> None:
-        rows = lists(histories)
+    def mirror(self, folder: Path, record: Mapping, rows: Rows) -> None:
+        """Online where that is asked for and the server answers, else offline."""
         if self.mode == "online":
-            self.live = self.guard(self._begin, folder, record, rows, "online")
-            if self.live:
-                return
-            release()
-        self.live = self.guard(self._begin, folder, record, rows, "offline")
+            try:
+                return self.try_server(self._begin, folder, record, rows, "online")
+            except Exception as error:
+                self.tell(f"{reason(error)}; it is logged offline")
+                self.abandon()
+        if self.live:  # the run may have ended meanwhile
+            self._begin(folder, record, rows, "offline")
+
+    def address(self) -> str | None:
+        return f"W&B {os.environ.get('WANDB_BASE_URL', '')}" if self.mode == "online" else None
+
+    def sync_options(self) -> str:
+        options = {"--project": self.project if self.project != "albert_ablate" else None, "--entity": self.entity}
+        return "".join(f" {name} {shlex.quote(value)}" for name, value in options.items() if value)
+
+    def abandon(self) -> None:
+        release()
 
     def begin(self, folder: Path, record: Mapping, rows: Rows) -> None:
         self._begin(folder, record, rows, self.mode)
@@ -88,6 +104,7 @@ class Wandb(Tracker):
         for session in [*folder.glob("wandb/run-*"), *folder.glob("wandb/offline-run-*")]:
             shutil.rmtree(session, ignore_errors=True)
         self._init(folder, record, mode)
+        self.online = mode == "online"
         self.run.define_metric("tokens")
         self.run.define_metric("*", step_metric="tokens")
         self.next = 0
@@ -139,8 +156,23 @@ class Wandb(Tracker):
         self.run.summary.update({"status": status, **{k: v for k, v in record["summary"].items() if v is not None}})
         if status == "stopped":
             self.run.mark_preempting()  # with an exit code that is not 0: to be gone on with
-        self.run.finish(exit_code=_exit_code(record))
-        self.run = None
+        run, self.run = self.run, None
+        run.finish(exit_code=_exit_code(record))
+        if self.online:
+            self._verify(run)
+
+    def _verify(self, run: Any) -> None:
+        """OSError where the server has fewer rows than it was sent: wandb says nothing when one refuses them."""
+        from albert_ablate.records.graphql import history_rows
+
+        settings = run.settings
+        for pause in (0.3, 0.7, 2.0, None):  # a server may count a moment later
+            there = history_rows(settings.base_url, settings.api_key, run.entity, run.project, run.id)
+            if there >= self.next:
+                return
+            if pause is not None:
+                time.sleep(pause)
+        raise OSError(f"the server has {there} of {self.next} rows")
 
     def arrived(self, folder: Path, record: Mapping) -> bool:
         """Whether the server has every row: asked by opening the run there once more."""
@@ -179,9 +211,10 @@ def mirror_found(tracker: NoLogger, folder: Path, record: Mapping) -> None:
         if not isinstance(one, Wandb):
             continue
         with tempfile.TemporaryDirectory(prefix="albert_ablate_", ignore_cleanup_errors=True) as scratch:
-            one.live = one.guard(one.begin, Path(scratch), record, rows)
-            if not one.live:
-                release()
+            one.mirror = lambda *args, one=one: one.try_server(one.begin, *args)  # type: ignore[method-assign]
+            one.start(Path(scratch), record, rows)
+            one.folder = folder  # for the sentence that says how to send it
+            one.wait_begun()
             one.close(record)
 
 
@@ -199,9 +232,30 @@ def quiet(folder: Path) -> None:
 
 
 def release() -> None:
-    """After an attempt that failed: wandb's own process would hold the run's id as long as it lives."""
+    """After an attempt that failed: end wandb's own process, which would hold the run's id as long as it lives and, if
+    it hangs, hold up this process's end."""
     import wandb
 
-    if wandb.run is None:  # a run of the user's own would end with it
+    if wandb.run is not None:  # a run of the user's own would end with it
+        return
+    for process in _clients():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(process, signal.SIGKILL)
+
+    def teardown() -> None:
         with contextlib.suppress(Exception):
             wandb.teardown()
+
+    thread = threading.Thread(target=teardown, daemon=True)
+    thread.start()
+    thread.join(RELEASE)
+
+
+def _clients() -> list[int]:
+    """The processes of wandb that this one has started."""
+    try:
+        found = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,comm="], capture_output=True, text=True, timeout=RELEASE)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = [line.split(None, 2) for line in found.stdout.splitlines()]
+    return [int(r[0]) for r in rows if len(r) == 3 and r[1] == str(os.getpid()) and "wandb-core" in r[2]]

@@ -28,6 +28,7 @@ from albert_ablate.studies.sweepfile import Sweep, overrides_of, own_overrides, 
 
 HEARTBEAT = 5.0  # seconds between two of a slot that has nothing to say
 PATIENCE = 60.0  # seconds between two tries of a server that does not answer, at most
+LONGEST, LONGEST_ID = 1000, 200  # characters of a message, and of a run's id
 CHECKED = 1000  # settings that are all looked at before the first run
 
 
@@ -75,6 +76,7 @@ class Slot:
         self.run: str | None = None  # its id on the server
         self.planned: Planned | None = None
         self.due = 0.0  # when the next heartbeat is
+        self.stopping = False  # its run has been told to stop
         self.done = False
 
     def start(self, run: str, setting: Mapping[str, Any]) -> None:
@@ -85,7 +87,7 @@ class Slot:
             self.process.start()
             theirs.close()
         assert self.pipe is not None
-        self.run, self.planned = run, None
+        self.run, self.planned, self.stopping = run, None, False
         self.pipe.send((run, dict(setting)))
 
     def result(self) -> dict[str, Any] | None:
@@ -103,7 +105,8 @@ class Slot:
         return None
 
     def signal(self, number: int = signal.SIGTERM) -> None:
-        """To its process, whose run then stops at a step's end."""
+        """To its process, whose run then stops at a step's end; one that is still importing ends."""
+        self.stopping = True
         if self.process is not None and self.process.is_alive() and self.process.pid:
             os.kill(self.process.pid, number)
 
@@ -129,7 +132,7 @@ class Agent:
         say: Callable[[str], None] = print,
     ):
         self.server, self.order = server, order
-        self.say = lambda text: say(masked(text))
+        self.say = lambda text: say(_short(masked(text)))
         self.workers, self.left = workers, count
         self.slots: list[Slot] = []
         self.stopped: int | None = None
@@ -196,7 +199,7 @@ class Agent:
             self._follow(slot, command)
 
     def _follow(self, slot: Slot, command: Mapping[str, Any]) -> None:
-        kind, run = command.get("type"), str(command.get("run_id"))
+        kind, run = command.get("type"), str(command.get("run_id"))[:LONGEST_ID]
         if kind in ("run", "resume") and slot.run is None and self.stopped is None:
             try:
                 setting = _setting(command.get("args"))
@@ -217,7 +220,7 @@ class Agent:
     def _take(self, slot: Slot, result: dict[str, Any]) -> None:
         """A run has ended: say how; the next is asked for at once."""
         name = slot.planned.name if slot.planned else str(slot.run)
-        if result["status"] == "killed" and self.stopped is not None:
+        if result["status"] == "killed" and (self.stopped is not None or slot.stopping):
             result = {"status": "stopped"}
         elif result["status"] == "killed":
             result["status"] = "failed"
@@ -237,6 +240,11 @@ class Agent:
         self.say("Stopping; the same command goes on from here.")
         for slot in self.slots:
             slot.signal()
+
+
+def _short(text: str) -> str:
+    """A message that may hold words of the server's."""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def _setting(arguments: Any) -> dict[str, Any]:
@@ -295,6 +303,8 @@ def run_agent(
     server = find_server(sweep, entity, project)
     try:
         found = served_sweep(server.name, server.config())
+    except ConfigError as error:
+        raise ConfigError(_short(str(error))) from None
     except Unreachable as error:
         raise RuntimeError(f"{server.url} does not answer: {error}.") from None
     except SweepGone as error:

@@ -3,18 +3,14 @@
 wandb's own functions for them are private, and keep silent about a server that does not answer.
 """
 
-import base64
 import json
-import urllib.error
-import urllib.request
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from http.client import HTTPException
 from typing import Any
 
 from albert_ablate.config import ConfigError
+from albert_ablate.records.graphql import Refused, ask
 
-TIMEOUT = 20  # seconds
 PASSING = (408, 429)  # statuses below 500 that another try may change
 
 SWEEP = """query SweepWithRuns($entity: String, $project: String, $sweep: String!) {
@@ -24,6 +20,9 @@ REGISTER = """mutation CreateAgent($host: String!, $projectName: String, $entity
     agent { id } } }"""
 HEARTBEAT = """mutation Heartbeat($id: ID!, $metrics: JSONString, $runState: JSONString) {
   agentHeartbeat(input: {id: $id, metrics: $metrics, runState: $runState}) { agent { id } commands } }"""
+
+
+DEEPEST = 20  # levels of lists and mappings in a sweep: reading many costs the square of their number
 
 
 class Unreachable(RuntimeError):
@@ -57,9 +56,12 @@ class SweepServer:
         if not found:
             raise ConfigError(f"{self.url} has no sweep {self.name}.")
         try:
-            return yaml.safe_load(found["config"])
-        except (yaml.YAMLError, TypeError, KeyError) as error:
-            raise ConfigError(f"{self.name} has a configuration that cannot be read: {error}.") from None
+            return _read(found["config"])
+        except ConfigError as error:
+            raise ConfigError(f"{self.name} {error}.") from None
+        except (yaml.YAMLError, TypeError, KeyError, AttributeError, ValueError, RecursionError) as error:
+            why = " ".join(str(error).split())[:300] or type(error).__name__
+            raise ConfigError(f"{self.name} has a configuration that cannot be read: {why}.") from None
 
     def register(self) -> str:
         """A new agent: its id."""
@@ -72,7 +74,7 @@ class SweepServer:
         commands = self._taken(self._ask(HEARTBEAT, state), "agentHeartbeat")["commands"]
         try:
             return [dict(command) for command in json.loads(commands)]
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             raise Unreachable(f"its commands cannot be read: {str(commands)[:100]}") from None
 
     def _taken(self, data: Any, *path: str) -> Any:
@@ -83,31 +85,27 @@ class SweepServer:
         return data
 
     def _ask(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
-        token = base64.b64encode(f"api:{self.key}".encode()).decode()
-        headers = {"Content-Type": "application/json", "Authorization": f"Basic {token}", "User-Agent": "albert-ablate"}
-        body = json.dumps({"query": query, "variables": variables}).encode()
         try:
-            with urllib.request.urlopen(
-                urllib.request.Request(f"{self.url}/graphql", body, headers), timeout=TIMEOUT
-            ) as answer:
-                content = json.loads(answer.read())
-        except urllib.error.HTTPError as error:
-            said = _message(error.read())
-            if error.code == 404:
+            return ask(self.url, self.key, query, variables)
+        except Refused as error:
+            if error.status == 404:
                 raise SweepGone(f"{self.url} knows {self.name} no longer.") from None
-            if error.code in PASSING or error.code >= 500:
-                raise Unreachable(f"status {error.code}{said}") from None
-            raise ConfigError(f"{self.url} refuses {self.name}: status {error.code}{said}.") from None
-        except (OSError, HTTPException, ValueError) as error:
-            raise Unreachable(str(getattr(error, "reason", error)) or type(error).__name__) from None
-        if not isinstance(content, dict) or not isinstance(content.get("data"), dict):
-            raise Unreachable(f"no data{_message(json.dumps(content).encode())}")
-        return content["data"]
+            if error.status in PASSING or error.status >= 500:
+                raise Unreachable(str(error)) from None
+            raise ConfigError(f"{self.url} refuses {self.name}: {error}.") from None
+        except OSError as error:
+            raise Unreachable(str(error)) from None
 
 
-def _message(body: bytes) -> str:
-    """What an error's answer says, as the end of a sentence."""
-    try:
-        return ", " + " ".join(str(json.loads(body)["errors"][0]["message"]).split())[:200].rstrip(".")
-    except (ValueError, KeyError, IndexError, TypeError):
-        return ""
+def _read(text: str) -> Any:
+    """A sweep's YAML. Aliases are refused: a few nested ones stand for more values than a memory holds."""
+    import yaml
+
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise ConfigError(f"is nested more than {DEEPEST} deep, which is not allowed from a server")
+        if isinstance(event, yaml.AliasEvent):
+            raise ConfigError(f"has an alias (*{event.anchor[:50]}), which is not allowed from a server")
+    return yaml.safe_load(text)

@@ -1,0 +1,85 @@
+"""Questions to a W&B server's public GraphQL interface, over plain HTTP, each with a deadline and a limit of size."""
+
+import base64
+import json
+import threading
+import urllib.error
+import urllib.request
+from http.client import HTTPException, HTTPMessage
+from typing import IO, Any
+
+DEADLINE = 20.0  # seconds for a whole answer, however slowly it comes
+LARGEST = 4 << 20  # bytes of an answer
+
+ROWS = """query RunResumeStatus($project: String, $entity: String, $name: String!) {
+  model(name: $project, entityName: $entity) { bucket(name: $name, missingOk: true) { historyLineCount } } }"""
+
+
+class Refused(OSError):
+    """An answer with another status than 200."""
+
+    def __init__(self, status: int, said: str):
+        super().__init__(f"status {status}{said}")
+        self.status, self.said = status, said
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """Follows no redirection: it would carry the key to whichever host the answer names."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> None:
+        raise Refused(code, f", it redirects to {newurl[:200]}, where the key is not sent")
+
+
+def ask(url: str, key: str, query: str, variables: dict[str, Any]) -> dict[str, Any]:
+    """The data that the server at `url` answers. Raises Refused, or OSError where it does not answer, not in time, too
+    much, or no data."""
+    got: list[dict[str, Any] | Exception] = []
+    thread = threading.Thread(target=lambda: got.append(_answer(url, key, query, variables)), daemon=True)
+    thread.start()
+    thread.join(DEADLINE)
+    if not got:
+        raise TimeoutError(f"no whole answer within {DEADLINE:.0f} s")
+    if isinstance(got[0], Exception):
+        raise got[0]
+    return got[0]
+
+
+def history_rows(url: str, key: str, entity: str | None, project: str, run: str) -> int:
+    """How many rows of a run the server has."""
+    data = ask(url.rstrip("/"), key, ROWS, {"entity": entity, "project": project, "name": run})
+    try:
+        return int(data["model"]["bucket"]["historyLineCount"])
+    except (KeyError, TypeError, ValueError):
+        return 0
+
+
+def _answer(url: str, key: str, query: str, variables: dict[str, Any]) -> dict[str, Any] | Exception:
+    token = base64.b64encode(f"api:{key}".encode()).decode()
+    headers = {"Content-Type": "application/json", "Authorization": f"Basic {token}", "User-Agent": "albert-ablate"}
+    body = json.dumps({"query": query, "variables": variables}).encode()
+    try:
+        request = urllib.request.Request(f"{url}/graphql", body, headers)
+        with urllib.request.build_opener(_Stay).open(request, timeout=DEADLINE) as answer:
+            content = answer.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            return OSError(f"its answer is larger than {LARGEST >> 20} MiB")
+        tree = json.loads(content)
+    except urllib.error.HTTPError as error:
+        return Refused(error.code, message_of(error.read(LARGEST)))
+    except (OSError, HTTPException, ValueError, RecursionError) as error:
+        if isinstance(error, Refused):
+            return error
+        return OSError(str(getattr(error, "reason", error)) or type(error).__name__)
+    if not isinstance(tree, dict) or not isinstance(tree.get("data"), dict):
+        return OSError(f"no data{message_of(content)}")
+    return tree["data"]
+
+
+def message_of(body: bytes) -> str:
+    """What an error's answer says, as the end of a sentence."""
+    try:
+        return ", " + " ".join(str(json.loads(body)["errors"][0]["message"]).split())[:200].rstrip(".")
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+        return ""
