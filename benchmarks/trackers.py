@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,9 @@ def main() -> None:
         print("|---|---|---|---|---|---|", flush=True)
         for kind, troubles in (("wandb", WANDB), ("mlflow", MLFLOW)):
             if options.only not in (None, kind):
+                continue
+            if kind == "mlflow" and find_spec("flask") is None:
+                print("MLflow is left out: its server needs the whole package, pip install mlflow.")
                 continue
             process, target = mlflow_server(scratch) if kind == "mlflow" else (None, "")
             try:
