@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from forking import Ambush, Child, arguments, forked, nano, outcome, train, write_text
 
-from albert_ablate.config import ConfigError
+from albert_ablate.config import ConfigError, options
 from albert_ablate.records.folder import RunFolder
 from albert_ablate.records.history import SCHEMAS
 from albert_ablate.training.checkpoint import load_checkpoint
@@ -346,3 +346,37 @@ def test_a_damaged_checkpoint_is_seen_wherever_a_bit_turns(tmp_path):
         else:
             assert found["step"] == 3 and torch.equal(found["state_dict"]["w"], value), at
     assert refused > len(whole) // 5 // 5
+
+
+def awkward() -> dict[str, list[str]]:
+    """Settings that keep state of their own: all clipping rules, optimizers, norm types and more."""
+    extra = {
+        "schedule_free": ["schedule=constant"],
+        **{name: ["dropout=uniform"] for name in options()["dropout_time"]},
+    }
+    found = {
+        f"{group}={name}": [f"{group}={name}", *extra.get(name, [])]
+        for group in ("clip", "optimizer", "norm_type", "dropout_time")
+        for name in options()[group]
+    }
+    return found | {
+        "r_drop": ["loss=r_drop", "dropout=uniform"],
+        "qk_clip": ["attention.qk_clip=0.01", "dropout=uniform", "data.accumulate=2"],
+        "sigma_reparam": ["++model.sigma_reparam=true"],
+        "bpe": ["tokenizer=bpe", "tokenizer.vocabulary=300"],
+        "many passes": ["data.train_size=700", "data.accumulate=4"],
+        "64-true": ["trainer.precision=64-true", "optimizer=spam", "clip=autoclip"],
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", awkward())
+def test_every_setting_with_state_of_its_own_is_gone_on_with_exactly(setting, text, tmp_path):
+    given = dict(o.split("=", 1) for o in ["optimizer.lr=0.003", *awkward()[setting]])
+    overrides = [f"{key}={value}" for key, value in given.items()]
+    expected = outcome(train(nano(text, tmp_path / "whole", *overrides))["folder"])
+    cfg, rng = nano(text, tmp_path / "parts", *overrides), random.Random(setting)
+    kills = killed_at(cfg, [rng.randint(100, 250), rng.randint(60, 200)])
+    record = train(cfg, verbose=True)
+    assert kills == 2 and record["sessions"] >= 2
+    assert outcome(record["folder"]) == expected
