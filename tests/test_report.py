@@ -14,7 +14,9 @@ import pytest
 
 from albert_ablate.analysis import charts, report, show
 from albert_ablate.analysis.measures import spike_score, spikes
-from albert_ablate.analysis.page import Page, Section, Table, packed, safe_json, write_csv, write_markdown, written
+from albert_ablate.analysis.numbers import human
+from albert_ablate.analysis.page import Page, Section, Table, packed, safe_json, write_csv, write_markdown
+from albert_ablate.analysis.tables import with_mean
 from albert_ablate.cli import main
 
 pytest.importorskip("altair", reason="pip install 'albert_ablate[plot]'")
@@ -382,9 +384,9 @@ def test_arms_are_named_by_settings_that_tell_them_apart_and_not_by_what_came_of
 def test_a_mean_is_drawn_where_most_seeds_were_evaluated(tmp_path):
     rows = [(run, t, 1.0 + run) for run in (0, 1, 2) for t in (0, 10, 20)] + [(3, t, 9.0) for t in (0, 10, 15)]
     held = pd.DataFrame(rows, columns=["run", "tokens", "loss"]).assign(arm="a")
-    over = report._with_range(held).drop_duplicates("tokens").set_index("tokens")
+    over = with_mean(held).drop_duplicates("tokens").set_index("tokens")
     assert over["mean"].to_dict() == {0: 3.75, 10: 3.75, 20: 2.0, 15: pytest.approx(np.nan, nan_ok=True)}
-    assert over["high"][10] == 9 and over["low"][20] == 1 and len(report._with_range(held)) == len(held)
+    assert over["high"][10] == 9 and over["low"][20] == 1 and len(with_mean(held)) == len(held)
 
 
 def test_cells_of_a_factorial_have_equal_settings_elsewhere(tmp_path):
@@ -460,7 +462,7 @@ def test_numbers_of_one_size_align_and_settings_stay_short():
         {"loss": [2.6175, 2.9, np.nan], "lr": [0.002, 2.0, 0.128], "n": [3, 20_000, 5], "p": [0.5, 1.2e-5, 0.01]}
     )
     assert Table("t", rows).cells == [
-        ["2.618", "0.002", "3", "0.5"], ["2.900", "2", "20,000", "1.2e−05"], ["–", "0.128", "5", "0.01"]]  # fmt: skip
+        ["2.618", "0.002", "3", "0.5"], ["2.900", "2", "20,000", "1.2 × 10⁻⁵"], ["–", "0.128", "5", "0.01"]]  # fmt: skip
     assert Table("t", rows.assign(arm="a")).numeric == [True] * 4 + [False]
 
 
@@ -486,8 +488,12 @@ def test_numbers_survive_packing_and_are_short_in_words():
     frame = pd.DataFrame({"x": [0.123456789, np.nan, np.inf, 3.0], "arm": ["a"] * 4})
     assert packed(frame) == {"n": 4, "c": {"x": [0.12346, None, None, 3], "arm": ["a"] * 4}}
     assert packed(pd.DataFrame({"arm": ["a"] * 9}))["c"]["arm"] == {"u": ["a"], "i": [0] * 9}
-    assert [written(v) for v in (None, np.nan, 200_000, -0.5, 1e12, np.inf, True)] == [
-        "–", "–", "200,000", "−0.5", "1e+12", "∞", "yes"]  # fmt: skip
+    assert [human(v) for v in (None, np.nan, 200_000, -0.5, 1.5e12, np.inf, True)] == [
+        "–", "–", "200,000", "−0.5", "1.5 × 10¹²", "∞", "yes"]  # fmt: skip
+    # tokens per second were 1.816e+04 once
+    assert [human(v) for v in (18_160.4, 9999.6, 1234, 0.98614, 1e-4, 2.5e-6, -0.0)] == [
+        "18,160", "10,000", "1234", "0.9861", "0.0001", "2.5 × 10⁻⁶", "0"]  # fmt: skip
+    assert [human(v, 3, sign=True) for v in (0.0305, -0.4, 0.0, np.inf)] == ["+0.0305", "−0.4", "+0", "+∞"]
 
 
 @pytest.mark.slow

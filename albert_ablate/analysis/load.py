@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from albert_ablate.analysis.measures import spike_score
+from albert_ablate.analysis.measures import log_of_positive, spike_score, spike_window
 from albert_ablate.config import ConfigError
 from albert_ablate.records.evaluations import read_evaluations
 from albert_ablate.records.history import SCHEMAS, read_history
@@ -52,14 +52,19 @@ class Runs:
     def layers(self) -> pd.DataFrame:
         return self.history("layers")
 
-    def spikes(self, window: int = 1000, deviations: float = 7.0) -> pd.DataFrame:
-        """The spike score (`measures.spike_score`) of each run's loss and gradient norm by step: arm, setting, seed,
-        loss, grad_norm. nan where a run has no more than `window` steps: give a shorter one."""
+    def spikes(self, window: int | None = None, deviations: float = 7.0) -> pd.DataFrame:
+        """The spike scores (`measures.spike_score`) of each run's loss and of the logarithm of its gradient norm, which
+        are the measures spike_score and grad_spike_score: arm, setting, seed, loss, grad_norm.
+
+        window: steps that a value is compared with; `measures.spike_window` of the run's steps where none is given. nan
+        where a run has no more steps than that."""
         keys = ["arm", "setting", "seed"]
-        rows = [
-            {**dict(zip(keys, key, strict=True)), **{x: spike_score(run[x], window, deviations) for x in SPIKING}}
-            for key, run in self.history("steps", ["step", *SPIKING]).groupby(keys, sort=False)
-        ]
+        rows = []
+        for key, run in self.history("steps", ["step", *SPIKING]).groupby(keys, sort=False):
+            values = {"loss": run["loss"].to_numpy(), "grad_norm": log_of_positive(run["grad_norm"])}
+            steps = window or spike_window(len(run))
+            scores = {x: spike_score(values[x], steps, deviations) for x in SPIKING}
+            rows.append(dict(zip(keys, key, strict=True)) | scores)
         return pd.DataFrame(rows, columns=[*keys, *SPIKING])
 
     def where(self, **wanted: Any) -> "Runs":

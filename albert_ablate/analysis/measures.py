@@ -94,6 +94,18 @@ def spike_score(values: Sequence[float], window: int = 1000, deviations: float =
     return float(np.mean(found[window:]))
 
 
+def spike_window(steps: int) -> int:
+    """Steps that a value is compared with in a run of so many steps: a tenth of them, at least 20, at most the 1,000 of
+    the source."""
+    return int(min(1000, max(20, steps // 10)))
+
+
+def log_of_positive(norms: Sequence[float]) -> np.ndarray:
+    """ln of gradient norms, whose noise is multiplicative; nan for what is not positive."""
+    x = np.asarray(norms, float)
+    return np.log(np.where(x > 0, x, np.nan))
+
+
 def spikes(values: Sequence[float], window: int = 1000, deviations: float = 7.0) -> np.ndarray:
     """Whether a value lies at least `deviations` standard deviations from the mean of the `window` values before it.
 

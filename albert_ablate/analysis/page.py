@@ -17,11 +17,10 @@ import numpy as np
 import pandas as pd
 
 from albert_ablate.analysis import charts
+from albert_ablate.analysis.numbers import DIGITS, human, is_number, visible
 from albert_ablate.config import unwritable
 from albert_ablate.records.atomic import replace_file
 
-CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-DIGITS = 4  # of a number behind a chart
 LIKE = 1000  # the greatest of a column over the least, where its numbers have as many decimals
 FOLDED = 40  # rows of a folded table that Markdown, which cannot fold, still has
 UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
@@ -66,17 +65,13 @@ class Table:
     def numeric(self) -> list[bool]:
         """Which columns of `words` hold numbers alone."""
         return [
-            bool(len(own := self.words.iloc[:, i].dropna())) and all(_is_number(v) for v in own)
+            bool(len(own := self.words.iloc[:, i].dropna())) and all(is_number(v) for v in own)
             for i in range(self.words.shape[1])
         ]
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool | np.bool_)
-
-
 def _aligned(values: Sequence[Any]) -> list[str]:
-    text = [written(v) for v in values]
+    text = [human(v) for v in values]
     fine = [abs(v) for v in values if isinstance(v, float) and math.isfinite(v) and v]
     long = any(len(re.sub(r"\D", "", t).lstrip("0")) >= DIGITS for t in text)  # settings such as 0.002 are short
     if not fine or not long or max(fine) >= 1e4 or max(fine) > LIKE * min(fine):
@@ -213,30 +208,6 @@ def _numbers(values: np.ndarray) -> list[Any]:
         int(v) if i else float(f"{v:.{DIGITS + 1}g}") if math.isfinite(v) else None
         for v, i in zip(values.tolist(), whole.tolist(), strict=True)
     ]
-
-
-def visible(value: Any) -> str:
-    """Text in which nothing acts unseen: control characters, and those that turn the direction of what follows."""
-    return CONTROLS.sub("\ufffd", str(value).encode("utf-8", "replace").decode("utf-8"))
-
-
-def written(value: Any) -> str:
-    """A table's cell in words."""
-    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
-        return "–"
-    if isinstance(value, bool | np.bool_):
-        return "yes" if value else "no"
-    if isinstance(value, int | np.integer):
-        return written(float(value)) if abs(int(value)) >= 10_000 else str(int(value))
-    if isinstance(value, float | np.floating):
-        if math.isinf(value):
-            return "∞" if value > 0 else "−∞"
-        x = float(value)
-        text = f"{int(x):,}" if x == int(x) and 1e4 <= abs(x) < 1e9 else f"{x:.4g}"
-        return text.replace("-", "−")
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(written(v) for v in value) + "]"
-    return visible(value)
 
 
 def write_html(page: Page, output: Path) -> list[Path]:

@@ -259,13 +259,11 @@ def spike_score(run: Evidence) -> float:
 
 def grad_spike_score(run: Evidence) -> float:
     """Share of ln(gradient norm) 7 standard deviations off the window before, which is that of `spike_score`."""
-    # the noise of a norm is multiplicative
-    norms = run.column("steps", "grad_norm").astype(float)
-    return _spike_score(np.log(np.where(norms > 0, norms, np.nan)))
+    return _spike_score(measures.log_of_positive(run.column("steps", "grad_norm")))
 
 
 def _spike_score(values: Any) -> float:
-    return measures.spike_score(values, window=int(min(1000, max(20, len(values) // 10))))
+    return measures.spike_score(values, window=measures.spike_window(len(values)))
 
 
 def roughness(run: Evidence) -> float:

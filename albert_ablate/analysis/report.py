@@ -17,18 +17,18 @@ import pandas as pd
 from albert_ablate.analysis import charts
 from albert_ablate.analysis.effects import factorial_effects, rate_interval, rate_sensitivity
 from albert_ablate.analysis.load import Runs, load_runs
+from albert_ablate.analysis.numbers import human, visible
 from albert_ablate.analysis.page import (
     Figure,
     Page,
     Section,
     Table,
-    visible,
     write_csv,
     write_html,
     write_markdown,
-    written,
 )
-from albert_ablate.config import NUISANCE, SIGNIFICANT, ConfigError
+from albert_ablate.analysis.tables import key_of, mean_interval, means, settings_and_names, with_mean
+from albert_ablate.config import ConfigError
 from albert_ablate.records.evaluations import read_evaluations
 from albert_ablate.records.history import read_history
 
@@ -56,7 +56,6 @@ FIGURES = {  # of the summary: as a table names them
     "model.layers": "",
     "optimizer.lr": "",
 }
-OUTSIDE = ("trainer.precision", "trainer.compile")  # settings that determine the weights, beside the groups that do
 
 
 # --- material --------------------------------------------------------------------------------------------------------
@@ -117,7 +116,7 @@ def gather(root: Path, ledger: Path | None) -> Material:
     elif len(rows) < len(readable):
         n = len(readable) - len(rows)
         notes.append(f"{counted(n, 'run')} of tuning or calibration: at most in the section on learning rates.")
-    settings, names = differences(rows)
+    settings, names = settings_and_names(rows)
     numbers = {c: rows[c].map(_figure) for c in FIGURES if c in rows}
     rows = rows.assign(name=rows["setting"].map(names), **numbers)
     mixed = differing_texts(rows)
@@ -137,7 +136,7 @@ def differing_texts(rows: pd.DataFrame) -> list[str]:
     found = [c for c in ("data", "tokenizer", "task") if c in rows and rows[c].nunique(dropna=False) > 1]
     if found or "fingerprint" not in rows:
         return found
-    size = rows["data.train_size"].map(_key) if "data.train_size" in rows else pd.Series("", rows.index)
+    size = rows["data.train_size"].map(key_of) if "data.train_size" in rows else pd.Series("", rows.index)
     return ["text"] if (rows.groupby(size)["fingerprint"].nunique() > 1).any() else []
 
 
@@ -149,35 +148,6 @@ def _figure(value: Any) -> float:
 
 def counted(n: int, what: str) -> str:
     return f"{n:,} {what}{'s' * (n != 1)}"
-
-
-def differences(rows: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
-    """What settings differ in (a row each, by its hash), and a name for each: its choices, and what else is needed to
-    tell it from the settings of the same choices."""
-    one = rows.drop_duplicates("setting").set_index("setting")
-    groups = [c for c in SIGNIFICANT if c in one]
-    dotted = [c for c in one if str(c).split(".")[0] in SIGNIFICANT and "." in str(c) or c in OUTSIDE]
-    dotted.sort(key=lambda c: c in NUISANCE)  # an arm is told by its rate only where nothing else tells it
-    groups, dotted = ([c for c in columns if one[c].map(_key).nunique() > 1] for columns in (groups, dotted))
-    names = {s: " ".join(f"{c}={one.at[s, c]}" for c in groups if isinstance(one.at[s, c], str)) for s in one.index}
-    for column in dotted:
-        alike: dict[str, set[str]] = {}
-        for s, name in names.items():
-            alike.setdefault(name, set()).add(_key(one.at[s, column]))
-        for s, name in names.items():
-            if len(alike[name]) > 1:
-                names[s] = f"{name} {column}={written(one.at[s, column])}".strip()
-    taken: dict[str, int] = {}
-    for s in names:
-        name = visible(names[s] or one.at[s, "label"])
-        taken[name] = taken.get(name, 0) + 1  # settings may differ in nothing that is named, such as the text itself
-        names[s] = f"{name} ({s[:6]})" if taken[name] > 1 else name
-    order = sorted(names, key=lambda s: names[s])
-    return one.loc[order, [*groups, *dotted]], {s: names[s] for s in order}
-
-
-def _key(value: Any) -> str:
-    return json.dumps(value, default=str)
 
 
 def read_ledger(file: Path, needed: bool) -> Mapping[str, Any] | None:
@@ -220,7 +190,7 @@ def ledger_section(m: Material) -> Section:
     family = m.ledger.get("family") or {}
     section.text.append(
         f"{counted(len(m.ledger['claims']), 'claim')} of {m.ledger.get('claims_file', 'a claims file')}, in a family "
-        f"of {written(family.get('size'))}, judged together at {written(family.get('alpha'))} (Holm)."
+        f"of {human(family.get('size'))}, judged together at {human(family.get('alpha'))} (Holm)."
     )
     rows, looks = list[dict[str, Any]](), list[dict[str, Any]]()
     for claim in m.ledger["claims"]:
@@ -292,6 +262,12 @@ def _part(p: Mapping, kind: str) -> dict[str, Any]:
     return row | {"signed_rank": p.get("rank"), "effect": effect_text(p)}
 
 
+def interval_text(mean: float, low: float, high: float, unit: str = "") -> str:
+    """+1.48 % (+0.99 to +1.96); without its ends where there are none."""
+    said = f"{human(mean, 3, sign=True)}{unit}"
+    return said if math.isnan(low) else f"{said} ({human(low, 3, sign=True)} to {human(high, 3, sign=True)})"
+
+
 def _three(found: Sequence | None) -> tuple[float, float, float]:
     mean, low, high = map(number, found or (None,) * 3)
     return mean, low, high
@@ -305,7 +281,7 @@ def _shown(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         return None if math.isnan(lost) else f"{lost:g} of {row['pairs']} ({_percent(low)} to {_percent(high)})"
 
     def triple(row: Mapping, name: str) -> str | None:
-        mean, low, high = (written(float(f"{row[f'{name}{end}']:.3g}")) for end in ("", "_low", "_high"))
+        mean, low, high = (human(row[f"{name}{end}"], 3) for end in ("", "_low", "_high"))
         return None if math.isnan(row[name]) else f"{mean} ({low} to {high})"
 
     return pd.DataFrame(
@@ -336,11 +312,9 @@ def effect_text(p: Mapping) -> str:
         mean, low, high = -mean, -high, -low
     if math.isnan(mean):
         return "no finite pair"
-    mean, low, high = mean + 0.0, low + 0.0, high + 0.0  # no minus before a zero
     if p.get("rank") == "not tested":
-        return f"{mean:+.3g}{unit} (exact)".replace("-", "−")
-    said = f"{mean:+.3g}{unit}" if math.isnan(low) else f"{mean:+.3g}{unit} ({low:+.3g} to {high:+.3g})"
-    return said.replace("-", "−").replace("inf", "∞")
+        return f"{human(mean, 3, sign=True)}{unit} (exact)"
+    return interval_text(mean, low, high, unit)
 
 
 def effects_section(m: Material) -> Section:
@@ -432,7 +406,7 @@ def curves_section(m: Material) -> Section:
     unit = "nats per token"
     if m.mixed:
         validation["loss"], unit = validation["bits_per_byte"], "bits per byte"
-    validation = _with_range(validation.drop(columns="bits_per_byte"))
+    validation = with_mean(validation.drop(columns="bits_per_byte"))
     if validation.empty:
         section.missing.append("No run has a finite validation loss.")
         return section
@@ -469,19 +443,6 @@ def curves_section(m: Material) -> Section:
     pair = held.pivot_table(index=["arm", "run", "seed", "tokens"], columns="split", values="loss").reset_index()
     m.both = pair.dropna() if {"train", "validation"} <= {*pair} else None
     return section
-
-
-def _with_range(validation: pd.DataFrame) -> pd.DataFrame:
-    """mean, low, high over the seeds at tokens where most of those that came so far have a finite loss; nan elsewhere:
-    where one run alone was evaluated, as at its end, the mean would jump to it."""
-    finite = validation[np.isfinite(validation["loss"])]
-    over = finite.groupby(["arm", "tokens"])["loss"].agg(["count", "mean", "min", "max"]).reset_index()
-    ends = finite.groupby(["arm", "run"])["tokens"].max().groupby(level="arm")
-    reached = {arm: np.sort(x.to_numpy()) for arm, x in ends}
-    came = [len(reached[a]) - np.searchsorted(reached[a], t) for a, t in zip(over["arm"], over["tokens"], strict=True)]
-    over.loc[2 * over["count"] <= np.array(came, int), ["mean", "min", "max"]] = np.nan
-    over = over.rename(columns={"min": "low", "max": "high"}).drop(columns="count")
-    return finite.merge(over, on=["arm", "tokens"])
 
 
 # --- learning rates --------------------------------------------------------------------------------------------------
@@ -532,7 +493,7 @@ def rates_section(m: Material) -> Section:
         if not m.mixed and len(found := _sensitivity(grid)):
             note = (
                 "Mean over the rates of min(loss, initial loss) minus the seed's least loss, in nats per token, with a "
-                "95 % t interval from three seeds on; seeds that have every rate (Wortsman et al. 2023, 2309.14322)."
+                "95 % t interval from two seeds on; seeds that have every rate (Wortsman et al. 2023, 2309.14322)."
             )
             section.tables.append(Table("sensitivity", found, "Sensitivity to the learning rate", note))
     if not section.figures:
@@ -559,7 +520,7 @@ def _grid(m: Material) -> pd.DataFrame | None:
         return None
     others = [c for c in m.settings if c != "optimizer.lr"]
     named = m.done.merge(
-        m.settings[others].map(_key).agg(" ".join, axis=1).rename("else_"), left_on="name", right_index=True
+        m.settings[others].map(key_of).agg(" ".join, axis=1).rename("else_"), left_on="name", right_index=True
     )
     kept = []
     for _, rows in named.groupby("else_"):
@@ -585,7 +546,7 @@ def _sensitivity(grid: pd.DataFrame) -> pd.DataFrame:
         seeds = [s for s in losses.index if every[s] and math.isfinite(initial[s])]
         if seeds:
             each = rate_sensitivity(losses.loc[seeds].to_numpy(), initial[seeds].to_numpy())
-            found = _means(pd.DataFrame({"arm": arm, "value": each}), [str(arm)])
+            found = means(pd.DataFrame({"arm": arm, "value": each}), [str(arm)])
             out.append({"arm": arm, "rates": losses.shape[1], "seeds": len(seeds)} | found.iloc[0, 1:].to_dict())
     return pd.DataFrame(out)
 
@@ -692,8 +653,8 @@ def generalization_section(m: Material) -> Section:
         section.figures.append(
             Figure(
                 "Gap: validation minus training loss at the end (nats per token)",
-                charts.strip(values, _means(values, m.arms), m.arms, "gap (nats per token)", zero=True),
-                "Dots: runs; bar: mean; line: 95 % t interval from three seeds on. Both losses without dropout.",
+                charts.strip(values, means(values, m.arms), m.arms, "gap (nats per token)", zero=True),
+                "Dots: runs; bar: mean; line: 95 % t interval from two seeds on. Both losses without dropout.",
             )
         )
     if m.both is not None and len(m.both):
@@ -756,29 +717,17 @@ def _rises(section: Section, m: Material, rows: pd.DataFrame, name: str, title: 
         section.figures.append(Figure(f"Loss under {kind} {title}", chart, note))
 
 
-def _means(values: pd.DataFrame, arms: Sequence[str]) -> pd.DataFrame:
-    """Mean by arm with the 95 % t interval, from three seeds on."""
-    from scipy.special import stdtrit
-
-    out = []
-    for arm in arms:
-        x = values.loc[values["arm"] == arm, "value"].to_numpy(float)
-        if len(x):
-            half = float(stdtrit(len(x) - 1, 0.975) * x.std(ddof=1) / len(x) ** 0.5) if len(x) > 2 else math.nan
-            out.append({"arm": arm, "mean": x.mean(), "low": x.mean() - half, "high": x.mean() + half})
-    return pd.DataFrame(out)
-
-
 # --- factors, cost, configurations -----------------------------------------------------------------------------------
 
 
 def factorial_section(m: Material) -> Section:
     section = Section("Interactions")
     quality, axis = m.quality
-    varied = [c for c in m.settings if m.settings[c].notna().all() and 2 <= m.settings[c].map(_key).nunique() <= LEVELS]
+    levels = m.settings.map(key_of).nunique()
+    varied = [c for c in m.settings if m.settings[c].notna().all() and 2 <= levels[c] <= LEVELS]
     distinct: dict[tuple, str] = {}
     for column in varied:  # a setting that comes with a choice is no factor of its own
-        distinct.setdefault(tuple(pd.factorize(m.settings[column].map(_key))[0]), column)
+        distinct.setdefault(tuple(pd.factorize(m.settings[column].map(key_of))[0]), column)
     effects = []
     for one, other in combinations(distinct.values(), 2):
         if len(section.figures) == PAIRS_OF_FACTORS:
@@ -822,13 +771,13 @@ def _crossed(m: Material, one: str, other: str) -> tuple[pd.DataFrame, int]:
     quality = m.quality[0]
     if quality not in m.finished:
         return pd.DataFrame(), 0
-    keys = m.settings.map(_key)
+    keys = m.settings.map(key_of)
     cell = keys[one] + keys[other]
     rest = [c for c in keys if c not in (one, other) and keys.groupby(cell)[c].nunique().gt(1).any()]
     keys = keys.assign(rest=keys[rest].agg(" ".join, axis=1) if rest else "", cell=cell)
-    wanted = m.settings[one].map(_key).nunique() * m.settings[other].map(_key).nunique()
+    wanted = m.settings[one].map(key_of).nunique() * m.settings[other].map(key_of).nunique()
     rows = m.finished[["name", "seed", quality]].merge(keys[["rest", "cell"]], left_on="name", right_index=True)
-    rows = rows.merge(m.settings[[one, other]].map(written), left_on="name", right_index=True)
+    rows = rows.merge(m.settings[[one, other]].map(human), left_on="name", right_index=True)
     whole = rows.groupby("rest")["cell"].transform("nunique") == wanted
     points = rows[whole].rename(columns={one: "x", other: "level", quality: "value"}).astype({"seed": int})
     return points[["name", "x", "level", "seed", "rest", "value"]].astype({"value": float}), points["rest"].nunique()
@@ -844,10 +793,10 @@ def _contrasts(m: Material, points: pd.DataFrame, one: str, other: str) -> list[
         return []
     out = []
     for names, d in factorial_effects(np.array(cells, float), (one, other)).items():
-        means = _means(pd.DataFrame({"arm": "x", "value": d}), ["x"]).iloc[0]
+        mean, low, high = mean_interval(d)
         words = [f"{n}: {levels[(one, other).index(n)][1]} minus {levels[(one, other).index(n)][0]}" for n in names]
         what = " x ".join(names) if len(names) > 1 else words[0]
-        out.append({"effect": what, "seeds": len(d), "mean": means["mean"], "low": means["low"], "high": means["high"]})
+        out.append({"effect": what, "seeds": len(d), "mean": mean, "low": low, "high": high})
     return out
 
 

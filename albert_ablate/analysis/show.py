@@ -10,15 +10,15 @@ import numpy as np
 import pandas as pd
 
 from albert_ablate.analysis import charts
-from albert_ablate.analysis.measures import spikes
-from albert_ablate.analysis.page import Figure, Page, Section, Table, write_html, written
+from albert_ablate.analysis.measures import log_of_positive, spike_window, spikes
+from albert_ablate.analysis.numbers import human
+from albert_ablate.analysis.page import Figure, Page, Section, Table, write_html
 from albert_ablate.config import ConfigError, unwritable
 from albert_ablate.records.atomic import replace_file
 from albert_ablate.records.folder import RunFolder
 from albert_ablate.records.history import SCHEMAS, read_history
 
 POINTS = 2000  # of a curve over steps
-FEWEST = 50  # steps before one can be a spike
 DEVIATIONS = 7.0
 FIGURES = {
     "train_loss": "train loss (nats per token)",
@@ -97,15 +97,13 @@ def read_run(folder: Path) -> OneRun:
 
 
 def spike_marks(steps: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    """step, tokens, what, value of the spikes of loss and gradient norm, the worst 200; and the window they stand in.
-
-    A run shorter than ten windows of 1,000 steps has windows of a tenth of its steps, of 50 at least.
-    """
-    window = min(1000, max(FEWEST, len(steps) // 10))
+    """step, tokens, what, value of the spikes of loss and gradient norm, the worst 200; and the window they stand in,
+    which is that of the measures spike_score and grad_spike_score."""
+    window = spike_window(len(steps))
     found = []
     for column, what in (("loss", "loss spike"), ("grad_norm", "gradient spike")):
         x = steps[column].to_numpy(float)
-        x = np.log(np.where(x > 0, x, np.nan)) if column == "grad_norm" else x  # its noise is multiplicative
+        x = log_of_positive(x) if column == "grad_norm" else x
         at = steps[spikes(x.tolist(), window, DEVIATIONS)]
         found.append(at[["step", "tokens"]].assign(what=what, value=at[column]))
     return pd.concat(found).nlargest(200, "value").sort_values("step"), window
@@ -219,7 +217,7 @@ def outcome(record: Mapping[str, Any]) -> str:
         "stopped": "It was stopped, and goes on when it is started again.",
         "failed": "It failed, and goes on when it is started again.",
     }.get(record["status"], f"Its status is {record['status']}.")
-    return f"{said} {written(done.get('step'))} of {written(done.get('steps'))} steps."
+    return f"{said} {human(done.get('step'))} of {human(done.get('steps'))} steps."
 
 
 def _evaluated(folder: Path) -> list[Section]:

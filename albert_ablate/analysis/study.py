@@ -20,9 +20,9 @@ from albert_ablate.analysis import effects, measures
 from albert_ablate.analysis.judge import Bench
 from albert_ablate.analysis.load import load_runs
 from albert_ablate.analysis.registry import Evidence, Measure, Missing, Unusable, measure
-from albert_ablate.analysis.report import differences as settings_of
 from albert_ablate.analysis.report import read_ledger
-from albert_ablate.analysis.statistics import ALPHA, PAIRS, paired_interval
+from albert_ablate.analysis.statistics import ALPHA, PAIRS
+from albert_ablate.analysis.tables import baseline, mean_interval, means, settings_and_names, with_mean  # noqa: F401 (means: the notebooks')
 from albert_ablate.analysis.verdicts import Claim, Contrast, Verdict, verdicts
 from albert_ablate.config import ConfigError
 from albert_ablate.records.folder import DONE
@@ -43,6 +43,7 @@ class Study:
     arms: Mapping[str, Mapping[int, Evidence]]
     grids: Mapping[str, Mapping[float, Mapping[int, Evidence]]]
     notes: list[str] = field(default_factory=list)
+    baseline: str = ""  # the arm that others are compared with where no other is named
 
     @property
     def names(self) -> list[str]:
@@ -62,8 +63,10 @@ def folder() -> Path:
     return found
 
 
-def read_study(root: Path) -> Study:
-    """The runs below `root` that may be compared, of several such sets that with most finished runs."""
+def read_study(root: Path, wanted: str | None = None) -> Study:
+    """The runs below `root` that may be compared, of several such sets that with most finished runs.
+
+    wanted: the arm to compare the others with; without one, that nearest to the defaults (`tables.baseline`)."""
     # how runs ended is no choice that tells arms apart
     bench, summary = Bench(root), load_runs(root).summary.drop(columns="divergence", errors="ignore")
     notes = [f"{len(bench.unreadable)} records cannot be read."] if bench.unreadable else []
@@ -79,7 +82,7 @@ def read_study(root: Path) -> Study:
         grids.setdefault(run.record["arm"], {}).setdefault(run.lr, {})[run.record["seed"]] = run
     main = {arm: max(rates, key=lambda rate: _merit(rates[rate])) for arm, rates in grids.items()}
     first = [next(iter(grids[arm][rate].values())) for arm, rate in main.items()]
-    names = settings_of(summary[summary["folder"].isin([str(r.folder) for r in first])])[1]
+    settings, names = settings_and_names(summary[summary["folder"].isin([str(r.folder) for r in first])])
     called = {arm: names[run.folder.parent.name] for arm, run in zip(main, first, strict=True)}
     order = sorted(called, key=called.__getitem__)
     return Study(
@@ -87,6 +90,7 @@ def read_study(root: Path) -> Study:
         {called[arm]: grids[arm][main[arm]] for arm in order},
         {called[arm]: grids[arm] for arm in order},
         notes,
+        baseline(settings.rename(index=names), wanted),
     )
 
 
@@ -153,23 +157,6 @@ def describe(study: Study, names: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["measure", "arm", "runs", "mean", "spread", "interquartile mean"])
 
 
-def means(table: pd.DataFrame) -> pd.DataFrame:
-    """arm, mean, low, high of a table of arm and value: the 95 % t interval over the finite ones, nan under two."""
-    rows = []
-    for arm, own in table.groupby("arm", sort=False):
-        mean, low, high = _interval(own["value"].to_numpy(float))
-        rows.append({"arm": arm, "mean": mean, "low": low, "high": high})
-    return pd.DataFrame(rows, columns=["arm", "mean", "low", "high"])
-
-
-def _interval(values: np.ndarray) -> tuple[float, float, float]:
-    finite = values[np.isfinite(values)]
-    try:
-        return paired_interval(finite)
-    except ValueError:  # one value, or equal ones
-        return float(finite.mean()) if len(finite) else np.nan, np.nan, np.nan
-
-
 def _value(m: Measure, run: Evidence) -> float | None:
     if run.diverged:
         return np.inf if m.better == "lower" else -np.inf
@@ -181,15 +168,13 @@ def _value(m: Measure, run: Evidence) -> float | None:
 
 
 def curves(study: Study, split: str = "validation", x: str = "tokens") -> pd.DataFrame:
-    """arm, run, seed, tokens (or `x` in its place), loss, and over an arm's seeds mean, low and high."""
+    """arm, run, seed, tokens (or `x` in its place), loss, and over an arm's seeds mean, low and high
+    (`tables.with_mean`)."""
     parts = []
     for i, (arm, seed, run) in enumerate(study.runs()):
         at, loss = run.curve(split, x=x)
         parts.append(pd.DataFrame({"arm": arm, "run": i, "seed": seed, "tokens": at, "loss": loss}))
-    table = pd.concat(parts)
-    table = table[np.isfinite(table["loss"])]
-    over = table.groupby(["arm", "tokens"])["loss"]
-    return table.assign(mean=over.transform("mean"), low=over.transform("min"), high=over.transform("max"))
+    return with_mean(pd.concat(parts))
 
 
 def ends(study: Study) -> pd.DataFrame:
@@ -272,8 +257,8 @@ def rates(study: Study) -> pd.DataFrame:
 def differences(study: Study, names: Sequence[str], control: str | None = None) -> pd.DataFrame:
     """treatment, seed, measure, d: one signed number per seed, positive in favor of the treatment.
 
-    control: the first arm where none is given; another one changes the signs, and nothing else. +-inf where one of the
-    two diverged, nan where both did. Measures over the learning rate take the seeds that have all of both arms' rates.
+    control: the study's baseline where none is given; another one changes the signs, and nothing else. +-inf
+    where one of the two diverged, nan where both did. Measures over the learning rate take the seeds that have all of both arms' rates.
     """
     control = _known(study, control)
     rows = []
@@ -303,7 +288,7 @@ def _known(study: Study, control: str | None) -> str:
         raise ConfigError(f"A comparison needs two arms; there is only {', '.join(study.arms)}.")
     if control is not None and control not in study.arms:
         raise ConfigError(f"control={control} is unknown: the arms are {', '.join(study.arms)}.")
-    return control or study.names[0]
+    return control or study.baseline or study.names[0]
 
 
 def _paired(study: Study, m: Measure, treatment: str, control: str) -> dict[int, float]:
@@ -356,7 +341,7 @@ def compare(study: Study, names: Sequence[str], control: str | None = None) -> p
     single = values(study, [n for n in names if measure(n).kind == "run"])
     for (arm, name), own in table.groupby(["treatment", "measure"], sort=False):
         m, d = measure(str(name)), own["d"].to_numpy(float)
-        mean, low, high = _interval(d)
+        mean, low, high = mean_interval(d)
         both = single[single["measure"] == name].pivot(index="seed", columns="arm", values="value")
         row = {"treatment": arm, "measure": name, "unit": "log ratio" if m.log else m.unit, "pairs": len(d)}
         row |= {"finished": int(np.isfinite(d).sum()), "mean": mean, "low": low, "high": high}

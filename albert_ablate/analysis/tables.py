@@ -1,0 +1,179 @@
+"""Tables that report, show and the notebooks share: each figure is computed here once, for all of them.
+
+Frames of plain values in, frames out; nothing is read from disk but the defaults of the configuration.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from albert_ablate.analysis.effects import signed_difference
+from albert_ablate.analysis.numbers import human, visible
+from albert_ablate.analysis.statistics import paired_interval
+from albert_ablate.config import NUISANCE, SIGNIFICANT, ConfigError, conf_folder
+
+OUTSIDE = ("trainer.precision", "trainer.compile")  # settings that determine the weights, beside the groups that do
+PAIRED = ["arm", "seed", "d"]
+
+# --- arms ------------------------------------------------------------------------------------------------------------
+
+
+def key_of(value: Any) -> str:
+    """A setting's value as text that is equal where the values are."""
+    return json.dumps(value, default=str)
+
+
+def settings_and_names(rows: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
+    """What settings differ in (a row each, by its hash), and a name for each: its choices, and what else is needed to
+    tell it from the settings of the same choices."""
+    one = rows.drop_duplicates("setting").set_index("setting")
+    groups = [c for c in SIGNIFICANT if c in one]
+    dotted = [c for c in one if str(c).split(".")[0] in SIGNIFICANT and "." in str(c) or c in OUTSIDE]
+    dotted.sort(key=lambda c: c in NUISANCE)  # an arm is told by its rate only where nothing else tells it
+    groups, dotted = ([c for c in columns if one[c].map(key_of).nunique() > 1] for columns in (groups, dotted))
+    names = {s: " ".join(f"{c}={one.at[s, c]}" for c in groups if isinstance(one.at[s, c], str)) for s in one.index}
+    for column in dotted:
+        alike: dict[str, set[str]] = {}
+        for s, name in names.items():
+            alike.setdefault(name, set()).add(key_of(one.at[s, column]))
+        for s, name in names.items():
+            if len(alike[name]) > 1:
+                names[s] = f"{name} {column}={_plain(one.at[s, column])}".strip()
+    taken: dict[str, int] = {}
+    for s in names:
+        name = visible(names[s] or one.at[s, "label"])
+        taken[name] = taken.get(name, 0) + 1  # settings may differ in nothing that is named, such as the text itself
+        names[s] = f"{name} ({s[:6]})" if taken[name] > 1 else name
+    order = sorted(names, key=lambda s: names[s])
+    return one.loc[order, [*groups, *dotted]], {s: names[s] for s in order}
+
+
+def _plain(value: Any) -> str:
+    """A setting's value as one types it: 1e-05, not 1 × 10⁻⁵."""
+    return f"{value:.6g}" if isinstance(value, float) else human(value)
+
+
+@cache
+def default_settings() -> Mapping[str, Any]:
+    """The option of each group, and each setting by its dotted key, of a run to which no option is given."""
+    import yaml
+
+    folder, found = conf_folder(), dict[str, Any]()
+    tree = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    for entry in tree.pop("defaults", []):
+        if isinstance(entry, Mapping):
+            for group, option in entry.items():
+                file = folder / str(group) / f"{option}.yaml"
+                if file.is_file():
+                    found[str(group)] = option
+                    own = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+                    found |= {f"{group}.{k}": v for k, v in own.items() if not str(k).startswith("_")}
+    found |= {f"{group}.{k}": v for group, own in tree.items() if isinstance(own, Mapping) for k, v in own.items()}
+    return found
+
+
+def nearest_to_defaults(settings: pd.DataFrame) -> str:
+    """The arm that differs from the defaults in the fewest groups, of several such in the fewest settings, of several
+    such the first. settings: arm x differing setting."""
+    known = default_settings()
+
+    def distance(arm: str) -> tuple[int, int]:
+        row = settings.loc[arm]
+        apart = [c for c in settings if c in known and key_of(row[c]) != key_of(known[c])]
+        return sum("." not in c for c in apart), sum("." in c for c in apart)
+
+    return min(settings.index, key=distance)
+
+
+def baseline(settings: pd.DataFrame, wanted: str | None = None) -> str:
+    """The arm that others are compared with: the one called `wanted`, or the one arm whose name has all words of it;
+    without one, `nearest_to_defaults`.
+
+    Raises ConfigError where no arm, or more than one, is meant.
+    """
+    arms = list(settings.index)
+    if wanted is None:
+        return nearest_to_defaults(settings)
+    if wanted in arms:
+        return wanted
+    meant = [a for a in arms if set(wanted.split()) and set(wanted.split()) <= set(a.split())]
+    if len(meant) == 1:
+        return meant[0]
+    among = "; ".join(meant or arms)
+    said = f"could be {len(meant)} arms" if meant else "is not an arm"
+    raise ConfigError(f"The baseline {wanted!r} {said}: give one of {among}.")
+
+
+# --- means -----------------------------------------------------------------------------------------------------------
+
+
+def mean_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
+    """(mean, low, high) of the finite values: mean -+ t(0.975, n - 1) s / sqrt(n), from two values on.
+
+    The ends are nan for one value and for equal ones; all three are nan where no value is finite.
+    """
+    x = np.asarray(values, float)
+    x = x[np.isfinite(x)]
+    try:
+        return paired_interval(x)
+    except ValueError:
+        return float(x.mean()) if len(x) else math.nan, math.nan, math.nan
+
+
+def means(table: pd.DataFrame, arms: Sequence[str] | None = None) -> pd.DataFrame:
+    """arm, mean, low, high of a table of arm and value (`mean_interval`), of `arms` in their order if given."""
+    values = {str(arm): own["value"].to_numpy(float) for arm, own in table.groupby("arm", sort=False)}
+    order = list(values) if arms is None else [a for a in arms if a in values]
+    rows = [dict(zip(("arm", "mean", "low", "high"), (arm, *mean_interval(values[arm])), strict=True)) for arm in order]
+    return pd.DataFrame(rows, columns=["arm", "mean", "low", "high"])
+
+
+def with_mean(curves: pd.DataFrame) -> pd.DataFrame:
+    """arm, run, tokens, loss and more -> the rows of finite loss with mean, low (least) and high (greatest) over an
+    arm's seeds, at tokens where most of the seeds that came so far have a finite loss; nan elsewhere: where one run
+    alone was evaluated, as at its end, the mean would jump to it."""
+    finite = curves[np.isfinite(curves["loss"])]
+    over = finite.groupby(["arm", "tokens"])["loss"].agg(["count", "mean", "min", "max"]).reset_index()
+    ends = finite.groupby(["arm", "run"])["tokens"].max().groupby(level="arm")
+    reached = {arm: np.sort(x.to_numpy()) for arm, x in ends}
+    came = [len(reached[a]) - np.searchsorted(reached[a], t) for a, t in zip(over["arm"], over["tokens"], strict=True)]
+    over.loc[2 * over["count"] <= np.array(came, int), ["mean", "min", "max"]] = np.nan
+    over = over.rename(columns={"min": "low", "max": "high"}).drop(columns="count")
+    return finite.merge(over, on=["arm", "tokens"])
+
+
+# --- pairs -----------------------------------------------------------------------------------------------------------
+
+
+def paired(
+    runs: pd.DataFrame, control: str, better: Literal["lower", "higher"] = "lower", log: bool = True
+) -> pd.DataFrame:
+    """arm, seed, d of every arm but the control: `effects.signed_difference` of the runs of one seed, positive in favor
+    of the arm; +-inf where one of the two diverged, nan where both did.
+
+    runs: arm, seed, value, diverged. Finished runs without a finite value are left out.
+    """
+    runs = runs[runs["diverged"] | np.isfinite(runs["value"])]
+    own = {arm: rows.drop_duplicates("seed").set_index("seed") for arm, rows in runs.groupby("arm", sort=False)}
+    if control not in own:
+        return pd.DataFrame(columns=PAIRED)
+    c, parts = own[control], []
+    for arm, t in own.items():
+        seeds = t.index.intersection(c.index).sort_values()
+        if arm == control or not len(seeds):
+            continue
+        a, b = t.loc[seeds], c.loc[seeds]
+        d = signed_difference(a["value"], b["value"], better, log, a["diverged"], b["diverged"])
+        parts.append(pd.DataFrame({"arm": arm, "seed": seeds, "d": d}))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=PAIRED)
+
+
+def percent(d: Any) -> Any:
+    """What a log ratio d in favor of the treatment says of a measure that is better when lower: its change in percent,
+    100 (exp(-d) - 1). Of an interval the ends change places."""
+    return 100 * np.expm1(-np.asarray(d, float))[()]
