@@ -30,8 +30,8 @@ def test_a_spike_that_is_scored_is_drawn(tmp_path, monkeypatch, steps):
     marks, window = show.spike_marks(run.steps.assign(loss=loss))
     drawn = (marks["what"] == "loss spike").sum()
     assert window == max(20, steps // 10)  # a tenth of the run, as the measure's description says
-    monkeypatch.setattr(Runs, "history", lambda self, name, columns: pd.DataFrame(
-        {"arm": "a", "setting": "a", "seed": 0, "step": range(steps), "loss": loss, "grad_norm": run.steps["grad_norm"]}))  # fmt: skip
+    one = {"arm": "a", "setting": "a", "seed": 0, "step": range(steps), "loss": loss, "grad_norm": 1.0}
+    monkeypatch.setattr(Runs, "history", lambda self, name, columns: pd.DataFrame(one))
     table = Runs(pd.DataFrame()).spikes().iloc[0]
     assert table["loss"] == registry.spike_score(evidence)
     assert drawn == 1 and registry.spike_score(evidence) == pytest.approx(drawn / (steps - window))
