@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from albert_ablate.analysis.numbers import TIP
 from albert_ablate.config import ConfigError
 
 # told apart with each of the common color blindnesses (Okabe and Ito 2008, without black and yellow); lighter on dark
 LIGHT = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a7f87"]
 DARK = ["#4fa8e0", "#ff8744", "#2cc79c", "#e79cc6", "#f3b73e", "#9bd4f8", "#a3a9b2"]
 DASHES = [[1, 0], [6, 3], [2, 2], [9, 3, 2, 3]]  # an arm beyond the seventh has a used color with another dash
-SHOWN = 12  # arms that a page draws at first, its filter has all; a picture, which has none, draws them all
+SHOWN = len(LIGHT) * len(DASHES)  # arms that a page draws at first, all of which look different; its filter has all
 WIDTH, HEIGHT = 620, 280  # of a picture; on a page the width is that of its container
 STEPS_OF_A_CURVE = 200
 FORMATS = (".html", ".png", ".svg")
@@ -31,6 +32,9 @@ SIZE = "datum.value >= 100 && datum.value < 1e6 ? format(datum.value, ',.0f') : 
 SHAPES = ["circle", "square", "triangle-up", "diamond"]  # of points, as DASHES of lines
 FOREST_LINEAR = 20.0  # margins: effects beyond have an axis that is linear to 1 and logarithmic from there
 LOGARITHMIC = 3.0  # a quantity whose sizes span less than this factor is colored on a linear scale
+
+MANY = 6  # arms from which on bands are faint, since they lie on each other
+NEAR = {"on": "pointerover", "nearest": True, "empty": False, "clear": "pointerout"}  # a hover finds the nearest point
 
 QUANTITIES = {
     "grad_norm": "Gradient norm before clipping",
@@ -45,8 +49,39 @@ LINEAR = ("entropy",)  # quantities whose zero is a value like any other: never 
 FLAT = 0.1  # the least that a color scale spans, as a share of its end: below it noise would look like a pattern
 
 
-def theme(dark: bool = False) -> dict[str, Any]:
-    """The Vega configuration of all charts, for a light or a dark page."""
+class Arms(tuple[str, ...]):
+    """The names of the arms of a page, in the order of its tables, with the color and the dash of each by number."""
+
+    colors: tuple[int, ...]
+    dashes: tuple[int, ...]
+
+    def __new__(cls, names: Sequence[str], looks: Sequence[tuple[int, int]] | None = None) -> "Arms":
+        made = super().__new__(cls, tuple(names))
+        looks = looks or [(i % len(LIGHT), i // len(LIGHT) % len(DASHES)) for i in range(len(made))]
+        made.colors, made.dashes = tuple(c for c, _ in looks), tuple(d for _, d in looks)
+        return made
+
+    def __reduce__(self):
+        return Arms, (tuple(self), list(zip(self.colors, self.dashes, strict=True)))
+
+
+def styled(names: Sequence[str], levels: pd.DataFrame) -> Arms:
+    """Arms whose color is the first factor and whose dash is the second, where two factors with few enough levels tell
+    all arms apart; the other way round where only that fits; else one color after the other, then the next dash.
+
+    levels: arm x factor, the factor with most levels first.
+    """
+    if levels.shape[1] == 2:
+        codes = [pd.factorize(levels[c].map(lambda v: json.dumps(v, default=str)))[0] for c in levels]
+        for first, second in (codes, codes[::-1]):
+            looks = dict(zip(levels.index, zip(first.tolist(), second.tolist(), strict=True), strict=True))
+            if first.max() < len(LIGHT) and second.max() < len(DASHES) and len({*looks.values()}) == len(levels):
+                return Arms(names, [looks[a] for a in names])
+    return Arms(names)
+
+
+def theme(dark: bool = False, arms: Sequence[str] = ()) -> dict[str, Any]:
+    """The Vega configuration of all charts, for a light or a dark page, with the colors of its arms."""
     ink, soft, line, empty = (
         ("#e6e8eb", "#a3a9b2", "#3a4049", "#20252c") if dark else ("#1d2229", "#626a75", "#dfe3e8", "#eef0f3")
     )
@@ -55,7 +90,7 @@ def theme(dark: bool = False) -> dict[str, Any]:
     return {
         "background": "transparent" if dark else "#ffffff",
         "font": "system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif",
-        "range": {"category": palette},
+        "range": {"category": palette, "ordinal": [palette[c] for c in getattr(arms, "colors", ())] or palette},
         "view": {"stroke": None},
         "axis": words | {"gridColor": line, "domainColor": line, "tickColor": line, "labelLimit": 190},
         "legend": words | {"symbolStrokeWidth": 2, "labelLimit": 330},
@@ -73,6 +108,7 @@ def theme(dark: bool = False) -> dict[str, Any]:
             "plain": {"color": palette[0]},
             "batch": {"color": "#6f7a88" if dark else "#b3bcc8"},
             "reference": {"color": soft},
+            "context": {"color": "#454d58" if dark else "#d3d9e0"},
             "note": {"color": soft},
             "warning": {"color": palette[1]},
             "map": {"fill": empty},
@@ -163,7 +199,7 @@ def arm_color(arms: Sequence[str], columns: int = 2):
     import altair as alt
 
     legend = _arm_legend(columns) if columns else None
-    return alt.Color("arm:N", title=None, scale=alt.Scale(domain=list(arms)), legend=legend)
+    return alt.Color("arm:N", title=None, scale=alt.Scale(domain=list(arms), range="ordinal"), legend=legend)
 
 
 def _arm_legend(columns: int):
@@ -176,7 +212,7 @@ def arm_dash(arms: Sequence[str], columns: int = 0):
     """Dash by arm; with columns its legend is that of the color, which must have as many."""
     import altair as alt
 
-    dashes = [DASHES[i // len(LIGHT) % len(DASHES)] for i in range(len(arms))]
+    dashes = [DASHES[d] for d in (arms if isinstance(arms, Arms) else Arms(arms)).dashes]
     scale = alt.Scale(domain=list(arms), range=dashes)
     return alt.StrokeDash("arm:N", title=None, scale=scale, legend=_arm_legend(columns) if columns else None)
 
@@ -205,7 +241,23 @@ def tokens_axis(title: str = "tokens"):
     )
 
 
-def _tip(name: str, title: str | None = None, form: str = ".4~g"):
+def _word(name: str, title: str | None = None):
+    """A tooltip's text. The empty format matters: without one Vega-Lite looks for the text of the nearest point in the
+    wrong place, and says undefined."""
+    import altair as alt
+
+    return alt.Tooltip(f"{name}:N", title=title or name, format="")
+
+
+def _near(name: str = "near", fields: Sequence[str] | None = None):
+    """What a layer of points needs so that resting anywhere in the chart gives the numbers of the nearest of them. The
+    layer must be the last: marks above it take the pointer away."""
+    import altair as alt
+
+    return alt.selection_point(name=name, **({"fields": list(fields)} if fields else {}), **NEAR)
+
+
+def _tip(name: str, title: str | None = None, form: str = TIP):
     import altair as alt
 
     return alt.Tooltip(f"{name}:Q", title=title or name.replace("_", " "), format=form)
@@ -261,24 +313,26 @@ def run_losses(
     )
     return alt.layer(
         alt.Chart(batches).mark_line(style="batch", strokeWidth=1, clip=True).encode(x, y),
+        alt.Chart(evals).mark_line(clip=True).encode(x, y, color),
+        alt.Chart(lines).mark_rule(style="reference", strokeDash=[4, 3]).encode(y="loss:Q"),
+        alt.Chart(lines)
+        .mark_text(style="note", align="right", dx=-4, dy=-6)
+        .encode(x=alt.value("width"), y="loss:Q", text="what:N"),
+        _spikes(spikes),
         alt.Chart(evals)
-        .mark_line(point={"size": 34}, clip=True)
+        .mark_circle(size=34, opacity=1, clip=True)
         .encode(
             x,
             y,
             color,
             tooltip=[
                 _tip("tokens", form=","),
-                alt.Tooltip("series:N", title="split"),
+                _word("series", "split"),
                 _tip("loss", form=".4f"),
                 _tip("bits_per_byte", form=".4f"),
             ],
-        ),
-        alt.Chart(lines).mark_rule(style="reference", strokeDash=[4, 3]).encode(y="loss:Q"),
-        alt.Chart(lines)
-        .mark_text(style="note", align="right", dx=-4, dy=-6)
-        .encode(x=alt.value("width"), y="loss:Q", text="what:N"),
-        _spikes(spikes),
+        )
+        .add_params(_near()),
     )
 
 
@@ -301,9 +355,16 @@ def run_norms(norms: pd.DataFrame, spikes: pd.DataFrame):
                 sort=names,
                 legend=alt.Legend(orient="top", offset=2),
             ),
-            tooltip=[_tip("tokens", form=","), "series:N", _tip("norm")],
         ),
         _spikes(spikes),
+        alt.Chart(norms)
+        .mark_circle(size=20, opacity=0, clip=True)
+        .encode(
+            tokens_axis(),
+            alt.Y("norm:Q", title="norm", scale=scale, axis=axis),
+            tooltip=[_tip("tokens", form=","), _word("series"), _tip("norm")],
+        )
+        .add_params(_near("near_norm")),
     )
 
 
@@ -316,7 +377,7 @@ def _spikes(spikes: pd.DataFrame):
         .encode(
             tokens_axis(),
             y=alt.value(4),
-            tooltip=[_tip("step", form=","), alt.Tooltip("what:N", title="mark"), _tip("value")],
+            tooltip=[_tip("step", form=","), _word("what", "mark"), _tip("value")],
         )
     )
 
@@ -325,13 +386,14 @@ def line_of(table: pd.DataFrame, column: str, log: bool = False):
     """One column over tokens."""
     import altair as alt
 
-    scale, axis = log_axis(table[column]) if log else (alt.Scale(zero=False), alt.Axis(format="~g", tickCount=4))
+    scale, axis = log_axis(table[column]) if log else (alt.Scale(zero=False), alt.Axis(format=TIP, tickCount=4))
     y = alt.Y(f"{column}:Q", title=None, scale=scale, axis=axis)
-    return (
-        alt.Chart(table)
-        .mark_line(style="line", strokeWidth=1.5, point={"style": "plain"} if len(table) < 3 else False)
-        .encode(tokens_axis(), y, tooltip=[_tip("tokens", form=","), _tip(column)])
+    tips = [_tip("tokens", form=","), _tip(column)]
+    line = alt.Chart(table).mark_line(
+        style="line", strokeWidth=1.5, point={"style": "plain"} if len(table) < 3 else False
     )
+    points = alt.Chart(table).mark_circle(size=20, opacity=0).encode(tokens_axis(), y, tooltip=tips)
+    return alt.layer(line.encode(tokens_axis(), y), points.add_params(_near(f"near_{column}")))
 
 
 def heat_map(
@@ -341,19 +403,17 @@ def heat_map(
     ended: float | None = None,
     depth: int | None = None,
     until: float | None = None,
+    legend: bool = True,
 ):
-    """`depth_map` in color; nothing where a run had no finite value.
+    """`depth_map` in color; nothing where a run had no finite value. legend: whether it has one of its own.
 
     ended: tokens at which the run diverged. depth, until: blocks and tokens that the axes span, finite or not.
     """
     import altair as alt
 
-    low, high = domain or color_range(cells["value"])
-    log = low > 0 and high / low > LOGARITHMIC and quantity not in LINEAR
-    if not log and 0 < low < high / 10:
-        low = 0.0
+    low, high, log = color_scale(domain or color_range(cells["value"]), quantity)
     scale = alt.Scale(type="log" if log else "linear", domain=[low, high], scheme="viridis", nice=False)
-    legend = alt.Legend(
+    gradient = alt.Legend(
         type="gradient",
         title=None,
         orient="right",
@@ -365,7 +425,7 @@ def heat_map(
     depth = depth or int(cells["layer"].max())
     # within the scale: a logarithm of 0 is no color, and the largest logit may even be negative
     cells = cells.assign(top=cells["layer"] + 0.5, bottom=cells["layer"] - 0.5, shade=cells["value"].clip(low, high))
-    color = alt.Color("shade:Q", scale=scale, legend=legend)
+    color = alt.Color("shade:Q", scale=scale, legend=gradient if legend else None)
     x = alt.X(
         "tokens:Q",
         title="tokens",
@@ -402,6 +462,13 @@ def heat_map(
         alt.Chart(mark).mark_rule(style="warning", strokeWidth=2, strokeDash=[4, 2]).encode(x="tokens:Q"),
         view=alt.ViewBackground(style="map"),
     )
+
+
+def color_scale(domain: Sequence[float], quantity: str) -> tuple[float, float, bool]:
+    """low, high and whether the scale between them is logarithmic."""
+    low, high = domain
+    log = low > 0 and high / low > LOGARITHMIC and quantity not in LINEAR
+    return (0.0 if not log and 0 < low < high / 10 else low), high, log
 
 
 def color_range(values: Sequence[float] | np.ndarray) -> list[float]:
@@ -465,12 +532,12 @@ def loss_curves(evals: pd.DataFrame, ends: pd.DataFrame, arms: Sequence[str], un
     scale = alt.Scale(domain=loss_range(spanned, initial), nice=False, zero=False)
     y = alt.Y("loss:Q", title=unit, scale=scale)
     color, dash = arm_color(arms), arm_dash(arms)
-    tips = ["arm:N", _tip("seed", form="d"), _tip("tokens", form=","), _tip("loss", form=".4f")]
+    tips = [_word("arm"), _tip("seed", form="d"), _tip("tokens", form=","), _tip("loss", form=".4f")]
     over = evals.drop_duplicates(["arm", "tokens"])[["arm", "tokens", "mean", "low", "high"]].dropna()
-    hovered = alt.selection_point(name="hovered", fields=["run"], on="pointerover", empty=False)
+    hovered = _near("hovered", ["run"])
     layers = [
         alt.Chart(over)
-        .mark_area(opacity=0.16, clip=True)
+        .mark_area(opacity=0.16 if len(arms) <= MANY else 0.06, clip=True)
         .encode(x, alt.Y("low:Q", title=unit, scale=scale), alt.Y2("high"), color),
         alt.Chart(evals)
         .mark_line(clip=True)
@@ -482,7 +549,6 @@ def loss_curves(evals: pd.DataFrame, ends: pd.DataFrame, arms: Sequence[str], un
             alt.Detail("run:N"),
             opacity=alt.condition(hovered, alt.value(1.0), alt.value(0.4)),
             strokeWidth=alt.condition(hovered, alt.value(2.5), alt.value(0.9)),
-            tooltip=["arm:N", _tip("seed", form="d")],
         ),
         alt.Chart(over)
         .mark_line(strokeWidth=2.2, clip=True)
@@ -495,8 +561,73 @@ def loss_curves(evals: pd.DataFrame, ends: pd.DataFrame, arms: Sequence[str], un
     if len(ends):
         top = scale.domain[1] - 0.02 * (scale.domain[1] - scale.domain[0])
         ends = ends.assign(at=ends["loss"].clip(upper=top).fillna(top))
-        cross = alt.Chart(ends).mark_point(shape="cross", size=70, filled=True, angle=45, opacity=1)
-        layers.append(cross.encode(x, alt.Y("at:Q", title=unit, scale=scale), color, tooltip=[*tips, "divergence:N"]))
+        cross = alt.Chart(ends).mark_point(shape="cross", size=90, filled=True, angle=45, opacity=1)
+        layers.append(
+            cross.encode(x, alt.Y("at:Q", title=unit, scale=scale), color, tooltip=[*tips, _word("divergence")])
+        )
+    return filtered(alt.layer(*layers), arms)
+
+
+def one_level(means: pd.DataFrame, own: pd.DataFrame, arms: Sequence[str], span: Sequence[float], unit: str):
+    """One of several small charts: the mean curves of some arms in color over those of all arms in gray.
+
+    means, own: arm, tokens, mean, of all arms and of those in color.
+    """
+    import altair as alt
+
+    scale = alt.Scale(domain=list(span), nice=False, zero=False)
+    y = alt.Y("mean:Q", title=unit, scale=scale, axis=alt.Axis(tickCount=4))
+    tips = [_word("arm"), _tip("tokens", form=","), _tip("mean", form=".4f")]
+    return alt.layer(
+        alt.Chart(means)
+        .mark_line(style="context", strokeWidth=1, clip=True)
+        .encode(tokens_axis(), y, alt.Detail("arm:N")),
+        alt.Chart(own).mark_line(strokeWidth=2, clip=True).encode(tokens_axis(), y, arm_color(arms, 0), arm_dash(arms)),
+        alt.Chart(own)
+        .mark_circle(size=20, opacity=0, clip=True)
+        .encode(tokens_axis(), y, tooltip=tips)
+        .add_params(_near()),
+    ).properties(height=150)
+
+
+def differences_over_tokens(table: pd.DataFrame, arms: Sequence[str], title: str):
+    """The mean paired difference to the baseline over tokens, its interval as a band: where loss curves lie on each
+    other these do not. table: arm, tokens, pairs, mean, low, high (nan: no band)."""
+    import altair as alt
+
+    means = table["mean"].to_numpy(float)
+    late = table[table["tokens"] >= table["tokens"].max() / 2]
+    ends = late[["low", "high"]].to_numpy(float)
+    ends = ends[np.isfinite(ends)]
+    wide = [float(q) for q in np.percentile(ends, [2, 98])] if len(ends) else [0.0, 0.0]
+    reach = [min(float(np.nanmin(means)), 0.0, wide[0]), max(float(np.nanmax(means)), 0.0, wide[1])]
+    pad = 0.05 * (reach[1] - reach[0]) or 0.05
+    scale = alt.Scale(domain=[reach[0] - pad, reach[1] + pad], nice=False, zero=False)
+
+    def y(column: str):
+        return alt.Y(f"{column}:Q", title=title, scale=scale, axis=alt.Axis(format=TIP))
+
+    color, dash = arm_color(arms), arm_dash(arms)
+    tips = [_word("arm"), _tip("tokens", form=","), _tip("mean", "difference (%)"), _tip("low"), _tip("high")]
+    tips.append(_tip("pairs", form="d"))
+    chosen = _near("hovered", ["arm"])
+    layers = [
+        alt.Chart(pd.DataFrame({"mean": [0.0]})).mark_rule(style="reference").encode(y("mean")),
+        alt.Chart(table.dropna())
+        .mark_area(clip=True)
+        .encode(
+            tokens_axis(),
+            y("low"),
+            alt.Y2("high"),
+            color,
+            opacity=alt.condition(chosen, alt.value(0.35), alt.value(0.07)),
+        ),
+        alt.Chart(table).mark_line(strokeWidth=2, clip=True).encode(tokens_axis(), y("mean"), color, dash),
+        alt.Chart(table)
+        .mark_circle(size=20, opacity=0, clip=True)
+        .encode(tokens_axis(), y("mean"), tooltip=tips)
+        .add_params(chosen, _zoom()),
+    ]
     return filtered(alt.layer(*layers), arms)
 
 
@@ -514,11 +645,13 @@ def batch_curves(steps: pd.DataFrame, arms: Sequence[str], initial: float | None
             arm_color(arms),
             arm_dash(arms),
             alt.Detail("run:N"),
-            tooltip=["arm:N", _tip("seed", form="d")],
         )
-        .add_params(_zoom())
     )
-    return filtered(chart, arms)
+    tips = [_word("arm"), _tip("seed", form="d"), _tip("tokens", form=","), _tip("loss", form=".4f")]
+    points = alt.Chart(steps).mark_circle(size=20, opacity=0, clip=True)
+    y = alt.Y("loss:Q", title="nats per token", scale=scale)
+    near = points.encode(tokens_axis(), y, tooltip=tips).add_params(_near(), _zoom())
+    return filtered(alt.layer(chart, near), arms)
 
 
 def forest(effects: pd.DataFrame):
@@ -541,7 +674,7 @@ def forest(effects: pd.DataFrame):
     x = alt.X("mean:Q", title="effect / margin", scale=scale, axis=axis)
     y = alt.Y("row:N", title=None, sort=rows, axis=None, scale=alt.Scale(paddingOuter=0.3))
     margin = pd.DataFrame({"from": [-1.0], "to": [1.0], "zero": [0.0]})
-    tips = ["row:N", alt.Tooltip("text:N", title="effect"), "verdict:N", "kind:N"]
+    tips = [_word("row"), _word("text", "effect"), _word("verdict"), _word("kind")]
     words: dict[str, Any] = {"align": "left", "limit": alt.ExprRef("width - 8"), "dx": 4}
     layers = [
         alt.Chart(margin).mark_rect(style="inside").encode(x="from:Q", x2="to:Q"),
@@ -569,11 +702,13 @@ def sensitivity(
     initial: float | None,
     title: str = "validation loss at the end (nats per token)",
     filters: bool = True,
+    chosen: pd.DataFrame | None = None,
 ):
     """Final loss over the learning rate, each run and the mean, diverged runs as crosses at the top.
 
     points: arm, rate, loss, diverged (loss: the axis's top), seed. means: arm, rate, mean. filters: whether the arms
-    are those of the page's filter; others have a legend of their own.
+    are those of the page's filter; others have a legend of their own. chosen: arm, rate, mean, best (mean less the
+    slack) of the tuned rates: a ring, and below it how much better the optimum is expected to be.
     """
     import altair as alt
 
@@ -588,61 +723,88 @@ def sensitivity(
     scale = alt.Scale(domain=[span[0], span[1] + 0.06 * (span[1] - span[0])], nice=False, zero=False)
     y = alt.Y("loss:Q", title=title, scale=scale)
     color, dash = (arm_color(arms), arm_dash(arms)) if filters else (arm_color(arms, 1), arm_dash(arms, 1))
-    tips = ["arm:N", _tip("rate", "learning rate"), _tip("loss", form=".4f"), _tip("seed", form="d")]
+    tips = [_word("arm"), _tip("rate", "learning rate"), _tip("loss", form=".4f"), _tip("seed", form="d")]
     lost = points[points["diverged"]].drop(columns="loss")
-    chart = alt.layer(
+    layers = [
         alt.Chart(means)
         .mark_line(strokeWidth=2, clip=True)
         .encode(x, alt.Y("mean:Q", title=title, scale=scale), color, dash),
         alt.Chart(points[~points["diverged"]])
         .mark_circle(size=34, opacity=0.8, clip=True)
-        .encode(x, y, color, tooltip=tips),
+        .encode(x, y, color, tooltip=tips)
+        .add_params(_near()),
         alt.Chart(lost)
         .mark_point(shape="cross", angle=45, size=70, filled=True)
         .encode(
             x,
             color,
             y=alt.value(5),
-            tooltip=["arm:N", _tip("rate", "learning rate"), _tip("seed", form="d"), "outcome:N"],
+            tooltip=[_word("arm"), _tip("rate", "learning rate"), _tip("seed", form="d"), _word("outcome")],
         ),
-    )
+    ]
+    if chosen is not None and len(chosen):
+        at = alt.Chart(chosen)
+        ring = at.mark_point(size=170, strokeWidth=2, clip=True)
+        below = at.mark_rule(strokeWidth=3, clip=True)
+        layers = [
+            below.encode(x, alt.Y("best:Q", title=title, scale=scale), alt.Y2("mean"), color),
+            ring.encode(x, alt.Y("mean:Q", title=title, scale=scale), color),
+            *layers,
+        ]
+    chart = alt.layer(*layers)
     return filtered(chart, arms) if filters else chart
 
 
-def strip(values: pd.DataFrame, means: pd.DataFrame, arms: Sequence[str], title: str, zero: bool = False):
-    """A dot a run and the mean as a bar. values: arm, seed, value. means: arm, mean, low, high (nan: no interval)."""
+def strip(
+    values: pd.DataFrame,
+    means: pd.DataFrame,
+    arms: Sequence[str],
+    title: str,
+    zero: bool = False,
+    order: Sequence[str] = (),
+):
+    """A dot a run and the mean as a bar. values: arm, seed, value. means: arm, mean, low, high (nan: no interval).
+
+    order: the arms from top to bottom, that of `arms` where it is not given. The axis spans the runs and, of the
+    intervals, at most as much on each side: two seeds have an interval of thirteen standard errors. zero: a line there.
+    """
     import altair as alt
 
     color = arm_color(arms, columns=0)  # each is named
-    scale = alt.Scale(zero=zero, padding=10)
-    y = alt.Y("arm:N", title=None, sort=list(arms), axis=None, scale=alt.Scale(paddingOuter=0.3))
-    axis = alt.Axis(format="~g", tickCount=5, labelOverlap=True)
-    chart = alt.layer(
-        alt.Chart(values)
-        .mark_circle(size=46, opacity=0.7)
-        .encode(
-            alt.X("value:Q", title=title, scale=scale, axis=axis),
-            y,
-            color,
-            tooltip=["arm:N", _tip("seed", form="d"), _tip("value")],
-        ),
-        alt.Chart(means)
-        .mark_rule(strokeWidth=2)
-        .encode(alt.X("low:Q", title=title, scale=scale), alt.X2("high"), y, color),
-        alt.Chart(means)
-        .mark_tick(thickness=3, size=18)
-        .encode(
-            alt.X("mean:Q", title=title, scale=scale),
-            y,
-            color,
-            tooltip=["arm:N", _tip("mean"), _tip("low"), _tip("high")],
-        ),
+    finite = values["value"].to_numpy(float)
+    low, high = float(np.min(finite)), float(np.max(finite))
+    room = (high - low) or abs(high) * 0.05 or 1.0
+    ends = means[["low", "high"]].to_numpy(float)
+    known = ends[np.isfinite(ends)]
+    span = [min(low, max(low - room, known.min(initial=low))), max(high, min(high + room, known.max(initial=high)))]
+    if zero:
+        span = [min(span[0], 0.0), max(span[1], 0.0)]
+    pad = 0.03 * (span[1] - span[0])
+    scale = alt.Scale(zero=False, domain=[span[0] - pad, span[1] + pad], nice=False)
+    y = alt.Y("arm:N", title=None, sort=list(order or arms), axis=None, scale=alt.Scale(paddingOuter=0.3))
+    axis = alt.Axis(format=TIP, tickCount=5, labelOverlap=True)
+    x = alt.X("value:Q", title=title, scale=scale, axis=axis)
+    none = pd.DataFrame({"value": [0.0]})
+    whole = means.dropna().assign(
+        low=lambda t: t["low"].clip(*scale.domain), high=lambda t: t["high"].clip(*scale.domain)
+    )
+    tips = [_word("arm"), _tip("seed", form="d"), _tip("value"), _tip("mean"), _tip("low"), _tip("high")]
+    layers = [
+        *([alt.Chart(none).mark_rule(style="reference").encode(x)] if zero else []),
         # names above their line are as long as the page is wide
         alt.Chart(means)
-        .mark_text(align="left", dx=4, dy=-14, fontSize=10, limit=alt.ExprRef("width - 8"), style="note")
+        .mark_text(align="left", dx=4, dy=-13, fontSize=10, limit=alt.ExprRef("width - 8"), style="note")
         .encode(x=alt.value(0), y=y, text="arm:N"),
-    ).properties(height=alt.Step(38))
-    return filtered(chart, arms)
+        alt.Chart(whole)
+        .mark_rule(strokeWidth=2)
+        .encode(alt.X("low:Q", title=title, scale=scale), alt.X2("high"), y, color),
+        alt.Chart(means).mark_tick(thickness=3, size=16).encode(alt.X("mean:Q", title=title, scale=scale), y, color),
+        alt.Chart(values.merge(means, on="arm"))
+        .mark_circle(size=42, opacity=0.7)
+        .encode(x, y, color, tooltip=tips)
+        .add_params(_near()),
+    ]
+    return filtered(alt.layer(*layers).properties(height=alt.Step(32)), arms)
 
 
 def train_and_validation(points: pd.DataFrame, arms: Sequence[str], initial: float | None):
@@ -658,7 +820,7 @@ def train_and_validation(points: pd.DataFrame, arms: Sequence[str], initial: flo
     y = alt.Y("validation:Q", title="validation loss (nats per token)", scale=scale)
     equal = pd.DataFrame({"train": span, "validation": span})
     tips = [
-        "arm:N",
+        _word("arm"),
         _tip("seed", form="d"),
         _tip("tokens", form=","),
         _tip("train", form=".4f"),
@@ -667,8 +829,12 @@ def train_and_validation(points: pd.DataFrame, arms: Sequence[str], initial: flo
     chart = alt.layer(
         alt.Chart(equal).mark_line(style="reference", strokeDash=[4, 3], strokeWidth=1).encode(x, y),
         alt.Chart(points)
-        .mark_line(strokeWidth=1.3, clip=True, point={"size": 18})
-        .encode(x, y, arm_color(arms), arm_dash(arms), alt.Detail("run:N"), alt.Order("tokens:Q"), tooltip=tips),
+        .mark_line(strokeWidth=1.3, clip=True)
+        .encode(x, y, arm_color(arms), arm_dash(arms), alt.Detail("run:N"), alt.Order("tokens:Q")),
+        alt.Chart(points)
+        .mark_circle(size=18, clip=True)
+        .encode(x, y, arm_color(arms), tooltip=tips)
+        .add_params(_near()),
     )
     return filtered(chart, arms)
 
@@ -681,23 +847,16 @@ def corruption(points: pd.DataFrame, arms: Sequence[str], title: str):
     import altair as alt
 
     x = alt.X("rate:Q", title=title, axis=alt.Axis(format="~%", grid=False, tickCount=5))
+    y = alt.Y("rise:Q", title="rise of the loss (nats per token)")
     color, dash = arm_color(arms), arm_dash(arms)
     over = points.drop_duplicates(["arm", "rate"])
-    tips = ["arm:N", _tip("seed", form="d"), _tip("rate", form=".0%"), _tip("rise", form=".4f")]
+    tips = [_word("arm"), _tip("seed", form="d"), _tip("rate", form=".0%"), _tip("rise", form=".4f")]
     chart = alt.layer(
-        alt.Chart(points)
-        .mark_line(strokeWidth=0.8, opacity=0.5, point={"size": 22})
-        .encode(
-            x,
-            alt.Y("rise:Q", title="rise of the loss (nats per token)"),
-            color,
-            dash,
-            alt.Detail("run:N"),
-            tooltip=tips,
-        ),
+        alt.Chart(points).mark_line(strokeWidth=0.8, opacity=0.5).encode(x, y, color, dash, alt.Detail("run:N")),
         alt.Chart(over)
         .mark_line(strokeWidth=2.2)
         .encode(x, alt.Y("mean:Q", title="rise of the loss (nats per token)"), color, dash),
+        alt.Chart(points).mark_circle(size=22).encode(x, y, color, tooltip=tips).add_params(_near()),
     )
     return filtered(chart, arms)
 
@@ -714,7 +873,7 @@ def interaction(cells: pd.DataFrame, points: pd.DataFrame, one: str, other: str,
         "x:N",
         title=one,
         sort=sorted({*cells["x"]}),
-        axis=alt.Axis(labelAngle=0, grid=False),
+        axis=alt.Axis(labelAngle=0 if cells["x"].nunique() < 5 else -35, grid=False, labelLimit=110),
         scale=alt.Scale(type="point", padding=0.4),
     )
     scale = alt.Scale(zero=False, nice=True)
@@ -726,7 +885,7 @@ def interaction(cells: pd.DataFrame, points: pd.DataFrame, one: str, other: str,
         legend=legend,
     )
     shape = alt.Shape("level:N", title=other, scale=alt.Scale(domain=levels), legend=legend)
-    tips = [alt.Tooltip("x:N", title=one), alt.Tooltip("level:N", title=other), _tip("seed", form="d")]
+    tips = [_word("x", one), _word("level", other), _tip("seed", form="d")]
     tips.append(_tip("value", "validation loss", ".4f"))
     return alt.layer(
         alt.Chart(cells)
@@ -734,29 +893,35 @@ def interaction(cells: pd.DataFrame, points: pd.DataFrame, one: str, other: str,
         .encode(x, alt.Y("mean:Q", title=title, scale=scale), dash),
         alt.Chart(points)
         .mark_point(style="plain", size=42, fillOpacity=0.25)
-        .encode(x, alt.Y("value:Q", title=title, scale=scale), shape, tooltip=tips),
+        .encode(x, alt.Y("value:Q", title=title, scale=scale), shape, tooltip=tips)
+        .add_params(_near()),
     )
 
 
-def cost(points: pd.DataFrame, arms: Sequence[str], column: str, title: str, loss: str):
-    """Loss at the end against what the run took, a dot a run. points: arm, seed, loss, `column`."""
+def cost(points: pd.DataFrame, means: pd.DataFrame, arms: Sequence[str], column: str, title: str, loss: str):
+    """Loss at the end against what the run took: a dot a run, a larger one the mean of an arm, and the front of the
+    means, which no other arm beats in both. points: arm, seed, loss, `column`. means: arm, loss, `column`."""
     import altair as alt
 
-    tips = ["arm:N", _tip("seed", form="d"), _tip(column), _tip("loss", form=".4f")]
+    tips = [_word("arm"), _tip("seed", form="d"), _tip(column), _tip("loss", form=".4f")]
     scale, axis = log_axis(points[column], grid=False)
     if points[column].max() < 2 * points[column].min():
         scale, axis = alt.Scale(zero=False, padding=12), alt.Axis(format=".4~s", tickCount=5, labelOverlap=True)
-    shapes = [SHAPES[i // len(LIGHT) % len(SHAPES)] for i in range(len(arms))]
-    chart = (
+    every = arms if isinstance(arms, Arms) else Arms(arms)
+    shapes = alt.Shape(
+        "arm:N", scale=alt.Scale(domain=list(arms), range=[SHAPES[d] for d in every.dashes]), legend=None
+    )
+    x = alt.X(f"{column}:Q", title=title, scale=scale, axis=axis)
+    y = alt.Y("loss:Q", title=loss, scale=alt.Scale(zero=False, padding=8))
+    ordered = means.sort_values([column, "loss"])
+    front = ordered[ordered["loss"] <= ordered["loss"].cummin()].drop(columns="arm")
+    chart = alt.layer(
+        alt.Chart(front).mark_line(style="reference", interpolate="step-after", strokeDash=[4, 3]).encode(x, y),
+        alt.Chart(means).mark_point(size=130, filled=True).encode(x, y, arm_color(arms), shapes),
         alt.Chart(points)
-        .mark_point(size=60, opacity=0.75, filled=True)
-        .encode(
-            alt.X(f"{column}:Q", title=title, scale=scale, axis=axis),
-            alt.Y("loss:Q", title=loss, scale=alt.Scale(zero=False, padding=8)),
-            arm_color(arms),
-            alt.Shape("arm:N", scale=alt.Scale(domain=list(arms), range=shapes), legend=None),
-            tooltip=tips,
-        )
+        .mark_point(size=36, opacity=0.6, filled=True)
+        .encode(x, y, arm_color(arms), shapes, tooltip=tips)
+        .add_params(_near()),
     )
     return filtered(chart, arms)
 
@@ -774,7 +939,7 @@ def by_depth(points: pd.DataFrame, arms: Sequence[str], title: str, log: bool = 
     ticks = sorted({1, *(round(depth * i / 4) for i in range(1, 5))} - {0})
     x = alt.X("block:Q", title="block", scale=alt.Scale(nice=False), axis=alt.Axis(values=ticks, grid=False))
     color, dash = arm_color(arms), arm_dash(arms)
-    tips = ["arm:N", _tip("seed", form="d"), _tip("block", form="d"), _tip("value")]
+    tips = [_word("arm"), _tip("seed", form="d"), _tip("block", form="d"), _tip("value")]
     panels = []
     for when in ("initialization", "end"):
         own = points[points["when"] == when]
@@ -789,6 +954,21 @@ def by_depth(points: pd.DataFrame, arms: Sequence[str], title: str, log: bool = 
         )
         panels.append(drawn.properties(title=when, width=WIDTH // 2 - 50, height=HEIGHT - 40))
     return alt.hconcat(*panels)
+
+
+def depth_profile(points: pd.DataFrame, arms: Sequence[str], title: str, log: bool = True):
+    """A quantity over the blocks at the end of training, all arms on one axis. points: arm, block, value."""
+    import altair as alt
+
+    scale, axis = log_axis(points["value"]) if log else (alt.Scale(zero=False), alt.Axis(format=TIP, tickCount=5))
+    depth = int(points["block"].max())
+    ticks = sorted({1, *(round(depth * i / 4) for i in range(1, 5))} - {0})
+    x = alt.X("block:Q", title="block", scale=alt.Scale(nice=False), axis=alt.Axis(values=ticks, grid=False))
+    y = alt.Y("value:Q", title=title, scale=scale, axis=axis)
+    tips = [_word("arm"), _tip("block", form="d"), _tip("value")]
+    lines = alt.Chart(points).mark_line(strokeWidth=1.8).encode(x, y, arm_color(arms), arm_dash(arms))
+    dots = alt.Chart(points).mark_circle(size=22).encode(x, y, arm_color(arms), tooltip=tips).add_params(_near())
+    return filtered(alt.layer(lines, dots), arms)
 
 
 def pairs(points: pd.DataFrame, arms: Sequence[str], control: str):
@@ -806,10 +986,13 @@ def pairs(points: pd.DataFrame, arms: Sequence[str], control: str):
     x = alt.X("control:Q", title=control, scale=scale, axis=alt.Axis(grid=False, tickCount=5))
     y = alt.Y("value:Q", title="the arm", scale=scale, axis=alt.Axis(tickCount=5))
     equal = pd.DataFrame({"control": span, "value": span})
-    tips = ["arm:N", _tip("seed", form="d"), _tip("control"), _tip("value")]
+    tips = [_word("arm"), _tip("seed", form="d"), _tip("control"), _tip("value")]
     return alt.layer(
         alt.Chart(equal).mark_line(style="reference", strokeDash=[4, 3], strokeWidth=1).encode(x, y),
-        alt.Chart(points).mark_circle(size=60, opacity=0.8).encode(x, y, arm_color(arms), tooltip=tips),
+        alt.Chart(points)
+        .mark_circle(size=60, opacity=0.8)
+        .encode(x, y, arm_color(arms), tooltip=tips)
+        .add_params(_near()),
     )
 
 
@@ -831,7 +1014,7 @@ def looks(steps: pd.DataFrame, arms: Sequence[str]):
         "pairs:Q", title="pairs", axis=alt.Axis(values=counts, format="d", grid=False), scale=alt.Scale(nice=False)
     )
     band = steps[np.isfinite(steps["boundary"])].assign(below=lambda s: -s["boundary"])
-    tips = ["arm:N", _tip("pairs", form="d"), _tip("statistic", form=".3f"), _tip("boundary", form=".3f")]
+    tips = [_word("arm"), _tip("pairs", form="d"), _tip("statistic", form=".3f"), _tip("boundary", form=".3f")]
     layers = [
         alt.Chart(steps)
         .mark_line(point=True, strokeWidth=2)
@@ -843,6 +1026,41 @@ def looks(steps: pd.DataFrame, arms: Sequence[str]):
         )  # fmt: skip
         layers.insert(0, edge)
     return alt.layer(*layers)
+
+
+def looks_of_contrast(steps: pd.DataFrame, ahead: pd.DataFrame, pairs: int):
+    """The statistic of each look at one contrast and its boundary, to the planned number of pairs.
+
+    steps: pairs, statistic, p (of the looks so far). ahead: pairs, boundary, below (of all looks, where known).
+    """
+    import altair as alt
+
+    inside = np.r_[steps["statistic"], ahead["boundary"].head(max(1, len(steps)) + 3)].astype(float)
+    reach = 1.15 * float(np.abs(inside[np.isfinite(inside)]).max(initial=3.0))
+    scale = alt.Scale(type="symlog", constant=5, domain=[-reach, reach], nice=False)
+    ticks = [v for v in (-100, -30, -10, -5, 0, 5, 10, 30, 100) if abs(v) <= reach]
+    x = alt.X(
+        "pairs:Q",
+        title="pairs",
+        scale=alt.Scale(domain=[3.5, pairs + 0.5], nice=False, zero=False),
+        axis=alt.Axis(tickMinStep=1, format="d", grid=False),
+    )
+
+    def y(column: str):
+        return alt.Y(f"{column}:Q", title="test statistic", scale=scale, axis=alt.Axis(values=ticks, format=TIP))
+
+    tips = [_tip("pairs", form="d"), _tip("statistic"), _tip("boundary"), _tip("p")]
+    layers = [alt.Chart(pd.DataFrame({"statistic": [0.0]})).mark_rule(style="reference").encode(y("statistic"))]
+    if len(ahead):
+        layers.append(alt.Chart(ahead).mark_area(style="inside", clip=True).encode(x, y("below"), alt.Y2("boundary")))
+    layers += [
+        alt.Chart(steps).mark_line(style="line", strokeWidth=2).encode(x, y("statistic")),
+        alt.Chart(steps)
+        .mark_point(style="plain", filled=True, size=45, opacity=1)
+        .encode(x, y("statistic"), tooltip=tips)
+        .add_params(_near()),
+    ]
+    return alt.layer(*layers).properties(height=150)
 
 
 # --- out -------------------------------------------------------------------------------------------------------------
@@ -904,15 +1122,19 @@ def drawn(title: str, chart: Callable[..., Any], table: pd.DataFrame, *more: Any
     return f"{title}: these runs hold nothing to draw." if table.empty else Drawn(chart(table, *more), title)
 
 
-def picture(chart: Any, suffix: str, scale: float = 2) -> bytes:
-    """The chart as PNG (twice the pixels) or SVG, on white."""
+def picture(chart: Any, suffix: str, scale: float = 2, arms: Sequence[str] = ()) -> bytes:
+    """The chart as PNG (twice the pixels) or SVG, on white, in the colors of the page's arms."""
     import vl_convert
 
     spec, frames = specification(chart)
     _keep_near(spec, frames)
     if not {"hconcat", "vconcat", "concat"} & {*spec}:
         spec.setdefault("height", HEIGHT)
-    spec |= {"datasets": {name: records(frame) for name, frame in frames.items()}, "config": theme(), "padding": 10}
+    spec |= {
+        "datasets": {name: records(frame) for name, frame in frames.items()},
+        "config": theme(arms=arms),
+        "padding": 10,
+    }
     if suffix == ".svg":
         return vl_convert.vegalite_to_svg(spec).encode()
     return vl_convert.vegalite_to_png(spec, scale=scale)

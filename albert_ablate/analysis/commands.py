@@ -33,9 +33,16 @@ def report(
     ledger: Annotated[
         Path | None, typer.Option(help="What `judge` wrote; RUNS/ledger.json if it is there.", show_default=False)
     ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            help="The arm that others are compared with: norm=pre_ln; by default the arm nearest to the defaults.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Write all runs below a folder as one report: ledger, curves, stability, generalization, cost, configurations."""
+    """Write all runs below a folder as one report: claims, leaderboard, curves, stability, generalization, cost."""
     from albert_ablate.analysis.report import write
 
-    for file in write(runs, output, format, ledger):
+    for file in write(runs, output, format, ledger, baseline):
         print(file)

@@ -28,7 +28,8 @@ UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "
 
 @dataclass(frozen=True)
 class Figure:
-    """One chart. arm: shown with the filter's arm; group: shown when chosen among the section's groups."""
+    """One chart. arm: shown with the filter's arm; group: shown when chosen among the section's groups; data: one
+    sentence of what it shows, for those who do not see it; small: several of them in a row."""
 
     title: str
     chart: Any
@@ -36,12 +37,22 @@ class Figure:
     arm: str | None = None
     group: str | None = None
     wide: bool = False
+    data: str = ""
+    small: bool = False
+
+    @property
+    def spoken(self) -> str:
+        return f"{self.title}. {self.data}".strip()
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of plain values: numbers are written short in a page, whole in CSV. shown: what a page has in their place,
-    such as a rate and its interval in one cell."""
+    """Rows of plain values: numbers are written short in a page, whole in CSV.
+
+    shown: what a page has in their place, such as a rate and its interval in one cell. by: column of `shown` -> column
+    of `rows` that it is sorted by. arm: the column that names an arm: a page shows the rows of the arms that its filter
+    has chosen. first: before the section's charts.
+    """
 
     name: str  # of the CSV file
     rows: pd.DataFrame
@@ -49,6 +60,9 @@ class Table:
     note: str = ""
     folded: bool = False
     shown: pd.DataFrame | None = None
+    by: Mapping[str, str] = field(default_factory=dict)
+    arm: str = "arm"
+    first: bool = False
 
     @property
     def words(self) -> pd.DataFrame:
@@ -62,12 +76,35 @@ class Table:
         return [list(row) for row in zip(*columns, strict=True)]
 
     @property
+    def arms(self) -> list[Any]:
+        """The arm of each row; None where rows are not of arms."""
+        own = next((t for t in (self.rows, self.words) if self.arm in t and len(t) == len(self.words)), None)
+        return [None] * len(self.words) if own is None else own[self.arm].tolist()
+
+    @property
+    def sorted_by(self) -> list[list[float | None] | None]:
+        """Per column of `words` the numbers that it is sorted by; None where it is sorted as text."""
+        out: list[list[float | None] | None] = []
+        for i, name in enumerate(map(str, self.words.columns)):
+            own = self.rows[self.by[name]] if name in self.by else self.words.iloc[:, i]
+            numbers = name in self.by or self.numeric[i]
+            out.append([_sortable(v) for v in own] if numbers else None)
+        return out
+
+    @property
     def numeric(self) -> list[bool]:
         """Which columns of `words` hold numbers alone."""
         return [
             bool(len(own := self.words.iloc[:, i].dropna())) and all(is_number(v) for v in own)
             for i in range(self.words.shape[1])
         ]
+
+
+def _sortable(value: Any) -> float | None:
+    """The number; None, which comes last, for none. Infinite ones are larger than any other."""
+    if not is_number(value) or math.isnan(value):
+        return None
+    return float(np.clip(float(value), -1e300, 1e300))
 
 
 def _aligned(values: Sequence[Any]) -> list[str]:
@@ -94,10 +131,52 @@ class Section:
     missing: list[str] = field(default_factory=list)
     zoom: bool = False  # whether its charts can be zoomed, which a page says and a picture need not
     cards: list[Mapping[str, Any]] = field(default_factory=list)  # claims: verdict, name, statement, sentence, details
+    scales: dict[str, "ColorScale"] = field(default_factory=dict)  # group of small figures -> the one legend of all
 
     @property
     def anchor(self) -> str:
         return re.sub(r"\W+", "-", self.title.lower()).strip("-")
+
+
+@dataclass(frozen=True)
+class ColorScale:
+    """What the colors of heat maps mean: the values at the two ends of the scale."""
+
+    low: float
+    high: float
+    log: bool
+
+    @property
+    def words(self) -> tuple[str, str, str]:
+        middle = math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
+        return human(self.low, 3), human(middle, 3), human(self.high, 3)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A drawing of an interval and a margin for a card, all in one unit; zero is in the middle of the margin."""
+
+    mean: float
+    low: float
+    high: float
+    margin: float
+    words: str  # all of it, for those who do not see it
+    note: str = ""  # below the drawing
+
+    @property
+    def places(self) -> dict[str, float] | None:
+        """Where to draw what, from 0 to 100; None where there is no mean."""
+        if not math.isfinite(self.mean):
+            return None
+        margin = self.margin if math.isfinite(self.margin) else 0.0
+        low, high = (self.mean if math.isnan(x) else x for x in (self.low, self.high))
+        finite = [abs(v) for v in (self.mean, margin, low, high) if math.isfinite(v)]
+        reach = min(1.15 * max(finite), 12 * max(margin, abs(self.mean))) or 1.0
+
+        def at(x: float) -> float:
+            return round(float(np.clip(50 + 50 * x / reach, 0, 100)), 2)
+
+        return {"low": at(low), "high": at(high), "mean": at(self.mean), "left": at(-margin), "right": at(margin)}
 
 
 @dataclass(frozen=True)
@@ -114,11 +193,15 @@ def html(page: Page) -> str:
     import vl_convert
 
     frames: dict[str, Any] = {}
-    figures = [f for s in page.sections for f in s.figures]
+    figures = [f for s in page.sections for f in (*s.figures, *(f for c in s.cards for f in c.get("figures", ())))]
+    every = page.arms if isinstance(page.arms, charts.Arms) else charts.Arms(page.arms)
     content = {
         "arms": list(page.arms),
         "shown": charts.SHOWN,
-        "themes": {"light": charts.theme(), "dark": charts.theme(dark=True) | {"background": "transparent"}},
+        "themes": {
+            "light": charts.theme(arms=every),
+            "dark": charts.theme(dark=True, arms=every) | {"background": "transparent"},
+        },
         "charts": [_responsive(f.chart, f"f{i}", frames) for i, f in enumerate(figures)],
         "tables": frames,
     }
@@ -130,9 +213,7 @@ def html(page: Page) -> str:
         lstrip_blocks=True,
         finalize=lambda value: visible(value) if type(value) is str else value,  # Markup is ours
     )
-    arms = [
-        (arm, i % len(charts.LIGHT), i // len(charts.LIGHT) % len(charts.DASHES)) for i, arm in enumerate(page.arms)
-    ]
+    arms = list(zip(every, every.colors, every.dashes, strict=True))
     return environment.get_template("page.html.j2").render(
         page=page,
         arms=arms,
@@ -143,6 +224,8 @@ def html(page: Page) -> str:
         light=charts.LIGHT,
         dark=charts.DARK,
         filter_from=2,
+        dashes=[" ".join(map(str, d)) for d in charts.DASHES],
+        number_of={arm: i for i, arm in enumerate(every)},
     )
 
 
@@ -223,12 +306,14 @@ def write_markdown(page: Page, output: Path) -> list[Path]:
         lines += [f"## {_plain(section.title)}", ""]
         lines += [line for text in [*section.text, *section.missing] for line in (_plain(text), "")]
         for card in section.cards:
-            lines += [f"**{_plain(card['verdict'])}**: {_plain(card['name'])}. {_plain(card['statement'])}", ""]
+            lines += [f"**{_plain(card['statement'] or card['name'])}**", ""]
+            lines += [f"{_plain(card['verdict'])} ({_plain(card['name'])})", ""]
+            lines += [line for d in card.get("drawings", ()) for line in (_plain(d.words), "")]
             lines += [line for text in [card["sentence"], *card["notes"]] if text for line in (_plain(text), "")]
         for i, (title, chart, note) in enumerate(_pictures(section), 1):
             file = folder / f"{number:02d}_{section.anchor}_{i:02d}.png"
             _make(folder)
-            _replace(file, charts.picture(chart, ".png"))
+            _replace(file, charts.picture(chart, ".png", arms=page.arms))
             files.append(file)
             lines += [f"![{_plain(title)}]({folder.name}/{file.name})", ""]
             lines += [_plain(note), ""] if note else []
@@ -247,7 +332,7 @@ def _pictures(section: Section) -> Iterator[tuple[str, Any, str]]:
     """title, chart, note; the figures of a group in one chart."""
     import altair as alt
 
-    for figure in section.figures:
+    for figure in [*section.figures, *(f for card in section.cards for f in card.get("figures", ()))]:
         if figure.group is None:
             yield figure.title, figure.chart.properties(title=figure.title, width=charts.WIDTH), figure.note
     for group in dict.fromkeys(f.group for f in section.figures if f.group is not None):

@@ -19,7 +19,9 @@ from albert_ablate.analysis.effects import factorial_effects, rate_interval, rat
 from albert_ablate.analysis.load import Runs, load_runs
 from albert_ablate.analysis.numbers import human, visible
 from albert_ablate.analysis.page import (
+    ColorScale,
     Figure,
+    Interval,
     Page,
     Section,
     Table,
@@ -27,19 +29,31 @@ from albert_ablate.analysis.page import (
     write_html,
     write_markdown,
 )
-from albert_ablate.analysis.tables import key_of, mean_interval, means, settings_and_names, with_mean
+from albert_ablate.analysis.statistics import FIRST
+from albert_ablate.analysis.tables import (
+    baseline,
+    differences_by,
+    key_of,
+    mean_interval,
+    means,
+    paired,
+    percent,
+    settings_and_names,
+    with_mean,
+)
 from albert_ablate.config import ConfigError
 from albert_ablate.records.evaluations import read_evaluations
 from albert_ablate.records.history import read_history
 
 SCOPE = "Intervals speak about new seeds on this text, this tokenizer and these sizes; not about new text."
 POINTS = 120_000  # of training curves on the whole page
+SAME_COST = 0.01  # cost that differs by less is the same
 CELLS = 240_000  # of heat maps on the whole page
 MAPS = 24  # arms with heat maps
 MAPPED_SEEDS = 5  # seeds of an arm in its heat map
 MAPPED = ("grad_norm", "residual_rms", "update_ratio", "entropy")
 PAIRS_OF_FACTORS = 6
-LEVELS = 6
+LEVELS = 12  # of a factor; more are a search, not a factorial
 FIGURES = {  # of the summary: as a table names them
     "train_loss": "train loss",
     "val_loss": "validation loss",
@@ -68,19 +82,28 @@ class Material:
     root: Path
     rows: pd.DataFrame
     unreadable: pd.DataFrame
-    arms: list[str]
+    arms: charts.Arms  # the best first
     settings: pd.DataFrame  # arm x differing setting
     ledger: Mapping[str, Any] | None
     notes: list[str]
     remote: Mapping[str, Any]  # folder -> its histories, of runs that lie elsewhere
     mixed: Sequence[str] = ()  # of data, tokenizer, task, text: in what the runs' losses are of different things
     both: pd.DataFrame | None = None  # arm, run, seed, tokens, train, validation
+    baseline: str = ""  # the arm that others are compared with
 
     @property
     def quality(self) -> tuple[str, str]:
         """The figure by which runs are compared, and its name on an axis: in bits per byte across different texts."""
         unit = "bits per byte" if self.mixed else "nats per token"
         return "val_bits_per_byte" if self.mixed else "val_loss", f"validation loss at the end ({unit})"
+
+    @property
+    def compared(self) -> tuple[str, str]:
+        """The figure of which the leaderboard gives paired differences, and its name: the test loss where every
+        finished run has one, else that of `quality`."""
+        have = "test_loss" in self.finished and not self.mixed and self.finished["test_loss"].notna().all()
+        name = {"val_loss": "validation loss", "val_bits_per_byte": "validation loss in bits per byte"}
+        return ("test_loss", "test loss") if have else (self.quality[0], name[self.quality[0]])
 
     @property
     def initial(self) -> float | None:
@@ -101,7 +124,8 @@ class Material:
         return self.rows[self.rows["status"] == "finished"]
 
 
-def gather(root: Path, ledger: Path | None) -> Material:
+def gather(root: Path, ledger: Path | None, wanted: str | None = None) -> Material:
+    """The runs below `root`. wanted: the arm to compare the others with (`tables.baseline`)."""
     found = read_ledger(ledger or root / "ledger.json", needed=ledger is not None)
     runs: Runs = load_runs(root)
     summary = runs.summary
@@ -125,9 +149,31 @@ def gather(root: Path, ledger: Path | None) -> Material:
             f"The runs differ in {' and '.join(mixed)}: their losses are of different things. What compares arms is in "
             "bits per byte here, and says how hard a text is as much as how good an arm is."
         )
-    arms = list(dict.fromkeys(names[s] for s in settings.index))
     unreadable = summary[summary["status"].isna()]
-    return Material(root, rows, unreadable, arms, settings.rename(index=names), found, notes, runs.remote, mixed)
+    settings = settings.rename(index=names)
+    m = Material(root, rows, unreadable, charts.Arms(()), settings, found, notes, runs.remote, mixed)
+    m.baseline = baseline(settings, wanted)
+    order = [m.baseline, *(a for a in settings.index if a != m.baseline)]  # its levels have the first color and dash
+    m.arms = charts.styled(_best_first(m), settings.loc[order, factors(settings)])
+    return m
+
+
+def _best_first(m: Material) -> list[str]:
+    """The arms by the mean loss of their finished runs; after them those without one, by name."""
+    loss = m.finished.groupby("name")[m.quality[0]].mean() if m.quality[0] in m.finished else pd.Series(dtype=float)
+    return sorted(m.settings.index, key=lambda a: (not math.isfinite(loss.get(a, math.nan)), loss.get(a, 0.0), a))
+
+
+def factors(settings: pd.DataFrame) -> list[str]:
+    """Settings of two levels or more in all arms, those with most levels first; of several that change together the
+    first, since a setting that comes with a choice is no factor of its own."""
+    keys = settings.map(key_of)
+    levels = keys.nunique()
+    varied = [c for c in settings if settings[c].notna().all() and 2 <= levels[c] <= LEVELS]
+    distinct: dict[tuple, str] = {}
+    for column in varied:
+        distinct.setdefault(tuple(pd.factorize(keys[column])[0]), column)
+    return sorted(distinct.values(), key=lambda c: -levels[c])
 
 
 def differing_texts(rows: pd.DataFrame) -> list[str]:
@@ -180,7 +226,7 @@ def number(value: Any) -> float:
 
 
 def ledger_section(m: Material) -> Section:
-    section = Section("Ledger")
+    section = Section("Claims")
     if m.ledger is None:
         section.missing.append(
             f"Nothing is judged yet: albert-ablate judge sweeps/claims.yaml --runs {m.root.name or '.'} writes the "
@@ -191,6 +237,10 @@ def ledger_section(m: Material) -> Section:
     section.text.append(
         f"{counted(len(m.ledger['claims']), 'claim')} of {m.ledger.get('claims_file', 'a claims file')}, in a family "
         f"of {human(family.get('size'))}, judged together at {human(family.get('alpha'))} (Holm)."
+    )
+    section.text.append(
+        "In the drawings what the claim says lies to the right of the dashed zero, the margin is shaded, and the line "
+        "is the interval that was judged."
     )
     rows, looks = list[dict[str, Any]](), list[dict[str, Any]]()
     for claim in m.ledger["claims"]:
@@ -203,10 +253,11 @@ def ledger_section(m: Material) -> Section:
             for look in p.get("looks") or []
         ]
         rows, looks = rows + own, looks + seen
-        tables = [Table("parts", pd.DataFrame(), "Contrasts", folded=True, shown=_shown(own))] if own else []
+        title = f"Contrasts of {claim['name']}"
+        tables = [Table("parts", pd.DataFrame(), title, folded=True, shown=_shown(own))] if own else []
         if seen:
             shown = pd.DataFrame(seen).drop(columns="claim")
-            tables.append(Table("looks", shown, "Every look, with the boundary it met", folded=True))
+            tables.append(Table("looks", shown, f"Every look of {claim['name']}, with its boundary", folded=True))
         sentence = str(claim.get("sentence") or "")
         notes = [str(claim.get("reason") or ""), *map(str, claim.get("notes") or []), _spent(claim.get("cost") or {})]
         notes = [n for n in dict.fromkeys(notes) if n and n not in sentence]
@@ -220,6 +271,8 @@ def ledger_section(m: Material) -> Section:
                 "sentence": sentence[:1].upper() + sentence[1:],
                 "notes": notes,
                 "tables": tables,
+                "drawings": [d for p in claim["parts"] if (d := interval_of(p)) is not None],
+                "figures": [f for p in claim["parts"] if (f := looks_figure(claim, p)) is not None],
             }
         )
     if rows:
@@ -227,6 +280,54 @@ def ledger_section(m: Material) -> Section:
     if looks:
         section.tables.append(Table("looks", pd.DataFrame(looks), "All looks", folded=True))
     return section
+
+
+def interval_of(p: Mapping) -> Interval | None:
+    """The interval and the margin of a contrast, to be drawn."""
+    mean, low, high = _three([p.get(k) for k in ("mean", "low", "high")])
+    margin = number(p.get("margin"))
+    if not math.isfinite(mean):
+        return None
+    size = (
+        f"{human(100 * math.expm1(margin), 3)} %" if p.get("percent") else f"{human(margin, 3)} {p.get('unit') or ''}"
+    )
+    words = f"{_contrast(p)}: {effect_text(p)}; margin ±{size.strip()}"
+    return Interval(mean, low, high, margin, words, f"margin ±{size.strip()}")
+
+
+def looks_figure(claim: Mapping, p: Mapping) -> Figure | None:
+    """Every look at a contrast with its boundary, to the planned number of pairs."""
+    seen = [look for look in p.get("looks") or [] if look.get("test", "t") == "t"]
+    kept = ("pairs", "statistic", "boundary", "p")
+    steps = pd.DataFrame([{k: number(look.get(k)) for k in kept} for look in seen], columns=kept, dtype=float)
+    steps = steps[np.isfinite(steps["statistic"])]
+    if steps.empty:
+        return None
+    planned = max(int(number(claim.get("N") or 0)), int(steps["pairs"].max()))
+    ahead = boundaries(steps, planned)
+    last = steps.iloc[-1]
+    said = f"After {human(last['pairs'])} of {planned} pairs the statistic is {human(last['statistic'], 3)}"
+    known = math.isfinite(last["boundary"])
+    return Figure(
+        f"Looks: {_contrast(p)}, {p.get('measure')}",
+        charts.looks_of_contrast(steps, ahead, planned),
+        f"To the planned {planned} pairs; outside the shaded band an effect is found.",
+        data=f"{said}, its boundary {human(last['boundary'], 3)}." if known else f"{said}.",
+    )
+
+
+def boundaries(steps: pd.DataFrame, planned: int) -> pd.DataFrame:
+    """pairs, boundary, below: of all looks to the planned one, at the level of the last look, which is the same at all:
+    |t| must exceed t(1 - a/2, n - 1). Empty where the last look has no finite boundary."""
+    from scipy.special import stdtr, stdtrit
+
+    pairs, boundary = (float(steps[k].iloc[-1]) for k in ("pairs", "boundary"))
+    if not (math.isfinite(boundary) and boundary > 0 and pairs > 1):
+        return pd.DataFrame({"pairs": [], "boundary": [], "below": []})
+    level = 2 * float(stdtr(pairs - 1, -boundary))
+    n = np.arange(FIRST, planned + 1)
+    at = -stdtrit(n - 1, level / 2)
+    return pd.DataFrame({"pairs": n, "boundary": at, "below": -at})
 
 
 def parts_of(claim: Mapping) -> list[tuple[Mapping, str]]:
@@ -356,6 +457,142 @@ def effects_section(m: Material) -> Section:
     return section
 
 
+# --- who leads ------------------------------------------------------------------------------------------------------
+
+
+def leaderboard(m: Material) -> pd.DataFrame:
+    """A row an arm, the best first: runs and how many diverged, mean and standard deviation of the losses of finished
+    runs, and the paired difference to the baseline in percent with its 95 % t interval (minus: better)."""
+    quality, compared = m.quality[0], m.compared[0]
+    d = _paired(m).groupby("arm")["d"]
+    pairs = {arm: x.to_numpy(float) for arm, x in d}
+    rows = []
+    done, finished = (dict(list(t.groupby("name"))) for t in (m.done, m.finished))
+    for arm in m.arms:
+        own, fine = done.get(arm, m.done.iloc[:0]), finished.get(arm, m.finished.iloc[:0])
+        row: dict[str, Any] = {"arm": arm, "seeds": len(own), "diverged": len(own) - len(fine)}
+        for column in dict.fromkeys((quality, compared)):
+            x = fine[column].dropna().to_numpy(float) if column in fine else np.empty(0)
+            row |= {column: x.mean() if len(x) else math.nan, f"{column}_sd": x.std(ddof=1) if len(x) > 1 else math.nan}
+        x = pairs.get(arm, np.empty(0))
+        mean, low, high = mean_interval(x)
+        row |= {"difference": percent(mean), "low": percent(high), "high": percent(low)}
+        row |= {"pairs": len(x), "finished_pairs": int(np.isfinite(x).sum()), "better": int((x > 0).sum())}
+        for column in ("flops", "parameters"):
+            row[column] = float(fine[column].mean()) if column in fine and len(fine) else math.nan
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _paired(m: Material) -> pd.DataFrame:
+    """arm, seed, d: the log ratio of the compared loss of runs of one seed (`tables.paired`)."""
+    column = m.compared[0]
+    if column not in m.done:
+        return pd.DataFrame(columns=["arm", "seed", "d"])
+    runs = pd.DataFrame({"arm": m.done["name"], "seed": m.done["seed"].astype(int), "value": m.done[column]})
+    return paired(runs.assign(diverged=(m.done["status"] == "diverged").to_numpy()), m.baseline)
+
+
+def leaderboard_section(m: Material) -> Section:
+    section = Section("Leaderboard")
+    if m.done.empty:
+        section.missing.append("No run has finished or diverged yet.")
+        return section
+    table, quality, called = leaderboard(m), m.quality[0], m.compared[1]
+    section.tables.append(_leaderboard_table(m, table))
+    others = table[table["arm"] != m.baseline]
+    compared, intervals = int((others["pairs"] > 0).sum()), int((others["finished_pairs"] > 1).sum())
+    if compared:
+        section.text.append(
+            f"Exploratory: {counted(compared, 'comparison')} with the baseline, {m.baseline} (--baseline ARM names "
+            "another), each with a 95 % t interval of its own and without a verdict."
+        )
+    if intervals > 1:
+        section.text.append(
+            f"Were all arms equal, about {human(0.05 * intervals, 2)} of these {intervals} intervals would exclude "
+            "zero by chance."
+        )
+    finished = m.finished
+    if quality in finished and finished[quality].notna().any():
+        values = finished[["name", "seed", quality]].set_axis(["arm", "seed", "value"], axis=1).dropna()
+        values = values.astype({"value": float, "seed": int})
+        over = means(values, m.arms)
+        section.figures.append(
+            Figure(
+                f"{m.quality[1][:1].upper()}{m.quality[1][1:]}, each seed",
+                charts.strip(values, over, m.arms, m.quality[1]),
+                "Dots: finished runs; bar: their mean; line: its 95 % t interval, from two seeds on.",
+                data=_best(over, "mean"),
+            )
+        )
+    d = _paired(m)
+    d = d[np.isfinite(d["d"].astype(float))]
+    if len(d):
+        values = pd.DataFrame({"arm": d["arm"], "seed": d["seed"].astype(int), "value": percent(d["d"])})
+        # the interval is that of the leaderboard: of the log ratios, then in percent
+        over = (
+            table[["arm", "difference", "low", "high"]]
+            .set_axis(["arm", "mean", "low", "high"], axis=1)
+            .dropna(subset="mean")
+        )
+        section.figures.append(
+            Figure(
+                f"Paired difference to {m.baseline}, each seed",
+                charts.strip(values, over, m.arms, f"{called} against the baseline (%), left is better", zero=True),
+                "Dots: the difference of two runs of one seed; bar: the mean; line: its 95 % t interval.",
+                data=_best(over, "mean", " %"),
+            )
+        )
+    return section
+
+
+def _leaderboard_table(m: Material, table: pd.DataFrame) -> Table:
+    """The leaderboard with mean and spread, difference and interval in one cell each."""
+    (compared, called), quality = m.compared, m.quality[0]
+
+    def spread(column: str) -> list[str]:
+        size = table[column].abs().max()
+        decimals = max(0, 3 - math.floor(math.log10(size))) if size > 0 and math.isfinite(size) else 4
+        return [
+            "–" if math.isnan(x) else f"{x:.{decimals}f}" + ("" if math.isnan(sd) else f" ± {sd:.{decimals}f}")
+            for x, sd in zip(table[column], table[f"{column}_sd"], strict=True)
+        ]
+
+    shown = pd.DataFrame({"arm": [f"{a} (baseline)" if a == m.baseline else a for a in table["arm"]]})
+    by = {}
+    names = {"val_loss": "validation loss", "test_loss": "test loss", "val_bits_per_byte": "bits per byte"}
+    for column in dict.fromkeys((quality, compared)):
+        shown[names[column]] = spread(column)
+        by[names[column]] = column
+    difference = f"{called}: paired difference to the baseline"
+    shown[difference] = ["–" if row.arm == m.baseline else _change(row) for row in table.itertuples()]
+    by[difference] = "difference"
+    shown["better on"] = [f"{row.better} of {row.pairs} seeds" if row.pairs else "–" for row in table.itertuples()]
+    by["better on"] = "better"
+    shown["seeds"] = table["seeds"]
+    shown["diverged"] = table["diverged"]
+    for column, title in (("flops", "FLOPs"), ("parameters", "parameters")):
+        if _spread(table[column]) > SAME_COST:
+            shown[title] = [human(x, 3) for x in table[column]]
+            by[title] = column
+    note = (
+        "± is the standard deviation over the finished seeds. A difference is of two runs of one seed, as a change in "
+        "percent: minus is better. A pair of which one run diverged counts in “better on”, not in the mean."
+    )
+    title = f"{counted(len(table), 'arm')}, the least validation loss first"
+    return Table("leaderboard", table, title, note, shown=shown, by=by, first=True)
+
+
+def _change(row: Any) -> str:
+    """−1.76 % (−3.93 to +0.42), of a row of the leaderboard."""
+    if not row.pairs:
+        return "–"
+    if math.isnan(row.difference):
+        return "no pair finished"
+    ends = "" if math.isnan(row.low) else f" ({row.low:+.2f} to {row.high:+.2f})"
+    return f"{row.difference:+.2f} %{ends}".replace("-", "−")
+
+
 # --- curves ----------------------------------------------------------------------------------------------------------
 
 
@@ -418,7 +655,10 @@ def curves_section(m: Material) -> Section:
         "mean and range are those of the others."
     )
     drawn = charts.loss_curves(validation, over, m.arms, unit, m.initial)
-    section.figures.append(Figure(f"Validation loss ({unit})", drawn, note))
+    last = over_ends(validation)
+    section.figures.append(Figure(f"Validation loss ({unit})", drawn, note, data=_best(last, "mean")))
+    _draw_differences(section, m, validation)
+    _draw_levels(section, m, validation, unit)
     late = validation[validation["tokens"] >= validation["tokens"].max() / 2]
     if late["tokens"].nunique() > 1:
         ended = over[over["tokens"] >= late["tokens"].min()]
@@ -443,6 +683,48 @@ def curves_section(m: Material) -> Section:
     pair = held.pivot_table(index=["arm", "run", "seed", "tokens"], columns="split", values="loss").reset_index()
     m.both = pair.dropna() if {"train", "validation"} <= {*pair} else None
     return section
+
+
+def over_ends(validation: pd.DataFrame) -> pd.DataFrame:
+    """arm, mean: of each arm at the last tokens at which it has a mean."""
+    known = validation.dropna(subset="mean").sort_values("tokens")
+    return known.groupby("arm")["mean"].last().reset_index()
+
+
+def _draw_differences(section: Section, m: Material, validation: pd.DataFrame) -> None:
+    table = differences_by(validation, m.baseline, "tokens")
+    if table["tokens"].nunique() < 2:
+        return
+    end = table[table["tokens"] == table["tokens"].max()]
+    note = (
+        f"Change of the validation loss against {m.baseline} at equal tokens, in percent, over the seeds that both "
+        "have; band: 95 % t interval at each point alone, brighter where the pointer rests."
+    )
+    drawn = charts.differences_over_tokens(table, m.arms, "validation loss against the baseline (%)")
+    section.figures.append(
+        Figure("Paired difference to the baseline over tokens", drawn, note, data=_best(end, "mean", " %"))
+    )
+
+
+def _draw_levels(section: Section, m: Material, validation: pd.DataFrame, unit: str) -> None:
+    """One small chart for each level of the first factor, the other arms in gray."""
+    found = factors(m.settings)
+    if len(found) < 2 or len(m.arms) < 5:
+        return
+    curves = validation.dropna(subset="mean").drop_duplicates(["arm", "tokens"])[["arm", "tokens", "mean"]]
+    late = curves[curves["tokens"] >= curves["tokens"].max() / 3]
+    fine = late["mean"] if len(late) else curves["mean"]
+    span = charts.loss_range(fine[fine <= fine.quantile(0.95) * 1.2], None)
+    section.text.append(
+        f"Small charts: the mean {'bits per byte' if m.mixed else 'validation loss'} of each level of {found[0]} in "
+        "color, of all other arms in gray."
+    )
+    for _, arms in m.settings.groupby(m.settings[found[0]].map(key_of), sort=False):
+        own = curves[curves["arm"].isin(arms.index)]
+        if len(own):
+            name = f"{found[0]}={human(arms[found[0]].iloc[0])}"
+            drawn = charts.one_level(curves, own, m.arms, span, unit)
+            section.figures.append(Figure(name, drawn, small=True, data=_best(over_ends(own), "mean")))
 
 
 # --- learning rates --------------------------------------------------------------------------------------------------
@@ -480,7 +762,8 @@ def rates_section(m: Material) -> Section:
         table = pd.DataFrame(points, columns=["arm", "rate", "seed", "loss", "tokens"])
         table = table[table["tokens"] == table.groupby("arm")["tokens"].transform("max")]
         about = "tuning_rates", "Tuning: validation loss over the learning rate", "Tuning runs by learning rate"
-        _draw_rates(section, m, table.drop(columns="tokens"), *about, "validation loss at the end (nats per token)")
+        axis = "validation loss at the end (nats per token)"
+        _draw_rates(section, m, table.drop(columns="tokens"), *about, axis, pd.DataFrame(tuned))
         note = (
             "edge: the side on which the best rate is the last that was run, after four moves of the window. slack: "
             "expected loss above the optimum, in nats per token; empty where it is unknown. Tuning runs choose the "
@@ -552,18 +835,42 @@ def _sensitivity(grid: pd.DataFrame) -> pd.DataFrame:
 
 
 def _draw_rates(
-    section: Section, m: Material, table: pd.DataFrame, name: str, title: str, rows: str, axis: str
+    section: Section,
+    m: Material,
+    table: pd.DataFrame,
+    name: str,
+    title: str,
+    rows: str,
+    axis: str,
+    tuned: pd.DataFrame | None = None,
 ) -> None:
     arms = list(dict.fromkeys(table["arm"]))
     known = set(arms) <= set(m.arms)
-    means = table.groupby(["arm", "rate"])["loss"].agg(lambda x: x.mean(skipna=False)).rename("mean").reset_index()
+    over = table.groupby(["arm", "rate"])["loss"].agg(lambda x: x.mean(skipna=False)).rename("mean").reset_index()
     points = table.assign(diverged=~np.isfinite(table["loss"]), outcome="diverged")
-    chart = charts.sensitivity(points, means, m.arms if known else arms, m.initial, axis, known)
+    chosen = None if tuned is None else _chosen(over, tuned)
+    chart = charts.sensitivity(points, over, m.arms if known else arms, m.initial, axis, known, chosen)
     note = "Dots: runs; the line: their mean, where no seed diverged; crosses at the top: diverged runs."
+    if chosen is not None and len(chosen):
+        note += " Ring: the chosen rate; the bar below it is its slack, the expected loss above the optimum."
     if not known:  # they have colors of their own
         note += " Arms are settings without their learning rate here, which the filter does not know."
     section.figures.append(Figure(title, chart, note, wide=True))
     section.tables.append(Table(name, table, rows, folded=True))
+
+
+def _chosen(over: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
+    """arm, rate, mean, best of the tuned rates: the mean of the runs nearest to the rate, and that less the slack."""
+    rows = []
+    for arm, rate, slack in tuned[["arm", "rate", "slack"]].itertuples(index=False):
+        own = over[(over["arm"] == arm) & np.isfinite(over["mean"])]
+        rate = number(rate)
+        if len(own) and rate > 0:
+            near = own.loc[(np.log(own["rate"]) - math.log(rate)).abs().idxmin()]
+            spare = number(slack)
+            best = near["mean"] - (spare if math.isfinite(spare) else 0.0)
+            rows.append({"arm": arm, "rate": rate, "mean": near["mean"], "best": best})
+    return pd.DataFrame(rows, columns=["arm", "rate", "mean", "best"])
 
 
 # --- stability -------------------------------------------------------------------------------------------------------
@@ -599,7 +906,7 @@ def divergence_section(m: Material) -> Section:
 
 def depth_section(m: Material) -> Section:
     """Heat maps by arm: the median over up to five seeds of what each showed."""
-    section = Section("Depth by tokens")
+    section = Section("Depth by tokens", scales={})
     chosen = m.arms[:MAPS]
     layers = m.rows["model.layers"].max() if "model.layers" in m.rows else 12
     layers = 12 if pd.isna(layers) else int(layers)
@@ -624,8 +931,22 @@ def depth_section(m: Material) -> Section:
         if quantity not in MAPPED or not cells[quantity]:
             continue
         domain = charts.color_range(np.concatenate([c["value"].to_numpy() for c in cells[quantity].values()]))
+        section.scales[title] = ColorScale(*charts.color_scale(domain, quantity))
+        ends = pd.concat(
+            c[c["tokens"] == c["tokens"].max()].assign(arm=arm) for arm, c in cells[quantity].items()
+        ).rename(columns={"layer": "block"})
+        profile = charts.depth_profile(ends[["arm", "block", "value"]], m.arms, title, quantity not in charts.LINEAR)
+        name = f"{title}, by block at the end"
+        section.figures.append(Figure(name, profile, "Median over up to five seeds.", group=title, wide=True))
         section.figures += [
-            Figure(arm, charts.heat_map(c, quantity, domain), arm=arm, group=title)
+            Figure(
+                arm,
+                charts.heat_map(c, quantity, domain, legend=False).properties(height=120),
+                arm=arm,
+                group=title,
+                small=True,
+                data=f"{title} by block and tokens, {human(c['value'].min(), 3)} to {human(c['value'].max(), 3)}.",
+            )
             for arm, c in cells[quantity].items()
         ]
     if section.figures:
@@ -723,18 +1044,14 @@ def _rises(section: Section, m: Material, rows: pd.DataFrame, name: str, title: 
 def factorial_section(m: Material) -> Section:
     section = Section("Interactions")
     quality, axis = m.quality
-    levels = m.settings.map(key_of).nunique()
-    varied = [c for c in m.settings if m.settings[c].notna().all() and 2 <= levels[c] <= LEVELS]
-    distinct: dict[tuple, str] = {}
-    for column in varied:  # a setting that comes with a choice is no factor of its own
-        distinct.setdefault(tuple(pd.factorize(m.settings[column].map(key_of))[0]), column)
-    effects = []
-    for one, other in combinations(distinct.values(), 2):
+    effects, partly = [], []
+    for one, other in combinations(factors(m.settings), 2):
         if len(section.figures) == PAIRS_OF_FACTORS:
             section.text.append(f"Drawn are the first {PAIRS_OF_FACTORS} pairs of factors.")
             break
         points, others = _crossed(m, one, other)
         if points.empty:
+            partly += [f"{one} and {other}"] if _crosses(m.settings, one, other) else []
             continue
         cells = points.groupby(["x", "level"])["value"].mean().rename("mean").reset_index()
         over = f", over the {others} combinations of the other settings that have all cells" if others > 1 else ""
@@ -757,11 +1074,19 @@ def factorial_section(m: Material) -> Section:
                 "The interaction: the first factor's effect at the second's second level minus that at its first.",
             )
         )
-    if not section.figures:
+    if partly:
+        section.missing.append(f"Crossed, but with a cell in which no run finished: {'; '.join(partly)}.")
+    if not section.figures and not partly:
         section.missing.append(
             "Interactions need finished runs of arms that cross the levels of two settings, as a factorial sweep has."
         )
     return section
+
+
+def _crosses(settings: pd.DataFrame, one: str, other: str) -> bool:
+    """Whether there is an arm for every level of the one with every level of the other."""
+    keys = settings[[one, other]].map(key_of)
+    return len(keys.drop_duplicates()) == keys[one].nunique() * keys[other].nunique()
 
 
 def _crossed(m: Material, one: str, other: str) -> tuple[pd.DataFrame, int]:
@@ -802,20 +1127,17 @@ def _contrasts(m: Material, points: pd.DataFrame, one: str, other: str) -> list[
 
 def cost_section(m: Material) -> Section:
     section = Section("Cost and quality")
-    columns = (
-        ("flops", "training FLOPs", "Counted from the model."),
-        ("seconds", "seconds", "As they fell, whatever else the machine did: no comparison of speed."),
-    )
     rows, (quality, axis) = m.finished, m.quality
-    for column, title, note in columns:
-        if {column, quality} <= {*rows} and (rows[column] > 0).any():
-            points = rows[["name", "seed", quality, column]].set_axis(["arm", "seed", "loss", column], axis=1).dropna()
-            points = points.astype({"loss": float, column: float, "seed": int})
-            if points.empty:
-                continue
-            section.figures.append(
-                Figure(f"Loss over {title}", charts.cost(points[points[column] > 0], m.arms, column, title, axis), note)
-            )
+    if {"flops", quality} <= {*rows} and _spread(rows["flops"]) > SAME_COST:
+        points = rows[["name", "seed", quality, "flops"]].set_axis(["arm", "seed", "loss", "flops"], axis=1).dropna()
+        points = points[points["flops"] > 0].astype({"loss": float, "flops": float, "seed": int})
+        if len(points):
+            means_ = points.groupby("arm")[["loss", "flops"]].mean().reset_index()
+            note = "Small: runs; large: the mean of an arm; dashed: no arm is better and cheaper. FLOPs are counted."
+            drawn = charts.cost(points, means_, m.arms, "flops", "training FLOPs", axis)
+            section.figures.append(Figure("Loss over training FLOPs", drawn, note, data=_best(means_, "loss")))
+    elif "flops" in rows and rows["flops"].notna().any():
+        section.text.append(f"All finished runs cost the same: {human(rows['flops'].mean(), 3)} training FLOPs.")
     kept = {k: v for k, v in FIGURES.items() if v and k in rows and rows[k].notna().any()}
     if kept:
         numbers = rows[[*kept]].assign(arm=rows["name"])
@@ -833,6 +1155,22 @@ def cost_section(m: Material) -> Section:
     if not section.figures and not section.tables:
         section.missing.append("Cost and quality are those of finished runs, and no run has finished.")
     return section
+
+
+def _spread(values: pd.Series) -> float:
+    """(greatest - least) / greatest of the positive values; 0 without two of them."""
+    x = values[values > 0].to_numpy(float)
+    return float((x.max() - x.min()) / x.max()) if len(x) > 1 else 0.0
+
+
+def _best(means_: pd.DataFrame, column: str, unit: str = "") -> str:
+    """One sentence: the least and the greatest of a column of arms."""
+    fine = means_[np.isfinite(means_[column])]
+    if fine.empty:
+        return ""
+    low, high = fine.loc[fine[column].idxmin()], fine.loc[fine[column].idxmax()]
+    said = f"Least: {low['arm']}, {human(low[column])}{unit}"
+    return f"{said}." if len(fine) == 1 else f"{said}; greatest: {high['arm']}, {human(high[column])}{unit}."
 
 
 def settings_section(m: Material) -> Section:
@@ -900,14 +1238,14 @@ def _sentence(refusal: Any) -> str:
 # --- out -------------------------------------------------------------------------------------------------------------
 
 
-def make(root: Path, ledger: Path | None = None) -> Page:
-    """The report on the runs below `root`."""
-    m = gather(root, ledger)
-    ledger_, effects_ = ledger_section(m), effects_section(m)
+def make(root: Path, ledger: Path | None = None, baseline: str | None = None) -> Page:
+    """The report on the runs below `root`: claims first where there are any, else the leaderboard."""
+    m = gather(root, ledger, baseline)
+    claims = [ledger_section(m), effects_section(m)]
+    leaders = leaderboard_section(m)
     curves = curves_section(m)  # before generalization, which draws what it read
     sections = [
-        ledger_,
-        effects_,
+        *([claims[0], leaders, claims[1]] if m.ledger else [leaders]),
         curves,
         rates_section(m),
         divergence_section(m),
@@ -916,6 +1254,7 @@ def make(root: Path, ledger: Path | None = None) -> Page:
         factorial_section(m),
         cost_section(m),
         settings_section(m),
+        *([] if m.ledger else claims[:1]),
         methods_section(m),
     ]
     states = m.rows["status"].value_counts().to_dict()
@@ -925,11 +1264,13 @@ def make(root: Path, ledger: Path | None = None) -> Page:
     return Page(f"Report on {m.root.resolve().name}", " ".join([counts, *m.notes, SCOPE]), sections, m.arms)
 
 
-def write(root: Path, output: Path | None, kind: str, ledger: Path | None = None) -> list[Path]:
+def write(
+    root: Path, output: Path | None, kind: str, ledger: Path | None = None, baseline: str | None = None
+) -> list[Path]:
     """Write the report; gives the files."""
     output = output or Path({"html": "report.html", "md": "report.md", "csv": "report"}[kind])
     if kind != "csv":
         charts.require()
     charts.writable(output, () if kind == "csv" else (f".{kind}",))
-    page = make(root, ledger)
+    page = make(root, ledger, baseline)
     return {"html": write_html, "md": write_markdown, "csv": write_csv}[kind](page, output)

@@ -258,7 +258,8 @@ def differences(study: Study, names: Sequence[str], control: str | None = None) 
     """treatment, seed, measure, d: one signed number per seed, positive in favor of the treatment.
 
     control: the study's baseline where none is given; another one changes the signs, and nothing else. +-inf
-    where one of the two diverged, nan where both did. Measures over the learning rate take the seeds that have all of both arms' rates.
+    where one of the two diverged, nan where both did. Measures over the learning rate take the seeds that have all of
+    both arms' rates.
     """
     control = _known(study, control)
     rows = []

@@ -177,3 +177,23 @@ def percent(d: Any) -> Any:
     """What a log ratio d in favor of the treatment says of a measure that is better when lower: its change in percent,
     100 (exp(-d) - 1). Of an interval the ends change places."""
     return 100 * np.expm1(-np.asarray(d, float))[()]
+
+
+def differences_by(curves: pd.DataFrame, control: str, x: str) -> pd.DataFrame:
+    """arm, `x`, pairs, mean, low, high: the change of the loss against the control at equal `x` and seed in percent, of
+    the log ratio, with its 95 % t interval (that of `mean_interval`). curves: arm, seed, `x`, loss."""
+    from scipy.special import stdtrit
+
+    keys = ["seed", x]
+    own = curves.loc[curves["arm"] == control, [*keys, "loss"]].drop_duplicates(keys)
+    both = curves.loc[curves["arm"] != control, ["arm", *keys, "loss"]].merge(own, on=keys, suffixes=("", "_control"))
+    both = both[(both["loss"] > 0) & (both["loss_control"] > 0)]
+    both["d"] = np.log(both["loss_control"]) - np.log(both["loss"])
+    over = both.groupby(["arm", x])["d"].agg(["count", "mean", "std"]).reset_index()
+    n = over["count"].to_numpy()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        half = np.where(
+            (n > 1) & (over["std"] > 0), stdtrit(np.maximum(n - 1, 1), 0.975) * over["std"] / np.sqrt(n), np.nan
+        )
+    ends = {"mean": percent(over["mean"]), "low": percent(over["mean"] + half), "high": percent(over["mean"] - half)}
+    return pd.DataFrame({"arm": over["arm"], x: over[x], "pairs": n, **ends})
