@@ -34,7 +34,7 @@ FOREST_LINEAR = 20.0  # margins: effects beyond have an axis that is linear to 1
 LOGARITHMIC = 3.0  # a quantity whose sizes span less than this factor is colored on a linear scale
 
 MANY = 6  # arms from which on bands are faint, since they lie on each other
-NEAR = {"on": "pointerover", "nearest": True, "empty": False, "clear": "pointerout"}  # a hover finds the nearest point
+NEAR: dict[str, Any] = {"on": "pointerover", "nearest": True, "empty": False, "clear": "pointerout"}  # a hover finds the nearest point
 
 QUANTITIES = {
     "grad_norm": "Gradient norm before clipping",
@@ -254,7 +254,7 @@ def _near(name: str = "near", fields: Sequence[str] | None = None):
     layer must be the last: marks above it take the pointer away."""
     import altair as alt
 
-    return alt.selection_point(name=name, **({"fields": list(fields)} if fields else {}), **NEAR)
+    return alt.selection_point(name=name, fields=list(fields) if fields else alt.Undefined, **NEAR)
 
 
 def _tip(name: str, title: str | None = None, form: str = TIP):
