@@ -34,7 +34,8 @@ FOREST_LINEAR = 20.0  # margins: effects beyond have an axis that is linear to 1
 LOGARITHMIC = 3.0  # a quantity whose sizes span less than this factor is colored on a linear scale
 
 MANY = 6  # arms from which on bands are faint, since they lie on each other
-NEAR: dict[str, Any] = {"on": "pointerover", "nearest": True, "empty": False, "clear": "pointerout"}  # a hover finds the nearest point
+# of a selection: a hover finds the nearest point
+NEAR: dict[str, Any] = {"on": "pointerover", "nearest": True, "empty": False, "clear": "pointerout"}
 
 QUANTITIES = {
     "grad_norm": "Gradient norm before clipping",
