@@ -126,7 +126,7 @@ def test_a_record_without_what_came_later_is_read(copied):
     copied("old", change=lambda r: [r.pop(k) for k in (*wanted, "histories")])
     copied("new", change=lambda r: r.update(version=9, choices={"status": "x", "norm": "pre_ln"}, more={"a": [1]}))
     row = reason(copied, "old")
-    assert row["status"] == "diverged" and row["setting"] == row["arm"] == "old" and row["role"] == "confirmation"
+    assert row["status"] == "finished" and row["setting"] == row["arm"] == "old" and row["role"] == "confirmation"
     assert reason(copied, "new")["status"] == "diverged"
     assert len(load_runs(copied.root).steps) == 3 * 15
 
@@ -164,7 +164,7 @@ def test_links_are_followed_and_broken_ones_listed(copied):
         (copied.root / name).mkdir()
         (copied.root / name / "seed0").symlink_to(target / "seed0")
     (copied.root / "loop").symlink_to(copied.root)
-    assert reason(copied, "linked")["status"] == "diverged"
+    assert reason(copied, "linked")["status"] == "finished"
     assert reason(copied, "broken")["reason"] == "it is a link to nowhere"
 
 
