@@ -74,9 +74,9 @@ def test_mlflow_goes_where_the_environment_says_unless_the_configuration_does(mo
 def test_a_record_of_an_earlier_release_is_read_without_its_password(tmp_path):
     folder = RunFolder(tmp_path)
     (tmp_path / "record.json").write_text(
-        json.dumps({"status": "finished", "config": {"logger": {"uri": f"http://u:{PASSWORD}@h"}}})
+        json.dumps({"status": "finished", "seed": 0, "config": {"logger": {"uri": f"http://u:{PASSWORD}@h"}}})
     )
-    assert folder.record() == {"status": "finished", "config": {"logger": {"uri": "http://u:***@h"}}}
+    assert folder.record() == {"status": "finished", "seed": 0, "config": {"logger": {"uri": "http://u:***@h"}}}
     folder.write({"status": "failed", "error": f"at http://u:{PASSWORD}@h"})
     assert PASSWORD not in (tmp_path / "record.json").read_text()
 

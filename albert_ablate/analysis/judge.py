@@ -30,6 +30,7 @@ from albert_ablate.analysis.statistics import FIRST, MOST_PAIRS, nominal
 from albert_ablate.analysis.tuning import pairs_missing, pairs_to_margin, slack_bound
 from albert_ablate.analysis.verdicts import NULLS, Claim, Contrast, PartResult, Verdict, deciding_look, verdicts
 from albert_ablate.config import ConfigError, corrections, nearest, unwritable
+from albert_ablate.records import store
 from albert_ablate.records.atomic import replace_file
 from albert_ablate.records.folder import DONE
 from albert_ablate.records.tuning import read_tuning
@@ -118,16 +119,16 @@ class Bench:
         self.root, self.evidence, self.unreadable = root, list[Evidence](), list[str]()
         self.outdated = list[Evidence]()  # made by a component that was corrected since: no evidence about today's
         self._arms: dict[tuple[str, ...], list[Evidence]] = {}
-        for folder in sorted(root.glob("*/seed*")):
-            try:
-                record = json.loads((folder / "record.json").read_text())
-                record["status"], record["seed"], record["config"]["optimizer"]["lr"]
-                (self.outdated if corrections(record) else self.evidence).append(Evidence(folder, record))
-            except FileNotFoundError:
-                continue  # begun, nothing committed
-            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                place = f"{folder.parent.name}/{folder.name}"
-                self.unreadable.append(f"{place}/record.json cannot be read: {type(error).__name__}: {error}")
+        for folder in store.run_folders(root) if root.is_dir() else ():
+            place = f"{folder.parent.name}/{folder.name}"
+            record = store.read(folder)
+            if isinstance(record, store.Record):
+                if record.learning_rate is None:
+                    self.unreadable.append(f"{place}/record.json cannot be read: it has no config.optimizer.lr")
+                else:
+                    (self.outdated if corrections(record) else self.evidence).append(Evidence(folder, record))
+            elif not record.missing:  # else begun, nothing committed
+                self.unreadable.append(f"{place}/{record.reason}")
 
         self._admit()
 

@@ -1,6 +1,5 @@
 """Records into pandas tables: a row a run, and the runs' histories."""
 
-import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,12 +14,11 @@ import pyarrow as pa
 
 from albert_ablate.analysis.measures import log_of_positive, spike_score, spike_window
 from albert_ablate.config import ConfigError
+from albert_ablate.records import store
 from albert_ablate.records.evaluations import read_evaluations
 from albert_ablate.records.history import SCHEMAS, read_history
-from albert_ablate.records.secrets import masked
 from albert_ablate.records.tuning import role
 
-STATES = ("running", "finished", "diverged", "failed", "stopped")
 BESIDE = {"seed": pa.int64(), "setting": pa.string(), "arm": pa.string()}  # of the run, beside each row of a history
 SPIKING = ("loss", "grad_norm")
 MAGIC = b"ARROW1"  # begins and ends an Arrow file
@@ -105,8 +103,10 @@ class Runs:
         if folder in self.remote:
             return self.remote[folder](name)
         # read again: a run that goes on has committed more since
-        record = json.loads((Path(folder) / "record.json").read_text(encoding="utf-8"))
-        table = read_history(Path(folder), name, record.get("histories"))
+        record = store.read(folder)
+        if isinstance(record, store.Unreadable):
+            raise ValueError(record.reason)
+        table = read_history(Path(folder), name, record.histories)
         step = table["step"].to_numpy()
         if (np.diff(step) < (name == "steps")).any():  # what a disk lost reads as zeros
             raise ValueError("its steps do not rise")
@@ -152,7 +152,7 @@ def load_runs(path: str | Path) -> Runs:
         return _collected(offline_rows([root]))
     if not root.is_dir():
         raise ConfigError(f"{path} is no folder of runs.")
-    rows = [_row(folder) for folder in sorted(root.glob("*/seed*")) if folder.is_dir() or folder.is_symlink()]
+    rows = [_row(folder) for folder in store.run_folders(root)]
     if not rows and (files := [*root.rglob("*.wandb")]):
         from albert_ablate.analysis.wandb import offline_rows
 
@@ -191,58 +191,39 @@ def _summary(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 def _row(folder: Path) -> dict[str, Any]:
     row: dict[str, Any] = {"folder": str(folder), "status": None, "reason": None}
-    try:
-        record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
-        row |= _facts(folder, record)
-    except FileNotFoundError:
-        broken = folder.is_symlink() and not folder.exists()
-        reason = (
-            "it is a link to nowhere" if broken else "it has no record.json: it was stopped before its first commit"
-        )
-        return row | {"reason": reason}
-    except KeyError as error:
-        return row | {"reason": f"record.json cannot be read: it has no {error.args[0]}"}
-    except (OSError, ValueError, RecursionError) as error:
-        return row | {"reason": f"record.json cannot be read: {type(error).__name__}: {error}"}
+    record = store.read(folder)
+    if isinstance(record, store.Unreadable):
+        return row | {"reason": record.reason}
+    row |= _facts(folder, record)
     try:
         for name, entry in read_evaluations(folder).items():
             row |= {f"{name}.{figure}": value for figure, value in entry["summary"].items()}
     except ConfigError as error:
         row["reason"] = str(error)
-    if torn := _torn(folder, record.get("histories")):
+    if torn := _torn(folder, record.histories):
         row["reason"] = f"{row['reason']}; {torn}" if row["reason"] else torn
+    row["reason"] = row["reason"] or record.note
     return row
 
 
-def _facts(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
-    """The row of a record, which must have status and seed; what an older or a foreign one lacks else is left out."""
-    parts = {"data": Mapping, "choices": Mapping, "config": Mapping, "summary": Mapping, "cost": Mapping, "error": str}
-    if not isinstance(record, Mapping):
-        raise ValueError("it is no JSON object")
-    if wrong := [k for k, kind in parts.items() if record.get(k) and not isinstance(record[k], kind)]:
-        raise ValueError(f"its {wrong[0]} is a {type(record[wrong[0]]).__name__}")
-    status, seed = record["status"], record["seed"]
-    if status not in STATES:
-        raise ValueError(f"its status {status!r} is none of {', '.join(STATES)}; a newer release may have written it")
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise ValueError(f"its seed is {seed!r}")
-    setting = record.get("setting") or folder.parent.name
+def _facts(folder: Path, record: store.Record) -> dict[str, Any]:
+    """The row of a record; what an older or a foreign one lacks is left out."""
+    setting = record.setting or folder.parent.name
     row = {
-        "label": record.get("label") or setting,
-        "arm": record.get("arm") or setting,
+        "label": record.label or setting,
+        "arm": record.arm or setting,
         "setting": setting,
-        "identity": record.get("identity"),
-        "seed": seed,
-        "role": record.get("role") or role(seed),
-        "status": status,
+        "identity": record.identity,
+        "seed": record.seed,
+        "role": record.role or role(record.seed),
+        "status": record.status,
     }
-    row["fingerprint"] = (record.get("data") or {}).get("fingerprint")  # of the text as tokens
+    row["fingerprint"] = record.data.get("fingerprint")  # of the text as tokens
     known = set(row) | {"folder", "reason"}  # no option or figure takes their place
-    config = masked(record.get("config") or {})  # older releases kept passwords
-    more = dict((record.get("choices") or {}).items()) | dict(_dotted(config))
-    more |= {f"{group}.revision": number for group, number in (record.get("revisions") or {}).items()}
-    more |= (record.get("summary") or {}) | (record.get("cost") or {})
-    row |= {k: v for k, v in more.items() if k not in known} | {"reason": _last_line(masked(record.get("error")))}
+    more = {**record.choices, **dict(_dotted(record.config))}
+    more |= {f"{group}.revision": number for group, number in record.revisions.items()}
+    more |= {**record.summary, **record.cost}
+    row |= {k: v for k, v in more.items() if k not in known} | {"reason": store.last_line(record.error) or None}
     return {_text(k): _text(v) for k, v in row.items()}
 
 
@@ -284,8 +265,3 @@ def _dotted(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _dotted(value, f"{prefix}{name}.")
         elif not name.startswith("_") and prefix:
             yield f"{prefix}{name}", value
-
-
-def _last_line(error: str | None) -> str | None:
-    lines = (error or "").strip().splitlines()
-    return lines[-1] if lines else None

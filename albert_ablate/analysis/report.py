@@ -42,6 +42,7 @@ from albert_ablate.analysis.tables import (
     with_mean,
 )
 from albert_ablate.config import ConfigError
+from albert_ablate.records import store
 from albert_ablate.records.evaluations import read_evaluations
 from albert_ablate.records.history import read_history
 
@@ -602,8 +603,10 @@ def read(m: Material, row: Any, name: str, columns: Sequence[str]) -> pd.DataFra
         if row.folder in m.remote:
             table = m.remote[row.folder](name)
         else:
-            record = json.loads((Path(row.folder) / "record.json").read_text())
-            table = read_history(Path(row.folder), name, record["histories"])
+            record = store.read(row.folder)
+            if isinstance(record, store.Unreadable):
+                return None
+            table = read_history(Path(row.folder), name, record.histories)
         return table.select([c for c in columns if c in table.column_names]).to_pandas()
     except (OSError, ValueError, KeyError):
         return None

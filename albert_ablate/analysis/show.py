@@ -14,8 +14,8 @@ from albert_ablate.analysis.measures import log_of_positive, spike_window, spike
 from albert_ablate.analysis.numbers import human
 from albert_ablate.analysis.page import Figure, Page, Section, Table, write_html
 from albert_ablate.config import ConfigError, unwritable
+from albert_ablate.records import store
 from albert_ablate.records.atomic import replace_file
-from albert_ablate.records.folder import RunFolder
 from albert_ablate.records.history import SCHEMAS, read_history
 
 POINTS = 2000  # of a curve over steps
@@ -74,8 +74,10 @@ class OneRun:
 
 def read_run(folder: Path) -> OneRun:
     """The run in `folder`. Raises ConfigError with one sentence where there is nothing that could be drawn."""
-    record = RunFolder(folder).record()
-    if record is None:
+    record = store.read(folder)
+    if isinstance(record, store.Unreadable) and not record.missing:
+        raise ConfigError(f"{folder} cannot be drawn: {record.reason}.")
+    if isinstance(record, store.Unreadable):
         inside = sorted(folder.glob("**/record.json"))
         hint = f": a run in it is {inside[0].parent}, and `albert-ablate report` takes all of them" if inside else ""
         raise ConfigError(f"{folder} is no run folder, it holds no record.json{hint}.")
@@ -192,9 +194,10 @@ def page(run: OneRun) -> Page:
         )
     over = Section("Over training", figures=list(figures(run).values()))
     sections = [about, over, *([depth] if drawn or depth.missing else []), *_evaluated(run.folder)]
+    setting = record.get("setting") or run.folder.parent.name
     return Page(
-        record.get("name") or record["label"],
-        f"seed {record['seed']} · {record['status']} · {run.folder.name}, setting {record['setting']}",
+        record.get("name") or record["label"] or run.folder.name,
+        f"seed {record['seed']} · {record['status']} · {run.folder.name}, setting {setting}",
         sections,
     )
 
@@ -252,7 +255,8 @@ def poster(run: OneRun):
     grid = alt.concat(*cells, columns=3, align="each", spacing={"row": 26, "column": 34})
     record = run.record
     subtitle = f"seed {record['seed']}. {outcome(record)}"
-    title = alt.Title(record.get("name") or record["label"], subtitle=subtitle, fontSize=15, offset=14)
+    named = record.get("name") or record["label"] or run.folder.name
+    title = alt.Title(named, subtitle=subtitle, fontSize=15, offset=14)
     return _apart(grid).properties(title=title, padding=12)
 
 

@@ -1,8 +1,6 @@
 """One run's folder: its record, its lock, where its files lie."""
 
 import fcntl
-import json
-import math
 import os
 import tempfile
 import threading
@@ -12,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from albert_ablate.config import ConfigError
-from albert_ablate.records.atomic import open_own, replace_file
+from albert_ablate.records.atomic import open_own
 from albert_ablate.records.lease import NO_LOCKS, Lease
 from albert_ablate.records.lease import Busy as Busy
-from albert_ablate.records.secrets import masked
+from albert_ablate.records.store import DONE as DONE
+from albert_ablate.records.store import REMEDY, Record, read, write
+from albert_ablate.records.store import plain as plain
 
-DONE = ("finished", "diverged")  # outcomes: never redone. running, stopped and failed go on
 # what a run opens for writing, or puts files into, in its folder
 WRITTEN_INTO = ("lock", "checkpoints", "wandb", "tensorboard", "steps.arrows", "evals.arrows", "layers.arrows")
 
@@ -35,23 +34,19 @@ class RunFolder:
         self.lease: Lease | None = None  # held instead of a lock, where the file system has none
 
     def record(self) -> dict[str, Any] | None:
-        """The record, None where there is none."""
-        try:
-            record = masked(json.loads((self.path / "record.json").read_text()))  # older ones may hold passwords
-            if "status" not in record:
-                raise ValueError("it has no status")
-            return record
-        except (FileNotFoundError, NotADirectoryError):
+        """The record, None where there is none. ConfigError with one sentence where it cannot be read."""
+        found = read(self.path)
+        if isinstance(found, Record):
+            return found.content
+        if found.missing:
             return None
-        except (OSError, ValueError, TypeError) as error:
-            raise ConfigError(
-                f"{self.path / 'record.json'} cannot be read ({error}); remove the folder to train it again."
-            ) from None
+        why = found.reason.removeprefix("record.json cannot be read: ")
+        raise ConfigError(f"{self.path / 'record.json'} cannot be read: {why}; {REMEDY}.")
 
     def write(self, record: Mapping) -> None:
-        """Replace the record. Non-finite numbers become null: JSON has no word for them. Secrets become `***`."""
+        """Replace the record."""
         self.check_lease()
-        replace_file(self.path / "record.json", (json.dumps(plain(masked(record)), indent=1) + "\n").encode())
+        write(self.path, record)
 
     def create(self) -> None:
         """Make the folders, or one sentence why they cannot be."""
@@ -130,14 +125,3 @@ class RunFolder:
         for pattern in ("*.arrows", "checkpoints/resume.ckpt", "checkpoints/.*.tmp"):
             for file in self.path.glob(pattern):
                 file.unlink(missing_ok=True)
-
-
-def plain(value: Any) -> Any:
-    """`value` as JSON can hold it."""
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

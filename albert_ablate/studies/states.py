@@ -2,50 +2,35 @@
 
 import contextlib
 import fcntl
+import gc
 import json
 import os
-import re
 import struct
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from albert_ablate.records.folder import DONE
+from albert_ablate.records import store
 from albert_ablate.records.lease import NO_LOCKS, is_leased
-from albert_ablate.records.secrets import masked
+from albert_ablate.records.store import DONE
+from albert_ablate.records.store import has_ended as has_ended
+from albert_ablate.records.store import last_line as last_line
+from albert_ablate.records.store import run_folders as run_folders
 
-INDEX, VERSION = ".status", "3"
+INDEX, VERSION = ".status", "4"
 WORTH_WRITING = 200  # records newly read
 BRIEF = "status label name arm setting identity seed role error updated created progress sessions cost summary".split()
 BRIEF += ["revisions"]
-HEAD = re.compile(rb'\{\s*"status": "(\w+)"')
-HASHES = re.compile(rb'"initial_draws": \{[^}]*\}')  # one a parameter, most of a deep model's record
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The record of a run folder without its proof; a status of "pending" or "unreadable" where there is none."""
-    try:
-        with open(f"{folder}/record.json", "rb", buffering=0) as file:
-            record = json.loads(HASHES.sub(b'"initial_draws": {}', file.read()))
-        return record if "status" in record else {"status": "unreadable", "error": "record.json has no status"}
-    except (FileNotFoundError, NotADirectoryError):
-        return {"status": "pending"}
-    except (OSError, ValueError, TypeError) as error:
-        return {"status": "unreadable", "error": f"record.json cannot be read: {error}"}
-
-
-def has_ended(folder: Path) -> bool:
-    """Whether a run is finished or diverged: of ten thousand records only the first line is read."""
-    try:
-        fd = os.open(folder / "record.json", os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        first = HEAD.match(os.read(fd, 100))
-    finally:
-        os.close(fd)
-    return first[1].decode() in DONE if first else is_done(read_record(folder))
+    """The record of a run folder; a status of "pending" where there is none, "unreadable" where it cannot be read."""
+    found = store.read(folder)
+    if isinstance(found, store.Record):
+        return found.whole()
+    return {"status": "pending"} if found.missing else {"status": "unreadable", "error": found.reason}
 
 
 def state(folder: Path) -> dict[str, Any]:
@@ -65,12 +50,25 @@ def states(root: Path, configured: bool = True) -> list[dict[str, Any]]:
     What was read stands in an index beside the runs, a line each, so that next time only records that have changed are
     read. It may be lost at any time.
     """
+    with _without_collector():
+        return _states(root, configured)
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Python's search for circular garbage goes over all records again and again as they are read, and finds none."""
+    was = gc.isenabled()
+    gc.disable()
     try:
-        lines = (root / INDEX).read_text().split("\n")
-        known = dict(line.split("\t", 1) for line in lines[1:-1]) if lines[0] == VERSION else {}
-    except (OSError, ValueError):
-        known = {}
-    entries, read, found = [VERSION], 0, []
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def _states(root: Path, configured: bool) -> list[dict[str, Any]]:
+    known = _known(root / INDEX)
+    entries, read, found = list[str](), 0, []
     for folder in run_folders(root):
         name = f"{folder.parent.name}/{folder.name}"
         try:
@@ -94,12 +92,26 @@ def states(root: Path, configured: bool = True) -> list[dict[str, Any]]:
     return found
 
 
-def _write_index(file: Path, text: str) -> None:
+def _known(index: Path) -> dict[str, str]:
+    """The index's line of each run; none where it is damaged, of another release or no plain file: it is made anew."""
+    try:
+        head, _, body = index.read_text(encoding="utf-8").partition("\n") if index.is_file() else ("", "", "")
+        return dict(line.split("\t", 1) for line in body.split("\n")[:-1]) if head == _head(body) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _head(body: str) -> str:
+    """The first line of an index: its version, and a checksum of the rest."""
+    return f"{VERSION} {zlib.crc32(body.encode()):08x}"
+
+
+def _write_index(file: Path, body: str) -> None:
     scratch = file.with_name(f"{file.name}.{os.getpid()}")
     with contextlib.suppress(OSError):  # somebody else's folder, a full disk
         try:
-            with scratch.open("x") as new:  # created anew, so that no link is followed
-                new.write(text)
+            with scratch.open("x", encoding="utf-8") as new:  # created anew, so that no link is followed
+                new.write(f"{_head(body)}\n{body}")
             os.replace(scratch, file)
         finally:
             scratch.unlink(missing_ok=True)
@@ -125,19 +137,6 @@ def is_held(folder: Path) -> bool:
         return is_leased(folder)
     finally:
         os.close(fd)
-
-
-def run_folders(root: Path) -> Iterator[Path]:
-    """runs/<setting>/seed<N> below `root`."""
-    for setting in sorted(root.iterdir()):
-        if setting.is_dir():
-            for name in sorted(os.listdir(setting)):
-                if name.startswith("seed") and name[4:].isdigit():
-                    yield setting / name
-
-
-def last_line(error: str | None) -> str:
-    return masked(error.strip().splitlines()[-1]) if error and error.strip() else ""
 
 
 def is_done(record: dict[str, Any]) -> bool:

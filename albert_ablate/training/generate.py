@@ -10,6 +10,7 @@ import typer
 
 from albert_ablate.config import NEUTRAL, ConfigError, target_of
 from albert_ablate.records.folder import RunFolder
+from albert_ablate.records.store import require
 
 
 def generate(
@@ -164,6 +165,7 @@ def _record(run: Path) -> Mapping[str, Any]:
         raise ConfigError(f"{run} is no run folder: it has no record.json.")
     if record["status"] not in ("finished", "diverged"):
         raise ConfigError(f"{run} is {record['status']}, not finished: the command that began it goes on with it.")
+    require(run, record, "config", "provenance.threads", "data.fingerprint")
     if record["config"].get("task", {}).get("_target_", NEUTRAL["task"]) != NEUTRAL["task"]:
         raise ConfigError(f"{run} decides, it does not write: generate from its trunk, {record['trunk']['folder']}.")
     return record

@@ -31,8 +31,13 @@ from albert_ablate.records.history import is_whole
 from albert_ablate.records.naming import link_by_name, name_of
 from albert_ablate.records.provenance import provenance
 from albert_ablate.records.secrets import masked
+from albert_ablate.records.store import require
 from albert_ablate.records.tracker import joined
 from albert_ablate.records.tuning import role
+
+# of the record of a run that goes on
+NEEDED = ("seed", "sessions", "config.evaluation.tokens", "provenance.threads", "budget.steps", "data.fingerprint",
+          "proof", "cost", "summary")  # fmt: skip
 
 
 class RunFailed(RuntimeError):
@@ -149,6 +154,7 @@ def _found(cfg: dict, folder: RunFolder) -> dict[str, Any] | None:
     record = folder.record()
     if record is None or record["status"] not in DONE or cfg["force"]:
         return None
+    require(folder.path, record, "summary", "cost")
     folder.tidy()  # it may have been killed between its last word and this
     return {**record, "found": True}
 
@@ -270,9 +276,11 @@ def _train(
     import torch
 
     resume, step = _last_commit(folder) if record is not None else (None, 0)
-    if resume is None:
+    if resume is None or record is None:
         folder.clear()
         record = None
+    else:
+        require(folder.path, record, *NEEDED)
     cores = max(1, (os.cpu_count() or 1) * cfg["trainer"]["num_nodes"] // ranks.size)  # of each rank
     threads = record["provenance"]["threads"] if record else cfg["trainer"]["threads"] or cores
     torch.set_num_threads(threads)

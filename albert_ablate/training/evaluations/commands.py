@@ -43,7 +43,11 @@ def evaluate_runs(path: Path, names: Sequence[str], weights: Literal["last", "be
 
 
 def _done(folder: Path) -> bool:
-    record = RunFolder(folder).record()
+    try:
+        record = RunFolder(folder).record()
+    except ConfigError as error:  # one of many: the others are evaluated
+        print(f"{error} Not evaluated.")
+        return False
     if record is not None and record["status"] in DONE:
         return True
     print(f"{folder} is {record['status'] if record else 'gone'}, not evaluated.")

@@ -13,6 +13,7 @@ from albert_ablate.data.packed import Order, Packed, block_count, cache_folder, 
 from albert_ablate.model.build import build, build_model
 from albert_ablate.records.evaluations import read_evaluations, write_evaluations
 from albert_ablate.records.folder import DONE, RunFolder
+from albert_ablate.records.store import require
 from albert_ablate.training.evaluations.subject import Subject
 from albert_ablate.training.weights import load_checkpoint, weights_hash
 
@@ -39,6 +40,7 @@ def evaluate_run(
     if record is None or record["status"] not in DONE:
         state = record["status"] if record else "no run"
         raise ConfigError(f"{path} is {state}, not evaluated: only a finished or diverged run is.")
+    require(path, record, "config.evaluation", "choices", "provenance.threads", "data.fingerprint")
     if not nodes:
         return {}
     with folder.lock():

@@ -1,0 +1,466 @@
+"""The record of a run, record.json: one class, one writer, one reader. No torch.
+
+`read` gives a Record or, where the file cannot be read, an Unreadable with the reason in one sentence; it never raises.
+The fields of a file that is not byte for byte as `write` left it are checked one by one, so that whoever has a Record
+can rely on its types. A record carries its format version; one without a version is of format 1 and is read with what
+it has. It ends with checksums: of the file as it was written, and of each part that holds results, so that a record
+that a disk has damaged is not taken for a result.
+"""
+
+import hashlib
+import json
+import math
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from albert_ablate.config import ConfigError
+from albert_ablate.records.atomic import replace_file
+from albert_ablate.records.secrets import masked
+
+FILE = "record.json"
+FORMAT = 2  # 1: before there were versions and checksums
+STATES = ("running", "finished", "diverged", "failed", "stopped")
+DONE = ("finished", "diverged")  # outcomes: never trained again. running, stopped and failed go on
+# what is refused where its checksum is wrong; the rest (label, choices, times) carries no result
+CHECKED = ("seed", "arm", "role", "config", "revisions", "budget", "data", "model", "summary", "proof",
+           "provenance", "cost", "histories", "trunk")  # fmt: skip
+LARGEST_FILE = 1 << 28  # bytes; a model of a million parameters' names would have a record of this size
+_SUMS = b',\n "checksums": '
+END = b"\n}"  # of the file, before its checksums are put in
+_WORD = 2**63  # numbers beyond it do not fit a table's columns
+
+
+@dataclass(frozen=True, eq=False)
+class Record(Mapping[str, Any]):
+    """What a run has written about itself. Losses in nats per token, times in seconds; what an older release did not
+    write has its default. As a mapping it has every key of the file, those of no release known here too, and the parts
+    that are objects even where the file lacks them.
+    """
+
+    status: str
+    seed: int
+    format: int = 1
+    name: str | None = None  # what varies and the seed, for people
+    label: str | None = None  # the options that make the arm, in words
+    arm: str | None = None  # id of the configuration without seed and learning rate
+    setting: str | None = None  # id of the configuration without seed
+    identity: str | None = None  # id of the run
+    role: str | None = None  # confirmation, tuning or calibration
+    error: str | None = None  # of a failed run, with its traceback
+    choices: Mapping[str, Any] = field(default_factory=dict)  # option by group
+    config: Mapping[str, Any] = field(default_factory=dict)
+    revisions: Mapping[str, int] = field(default_factory=dict)  # of components whose formula was corrected, by group
+    budget: Mapping[str, float] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)
+    summary: Mapping[str, Any] = field(default_factory=dict)  # figure by name
+    proof: Mapping[str, Any] = field(default_factory=dict)  # hashes of initial draws, order of data, final weights
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    cost: Mapping[str, Any] = field(default_factory=dict)
+    histories: Mapping[str, int] | None = None  # committed bytes of each; None once the run is done
+    progress: Mapping[str, int] | None = None  # step, steps
+    sessions: int = 0
+    signal: int | None = None
+    created: float | None = None
+    updated: float | None = None
+    note: str | None = None  # what was changed after the run wrote it, where no result depends on it
+    content: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def __getitem__(self, key: str) -> Any:
+        if self.content.get(key) is None and key in _DEFAULTED:
+            return getattr(self, key)
+        return self.content[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.content)
+
+    def __len__(self) -> int:
+        return len(self.content)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it finished or diverged."""
+        return self.status in DONE
+
+    @property
+    def learning_rate(self) -> float | None:
+        """The peak learning rate of its configuration."""
+        return (self.config.get("optimizer") or {}).get("lr")
+
+    def whole(self) -> dict[str, Any]:
+        """The file's content, with the defaults of what it lacks."""
+        return self.content | {key: getattr(self, key) for key in _NAMES}
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Why there is no record."""
+
+    reason: str  # one sentence, without its period
+    missing: bool = False  # there is no file: nothing was committed yet
+
+
+REMEDY = "remove the folder to train it again"
+
+
+def read(folder: Path | str) -> Record | Unreadable:
+    """The record of a run folder, or why there is none."""
+    try:
+        raw = _bytes(f"{folder}/{FILE}")
+    except (FileNotFoundError, NotADirectoryError):
+        nowhere = os.path.islink(folder) and not os.path.exists(folder)
+        why = "it is a link to nowhere" if nowhere else f"it has no {FILE}: it was stopped before its first commit"
+        return Unreadable(why, missing=True)
+    except (OSError, ValueError) as error:
+        return _unreadable(error)
+    try:
+        return _parsed(raw, str(folder))
+    except (ValueError, RecursionError) as error:
+        return _unreadable(error)
+
+
+def require(folder: Path, record: Mapping[str, Any], *keys: str) -> None:
+    """ConfigError with one sentence where a record lacks one of these dotted keys, or has null there."""
+    for key in keys:
+        found: Any = record
+        for part in key.split("."):
+            found = found.get(part) if isinstance(found, Mapping) else None
+        if found is None:
+            raise ConfigError(f"{folder / FILE} cannot be used: it has no {key}; {REMEDY}.")
+
+
+def has_ended(folder: Path | str) -> bool:
+    """Whether a run is finished or diverged. A record that is byte for byte as it was written needs no parsing: its
+    status stands first."""
+    try:
+        raw = _bytes(f"{folder}/{FILE}")
+    except (OSError, ValueError):
+        return False
+    if _is_intact(raw):
+        return any(raw.startswith(b'{\n "status": "%s",' % status.encode()) for status in DONE)
+    try:
+        return _parsed(raw, str(folder)).is_done
+    except (ValueError, RecursionError):
+        return False
+
+
+def write(folder: Path, record: Mapping[str, Any]) -> None:
+    """Replace the record. Non-finite numbers become null: JSON has no word for them. Secrets become `***`."""
+    content = plain(masked({"status": record["status"], **record, "format": FORMAT}))
+    content.pop("checksums", None)
+    body = _dumped(content)
+    sums = {key: _sum(content[key]) for key in CHECKED if key in content} | {"file": _hash(body)}
+    if isinstance(record, dict):
+        record |= {"format": FORMAT, "checksums": sums}  # what is in memory is what a reader gets
+    replace_file(folder / FILE, body[:-2] + _SUMS + json.dumps(sums).encode() + b"\n}\n")
+
+
+def run_folders(root: Path) -> list[Path]:
+    """The run folders below `root`, runs/<setting>/seed<N>, in order. Links to folders are followed."""
+    found = []
+    try:
+        settings = sorted((e for e in os.scandir(root) if _is_folder(e)), key=lambda e: e.name)
+    except OSError as error:
+        raise ConfigError(f"{root} cannot be read: {error.strerror or error}.") from None
+    for setting in settings:
+        try:
+            names = sorted(e.name for e in os.scandir(setting.path) if is_seed(e.name) and not _is_file(e))
+        except OSError:
+            continue  # a link to nowhere, or somebody else's
+        found += [root / setting.name / name for name in names]
+    return found
+
+
+def is_seed(name: str) -> bool:
+    """Whether a folder's name is seed<N>."""
+    return name.startswith("seed") and name[4:].isascii() and name[4:].isdigit()
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def last_line(error: str | None) -> str:
+    """The last line of a traceback, which says what happened, without secrets."""
+    return masked(error.strip().splitlines()[-1]) if error and error.strip() else ""
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    return entry.is_dir(follow_symlinks=False) or entry.is_symlink() and not entry.is_file()
+
+
+def _is_file(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a loop of links
+        return False
+
+
+def _bytes(path: str) -> bytes:
+    """A file's content. A pipe or a device would never end: only a plain file is read."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        about = os.fstat(fd)
+        if stat.S_ISDIR(about.st_mode):
+            raise IsADirectoryError(21, "it is a folder")
+        if not stat.S_ISREG(about.st_mode) or about.st_size > LARGEST_FILE:
+            raise ValueError("it is no plain file" if about.st_size <= LARGEST_FILE else "it is larger than 256 MiB")
+        parts = []
+        while part := os.read(fd, max(about.st_size, 4096) + 1):
+            parts.append(part)
+        return b"".join(parts)
+    finally:
+        os.close(fd)
+
+
+def _unreadable(error: BaseException) -> Unreadable:
+    if isinstance(error, Wrong):
+        return Unreadable(f"{FILE} cannot be read: {error}")
+    what = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
+    return Unreadable(f"{FILE} cannot be read: {' '.join(what.split())[:300]}")
+
+
+# --- checksums -------------------------------------------------------------------------------------------------------
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def _dumped(content: Any) -> bytes:
+    return json.dumps(content, indent=1).encode()
+
+
+def _sum(part: Any) -> str:
+    """Of a part's content, whatever white space stands in it."""
+    return _hash(json.dumps(part, sort_keys=True, separators=(",", ":")).encode())
+
+
+def _is_intact(raw: bytes) -> bool:
+    """Whether the file is byte for byte as `write` left it."""
+    at = raw.rfind(_SUMS)
+    return at >= 0 and raw[at:].rstrip(b"\n}").endswith(f'"file": "{_hash(raw[:at] + END)}"'.encode())
+
+
+def _compare(found: dict[str, Any]) -> str | None:
+    """Raise Wrong where a part that holds results is not what was written; gives a note on the others."""
+    sums = found["checksums"]
+    if not isinstance(sums, dict):
+        raise Wrong("its checksums are no object")
+    for key in CHECKED:
+        if key in sums and key in found and _sum(found[key]) != sums[key]:
+            raise Wrong(
+                f"its {key} does not match its checksum, so it was damaged or edited after the run wrote it "
+                "(to accept an edit, remove `checksums` from the file)"
+            )
+    content = {key: value for key, value in found.items() if key != "checksums"}
+    same = _hash(_dumped(content)) == sums.get("file")
+    return None if same else f"{FILE} was changed after the run wrote it, in what holds no result"
+
+
+# --- fields ----------------------------------------------------------------------------------------------------------
+
+
+class Wrong(ValueError):
+    """What is wrong with a record, as half a sentence."""
+
+
+def _constant(word: str) -> None:
+    raise Wrong(f"it holds {word}, which is no number of JSON")
+
+
+def _parsed(raw: bytes, folder: str) -> Record:
+    found = json.loads(raw.decode("utf-8"), parse_constant=_constant)
+    if not isinstance(found, dict):
+        raise Wrong("it is no JSON object")
+    version = found.get("format", 1)
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        raise Wrong(f"its format is {_shown(version)}")
+    if version > FORMAT:
+        raise Wrong(f"its format is version {version}, and this release reads up to version {FORMAT}: update it")
+    name = os.path.basename(os.path.abspath(folder))
+    if "seed" not in found and is_seed(name):  # the folder says it too
+        found["seed"] = int(name[4:])
+    for key in ("status", "seed"):
+        if key not in found:
+            raise Wrong(f"it has no {key}")
+    intact = _is_intact(raw)  # then it holds what `write` was given, and its fields need no look
+    for key, check in () if intact else _FIELDS.items():
+        if key in found and (found[key] is not None or key in _NEVER_NULL):
+            check(key, found[key])
+    _belongs(found, folder)
+    note = _compare(found) if "checksums" in found and not intact else None
+    found = found if intact else masked(found)  # older releases kept passwords
+    own = {key: found[key] for key in _NAMES if found.get(key) is not None}
+    return Record(**own, note=note, content=found)
+
+
+def _belongs(found: Mapping[str, Any], folder: str) -> None:
+    """Raise Wrong where the record was taken from another run: by the folder's name, where that is seed<N>."""
+    parent, _, name = os.path.abspath(folder).rpartition("/")
+    setting, own = parent.rpartition("/")[2], found.get("setting") or parent.rpartition("/")[2]
+    if not is_seed(name):
+        return
+    moved = _is_id(setting) and _is_id(own) and setting != own
+    if moved or int(name[4:]) != found["seed"]:
+        raise Wrong(
+            f"it is the record of another run: it lies in {setting}/{name} and says that it is "
+            f"{own}/seed{found['seed']}"
+        )
+
+
+def _is_id(name: str) -> bool:
+    return len(name) == 12 and not name.strip("0123456789abcdef")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _wrong(key: str, value: Any) -> Wrong:
+    return Wrong(f"its {key} is null" if value is None else f"its {key} is a {type(value).__name__}")
+
+
+def _status(key: str, value: Any) -> None:
+    if not isinstance(value, str) or value not in STATES:
+        raise Wrong(f"its status {_shown(value)} is none of {', '.join(STATES)}; a newer release may have written it")
+
+
+def _seed(key: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _WORD:
+        raise Wrong(f"its seed is {_shown(value)}")
+
+
+def _text(key: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise _wrong(key, value)
+
+
+def _number(key: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _wrong(key, value)
+    if abs(value) >= _WORD if isinstance(value, int) else not math.isfinite(value):
+        raise Wrong(f"its {key} is too large a number")
+
+
+def _count(key: str, value: Any) -> None:
+    _number(key, value)
+    if value < 0 or value != int(value):
+        raise Wrong(f"its {key} is {_shown(value)}, and counts are whole and not negative")
+
+
+def _amount(key: str, value: Any) -> None:
+    _number(key, value)
+    if value < 0:
+        raise Wrong(f"its {key} is {_shown(value)}, and it cannot be negative")
+
+
+def _figure(key: str, value: Any) -> None:
+    """A figure: a number, a word, or nothing."""
+    if value is not None and not isinstance(value, str | bool):
+        _number(key, value)
+
+
+def _result(key: str, value: Any) -> None:
+    """A figure of the summary: a number, or whether something is so."""
+    if not isinstance(value, bool):
+        _number(key, value)
+
+
+def _choice(key: str, value: Any) -> None:
+    for one in value if isinstance(value, list) else [value]:
+        _figure(key, one)
+
+
+def _any(key: str, value: Any) -> None:
+    """Whatever JSON can hold, with numbers that a table can hold."""
+    if isinstance(value, dict):
+        for name, one in value.items():
+            _any(f"{key}.{name}", one)
+    elif isinstance(value, list):
+        for one in value:
+            _any(key, one)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        _number(key, value)
+
+
+Check = Callable[[str, Any], None]
+
+
+def _object(others: Check, **own: Check) -> Check:
+    """An object, whose values are each checked; null is always allowed in it."""
+
+    def check(key: str, value: Any) -> None:
+        if not isinstance(value, dict):
+            raise _wrong(key, value)
+        for name, one in value.items():
+            if one is not None:
+                own.get(name, others)(f"{key}.{name}", one)
+
+    return check
+
+
+def _groups(key: str, value: Any) -> None:
+    """A configuration: an object of objects."""
+    if not isinstance(value, dict):
+        raise _wrong(key, value)
+    for name, one in value.items():
+        if name == "optimizer" and isinstance(one, dict) and one.get("lr") is not None:
+            _number("config.optimizer.lr", one["lr"])
+            if one["lr"] <= 0:
+                raise Wrong(f"its config.optimizer.lr is {_shown(one['lr'])}, and rates are above 0")
+        if name in _GROUPS and one is not None and not isinstance(one, dict):
+            raise _wrong(f"config.{name}", one)
+        _any(f"config.{name}", one)
+
+
+def _progress(key: str, value: Any) -> None:
+    _object(_count)(key, value)
+    if value.keys() >= {"step", "steps"} and None not in value.values() and 0 < value["steps"] >= value["step"]:
+        return
+    raise Wrong(f"its progress is {_shown(value)}")
+
+
+_GROUPS = {"model", "norm", "norm_type", "attention", "dropout", "dropout_time", "optimizer", "schedule", "clip",
+           "loss", "data", "tokenizer", "task", "trainer", "evaluation", "budget", "checkpoint",
+           "diagnostics"}  # fmt: skip
+_FIELDS: dict[str, Check] = {
+    "status": _status,
+    "seed": _seed,
+    **dict.fromkeys(("name", "label", "arm", "setting", "identity", "role", "error"), _text),
+    "choices": _object(_choice),
+    "config": _groups,
+    "revisions": _object(_count),
+    "budget": _object(_amount),
+    "data": _object(_any, fingerprint=_text, name=_text, task=_text, entropy_rate=_number),
+    "model": _object(_figure),
+    "summary": _object(_result, divergence=_text, tokens=_amount, steps=_amount, parameters=_amount),
+    "proof": _object(_any, initial_draws=_object(_text), data_order=_text, final_weights=_text),
+    "provenance": _object(_any, threads=_count),
+    "cost": _object(_amount, phases=_object(_amount)),
+    "histories": _object(_count),
+    "progress": _progress,
+    "sessions": _count,
+    "signal": _count,
+    **dict.fromkeys(("created", "updated"), _number),
+    "trunk": _object(_any, folder=_text),
+}
+_NEVER_NULL = ("status", "seed")
+_NAMES = [f.name for f in fields(Record) if f.name not in ("note", "content")]
+_PARTS = [f.name for f in fields(Record) if f.default_factory is dict and f.name != "content"]
+_DEFAULTED = {*_PARTS, "histories", "label"}
