@@ -122,9 +122,9 @@ def test_one_bad_seed_does_not_stop_the_others(command, tiny, tmp_path):
     code, out, err = command(*tiny, "-m", "seed=abc,0,-1,3")
     assert code == 2
     assert "seed=abc is not allowed" in err and "seed=-1 is not allowed" in err and "Traceback" not in err
-    assert sorted(p.name for p in (tmp_path / "runs").glob("*/*")) == ["seed0", "seed3"]
+    assert sorted(p.name for p in (tmp_path / "runs").glob("*/seed[0-9]")) == ["seed0", "seed3"]
     assert [line for line in out.splitlines() if line.startswith(str(tmp_path))] == [
-        str(p) for p in sorted((tmp_path / "runs").glob("*/*"))
+        str(p) for p in sorted((tmp_path / "runs").glob("*/seed[0-9]"))
     ]
 
 

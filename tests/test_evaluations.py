@@ -537,7 +537,7 @@ def rewrite(folder, change):
 SPOILED = {
     "only a finished or diverged run is": lambda f: rewrite(f, lambda r: r.update(status="stopped")),
     "record.json cannot be read": lambda f: (f / "record.json").write_text("{"),
-    "last.ckpt does not exist: the last weights were not kept": lambda f: (f / "checkpoints" / "last.ckpt").unlink(),
+    "last.ckpt does not exist: take the other weights": lambda f: (f / "checkpoints" / "last.ckpt").unlink(),
     "last.ckpt cannot be read": lambda f: (f / "checkpoints" / "last.ckpt").write_bytes(b"PK torn"),
     "evaluations.json cannot be read": lambda f: (f / "evaluations.json").write_text('{"units": {"rows": []}}'),
     "does not fit the model": lambda f: rewrite(f, lambda r: r["config"]["model"].update(width=32)),

@@ -96,7 +96,7 @@ def test_an_owner_that_stood_still_for_too_long_commits_nothing(lockless, folder
     with pytest.raises(Busy), folder.lock():
         (folder.path / "lease").write_text("another\nprocess 1 on moon\n")
         folder.write({"status": "finished"})
-    assert folder.record() == {"status": "running"}
+    assert (folder.record() or {})["status"] == "running"
 
 
 def test_a_run_under_a_lease_that_is_lost_stops_and_leaves_the_folder_to_the_other(lockless, tmp_path):

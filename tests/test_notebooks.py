@@ -243,7 +243,10 @@ class Lost:
 
     def __init__(self, run):
         self._run = run
-        self.record = run.record | {"status": "diverged", "summary": run.record["summary"] | {"divergence": "stuck"}}
+        self.record = dict(run.record) | {
+            "status": "diverged",
+            "summary": dict(run.record["summary"]) | {"divergence": "stuck"},
+        }
 
     def __getattr__(self, name):
         return getattr(self._run, name)
