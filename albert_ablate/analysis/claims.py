@@ -38,6 +38,7 @@ from albert_ablate.config import (
     prepared,
     read_yaml,
 )
+from albert_ablate.records.naming import same_value
 
 SCREEN_PAIRS, SCREEN_RATES, SCREEN_STEP = 12, 5, 3.16  # a few rates must reach far, or the best lies at their edge
 EQUAL = {"tokens": 0.0, "parameters": 0.02, "flops": 0.05}
@@ -397,11 +398,11 @@ def is_arm(found: Mapping[str, Any], wanted: Mapping[str, Any], explicit: Sequen
             group = key.partition(".")[0]
             if key in explicit or group in explicit and not any(k.startswith(f"{group}.") for k in found):
                 return False
-        elif not _same(found[key], value):
+        elif not same_value(found[key], value):
             return False
     for key in set(found) - set(wanted):  # an argument that its YAML leaves to the signature
         group, _, name = key.rpartition(".")
-        if f"{group}._target_" not in wanted or not _same(
+        if f"{group}._target_" not in wanted or not same_value(
             found[key], signature_default(wanted[f"{group}._target_"], name)
         ):
             return False
@@ -451,15 +452,6 @@ def _default(module: str, component: str, name: str) -> Any:
             if isinstance(base, ast.Name):
                 return _default(module, base.id, name)
     raise LookupError(name)
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(map(_same, a, b))
-    try:
-        return a == b or (not isinstance(a, bool) and not isinstance(b, bool) and float(a) == float(b))
-    except (TypeError, ValueError):
-        return False
 
 
 def runs_of(records: Sequence[Evidence], overrides: tuple[str, ...]) -> list[Evidence]:

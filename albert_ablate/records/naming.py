@@ -41,7 +41,7 @@ def name_of(cfg: Mapping[str, Any]) -> str:
                 continue
             if known is _MISSING:  # an argument that the YAML leaves to the signature
                 known = _signature_default(str(node.get("_target_", "")), key)
-            if known is not _MISSING and not _same(known, value):
+            if known is not _MISSING and not same_value(known, value):
                 parts.append(f"{group}.{key}={_text(value)}")
     return " ".join(parts) or "defaults"
 
@@ -122,9 +122,10 @@ def _signature_default(target: str, name: str) -> Any:
     return _MISSING
 
 
-def _same(a: Any, b: Any) -> bool:
+def same_value(a: Any, b: Any) -> bool:
+    """Whether two values mean the same though written differently: 1, 1.0 and "1"; a list and a tuple."""
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(map(_same, a, b))
+        return len(a) == len(b) and all(map(same_value, a, b))
     try:
         return a == b or not isinstance(a, bool) and not isinstance(b, bool) and float(a) == float(b)
     except (TypeError, ValueError):
