@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
 import pytest
+import scipy.stats
 import yaml
 
 from albert_ablate.analysis import registry, statistics
@@ -182,6 +184,96 @@ def test_a_verdict_that_later_pairs_do_not_repeat_is_said_with_its_look_and_an_i
     after = 100 * np.expm1(-effect[4:].mean())
     assert f"decided at pair 4, {after:+.3g} % in the 8 pairs after it" in found["sentence"]
     assert bench.command() == 0 and "decided at pair 4" in " ".join(capsys.readouterr().out.split())
+
+
+BETTER, WORSE = CLAIM["parts"][0], CLAIM["parts"][0] | {"treatment": "post", "control": "pre"}
+
+
+@pytest.mark.parametrize(
+    "effect, parts, word, detail",
+    [
+        (0.1, [BETTER], "supported", ""),
+        (-0.1, [BETTER], "refuted", "opposite found"),
+        (0.004, [BETTER | {"null": "margin", "margin": 0.02}], "no effect", "smaller than the margin"),
+        (-0.1, [BETTER | {"null": "margin", "margin": 0.02}], "refuted", "opposite found"),
+        (0.004, [BETTER | {"margin": 0.02}], "no effect", "smaller than the margin"),
+        (0.0, [BETTER | {"margin": 0.02}], "no effect", ""),
+        (0.1, [BETTER, WORSE], "refuted", "a part failed"),
+        (0.004, [BETTER | {"margin": 0.001}, BETTER | {"margin": 0.02}], "refuted", "a part failed"),
+        (-INF, [BETTER], "refuted", "the treatment never trains"),
+        (INF, [BETTER], "supported", "the control never trains"),
+    ],
+)
+def test_the_detail_says_what_a_verdict_leaves_open(bench, effect, parts, word, detail):
+    lost = [INF] * 12
+    losses = 2.0 * np.exp(-(effect if math.isfinite(effect) else 0) + 0.002 * FLAT)
+    bench.pairs(lost if effect == -INF else losses, lost if effect == INF else 2.0 + 0 * FLAT)
+    found = bench.judged(parts=parts, needs="all" if len(parts) > 1 else "one")
+    assert (found["verdict"], found["detail"]) == (word, detail)
+    assert found["sentence"].endswith(f"): {word}{f' ({detail})' if detail else ''}.")
+    if detail == "a part failed":
+        how = "opposite found" if WORSE in parts else "smaller than the margin"
+        names = "post against pre" if WORSE in parts else "pre against post"
+        assert found["reason"] == f"Part 2 fails, {names}, test_loss: {how}."
+
+
+def test_p_stands_beside_the_level_it_needed_and_the_margin_s_part_is_said(bench):
+    d = 0.005 + 0.006 * FLAT
+    bench.pairs(2.0 * np.exp(-d), 2.0 + 0 * FLAT)
+    tree = copy.deepcopy(FILE) | {"family": {"name": "mine", "size": 15}}
+    path = bench.folder / "family.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    found = judge(read_claims(path), bench.runs)["claims"][0]
+    nominal = min(scipy.stats.ttest_1samp(d[:n], 0).pvalue for n in range(4, 13))
+    p = statistics.overall(nominal, 12)
+    assert 0.05 / 15 < p < 0.05 and found["verdict"] == "inconclusive"
+    assert f"p = {p:.2g} with all looks counted; 0.0033 was needed (1st of 15 by Holm)." in found["notes"]
+    at_step = statistics.running_interval(d, 12, 0.05 / 15)
+    low, high = (f"{100 * np.expm1(-x):+.3g} %" for x in at_step[:0:-1])
+    assert at_step[1] < 0 < found["parts"][0]["low"]
+    said = f"At the level that the family leaves this claim, the interval of pre against post is {low} to {high}."
+    assert said in found["notes"]
+    alone = bench.judged()
+    assert any(n.startswith(f"p = {p:.2g} with all looks counted; 0.05 was needed.") for n in alone["notes"])
+
+
+@pytest.mark.parametrize("effect", [0.0, 0.012])
+def test_the_least_margin_of_no_effect_is_where_the_verdict_turns(bench, effect):
+    bench.pairs(2.0 * np.exp(-effect - 0.004 * FLAT), 2.0 + 0 * FLAT)
+
+    def judged(margin):
+        found = bench.judged(parts=[BETTER | {"margin": float(margin)}])
+        (note,) = [n for n in found["notes"] if n.startswith("By margin: ")]
+        return found["verdict"], note
+
+    _, note = judged(0.0005)
+    percent = float(re.search(r"margins? (?:from|below) ([0-9.]+) %", note)[1])
+    turn = np.log1p(percent / 100)
+    assert judged(1.01 * turn)[0] == "no effect" and judged(0.99 * turn)[0] != "no effect"
+    assert ("an effect for every margin below" in note) == (judged(0.99 * turn)[0] == "supported")
+
+
+def test_margins_up_to_which_it_is_better_and_from_which_it_is_not_worse(bench):
+    bench.pairs(2.0 * np.exp(-0.02 - 0.004 * FLAT), 2.0 + 0 * FLAT)
+    for null, sign, words in (
+        ("margin", 1, "better by any margin up to"),
+        ("-margin", -1, "not worse by margins from"),
+    ):
+        part = BETTER | {"null": null, "margin": 0.5}
+        if null == "-margin":
+            part |= {"treatment": "post", "control": "pre"}
+        (note,) = [n for n in bench.judged(parts=[part])["notes"] if n.startswith("By margin: ")]
+        turn = np.log1p(float(re.search(rf"{words} ([0-9.]+) %", note)[1]) / 100)
+        for factor, supported in ((1 - 0.01 * sign, True), (1 + 0.01 * sign, False)):
+            found = bench.judged(parts=[part | {"margin": float(factor * turn)}])
+            assert (found["verdict"] == "supported") == supported
+
+
+def test_the_statement_and_the_detail_are_printed(bench, capsys):
+    bench.pairs(2.2 + 0.01 * NOISE, 2.0 + 0 * NOISE)
+    assert bench.command() == 0
+    shown = capsys.readouterr().out
+    assert "REFUTED: opposite found" in shown and shown.splitlines()[1] == "   Pre-norm is better."
 
 
 def test_a_speedup_is_said_in_tokens():

@@ -28,7 +28,16 @@ from albert_ablate.analysis.claims import (
 from albert_ablate.analysis.registry import Evidence, Measure, Missing, Unusable
 from albert_ablate.analysis.statistics import FIRST, MOST_PAIRS, nominal
 from albert_ablate.analysis.tuning import pairs_missing, pairs_to_margin, slack_bound
-from albert_ablate.analysis.verdicts import NULLS, Claim, Contrast, PartResult, Verdict, deciding_look, verdicts
+from albert_ablate.analysis.verdicts import (
+    NULLS,
+    OPPOSITE,
+    Claim,
+    Contrast,
+    PartResult,
+    Verdict,
+    deciding_look,
+    verdicts,
+)
 from albert_ablate.config import ConfigError, corrections, nearest, unwritable
 from albert_ablate.records import store
 from albert_ablate.records.atomic import replace_file
@@ -572,6 +581,13 @@ def _entry(file: ClaimsFile, claim: ClaimText, form: str, bench: Bench, found: S
     waiting = [x.waiting for x in found if x.waiting]
     if word in OPEN and waiting:
         reason = waiting[0]
+    detail = _never_trains(word, claim, found, form) or (verdict.detail if verdict else "")
+    if exact and word == "refuted":
+        detail = OPPOSITE
+    if verdict and verdict.failed:
+        reason = " ".join(
+            f"Part {i + 1} fails, {_named(primary[i], found[i])}: {how}." for i, how in verdict.failed.items()
+        )
     parts = [
         _shown(p, x, f, file.alpha, verdict.parts[i] if verdict else None)
         for i, (p, x) in enumerate(zip(primary, found, strict=True))
@@ -594,12 +610,16 @@ def _entry(file: ClaimsFile, claim: ClaimText, form: str, bench: Bench, found: S
     notes = list(dict.fromkeys([*waiting, *(n for x in found for n in x.notes)]))
     if word not in OPEN and any(p["pairs"] < 8 for p in parts) and word != "inadmissible" and not exact:
         notes.append("Below 8 pairs a verdict rests on normal differences.")
+    if verdict and not refused and not exact and any(p["pairs"] >= FIRST for p in parts):
+        notes += [*_all_looks(file, verdict, word), *(t for p in parts if (t := _step_words(p, word)))]
+        notes += [t for p, r in zip(parts, verdict.parts, strict=True) if (t := margin_words(p, r, len(parts) > 1))]
     regime = file.regime(claim, form)
     entry = {
         "name": claim.name,
         "statement": claim.statement,
         "sentence": "",
         "verdict": word,
+        "detail": detail,
         "reason": reason,
         "regime": regime,
         "edited": was_edited(file, claim, form, bench.root),
@@ -607,6 +627,8 @@ def _entry(file: ClaimsFile, claim: ClaimText, form: str, bench: Bench, found: S
         "needs": claim.needs,
         "p_effect": verdict.p_effect if verdict else 1.0,
         "p_inside": verdict.p_inside if verdict else 1.0,
+        "level_effect": verdict.level_effect if verdict else None,
+        "level_inside": verdict.level_inside if verdict else None,
         "parts": parts,
         "secondary": secondary,
         "cost": _cost(used, bench, file, claim, form),
@@ -614,6 +636,78 @@ def _entry(file: ClaimsFile, claim: ClaimText, form: str, bench: Bench, found: S
     }
     entry["sentence"] = sentence(entry)
     return entry
+
+
+def _named(part: Part, found: Found) -> str:
+    return f"{found.treatment or '|'.join(part.treatment)} against {part.control}, {part.measure}"
+
+
+def _never_trains(word: str, claim: ClaimText, found: Sequence[Found], form: str) -> str:
+    """The control never trains: where a verdict rests on an arm all of whose runs diverged in every part."""
+    side = {"supported": ("control", 1), "refuted": ("treatment", 0)}.get(word)
+    if side is None or not all(f.diverged[side[1]] and all(f.diverged[side[1]]) for f in found):
+        return ""
+    initial = all(measure_of(p).kind == "initial" for p in claim.contrasts(form))
+    return f"the {side[0]} {'has no finite value' if initial else 'never trains'}"
+
+
+def _ordinal(n: int) -> str:
+    return f"{n}{'th' if 10 <= n % 100 <= 20 else {1: 'st', 2: 'nd', 3: 'rd'}.get(n % 10, 'th')}"
+
+
+def _all_looks(file: ClaimsFile, verdict: Verdict, word: str) -> list[str]:
+    """p with all looks counted, beside the level it needed."""
+    inside = word == "no effect" or (word == "refuted" and verdict.p_inside <= verdict.level_inside)
+    p, level = (verdict.p_inside, verdict.level_inside) if inside else (verdict.p_effect, verdict.level_effect)
+    step = file.size - round(file.alpha / level) + 1
+    of = f" ({_ordinal(step)} of {file.size} by Holm)" if file.size > 1 else ""
+    what = "of an effect inside the margin " if inside else ""
+    return [f"p {what}= {p:.2g} with all looks counted; {level:.2g} was needed{of}."]
+
+
+def _step_words(p: Mapping[str, Any], word: str) -> str:
+    """Why a 95 % interval that excludes the null value is no verdict: what Holm's step leaves of it."""
+    shift = NULLS[p["null"]] * p["margin"]
+    if word not in UNDECIDED or not (p["low"] > shift or p["high"] < shift):
+        return ""
+    low, high = (_size(p, x) for x in p["step"])
+    if p["direction"] == "lower" and not p["singles"]:
+        low, high = high, low
+    return f"At the level that the family leaves this claim, the interval of {_contrast(p)} is {low} to {high}."
+
+
+def margin_words(p: Mapping[str, Any], result: PartResult, several: bool) -> str:
+    """How the verdict on a contrast depends on its margin, at the levels of this ledger; "" where a run diverged."""
+    if result.finished < result.pairs or result.pairs < FIRST:
+        return ""
+    low, high, inside = result.step_low, result.step_high, result.inside_from
+    said = []
+    if p["null"] == "margin" and low > 0:
+        said.append(f"better by any margin up to {_margin(p, low)}")
+    if p["null"] == "margin" and high > 0:
+        said.append(f"not better by {_margin(p, high)} or more")
+    if p["null"] == "-margin" and low < 0:
+        said.append(f"not worse by margins from {_margin(p, -low)} on")
+    if p["null"] == "0" and (low > 0 or high < 0) and p["margin"] < inside:
+        said.append(f"an effect for every margin below {_margin(p, inside)}, and within it from there on")
+    elif p["null"] != "-margin" and math.isfinite(inside):
+        said.append(f"no effect for margins from {_margin(p, inside)} on")
+    if not said:
+        return ""
+    return f"By margin{f', {_contrast(p)}, ' + p['measure'] if several else ''}: {'; '.join(said)}."
+
+
+def _margin(p: Mapping[str, Any], value: float) -> str:
+    """A margin in the unit that the claim names it in: percent of log ratios."""
+    return f"{100 * math.expm1(value):.3g} %" if p["log"] else f"{value:.3g} {p['unit']}"
+
+
+def _size(p: Mapping[str, Any], value: float) -> str:
+    return _change(p, value) if math.isfinite(value) else "no end"
+
+
+def _contrast(p: Mapping[str, Any]) -> str:
+    return f"{p['treatment']} against {p['control']}"
 
 
 def _exactly(part: Part, found: Found) -> tuple[str, str]:
@@ -655,6 +749,7 @@ def _shown(part: Part, found: Found, f: Form, alpha: float, result: PartResult |
         "low": low,
         "high": high,
         "percent": _percent(part, m, mean, low, high),
+        "step": [result.step_low, result.step_high] if result else [mean, mean],
         "treatment_mean": _mean(found.values[0]),
         "control_mean": _mean(found.values[1]),
         "finished": result.finished if result else n,
@@ -834,7 +929,7 @@ def sentence(entry: Mapping[str, Any]) -> str:
             said.append(f"{p['treatment']} against {p['control']}, {p['measure']}: {effect_words(p)}")
         else:
             said.append(f"{p['treatment']} {verb} {p['measure']} against {p['control']} by {effect_words(p)}")
-    out = f"{entry['regime']}, {'; '.join(said)}: {word}"
+    out = f"{entry['regime']}, {'; '.join(said)}: {word}" + (f" ({entry['detail']})" if entry.get("detail") else "")
     missing = [(p, p["missing"]) for p in entry["parts"] if p.get("missing")]
     if word in UNDECIDED and missing:
         p, found = max(missing, key=lambda x: x[1]["pairs"][0])

@@ -11,6 +11,7 @@ COLORS = {
     "supported": "green", "refuted": "red", "no effect": "blue", "mixed": "yellow", "inadmissible": "magenta",
     "inconclusive": "yellow", "within tuning slack": "yellow",
 }  # fmt: skip
+GAPS = ("gap", "gap_at_best", "gap_at_equal_training_loss")  # loss on validation minus training text
 CAVEAT = (
     "Intervals speak about new seeds on this text, this tokenizer and these sizes; not about new text. "
     "Means of claims that stopped early run high."
@@ -25,10 +26,12 @@ def show_ledger(ledger: Mapping[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     width = max(40, console.width)
     for number, entry in enumerate(ledger["claims"], 1):
-        word = entry["verdict"].upper()
+        word = ": ".join(filter(None, [entry["verdict"].upper(), entry.get("detail", "")]))
         head = f"{number:>2} {entry['name']}"
         gap = " " * max(1, width - len(head) - len(word))
         console.print(Text.assemble((head, "bold"), gap, (word, f"bold {COLORS.get(entry['verdict'], 'default')}")))
+        for line in textwrap.wrap(entry["statement"], width, initial_indent="   ", subsequent_indent="   "):
+            console.print(Text(line, style="italic"))
         for line in lines(entry, width):
             console.print(Text(line))
         console.print()
@@ -68,11 +71,16 @@ def lines(entry: Mapping[str, Any], width: int) -> list[str]:
     return out
 
 
+def _negative(p: Mapping[str, Any]) -> bool:
+    return min(p["treatment_mean"], p["control_mean"]) < 0
+
+
 def _extras(p: Mapping[str, Any]) -> list[str]:
     """Units, pairing, divergence and reach of a contrast."""
     out = []
     if math.isfinite(p["treatment_mean"]) and math.isfinite(p["control_mean"]):
-        out.append(f"{p['treatment_mean']:.4g} against {p['control_mean']:.4g} {p['unit']}")
+        below = ", minus where validation is below training" if p["measure"] in GAPS and _negative(p) else ""
+        out.append(f"{p['treatment_mean']:.4g} against {p['control_mean']:.4g} {p['unit']}{below}")
     if p["correlation"]:
         r, low, high = p["correlation"]
         out.append(f"pairs correlate {r:.2f} ({low:.2f} to {high:.2f})")

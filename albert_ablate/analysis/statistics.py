@@ -196,6 +196,19 @@ def running_interval(d, N: int = PAIRS, level: float = ALPHA) -> tuple[float, fl
     return (mean, low, high) if low <= high else (mean, np.nan, np.nan)
 
 
+def inside_from(d, N: int = PAIRS, level: float = ALPHA) -> float:
+    """Least margin with which a look so far would have found no effect at `level`: min over looks of |mean| + h.
+
+    h half-width of the interval of level 2 `level`, as two one-sided tests have it. inf before the first look, and
+    where a run diverged.
+    """
+    d = np.asarray(d, float)[:N]
+    if not np.isfinite(d).all():
+        return inf
+    ends = [interval(d[:n], N, 2 * level)[1:] for n in range(FIRST, len(d) + 1)]
+    return min((max(-low, high) for low, high in ends), default=inf)
+
+
 def paired_interval(d, level: float = ALPHA) -> tuple[float, float, float]:
     """(mean, low, high) for a number of pairs fixed before: mean +- t(1 - level/2, n - 1) s / sqrt(n)."""
     from scipy.special import stdtrit

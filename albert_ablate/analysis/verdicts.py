@@ -7,7 +7,7 @@ from 8 on when nothing is within reach; else *undecided*. Effects and no-effects
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import inf, sqrt
 from typing import Literal
 
 import numpy as np
@@ -22,6 +22,7 @@ from albert_ablate.analysis.statistics import (
     Sequential,
     critical,
     holm,
+    inside_from,
     looks,
     rank_check,
     rank_pairs,
@@ -31,6 +32,7 @@ from albert_ablate.analysis.statistics import (
 )
 
 NULLS = {"0": 0, "margin": 1, "-margin": -1}
+OPPOSITE, SMALLER = "opposite found", "smaller than the margin"
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,17 @@ class PartResult:
     p: Sequential
     rank: str  # does the signed rank agree
     looks: list[Look]
+    step_low: float  # as low and high, at the Holm step at which the part was judged
+    step_high: float
+    inside_from: float  # least margin with which the looks so far would have found no effect; inf: none
 
 
 @dataclass(frozen=True)
 class Verdict:
     verdict: str
     reason: str
+    detail: str  # what the word leaves open: opposite found, smaller than the margin, a part failed; or ""
+    failed: dict[int, str]  # parts that an `all` claim fails by: how
     p_effect: float
     p_inside: float
     level_effect: float  # the Holm steps the two were compared with
@@ -118,8 +125,35 @@ def verdicts(claims: Sequence[Claim], m: int, alpha: float = ALPHA) -> list[Verd
         level = effect_level[i] / (len(claim.parts) if claim.needs == "any" else 1)
         wide = inside_level[i] / (len(claim.parts) if claim.needs == "all" else 1)
         parts = [_part(x, claim, p, level, wide) for x, p in zip(claim.parts, tests[i], strict=True)]
-        out.append(Verdict(word, reason, float(j.effect), float(j.inside), effect_level[i], inside_level[i], parts))
+        failed = _failed(claim, parts, level, wide) if word == "refuted" and claim.needs == "all" else {}
+        detail = "a part failed" if failed else _detail(claim, parts, word)
+        out.append(Verdict(word, reason, detail, failed, float(j.effect), float(j.inside), effect_level[i],
+                           inside_level[i], parts))  # fmt: skip
     return out
+
+
+def _detail(claim: Claim, parts: Sequence[PartResult], word: str) -> str:
+    """What a claim that needs one part, or any of several, is refuted by, and whether "no effect" is one below it."""
+    found = {_shortfall(x, p) for x, p in zip(claim.parts, parts, strict=True)}
+    if word == "refuted":
+        return OPPOSITE if found == {OPPOSITE} else SMALLER
+    return SMALLER if word == "no effect" and any(p.low > 0 for p in parts) else ""
+
+
+def _failed(claim: Claim, parts: Sequence[PartResult], level: float, wide: float) -> dict[int, str]:
+    """The parts that refute a claim that needs all of them, each at its share of the level."""
+    k, out = len(parts), {}
+    for i, (x, p) in enumerate(zip(claim.parts, parts, strict=True)):
+        if p.p.inside <= wide:
+            out[i] = SMALLER if p.low > 0 else "no effect"
+        elif p.p.effect <= level / k and p.p.sign < 0:
+            out[i] = _shortfall(x, p)
+    return out
+
+
+def _shortfall(x: Contrast, p: PartResult) -> str:
+    """How a contrast fails: below zero, or only below the margin by which it was to be better."""
+    return SMALLER if x.shift > 0 and not p.high < 0 and p.finished == p.pairs else OPPOSITE
 
 
 def combine(p: Sequence[Sequential], needs: str) -> Combined:
@@ -179,7 +213,7 @@ def _word(claim: Claim, joint: Combined, effect: bool, inside: bool) -> tuple[st
             x = claim.parts[i]
             if np.isfinite(d[i]).all() and abs(d[i].mean() - x.shift) < x.slack:
                 return "within tuning slack", f"The estimate is smaller than the arms' tuning slack of {x.slack:.3g}."
-        return ("supported" if joint.supports else "refuted"), "Holm rejects at the claim's step."
+        return ("supported" if joint.supports else "refuted"), "An effect is found at the level that Holm leaves it."
     if all(len(x) >= claim.N for x in d):
         return "inconclusive", f"All {claim.N} pairs are in and neither bound was reached."
     if not any(len(x) for x in d):
@@ -212,6 +246,7 @@ def _part(x: Contrast, claim: Claim, p: Sequential, level: float, inside_level: 
     d = np.asarray(x.d, float)[: claim.N]
     mean, low, high = running_interval(d, claim.N)
     steps = looks(d, x.margin, claim.N, level, inside_level, x.shift, x.discrete)
+    _, step_low, step_high = running_interval(d, claim.N, level)
     return PartResult(
         len(d),
         mean,
@@ -222,6 +257,9 @@ def _part(x: Contrast, claim: Claim, p: Sequential, level: float, inside_level: 
         p,
         rank_check(d - x.shift, claim.N, discrete=x.discrete),
         steps,
+        step_low,
+        step_high,
+        inside_from(d, claim.N, inside_level) if x.shift >= 0 else inf,
     )
 
 
