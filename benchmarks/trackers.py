@@ -1,11 +1,14 @@
-"""What a tracker's trouble costs a run: `python benchmarks/trackers.py` prints a table of measured seconds.
+"""What a tracker's trouble costs a run: `python benchmarks/trackers.py` prints tables of measured seconds.
 
-A nano run is trained with W&B and with MLflow against servers on loopback that refuse, hang, answer 500 or nonsense,
-die or freeze before the run or in its middle, and with W&B's own process killed or frozen. Held up is the time beyond
-the same run without a tracker; mended says whether `sync`, with a server that works, has sent every row.
+A nano run is trained with W&B and with MLflow while the server, a stand-in on loopback, refuses, hangs, answers status
+500, nonsense or a redirection, is killed or frozen (SIGSTOP), and while W&B's own process is killed or frozen. Held up
+is the time that training spends in calls of the tracker, and the process at its exit. Sync mends it: afterwards, with a
+server that works, `sync` ends with every row there once. Then a sweep of four runs against a server that hangs.
 """
 
 import argparse
+import atexit
+import contextlib
 import os
 import signal
 import socket
@@ -15,206 +18,278 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from forking import Ambush, Child, nano, write_text  # noqa: E402
+from mlflow_server import MlflowServer  # noqa: E402
+from tracked import KEY, expected, own, points  # noqa: E402
 from wandb_server import Server  # noqa: E402
 
 from albert_ablate import cli  # noqa: E402
-from albert_ablate.records.history import SCHEMAS, read_history  # noqa: E402
+from albert_ablate.records.tracker import AXES  # noqa: E402
 from albert_ablate.training.run import run  # noqa: E402
 
-KEY = "secret0123456789" * 3
 MIDDLE = 150  # of the moments of a run at which something can be made to happen
-WANDB = ("error", "nonsense", "refuse", "silent", "gone", "client killed", "client frozen")
-MLFLOW = ("error", "nonsense", "refuse", "silent", "gone")
+FIRST_ROWS = 1.5  # seconds at that moment, for rows to arrive before the trouble
+SERVERS = {"wandb": Server, "mlflow": MlflowServer}
+WORDS = {
+    "well": "none",
+    "refused": "connections are refused",
+    "silent": "hangs: accepts, never answers",
+    "error": "answers status 500",
+    "nonsense": "answers nonsense",
+    "redirect": "redirects to another host",
+    "killed": "killed",
+    "frozen": "frozen",
+    "client killed": "W&B's own process is killed",
+    "client frozen": "W&B's own process is frozen",
+}
+BEFORE = ("well", "refused", "silent", "error", "nonsense", "redirect")
+MIDWAY = ("silent", "error", "nonsense", "redirect", "killed", "frozen")
+CLIENT = ("client killed", "client frozen")
 
 
-class Proxy:
-    """In front of a server: hands requests on (`mode` "well"), or misbehaves."""
+class Front:
+    """A process that hands connections on to a server, to be killed or frozen as the server's own process would be.
+
+    The server behind it keeps what it has, as a database would.
+    """
 
     def __init__(self, target: str):
-        import urllib.error
-        import urllib.request
+        self.target = int(target.rpartition(":")[2])
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        self.child: Child | None = None
 
-        self.mode, proxy = "well", self
-        self.release = threading.Event()
+    def start(self) -> None:
+        self.child = Child(self._serve)
+        self.listener.close()
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                if proxy.mode == "gone":
-                    self.close_connection = True
-                    return
-                if proxy.mode == "silent":
-                    proxy.release.wait()
-                    return
-                status, content = {"error": 500, "nonsense": 200, "refuse": 403}.get(proxy.mode), b"<html>.."
-                if status is None:
-                    headers = {k: v for k, v in self.headers.items() if k.lower() in ("content-type", "accept")}
-                    request = urllib.request.Request(target + self.path, body or None, headers, method=self.command)
-                    try:
-                        with urllib.request.urlopen(request) as answer:
-                            status, content = answer.status, answer.read()
-                    except urllib.error.HTTPError as error:
-                        status, content = error.code, error.read()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
+    def refuse(self) -> None:
+        self.listener.close()
 
-            do_POST = do_PATCH = do_PUT = do_GET
+    def signal(self, number: int) -> None:
+        assert self.child is not None
+        self.child.kill(number)
 
-            def log_message(self, *args: Any) -> None:
-                pass
+    def mend(self, trouble: str) -> None:
+        """The same address works again."""
+        if trouble == "frozen":
+            self.signal(signal.SIGCONT)
+        elif trouble in ("killed", "refused"):
+            port = int(self.url.rpartition(":")[2])
+            self.listener = socket.create_server(("127.0.0.1", port))
+            self.start()
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.http.handle_error = lambda *args: None  # type: ignore[method-assign]
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-        threading.Thread(target=self.http.serve_forever, args=(0.05,), daemon=True).start()
+    def stop(self) -> None:
+        self.signal(signal.SIGKILL)
+
+    def _serve(self) -> None:
+        while True:
+            client, _ = self.listener.accept()
+            server = socket.create_connection(("127.0.0.1", self.target))
+            for source, to in ((client, server), (server, client)):
+                threading.Thread(target=_pass_on, args=(source, to), daemon=True).start()
 
 
-def mlflow_server(folder: Path) -> tuple[subprocess.Popen, str]:
-    """MLflow's own server on a database in `folder`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--default-artifact-root", str(folder)]
-    log = (folder / "server.log").open("wb")
-    process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    for _ in range(600):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return process, f"http://127.0.0.1:{port}"
-        time.sleep(0.1)
-    raise RuntimeError(f"mlflow server did not start: {(folder / 'server.log').read_text()[-500:]}")
+def _pass_on(source: socket.socket, to: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(1 << 16):
+            to.sendall(data)
+    with contextlib.suppress(OSError):
+        to.shutdown(socket.SHUT_WR)
 
 
 def signal_client(number: int) -> None:
-    """To wandb's own process."""
+    """To W&B's own process."""
     rows = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,comm="], capture_output=True, text=True).stdout.splitlines()
     for pid, parent, name in (line.split(None, 2) for line in rows):
         if parent == str(os.getpid()) and "wandb-core" in name:
             os.kill(int(pid), number)
 
 
-def trained(
-    text: Path, place: Path, logger: str, more: list[str], environment: dict, lose: Callable | None, output: Path
-):
-    """A run in a child: its record, what it has said, and its seconds from its first to its last moment."""
-
-    def work() -> Any:
-        os.environ.update(environment)
-        error = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(error, 2)
-        if lose:
-            Ambush(MIDDLE, lose).set()
-        began = time.perf_counter()
-        record = run(nano(text, place, f"logger={logger}", *more))
-        return record["folder"], time.perf_counter() - began
-
-    began = time.perf_counter()
-    kind, value = Child(work).wait()
-    assert kind == "value", value
-    return Path(value[0]), time.perf_counter() - began
-
-
-def case(kind: str, trouble: str, when: str, text: Path, scratch: Path, target: str, plain: float) -> dict[str, Any]:
-    """One row of the table."""
-    place, output = scratch / f"{kind}-{trouble}-{when}".replace(" ", "-"), scratch / "said.txt"
+def in_child(work: Callable[[], Any], scratch: Path, url: str) -> tuple[Any, float, list[str]]:
+    """What `work` gives in a child, the seconds of the child's exit, and the lines it has printed."""
+    output = scratch / "said.txt"
     output.write_text("")
-    reader, writer = os.pipe()
-    environment = {"HOME": str(scratch), "WANDB_API_KEY": KEY, "WANDB__FILE_STREAM_TRANSMIT_INTERVAL": "1"}
-    server: Any = Server().__enter__() if kind == "wandb" else Proxy(target)
-    environment |= {"WANDB_BASE_URL": server.url} if kind == "wandb" else {"MLFLOW_TRACKING_URI": server.url}
-    client = trouble.startswith("client")
 
-    def lose() -> None:
-        if client:
-            signal_client(signal.SIGKILL if "killed" in trouble else signal.SIGSTOP)
-        os.write(writer, b"x")
-        time.sleep(0.2)
+    def inner() -> Any:
+        for name in [n for n in os.environ if n.startswith(("WANDB", "MLFLOW"))]:
+            del os.environ[name]
+        os.environ |= {"HOME": str(scratch), "WANDB__FILE_STREAM_TRANSMIT_INTERVAL": "1"}
+        os.environ |= {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": url, "MLFLOW_TRACKING_URI": url}
+        both = os.open(output, os.O_WRONLY | os.O_APPEND)
+        os.dup2(both, 1)
+        os.dup2(both, 2)
+        atexit._clear()  # what the parent would do at its end
+        value = work()
+        began = time.perf_counter()
+        threading._shutdown()  # type: ignore[attr-defined]  # as at the end of a command: what hangs there counts
+        atexit._run_exitfuncs()
+        return value, time.perf_counter() - began
 
-    def watch() -> None:
-        os.read(reader, 1)
-        server.mode = trouble
+    kind, value = Child(inner).wait()
+    assert kind == "value", value
+    return *value, [line for line in output.read_text().splitlines() if line.strip()]
 
-    if when == "middle" and not client:
-        threading.Thread(target=watch, daemon=True).start()
-    elif not client:
-        server.mode = trouble
-    folder, seconds = trained(text, place, kind, [], environment, lose if when == "middle" else None, output)
-    said = [line for line in output.read_text().splitlines() if line.strip()]
-    server.mode = "well"
 
-    def send() -> int:
-        os.environ.update(environment)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return cli.main(["sync", str(folder), "--to", kind])
+class Timed:
+    """A tracker whose calls are timed, in seconds of the thread that trains."""
 
-    code = Child(send).wait()
-    rows = sum(len(read_history(folder, name, None)) for name in SCHEMAS)
+    def __init__(self, tracker: Any, waited: list[float]):
+        self.tracker, self.waited = tracker, waited
+
+    def __getattr__(self, name: str) -> Any:
+        plain = getattr(self.tracker, name)
+
+        def timed(*args: Any) -> None:
+            began = time.perf_counter()
+            plain(*args)
+            self.waited[0] += time.perf_counter() - began
+
+        return timed
+
+
+def trained(
+    text: Path, place: Path, logger: str, url: str, lose: Callable[[], None] | None
+) -> tuple[Path, float, list[str]]:
+    """A run's folder, the seconds it is held up, and its lines; `lose` is called in its middle."""
+
+    def work() -> tuple[str, float]:
+        waited = [0.0]
+        trainer = sys.modules[run.__module__]
+        made = trainer.joined
+        trainer.joined = lambda logger: Timed(made(logger), waited)  # type: ignore[attr-defined]
+
+        def act() -> None:
+            time.sleep(FIRST_ROWS)
+            if lose is not None:
+                lose()
+
+        Ambush(MIDDLE, act).set()
+        return run(nano(text, place, f"logger={logger}"))["folder"], waited[0]
+
+    (folder, waited), leaving, said = in_child(work, text.parent, url)
+    return Path(folder), waited + leaving, said
+
+
+def mended(kind: str, server: Any, folder: Path) -> bool:
+    """Whether the server has every row of the finished histories, each once."""
     if kind == "wandb":
-        (sent,) = server.runs.values() or [{"history": []}]
-        mended = code == ("value", 0) and len(sent["history"]) >= len(read_history(folder, "steps", None))
-        server.__exit__()
-    else:
-        mended = code == ("value", 0)
-    return {
-        "tracker": kind,
-        "trouble": trouble,
-        "when": when,
-        "held up": seconds - plain,
-        "sentences": sum("sync" in line for line in said),
-        "lines": len(said),
-        "mended": mended,
-        "rows": rows,
-        "said": said,
-    }
+        (sent,) = server.runs.values()
+        return [own(row) for row in sent["history"]] == expected(folder)
+    found = {k: v for k, v in server.points().items() if k[0] not in AXES and not k[0].startswith("summary/")}
+    return found == points(folder)
+
+
+def case(kind: str, trouble: str, midway: bool, text: Path) -> tuple[list[str], list[str]]:
+    """One row of the table, and what the run has printed."""
+    place = text.parent / f"{kind} {trouble} {midway}"
+    ready, tell = os.pipe()
+    done, told = os.pipe()
+    with SERVERS[kind]() as server:
+        server.elsewhere = "http://localhost:9/"
+        front = Front(server.url)
+        if trouble == "refused":
+            front.refuse()
+        else:
+            front.start()
+
+        def spoil() -> None:
+            if trouble in ("killed", "frozen"):
+                front.signal(signal.SIGKILL if trouble == "killed" else signal.SIGSTOP)
+            else:
+                server.mode = trouble
+
+        def lose() -> None:  # in the run's process
+            if trouble in CLIENT:
+                signal_client(signal.SIGKILL if "killed" in trouble else signal.SIGSTOP)
+            else:
+                os.write(tell, b"x")
+                os.read(done, 1)
+
+        def watch() -> None:
+            os.read(ready, 1)
+            spoil()
+            os.write(told, b"x")
+
+        if midway and trouble not in CLIENT:
+            threading.Thread(target=watch, daemon=True).start()
+        elif not midway and trouble != "refused":
+            server.mode = trouble
+        folder, held, said = trained(text, place, kind, front.url, lose if midway else None)
+        server.mode = "well"
+        front.mend(trouble)
+        code, _, sync_said = in_child(lambda: cli.main(["sync", str(folder), "--to", kind]), text.parent, front.url)
+        whole = code == 0 and mended(kind, server, folder)
+        front.stop()
+    when = "in mid-run" if midway else "from the beginning"
+    sentences = sum(f"albert-ablate sync {folder}" in line or f"albert-ablate sync '{folder}'" in line for line in said)
+    cells = [{"wandb": "W&B", "mlflow": "MLflow"}[kind], WORDS[trouble], when, f"{held:.1f}"]
+    return [*cells, f"{sentences} of {len(said)}", "yes" if whole else "NO"], said + (sync_said if not whole else [])
+
+
+def swept(kind: str, workers: int, text: Path) -> list[str]:
+    """A sweep of four runs with a server that hangs, beside the same without a tracker: a row of the second table."""
+    seconds = {}
+    for logger in ("none", kind):
+        with SERVERS[kind]("silent") as server:
+            place = text.parent / f"swept-{kind}-{workers}-{logger}"
+            place.mkdir()
+            file = place / "sweep.yaml"
+            file.write_text("program: run.py\nmethod: grid\nparameters:\n  seed: {values: [0, 1, 2, 3]}\n")
+            given = nano_arguments(text, place, logger)
+            work = ["sweep", str(file), "--runs", str(place / "runs"), "--workers", str(workers), *given]
+            began = time.perf_counter()
+            code, _, said = in_child(lambda work=work: cli.main(work), text.parent, server.url)  # type: ignore[misc]
+            seconds[logger] = time.perf_counter() - began
+            assert code == 0, said
+    lines = sum("albert-ablate sync" in line for line in said)
+    name = {"wandb": "W&B", "mlflow": "MLflow"}[kind]
+    return [name, str(workers), f"{seconds['none']:.1f}", f"{seconds[kind]:.1f}", str(lines)]
+
+
+def nano_arguments(text: Path, place: Path, logger: str) -> list[str]:
+    from forking import arguments
+
+    return [a for a in arguments(text, place, f"logger={logger}") if not a.startswith("paths.runs=")]
+
+
+def line(cells: list[str]) -> None:
+    print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", help="wandb or mlflow")
-    parser.add_argument("--trouble", nargs="*")
-    parser.add_argument("--verbose", action="store_true", help="what each run has said")
+    parser.add_argument("--only", choices=SERVERS)
+    parser.add_argument("--trouble", nargs="*", choices=WORDS)
+    parser.add_argument("--verbose", action="store_true", help="print what each run has printed")
     options = parser.parse_args()
+    kinds = [options.only] if options.only else [*SERVERS]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
-        scratch = Path(name)
-        text = write_text(scratch / "text.txt")
-        trained(text, scratch / "first", "none", [], {}, None, scratch / "said.txt")  # packs the text
-        _, plain = trained(text, scratch / "plain", "none", [], {}, None, scratch / "said.txt")
-        print(f"without a tracker {plain:.1f} s\n\n| tracker | trouble | when | held up, s | sentences | sync mends |")
-        print("|---|---|---|---|---|---|", flush=True)
-        for kind, troubles in (("wandb", WANDB), ("mlflow", MLFLOW)):
-            if options.only not in (None, kind):
-                continue
-            if kind == "mlflow" and find_spec("flask") is None:
-                print("MLflow is left out: its server needs the whole package, pip install mlflow.")
-                continue
-            process, target = mlflow_server(scratch) if kind == "mlflow" else (None, "")
-            try:
-                for trouble in ("well", *troubles):
-                    if options.trouble and trouble not in options.trouble:
-                        continue
-                    for when in ("middle",) if trouble.startswith("client") else ("before", "middle"):
-                        row = case(kind, trouble, when, text, scratch, target, plain)
-                        counts = f"{row['sentences']} of {row['lines']} lines"
-                        cells = (kind, trouble, when, f"{row['held up']:.1f}", counts, "yes" if row["mended"] else "NO")
-                        print(f"| {' | '.join(cells)} |", flush=True)
-                        if options.verbose:
-                            print("\n".join(row["said"]), flush=True)
-            finally:
-                if process is not None:
-                    os.killpg(process.pid, signal.SIGKILL)
+        text = write_text(Path(name) / "text.txt")
+        trained(text, Path(name) / "first", "none", "", None)  # packs the text
+        line(["tracker", "trouble", "when", "held up, s", "sentences of lines printed", "sync mends it"])
+        line(["---", "---", "---", "---:", "---:", "---"])
+        for kind in kinds:
+            before = [(trouble, False) for trouble in BEFORE]
+            midway = [(trouble, True) for trouble in (*MIDWAY, *(CLIENT if kind == "wandb" else ()))]
+            for trouble, when in before + midway:
+                if options.trouble is None or trouble in options.trouble:
+                    cells, said = case(kind, trouble, when, text)
+                    line(cells)
+                    if options.verbose:
+                        print("\n".join(said), flush=True)
+        if options.trouble is None:
+            print("\nFour runs of a sweep, whose server hangs:\n")
+            line(["tracker", "workers", "without, s", "with, s", "sentences"])
+            line(["---", "---:", "---:", "---:", "---:"])
+            for kind in kinds:
+                for workers in (1, 2):
+                    line(swept(kind, workers, text))
 
 
 if __name__ == "__main__":

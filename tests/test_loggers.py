@@ -12,50 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forking import Child, forked, outcome, train, write_text
-from test_wandb import configured, expected, nothing_leaked, offline_rows, over_depth, own, prepared, session
+from forking import Child, forked, outcome
+from tracked import configured, expected, nothing_leaked, offline_rows, own, points, prepared, session
 from wandb_server import Server
 
 from albert_ablate import cli
 from albert_ablate.config import ConfigError, check, compose
 from albert_ablate.records import tracker
-from albert_ablate.records.history import SCHEMAS, read_history
-from albert_ablate.records.tracker import AXES, NOT_METRICS
+from albert_ablate.records.history import read_history
+from albert_ablate.records.tracker import AXES
 
 INSTALLED = {"tensorboard": "tensorboard", "mlflow": "mlflow"}
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Path:
-    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
-
-
-@pytest.fixture(scope="module")
-def plain(text, tmp_path_factory) -> dict[str, Any]:
-    """A run without a tracker: its record."""
-    return train(configured(text, tmp_path_factory.mktemp("plain"), "none"))
-
-
-@pytest.fixture
-def elsewhere(tmp_path) -> Path:
-    (tmp_path / "elsewhere" / "home").mkdir(parents=True)
-    (tmp_path / "elsewhere" / "cwd").mkdir()
-    return tmp_path / "elsewhere"
-
-
-def points(folder: Path | str) -> dict[tuple[str, int], float]:
-    """(metric, tokens) -> value, as a tracker is to have it: straight from the finished histories."""
-    out: dict[tuple[str, int], float] = {}
-    for name in SCHEMAS:
-        for row in over_depth(Path(folder)) if name == "layers" else read_history(Path(folder), name, None).to_pylist():
-            first = name == "layers" and row["step"] == 0  # known, and sent, when the first step has been taken
-            place = f"{'initial' if first else 'layers'}/{row.get('sublayer')}"
-            path = {"steps": "train", "evals": f"eval/{row.get('split')}", "layers": place}[name]
-            tokens = 128 if first else row["tokens"]
-            new = {(f"{path}/{k}", tokens): v for k, v in row.items() if k not in NOT_METRICS and v == v}
-            assert not new.keys() & out.keys()
-            out |= new
-    return out
 
 
 def tensorboard_of(folder: Path | str) -> tuple[dict[tuple[str, int], float], dict[tuple[str, int], float], Any]:
@@ -89,21 +56,23 @@ def mlflow_of(store: Path, identity: str) -> tuple[dict[tuple[str, int], float],
     return {key: v for key, v in found.items() if key not in rest}, rest, run
 
 
-def test_killed_and_resumed_every_tracker_has_every_row_once_and_the_weights_are_the_same(
-    text, plain, tmp_path, elsewhere
-):
+def test_a_killed_run_gone_on_with_has_every_row_once_in_each(text, untracked, tmp_path, elsewhere, capfd):
     for name in INSTALLED.values():
         pytest.importorskip(name, reason=f"pip install 'albert_ablate[{name}]'")
-    cfg = configured(text, tmp_path / "runs", "[wandb_offline,tensorboard,mlflow]")
-    assert Child(session(cfg, elsewhere, kill_at=250, after=0)).wait() == ("killed", signal.SIGKILL)
-    record = forked(session(cfg, elsewhere))
+    loggers = ("[wandb_offline,tensorboard,mlflow]", "[wandb,tensorboard,mlflow]")
+    first, second = (configured(text, tmp_path / "runs", logger) for logger in loggers)
+    assert Child(session(first, elsewhere, kill_at=250, after=0)).wait() == ("killed", signal.SIGKILL)
+    assert "W&B" not in capfd.readouterr().err
+    record = forked(session(second, elsewhere))
+    assert capfd.readouterr().err.count("W&B: no key found, logging offline") == 1
     folder = Path(record["folder"])
-    assert outcome(folder) == outcome(plain["folder"])
+    assert outcome(folder) == outcome(untracked["folder"])
     wanted = points(folder)
     assert len(wanted) > 150
 
-    rows, summary, _ = offline_rows(folder)
+    rows, summary, sent = offline_rows(folder)
     assert [own(row) for row in rows] == expected(folder) and summary["status"] == "finished"
+    assert sent == (record["identity"], record["arm"])
 
     found, rest, reader = forked(lambda: tensorboard_of(folder)[:2] + (None,))
     assert found == pytest.approx(wanted, rel=1e-6)  # float32
@@ -231,15 +200,15 @@ def test_a_tracker_that_fails_says_so_once_and_the_others_go_on(at, capsys):
 
 
 @pytest.mark.slow
-def test_a_run_whose_tracker_cannot_write_ends_as_without_it(text, plain, tmp_path, elsewhere, capfd):
+def test_a_run_whose_tracker_cannot_write_ends_as_without_it(text, untracked, tmp_path, elsewhere, capfd):
     pytest.importorskip("tensorboard", reason="pip install 'albert_ablate[tensorboard]'")
     cfg = configured(text, tmp_path / "runs", "[tensorboard,wandb_offline]")
-    folder = tmp_path / "runs" / plain["setting"] / "seed0"
+    folder = tmp_path / "runs" / untracked["setting"] / "seed0"
     folder.mkdir(parents=True)
     (folder / "tensorboard").write_text("in the way")
     record = forked(session(cfg, elsewhere))
     assert capfd.readouterr().err.count("TensorBoard failed and the run goes on") == 1
-    assert outcome(record["folder"]) == outcome(plain["folder"])
+    assert outcome(record["folder"]) == outcome(untracked["folder"])
     assert [own(row) for row in offline_rows(folder)[0]] == expected(folder)
 
 
@@ -292,11 +261,11 @@ def test_trackers_are_imported_only_where_asked_for():
 
 
 @pytest.fixture
-def runs(plain, tmp_path) -> Path:
+def runs(untracked, tmp_path) -> Path:
     """A finished run, a copy that diverged, one that is still to go on."""
     for name, status in (("a", "finished"), ("b", "diverged"), ("c", "stopped")):
         folder = tmp_path / "runs" / name / "seed0"
-        shutil.copytree(plain["folder"], folder)
+        shutil.copytree(untracked["folder"], folder)
         record = json.loads((folder / "record.json").read_text())
         (folder / "record.json").write_text(json.dumps({**record, "status": status, "identity": name}))
     return tmp_path / "runs"
@@ -315,20 +284,32 @@ def notes(runs: Path) -> list[str]:
     return sorted(f.parent.parent.name for f in runs.rglob("synced.json"))
 
 
-def test_sync_sends_each_finished_run_once_with_every_row(runs, elsewhere, capfd):
-    with Server() as server:
-        assert forked(synced(runs, elsewhere, server.url, "--project", "mine", "--entity", "team")) == 0
+def test_sync_sends_each_finished_run_once_and_mends_a_loss(runs, elsewhere, capfd):
+    lost = {"b"}
+
+    class Lossy(Server):
+        def _stream(self, name: str, body: dict) -> dict:
+            return {} if name in lost else super()._stream(name, body)  # takes rows and keeps none
+
+    options = ("--project", "mine", "--entity", "team")
+    with Lossy() as server:
+        assert forked(synced(runs, elsewhere, server.url, *options)) == 1
+        told = capfd.readouterr()
+        assert "the server has not got every row" in told.err and "1 sent before it" in told.err
+        assert notes(runs) == ["a"]
+        lost.clear()
+        assert forked(synced(runs, elsewhere, server.url, *options)) == 0
         told = capfd.readouterr()
         assert set(server.runs) == {"a", "b"} and notes(runs) == ["a", "b"]
-        assert f"{runs}/c/seed0 is stopped, not sent." in told.out and "2 sent to W&B 127.0.0.1" in told.out
+        assert f"{runs}/c/seed0 is stopped, not sent." in told.out
+        assert "1 sent to W&B 127.0.0.1" in told.out and "1 had been sent before" in told.out
         for name, status in (("a", "finished"), ("b", "diverged")):
             sent = server.runs[name]
             assert [own(row) for row in sent["history"]] == expected(runs / name / "seed0")
             assert (json.loads(sent["summary"])["status"], sent["exit"]) == (status, 0)
             assert (sent["project"], sent["entity"]) == ("mine", "team")
         before = json.dumps(server.runs), len(server.requests)
-        again = ("--project", "mine", "--entity", "team")
-        assert forked(synced(runs, elsewhere, server.url, *again)) == 0
+        assert forked(synced(runs, elsewhere, server.url, *options)) == 0
         assert (json.dumps(server.runs), len(server.requests)) == before
         assert "Nothing sent to W&B" in (out := capfd.readouterr().out) and "2 had been sent before" in out
     assert [f for f in elsewhere.rglob("*") if f.is_file()] == [] == list(runs.rglob("wandb"))
@@ -336,18 +317,18 @@ def test_sync_sends_each_finished_run_once_with_every_row(runs, elsewhere, capfd
 
 
 @pytest.mark.slow
-def test_sync_where_the_server_has_part_of_a_run_sends_the_rest(text, runs, plain, tmp_path, elsewhere):
+def test_sync_where_the_server_has_part_of_a_run_sends_the_rest(text, runs, untracked, tmp_path, elsewhere):
     with Server() as server:
         cfg = configured(text, tmp_path / "live", "wandb")
         assert Child(session(cfg, elsewhere, server.url, 300)).wait() == ("killed", signal.SIGKILL)
         (sent,) = server.runs.values()
         assert 0 < len(sent["history"]) < 33
-        assert forked(synced(Path(plain["folder"]), elsewhere, server.url)) == 0
+        assert forked(synced(Path(untracked["folder"]), elsewhere, server.url)) == 0
         assert len(server.runs) == 1
         rows = [{k: v for k, v in own(row).items() if k != "seconds"} for row in sent["history"]]
-        wanted = [{k: v for k, v in row.items() if k != "seconds"} for row in expected(Path(plain["folder"]))]
+        wanted = [{k: v for k, v in row.items() if k != "seconds"} for row in expected(Path(untracked["folder"]))]
         assert rows == wanted
-    (Path(plain["folder"]) / "synced.json").unlink()
+    (Path(untracked["folder"]) / "synced.json").unlink()
 
 
 @pytest.mark.parametrize(
@@ -364,18 +345,6 @@ def test_a_failed_sync_is_one_sentence_and_marks_nothing(mode, key, code, senten
     said = capfd.readouterr().err.strip()
     assert sentence in said and said.count("\n") == 0
     assert notes(runs) == []
-
-
-def test_a_server_lost_in_the_middle_of_a_run_leaves_it_unmarked(runs, elsewhere, capfd):
-    class Lossy(Server):
-        def _stream(self, name: str, body: dict) -> dict:
-            return {} if name == "b" else super()._stream(name, body)  # takes b's rows and keeps none
-
-    with Lossy() as server:
-        assert forked(synced(runs, elsewhere, server.url)) == 1
-    said = capfd.readouterr().err
-    assert "the server has not got every row" in said and "1 sent before it" in said
-    assert notes(runs) == ["a"]
 
 
 @pytest.mark.parametrize("to", INSTALLED)

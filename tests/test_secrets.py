@@ -2,17 +2,23 @@
 
 import json
 import os
+import signal
+from base64 import b64encode
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import pytest
-from forking import arguments, forked, write_text
+from forking import Ambush, Child, arguments, forked, nano, write_text
+from mlflow_server import MlflowServer
+from tracked import points
 
 from albert_ablate import cli
 from albert_ablate.config import ConfigError
 from albert_ablate.records.folder import RunFolder
 from albert_ablate.records.secrets import masked, with_password
+from albert_ablate.records.tracker import AXES
 from albert_ablate.training.main import main as run_main
+from albert_ablate.training.run import run
 
 PASSWORD, TOKEN, ENVIRONMENT = "hunter2-Xy", "hf_" + "aB3" * 12, "q9Zr-environment-key-77"
 
@@ -69,6 +75,39 @@ def test_mlflow_goes_where_the_environment_says_unless_the_configuration_does(mo
     assert (MLflow().uri, MLflow("http://there:2").uri) == ("http://here:1", "http://there:2")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert MLflow().uri is None
+
+
+def test_a_tracker_password_is_read_again_on_resume_and_sync(text, tmp_path, capfd):
+    """A killed run goes on from the settings of its record, then is sent once more: the password is in no file."""
+    pytest.importorskip("mlflow", reason="pip install 'albert_ablate[mlflow]'")
+    with MlflowServer() as server:
+        uri = server.url.replace("//", f"//user:{PASSWORD}@")
+
+        def begun() -> None:
+            Ambush(200).set()
+            run(nano(text, tmp_path / "runs", "logger=mlflow", f"logger.uri={uri}"))
+
+        assert Child(begun).wait() == ("killed", signal.SIGKILL)
+        (folder,) = (tmp_path / "runs").glob("*/seed0")
+        kept = RunFolder(folder).record()["config"]["logger"]
+        assert kept["uri"] == uri.replace(PASSWORD, "***")
+        cfg = {**nano(text, tmp_path / "runs", "logger=mlflow"), "logger": kept}
+
+        def gone_on() -> tuple[str, int]:
+            with pytest.raises(ConfigError, match="set MLFLOW_TRACKING_URI"):
+                run(cfg)
+            os.environ["MLFLOW_TRACKING_PASSWORD"] = PASSWORD
+            status = run(cfg)["status"]
+            os.environ["MLFLOW_TRACKING_URI"] = uri
+            return status, cli.main(["sync", str(folder), "--to", "mlflow"])
+
+        assert forked(gone_on) == ("finished", 0)
+        sent = {k: v for k, v in server.points().items() if k[0] not in AXES and not k[0].startswith("summary/")}
+        assert sent == points(folder)
+        assert server.keys == {"Basic " + b64encode(f"user:{PASSWORD}".encode()).decode()}
+    said = "".join(capfd.readouterr())
+    assert PASSWORD not in said
+    assert not [f for f in tmp_path.rglob("*") if f.is_file() and PASSWORD.encode() in f.read_bytes()]
 
 
 def test_a_record_of_an_earlier_release_is_read_without_its_password(tmp_path):

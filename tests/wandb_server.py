@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+BROKEN = {"error": 500, "nonsense": 200, "redirect": 302}  # status of what is no answer
+
 
 class Server:
     """`with Server() as server:` listens at `server.url`. `mode` makes it misbehave:
@@ -29,20 +31,22 @@ class Server:
         self.agents: dict[str, str] = {}  # agent -> sweep
         self.lock = threading.RLock()
         self.requests: list[str] = []
+        self.keys: set[str] = set()  # what requests have had as their Authorization
         self.release = threading.Event()
         server = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                server.keys.add(self.headers.get("Authorization", ""))
                 if server.mode == "gone":
                     self.close_connection = True
                     return
                 if server.mode == "silent":
                     server.release.wait()
                     return
-                if server.mode in ("error", "nonsense", "redirect"):
-                    status = {"error": 500, "nonsense": 200, "redirect": 302}[server.mode]
+                if server.mode in BROKEN:
+                    status = BROKEN[server.mode]
                     self.send_response(status)
                     self.send_header("Location", server.elsewhere)
                     self.send_header("Content-Length", "8")
@@ -51,7 +55,10 @@ class Server:
                     return
                 upload = self.command == "PUT" or "/otel/" in self.path  # of files and telemetry: taken, not kept
                 with server.lock:
-                    status, answer = (200, {}) if upload else server.answer(self.path, json.loads(body or b"{}"))
+                    if server.mode == "refuse":
+                        status, answer = 403, {"errors": [{"message": "permission denied"}]}
+                    else:
+                        status, answer = (200, {}) if upload else server.answer(self.path, json.loads(body or b"{}"))
                 content = json.dumps(answer).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
@@ -59,7 +66,7 @@ class Server:
                 self.end_headers()
                 self.wfile.write(content)
 
-            do_GET = do_PUT = do_POST
+            do_GET = do_PUT = do_PATCH = do_POST
 
             def log_message(self, *args: Any) -> None:
                 pass
@@ -79,8 +86,6 @@ class Server:
         self.http.server_close()
 
     def answer(self, path: str, body: dict) -> tuple[int, dict]:
-        if self.mode == "refuse":
-            return 403, {"errors": [{"message": "permission denied"}]}
         if path.endswith("/file_stream"):
             return 200, self._stream(path.split("/")[-2], body)
         query = body.get("query", "")

@@ -3,6 +3,7 @@
 A tracker is a class with `begin`, `push` and `end`, and one YAML in conf/logger. Several at once are a dictionary.
 """
 
+import contextlib
 import copy
 import queue
 import shlex
@@ -127,7 +128,8 @@ class Tracker(NoLogger):
     def guard(self, act: Callable, *args: Any) -> bool:
         """Whether `act` did its work. A tracker must not end a run, whatever it raises."""
         try:
-            act(*args)
+            with self._slow_failure_noted():
+                act(*args)
         except Exception as error:
             self.tell(reason(error))
             self.abandon()
@@ -138,13 +140,8 @@ class Tracker(NoLogger):
         """Call `act`; OSError at once where this process has lately waited for the server in vain."""
         if time.monotonic() < _unanswered.get(self.address() or "", 0.0):
             raise OSError("the server has not answered before")
-        began = time.monotonic()
-        try:
+        with self._slow_failure_noted():
             act(*args)
-        except Exception:
-            if time.monotonic() - began > SLOW:
-                self._pause()
-            raise
 
     def tell(self, why: str) -> None:
         """One sentence, once a run: what has happened, and which command sends what is missing."""
@@ -154,6 +151,17 @@ class Tracker(NoLogger):
         command = f"albert-ablate sync {shlex.quote(str(self.folder))} --to {self.SYNC}{self.sync_options()}"
         mends = f"; `{command}` sends what is missing once the run is done" if self.SYNC else ""
         print(masked(f"{self.NAME} failed and the run goes on ({why}){mends}."), file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def _slow_failure_noted(self) -> Iterator[None]:
+        """The next runs of this process are not to wait for a server that has just been waited for in vain."""
+        began = time.monotonic()
+        try:
+            yield
+        except Exception:
+            if time.monotonic() - began > SLOW:
+                self._pause()
+            raise
 
     def _pause(self) -> None:
         if address := self.address():
