@@ -6,6 +6,7 @@ A new option is picked up from disk. What an option cannot promise stands in EXC
 import copy
 import math
 import tempfile
+from contextlib import nullcontext
 from dataclasses import MISSING
 from functools import cache
 from pathlib import Path
@@ -20,12 +21,14 @@ from omegaconf import OmegaConf
 
 from albert_ablate import build_model, compose
 from albert_ablate.config import COMPONENTS, HYDRA_KEYS, check, conf_folder, identity, options, parameters_of
-from albert_ablate.data.packed import Order
+from albert_ablate.data.packed import Order, take_blocks
 from albert_ablate.model.build import assemble, build
 from albert_ablate.model.loss import objective
 from albert_ablate.optim.clipping import global_norm
 from albert_ablate.optim.optimizers import assert_covers, decay_groups
-from albert_ablate.training.diagnostics import Probe, undisturbed
+from albert_ablate.training.evaluation import Evaluator
+from albert_ablate.training.module import LanguageModel
+from albert_ablate.training.ranks import Ranks
 from albert_ablate.training.run import _estimate
 
 OPTIONS = options()
@@ -284,15 +287,23 @@ def test_the_seed_changes_the_run_and_not_the_setting():
 # --- what is measured beside training --------------------------------------------------------------------------------
 
 
-def left(model):
-    """All that a pass can leave behind: weights, buffers, gradients, other attributes, torch's generator."""
+def left(module):
+    """All that a pass can leave behind: weights, every buffer, gradients and other attributes of the model, what
+    clipping rule and optimizer keep, torch's generator."""
     kept = {"generator": torch.get_rng_state()}
-    for name, module in model.named_modules():
-        for key, value in vars(module).items():
+    for name, part in module.model.named_modules():
+        for key, value in vars(part).items():
             if key not in ("_parameters", "_buffers", "_modules"):
                 kept[f"{name}.{key}"] = copy.copy(value) if isinstance(value, torch.Tensor | dict) else repr(value)
-    kept |= {name: value.detach().clone() for name, value in model.state_dict().items()}
-    return kept | {f"{n}.grad": None if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
+    for kind, found in (("weight", module.model.named_parameters()), ("buffer", module.model.named_buffers())):
+        kept |= {f"{kind} {name}": value.detach().clone() for name, value in found}
+    kept |= {f"{n}.grad": None if p.grad is None else p.grad.clone() for n, p in module.named}
+    optimizer, names = module.trainer.optimizers[0], {id(p): n for n, p in module.named}
+    for p, state in optimizer.state.items():
+        kept |= {f"{names[id(p)]}.{key}": copy.deepcopy(value) for key, value in state.items()}
+    own = {k: v for k, v in vars(optimizer).items() if k not in ("state", "param_groups")}
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    return kept | {"optimizer": repr(own), "groups": repr(groups), "clip": repr(vars(module.clip))}
 
 
 def same(a, b):
@@ -311,24 +322,66 @@ MEASURED = [(pair, ()) for pair in TRAINED] + [
 ]
 
 
+class Sampled(Text):
+    """And as the evaluator does."""
+
+    validation = test = Text.train[::-1].copy()
+
+    def __init__(self, vocabulary):
+        self.vocabulary = vocabulary
+
+    def bytes_per_target(self, *sample):
+        return 1.0
+
+
 @pytest.mark.parametrize("pair, more", MEASURED, ids=lambda x: "-".join(x) or "plain")
-def test_a_measuring_pass_leaves_nothing_in_model_or_generator(pair, more):
+def test_a_measuring_pass_leaves_nothing_in_model_or_optimizer(pair, more):
     tiny = [o for o in TINY if pair[0] not in ("model", "recipe") or not o.startswith("model=")]
     cfg = check(compose(["=".join(pair), *tiny, *NEEDS.get(pair, []), *more, "trainer=cpu"]))
-    model, context = build_model(cfg).train(), cfg["model"]["context"]
-    loss = instantiate(cfg["loss"])
-    rows = torch.from_numpy(Text.train[: 4 * (context + 1)].astype("int64").reshape(4, -1))
-    model.clock.set(1, 0, 1, STEPS)
-    objective(loss, model, rows)[0].backward()  # a step has begun: its gradients and statistics must stay
-    before = left(model)
-    Probe(model, "gelu").beside(rows[:, :-1])
-    with undisturbed(model):
-        torch.autograd.grad(objective(loss, model, rows)[0], list(model.parameters()), allow_unused=True)
-    after = left(model)
-    assert not [key for key in {*before, *after} if not same(before.get(key), after.get(key))]
-    model = build_model(cfg).train()  # the estimate comes before training
-    before = left(model)
-    module = SimpleNamespace(model=model, loss=loss, cfg=cfg, zero_grad=model.zero_grad)
-    assert _estimate(module, Text, Order(60, cfg["data"]["batch"], 0), context, 10) > 0
-    after = left(model)
-    assert not [key for key in {*before, *after} if not same(before.get(key), after.get(key))]
+    context, order = cfg["model"]["context"], Order(60, cfg["data"]["batch"], 0)
+    module = LanguageModel(build_model(cfg), cfg, STEPS).train()
+    optimizer = module.configure_optimizers()["optimizer"]
+    module.trainer = SimpleNamespace(
+        optimizers=[optimizer],
+        precision_plugin=SimpleNamespace(forward_context=nullcontext),
+        strategy=SimpleNamespace(reduce=lambda value, reduce_op: value),
+        world_size=1,
+        global_rank=0,
+    )
+
+    def unchanged(measure):
+        before, found = left(module), measure()
+        after = left(module)
+        assert not [key for key in {*before, *after} if not same(before.get(key), after.get(key))]
+        return found
+
+    def estimate():
+        return _estimate(module, Text, order, context, 10)
+
+    assert unchanged(estimate) > 0
+    for micro in range(cfg["data"]["accumulate"]):  # one step, so that there is a state to spoil
+        module.training_step(micro_batch(cfg, order, micro), micro).backward()
+    module.configure_gradient_clipping(optimizer)
+    optimizer.step()
+    module.model.after_step()
+    module.zero_grad(set_to_none=True)
+    assert optimizer.state
+    assert unchanged(estimate) > 0  # as before a session that goes on
+    evaluator = Evaluator(Sampled(module.model.embedding.num_embeddings), context, 32, Ranks())
+
+    def evaluate():
+        with module.evaluated_weights():
+            return evaluator.evaluate(module.model, "validation", nullcontext())["loss"]
+
+    assert unchanged(evaluate) > 0
+    batch = micro_batch(cfg, order, 0)
+    module.training_step(batch, 0).backward()  # another has begun: its gradients and statistics must stay
+    unchanged(lambda: module.probe.beside(batch[:, :-1]))
+    module.watched, module.rows = True, batch[:1]
+    unchanged(module.on_after_backward)
+    assert module.small is not None or cfg["data"]["accumulate"] > 1
+
+
+def micro_batch(cfg, order, number):
+    rows = torch.from_numpy(take_blocks(Text.train, order.indices(0), cfg["model"]["context"]))
+    return rows.chunk(cfg["data"]["accumulate"])[number]

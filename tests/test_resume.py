@@ -67,14 +67,15 @@ def watched(cfg: dict) -> tuple[dict, list[str]]:
     return outcome(run(cfg)["folder"]), watch.log
 
 
-def ambushed(cfg: dict, at: int, number: int = signal.SIGKILL) -> dict:
+def ambushed(cfg: dict, at: int, number: int = signal.SIGKILL, verbose: bool = False) -> dict:
     Ambush(at, lambda: os.kill(os.getpid(), number)).set()
-    return run(cfg)
+    return run(cfg, verbose)
 
 
-def killed_at(cfg: dict, moments: list[int]) -> int:
+def killed_at(cfg: dict, moments: list[int], verbose: bool = False) -> int:
     """Kill sessions of a run at these moments, counted from each session's start; gives how many died of it."""
-    return sum(Child(lambda at=at: ambushed(cfg, at)).wait() == ("killed", signal.SIGKILL) for at in moments)
+    ends = [Child(lambda at=at: ambushed(cfg, at, verbose=verbose)).wait() for at in moments]
+    return ends.count(("killed", signal.SIGKILL))
 
 
 def test_a_run_killed_in_an_evaluation_a_commit_or_its_finalization_ends_as_if_it_had_not_been(
@@ -128,20 +129,6 @@ def test_a_kill_at_every_moment_of_the_finalization_and_of_the_first_commits(ref
         cfg = configured("plain", text, tmp_path / str(at), RARELY)
         assert killed_at(cfg, [at]) == 1
         assert outcome(train(cfg)["folder"]) == expected, at
-
-
-@pytest.mark.parametrize("change", ["trainer.precision=64-true", "attention.qk_clip=0.01"])
-def test_a_run_whose_cost_is_estimated_before_each_session_resumes_exactly(change, text, tmp_path, capsys):
-    """64-true: a checkpoint is loaded into the module as it trains. qk_clip: what the estimate sees is not clipped."""
-    cfg = configured("plain", text, tmp_path / "parts", change)
-    expected = outcome(train(configured("plain", text, tmp_path / "whole", change))["folder"])
-
-    def ambush() -> None:
-        Ambush(300).set()
-        run(cfg, verbose=True)
-
-    assert Child(ambush).wait() == ("killed", signal.SIGKILL)
-    assert outcome(train(cfg, verbose=True)["folder"]) == expected
 
 
 @pytest.mark.slow
@@ -349,7 +336,8 @@ def test_a_damaged_checkpoint_is_seen_wherever_a_bit_turns(tmp_path):
 
 
 def awkward() -> dict[str, list[str]]:
-    """Settings that keep state of their own: all clipping rules, optimizers, norm types and more."""
+    """Settings that keep state of their own: all clipping rules, optimizers, norm types and more. Those with a + put
+    several together, for the quick tests."""
     extra = {
         "schedule_free": ["schedule=constant"],
         **{name: ["dropout=uniform"] for name in options()["dropout_time"]},
@@ -359,24 +347,95 @@ def awkward() -> dict[str, list[str]]:
         for group in ("clip", "optimizer", "norm_type", "dropout_time")
         for name in options()[group]
     }
+    accumulated = ["dropout=uniform", "data.accumulate=2"]
     return found | {
         "r_drop": ["loss=r_drop", "dropout=uniform"],
-        "qk_clip": ["attention.qk_clip=0.01", "dropout=uniform", "data.accumulate=2"],
+        "qk_clip": ["attention.qk_clip=0.01", *accumulated],
         "sigma_reparam": ["++model.sigma_reparam=true"],
         "bpe": ["tokenizer=bpe", "tokenizer.vocabulary=300"],
         "many passes": ["data.train_size=700", "data.accumulate=4"],
         "64-true": ["trainer.precision=64-true", "optimizer=spam", "clip=autoclip"],
+        "accumulation": ["data.accumulate=4", "dropout=uniform", "clip=skip_step"],  # which looks at the loss
+        "ngpt": ["norm=ngpt", "attention=rotary", "optimizer.weight_decay=0"],  # renormalized after each step
+        "admin_profiled": ["norm=admin_profiled"],  # which measures a pass before the first step
+        "r_drop + qk_clip + accumulation + autoclip + spam": [
+            *("loss=r_drop", "attention.qk_clip=0.01", *accumulated, "dropout_time=linear", "clip=autoclip"),
+            "optimizer=spam",
+        ],
+        "batch_norm + 64-true + adagc + soap": [
+            *("norm_type=batch_norm", "trainer.precision=64-true", "clip=adagc", "optimizer=soap"),
+        ],
+        "sigma_reparam + bpe + passes + sophia": [
+            *("++model.sigma_reparam=true", "tokenizer=bpe", "tokenizer.vocabulary=300", "data.train_size=700"),
+            "optimizer=sophia",
+        ],
     }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("setting", awkward())
-def test_every_setting_with_state_of_its_own_is_gone_on_with_exactly(setting, text, tmp_path):
-    given = dict(o.split("=", 1) for o in ["optimizer.lr=0.003", *awkward()[setting]])
+AWKWARD = awkward()
+
+
+@pytest.mark.parametrize("setting", [pytest.param(s, marks=[pytest.mark.slow] * ("+" not in s)) for s in AWKWARD])
+def test_a_setting_with_state_of_its_own_resumes_exactly(setting, text, tmp_path):
+    """Killed twice. The killed sessions and the last one estimate the cost before training; the whole one does not."""
+    given = dict(o.split("=", 1) for o in ["optimizer.lr=0.003", *AWKWARD[setting]])
     overrides = [f"{key}={value}" for key, value in given.items()]
     expected = outcome(train(nano(text, tmp_path / "whole", *overrides))["folder"])
     cfg, rng = nano(text, tmp_path / "parts", *overrides), random.Random(setting)
-    kills = killed_at(cfg, [rng.randint(100, 250), rng.randint(60, 200)])
+    kills = killed_at(cfg, [rng.randint(100, 250), rng.randint(60, 200)], verbose=True)
     record = train(cfg, verbose=True)
     assert kills == 2 and record["sessions"] >= 2
     assert outcome(record["folder"]) == expected
+
+
+CLASSIFYING = {
+    "both": [],
+    "probe": ["task.mode=probe"],
+    "stateful": [
+        *("norm_type=batch_norm", "dropout=uniform", "dropout_time=linear", "attention.qk_clip=0.01"),
+        *("task.weights=last", "task.pool=last", "data.accumulate=2"),
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.slow] * (k != "stateful")) for k in CLASSIFYING])
+def test_a_classification_killed_anywhere_ends_as_if_it_had_not_been(kind, text, tmp_path):
+    """Killed in its language model, in fine-tuning, at its end: a fine-tuning begins again, with the same numbers."""
+    pytest.importorskip("sklearn", reason="pip install 'albert_ablate[classify]'")
+    from albert_ablate.training import classify
+
+    rng, words = random.Random(0), {"fish": "fin gill reef tide".split(), "bird": "wing nest sky egg".split()}
+    lines = [f"{' '.join(rng.choices(words[k], k=6))},{k}" for k in rng.choices(["fish", "bird"], k=120)]
+    (tmp_path / "labels.csv").write_text("\n".join(["text,label", *dict.fromkeys(lines)]))
+    task = "task=classify task.data=file task.documents=96 task.batch=8 task.evaluations=2".split()
+    task = [*task, f"task.path={tmp_path / 'labels.csv'}", "optimizer.lr=0.003", *CLASSIFYING[kind]]
+
+    def ends(record: dict) -> list[dict]:
+        runs = Path(record["folder"]).parents[1]
+        return [outcome(record["folder"]), outcome(runs / record["trunk"]["folder"])]
+
+    expected = ends(train(nano(text, tmp_path / "whole", *task)))
+    cfg = nano(text, tmp_path / "parts", *task)
+
+    def killed(owner, name: str, at: int) -> bool:
+        """A session that is killed in the `at`-th call of a function."""
+
+        def work() -> None:
+            plain, calls = getattr(owner, name), []
+
+            def struck(*args, **kwargs):
+                calls.append(1)
+                if len(calls) == at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return plain(*args, **kwargs)
+
+            setattr(owner, name, struck)
+            run(cfg)
+
+        return Child(work).wait() == ("killed", signal.SIGKILL)
+
+    kills = killed_at(cfg, [200])
+    kills += kind == "probe" or killed(classify._Work, "_train_step", 5)
+    kills += killed(classify, "baselines", 1) + killed(classify.History, "finish", 2)
+    assert kills == 4
+    assert ends(train(cfg)) == expected
