@@ -20,9 +20,9 @@ from albert_ablate.records.history import SCHEMAS, read_history
 from albert_ablate.training.checkpoint import load_checkpoint
 from albert_ablate.training.console import show_result
 from albert_ablate.training.diagnostics import interval
-from albert_ablate.training.divergence import Divergence, end_kind
+from albert_ablate.training.divergence import Divergence, end_kind, midway
 from albert_ablate.training.evaluation import due
-from albert_ablate.training.recorder import weights_hash
+from albert_ablate.training.recorder import Recorder, weights_hash
 from albert_ablate.training.run import RunFailed, run
 
 GOOD = ["optimizer.lr=0.05", "budget.tokens=3840"]
@@ -367,11 +367,13 @@ def test_divergence_is_an_outcome_with_its_kind(kind, overrides, text, tmp_path,
     assert ("not finite" in table) == (kind == "non_finite")
 
 
-def test_a_run_that_diverged_is_killed_and_resumed_like_any_other(text, tmp_path):
-    overrides = ["optimizer=sgd", "optimizer.lr=300", "clip=none", "schedule=constant", "budget.tokens=5120"]
+@pytest.mark.parametrize("given", ["optimizer=sgd optimizer.lr=300 clip=none", "optimizer.lr=1e-6 budget.tokens=10240"])
+def test_a_run_that_diverged_is_killed_and_resumed_like_any_other(given, text, tmp_path):
+    overrides = ["schedule=constant", "budget.tokens=5120", *given.split()]
     expected = outcome(train(nano(text, tmp_path / "whole", *overrides))["folder"])
+    assert expected["status"] == "diverged"
     cfg = nano(text, tmp_path / "parts", *overrides)
-    assert Child(lambda: ambush(cfg, 110)).wait()[0] == "killed"
+    assert Child(lambda: ambush(cfg, 800 if "10240" in given else 110)).wait()[0] == "killed"
     assert outcome(train(cfg)["folder"]) == expected
 
 
@@ -387,7 +389,7 @@ def test_the_detector_counts_an_unbroken_tenth_of_the_budget_and_at_least_five_s
     assert watch.update(float("nan"), 1.0) == watch.update(1.0, float("inf")) == "non_finite"
 
 
-FLAT = [3.0] * 40 + [2.0] * 40  # has fallen, and lies at the unigram loss for its last half
+FLAT = [2.01, 2.0]  # lies at the unigram loss
 
 
 def test_the_end_is_two_percent_below_the_unigram_model():
@@ -403,11 +405,26 @@ def test_the_end_is_two_percent_below_the_unigram_model():
 
 
 def test_a_run_is_stuck_only_where_it_has_stopped_falling():
-    """Unigram loss 2: a run still falls whose last quarter is 0.04 below the one before; its quarters need 20 steps."""
-    tail = {fall: [3.0] * 40 + [2.1] * 20 + [2.1 - fall] * 20 for fall in (0.03, 0.05, -1.0)}
-    assert [end_kind(tail[fall], 2.0, 2.0, 2.0) for fall in (0.03, 0.05, -1.0)] == ["stuck", None, "stuck"]
-    assert end_kind([2.1] * 79, 2.1, 2.1, 2.0) is None and end_kind([2.1] * 80, 2.1, 2.1, 2.0) == "stuck"
+    """Unigram loss 2: one falls that gains 0.04 over its second half, 0.004 of that in the last quarter."""
+    ends = {(2.135, 2.11): "stuck", (2.145, 2.11): None, (2.145, 2.103): "stuck", (4.0, 2.09): "stuck"}
+    assert {losses: end_kind(losses, 2.1, 2.1, 2.0) for losses in ends} == ends
     assert end_kind([], 2.1, 2.1, 2.0) is None
+    assert midway(79) == () and midway(80) == (40, 60) and midway(97) == (49, 73)
+
+
+def test_the_noise_of_batches_does_not_decide_whether_a_run_is_stuck(text, tmp_path, monkeypatch):
+    """A rate of 1e-6 moves nothing, and the batches seem to fall, as by chance in a seed of post_ln at 96 layers."""
+    plain = Recorder.on_train_batch_end
+
+    def easier(self, trainer, module, *args):
+        module.losses[:] = [loss - 0.01 * self.step for loss in module.losses]
+        plain(self, trainer, module, *args)
+
+    monkeypatch.setattr(Recorder, "on_train_batch_end", easier)
+    record = train(nano(text, tmp_path, "optimizer.lr=1e-6", "budget.tokens=10240"))
+    seen = [r["loss"] for r in losses(record)]
+    assert sum(seen[40:60]) - sum(seen[60:]) > 20 * 0.02 * record["summary"]["unigram_loss"]
+    assert record["summary"]["divergence"] == "stuck"
 
 
 @pytest.mark.parametrize("norm", ["pre_ln", "none"])
@@ -422,7 +439,8 @@ def test_a_short_run_is_finished_and_says_that_it_was_too_short(norm, tmp_path, 
 
 @pytest.mark.slow
 def test_post_ln_of_96_layers_is_stuck_and_a_longer_run_of_the_plain_network_is_not(tmp_path):
-    for given, kind in (("model=deep_96 norm=post_ln budget.tokens=50_000", "stuck"), ("model=nano norm=none", None)):
+    deep = "model=deep_96 norm=post_ln budget.tokens=50_000"  # with seed 1 the batches seem to fall
+    for given, kind in ((deep, "stuck"), (f"{deep} seed=1", "stuck"), ("model=nano norm=none", None)):
         record = train(check(compose([*given.split(), "trainer=cpu", "trainer.threads=1", f"paths.runs={tmp_path}"])))
         assert record["summary"]["divergence"] == kind
         assert record["summary"]["below_unigram"] is (kind is None)
@@ -464,7 +482,6 @@ def test_the_hash_of_the_final_weights_is_that_of_the_last_checkpoint(done, text
 @pytest.mark.slow
 def test_memory_and_time_a_step_do_not_grow(text, tmp_path):
     def work() -> tuple[list[int], dict]:
-        from albert_ablate.training.recorder import Recorder
 
         used, begin = [], Recorder._commit
 

@@ -139,9 +139,6 @@ class NoHistory(History):
 
     pending = []
 
-    def table(self) -> pa.Table:
-        return SCHEMAS["steps"].empty_table()
-
     digest = ""
 
     def commit(self) -> int:

@@ -24,7 +24,7 @@ from albert_ablate.streams import digest
 from albert_ablate.training.console import Progress
 from albert_ablate.training.cost import PeakMemory, Phases
 from albert_ablate.training.diagnostics import noise_parts
-from albert_ablate.training.divergence import Divergence, below_unigram, end_kind
+from albert_ablate.training.divergence import Divergence, below_unigram, end_kind, midway
 from albert_ablate.training.evaluation import Evaluator, due
 from albert_ablate.training.module import LanguageModel
 from albert_ablate.training.ranks import Ranks
@@ -73,13 +73,25 @@ class Recorder(pl.Callback):
         self.order_hash = digest(record["data"]["fingerprint"].encode())
         self.best: dict[str, Any] = {"loss": math.inf, "step": -1}
         self.last: dict[str, dict[str, float]] = {}  # split -> its latest evaluation
+        self.halfway: dict[int, float] = {}  # step -> loss of the training sample, at `midway`
         self.grad_norm: float | None = None  # of the latest step, before clipping
         self.lengths: dict[str, int] = dict.fromkeys(SCHEMAS, 0)
         self.digests: dict[str, str] = {}  # of the histories' committed bytes
 
     # --- state -------------------------------------------------------------------------------------------------------
 
-    KEPT = ("step", "order_hash", "best", "last", "grad_norm", "lengths", "flops_left_out", "noise", "digests")
+    KEPT = (
+        "step",
+        "order_hash",
+        "best",
+        "last",
+        "halfway",
+        "grad_norm",
+        "lengths",
+        "flops_left_out",
+        "noise",
+        "digests",
+    )
 
     def state_dict(self) -> dict[str, Any]:
         kept = {name: getattr(self, name) for name in self.KEPT}
@@ -167,6 +179,9 @@ class Recorder(pl.Callback):
         if self.outcome:
             return
         evaluated = self._evaluate_if_due(trainer, module)
+        if self.step in midway(self.steps):
+            known = self.last["train"] if self._evaluated() else self._measure(trainer, module, "train")
+            self.halfway[self.step] = known["loss"]
         due = time.perf_counter() - self.committed >= self.cfg["checkpoint"]["seconds"]
         signalled, due = self.ranks.largest([self.signal or 0, due])
         if signalled:
@@ -225,12 +240,16 @@ class Recorder(pl.Callback):
         data_order: str,
         flops: float | None = None,
     ) -> None:
+        result = self._measure(trainer, module, split)
+        self.last[split] = {**result, "step": step}
+        self.histories["evals"].append(**self._axes(step, flops), split=split, data_order=data_order, **result)
+
+    def _measure(self, trainer: pl.Trainer, module: LanguageModel, split: str) -> dict[str, float]:
         self.phases.mark("records")
         with module.evaluated_weights():
             result = self.evaluator.evaluate(module.model, split, trainer.precision_plugin.forward_context())
         self.phases.mark("evaluation")
-        self.last[split] = {**result, "step": step}
-        self.histories["evals"].append(**self._axes(step, flops), split=split, data_order=data_order, **result)
+        return result
 
     def _layers(self, module: LanguageModel, clipped: float) -> None:
         """The rows of a watched step; the first one's are those of step 0 too, as it begins at the initial weights."""
@@ -328,7 +347,7 @@ class Recorder(pl.Callback):
             self._evaluate_split(trainer, module, "test", *at, self.best.get("flops"))
         rows = self._flush()
         ends = self.last["train"]["loss"], self.last["validation"]["loss"], self.evaluator.packed.unigram
-        self.kind = self.kind or end_kind(self.histories["steps"].table()["loss"].to_pylist(), *ends)
+        self.kind = self.kind or end_kind([self.halfway[step] for step in sorted(self.halfway)], *ends)
         self.below_unigram = below_unigram(*ends)
         self.outcome = "diverged" if self.kind else "finished"
         for history in self.histories.values():
