@@ -2,10 +2,10 @@
 
     python benchmarks/attacks.py [--repo CHECKOUT] [--only record.json evals.arrow ...] [--markdown FILE]
 
-A small study is trained once (two arms, two seeds). Then one file of a run, of the token cache, the ledger or the
-status index is damaged in a copy (emptied, cut in half, its second half zeroed, one bit turned at each of three places,
-taken from another run), and every command that reads it runs on the copy. Its output is compared with that on the
-undamaged copy. An outcome is
+A small study is trained once: two arms, two seeds, one arm tuned, claims judged, one more run killed before its end.
+Then one file of a run, of the token cache, of tuning, the ledger or the status index is damaged in a copy (emptied, cut
+in half, its second half zeroed, one bit turned at each of three places, taken from another run), and every command that
+reads it runs on the copy. Its output is compared with that on the undamaged copy. An outcome is
 
     same        the output does not move: the damage does no harm
     said        exit code 1 or 2, or a line that was not there before, names the file, the run or the cache
@@ -41,6 +41,20 @@ claims:
     tuned: []
     screen: {regime: short, N: 6}
 """
+SWEEP = """
+command: [python, run.py, "${args_no_hyphens}"]
+method: grid
+parameters:
+  norm: {values: [pre_ln, post_ln]}
+  seed: {values: [0, 1]}
+"""
+TUNE = """
+command: [python, run.py, "${args_no_hyphens}"]
+method: grid
+parameters:
+  norm: {value: pre_ln}
+"""
+COMMIT = 6  # of the run that does not end, whose process dies after it
 SECONDS = 60
 VARIES = re.compile(
     r"\d+[.,]?\d*\s*(s|tokens/s|MB|ms|ago|h|min)\b|\d\d:\d\d(:\d\d)?|tokens/s\s+[\d,.]+|seconds\s+[\d,.]+"
@@ -85,10 +99,19 @@ def child(repo: Path, place: Path) -> None:
     for norm in ("pre_ln", "post_ln"):
         for seed in (0, 1):
             run(compose([*overrides, f"norm={norm}", f"seed={seed}", f"paths.runs={place}/study/runs"]))
+    _kill_a_run(place, overrides)
+    (place / "sweep.yaml").write_text(SWEEP)
+    (place / "tune.yaml").write_text(TUNE)
+    with contextlib.suppress(ImportError, AttributeError):  # of an earlier state of the code
+        from albert_ablate.studies import states
+
+        states.WORTH_WRITING = 1  # an index for however few runs
     quoted = "[" + ", ".join(f'"{o}"' for o in overrides) + "]"
     (place / "claims.yaml").write_text(CLAIMS.replace("OVERRIDES", quoted))
     with contextlib.redirect_stdout(io.StringIO()):
         main(["evaluate", f"{place}/study/runs", "clean"])
+        main(["sync", f"{place}/study/runs", "--to", "tensorboard"])
+        main(["tune", f"{place}/tune.yaml", "--runs", f"{place}/study/tuned", "--workers", "2", *overrides])
         main(["status", f"{place}/study/runs"])
         main(["judge", f"{place}/claims.yaml", "--runs", f"{place}/study/runs"])
         # what these import need not be imported again by each forked command
@@ -115,6 +138,28 @@ def child(repo: Path, place: Path) -> None:
         print(f"DONE {code}", flush=True)
 
 
+def _kill_a_run(place: Path, overrides: list[str]) -> None:
+    """A run in study/unfinished whose process dies after a commit."""
+    from albert_ablate import compose, run
+    from albert_ablate.records.folder import RunFolder
+
+    pid = os.fork()
+    if pid == 0:
+        write, left = RunFolder.write, iter(range(COMMIT))
+
+        def last_write(folder, record):
+            write(folder, record)
+            if next(left, None) is None:
+                os._exit(0)
+
+        RunFolder.write = last_write
+        given = [*overrides, "checkpoint.seconds=0", "norm=pre_ln", f"paths.runs={place}/study/unfinished"]
+        run(compose(given))
+        os._exit(1)
+    if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
+        raise SystemExit("the run that was to be killed has ended")
+
+
 def _command(name: str, study: Path, place: Path, overrides: list[str], out: Path) -> None:
     """One command in a forked process, its output in the file `out`; never returns."""
     code = 1
@@ -127,7 +172,8 @@ def _command(name: str, study: Path, place: Path, overrides: list[str], out: Pat
         from albert_ablate import cli, compose, load_runs, run
         from albert_ablate.config import ConfigError
 
-        runs, first = study / "runs", sorted((study / "runs").glob("*/seed0"))[0]
+        first = sorted((study / "runs").glob("*/seed0"))[0]
+        runs = study / ("tuned" if name.startswith("tune") or name.endswith(" tuned") else "runs")
         if name == "load_runs":
             found = load_runs(str(runs))
             columns = [c for c in ("status", "val_loss", "test_loss", "reason") if c in found.summary]
@@ -138,13 +184,18 @@ def _command(name: str, study: Path, place: Path, overrides: list[str], out: Pat
             code = 0
         elif name == "run":
             try:
-                choice = "pre_ln" if "PreLN" in (first / "config.yaml").read_text(errors="replace") else "post_ln"
+                whole = place / "study" / first.relative_to(study) / "config.yaml"
+                choice = "pre_ln" if "PreLN" in whole.read_text() else "post_ln"
                 record = run(compose([*overrides, f"norm={choice}", "seed=0", f"paths.runs={runs}"]))
                 print({k: record["summary"].get(k) for k in ("val_loss", "test_loss")}, record["status"])
                 code = 0
             except (ConfigError, RuntimeError) as error:
                 print(error)
                 code = 2
+        elif name == "go on":
+            record = run(compose([*overrides, "norm=pre_ln", f"paths.runs={study}/unfinished"]))
+            print({k: record["summary"].get(k) for k in ("val_loss", "test_loss")}, record["proof"]["final_weights"])
+            code = 0
         elif name == "train":  # a seed that is not there yet: reads the token cache
             record = run(compose([*overrides, "norm=pre_ln", "seed=5", f"paths.runs={runs}"]))
             print({k: record["summary"].get(k) for k in ("val_loss", "test_loss")}, record["status"])
@@ -156,10 +207,13 @@ def _command(name: str, study: Path, place: Path, overrides: list[str], out: Pat
                 "show": ["show", first, "-o", study / "show.html"],
                 "report": ["report", runs, "--format", "csv", "-o", study / "tables"],
                 "evaluate": ["evaluate", first, "units"],
+                "sync": ["sync", runs, "--to", "tensorboard"],
+                "sweep": ["sweep", place / "sweep.yaml", "--runs", runs, "--workers", "1", "--untuned", *overrides],
+                "tune": ["tune", place / "tune.yaml", "--runs", runs, "--workers", "1", *overrides],
                 "generate": ["generate", first, "--prompt", "w1", "--tokens", "20", "--temperature", "0"],
-            }[name]
+            }[name.removesuffix(" tuned")]
             code = cli.main([str(a) for a in arguments])
-            if name == "report":
+            if name.startswith("report"):
                 for table in sorted((study / "tables").rglob("*.csv")):
                     print(table.name, table.read_text())
     except SystemExit as error:
@@ -174,7 +228,7 @@ def _command(name: str, study: Path, place: Path, overrides: list[str], out: Pat
         os._exit(code if isinstance(code, int) else 1)
 
 
-RUN_COMMANDS = ("status", "judge", "load_runs", "report", "show", "run")
+RUN_COMMANDS = ("status", "judge", "load_runs", "report", "show", "run", "sync", "sweep")
 TARGETS = {  # file, below the study -> the commands that read it
     "record.json": RUN_COMMANDS + ("evaluate", "generate"),
     "config.yaml": ("show", "evaluate", "generate", "run"),
@@ -184,6 +238,12 @@ TARGETS = {  # file, below the study -> the commands that read it
     "layers.arrow": ("load_runs", "report", "show"),
     "checkpoints/best.ckpt": ("evaluate", "generate"),
     "checkpoints/last.ckpt": ("evaluate", "generate"),
+    "synced.json": ("sync", "status"),
+    "unfinished/checkpoints/resume.ckpt": ("go on",),
+    "unfinished/checkpoints/best.ckpt": ("go on",),
+    "unfinished/steps.arrows": ("go on",),
+    "unfinished/evals.arrows": ("go on",),
+    "tuning": ("tune", "judge tuned", "report tuned"),
     ".status": ("status",),
     "ledger.json": ("judge", "report"),
     "cache/train.npy": ("train",),
@@ -200,6 +260,14 @@ def placed(target: str, study: Path) -> tuple[Path | None, Path | None]:
         found = sorted(p for p in (study / "cache").rglob(target.partition("/")[2]))
         others = [p for p in found[0].parent.glob("*.npy") if p != found[0]] if found else []
         return (found or [None])[0], others[0] if others and target.endswith(".npy") else None
+    if target == "tuning":
+        found = sorted((study / "tuned" / "tuning").glob("*.json"))
+        return (found or [None])[0], None
+    if target.startswith("unfinished/"):
+        name = target.partition("/")[2]
+        found = sorted((study / "unfinished").glob(f"*/seed0/{name}"))
+        others = sorted(runs.glob(f"*/seed1/{name}"))
+        return (found or [None])[0], (others or [None])[0]
     if target in (".status", "ledger.json"):
         file = runs / target
         return (file if file.exists() else None), None
@@ -274,7 +342,7 @@ def attack(repo: Path, only: list[str], say) -> collections.Counter:
                         damaged.write_bytes(change(damaged.read_bytes()))
                         text, code = ask(name, copy)
                         run = "/".join(file.relative_to(study).parts[1:3])
-                        result = outcome(clean[name][0], text, code, clean[name][1], target, run)
+                        result = outcome(clean[name][0], text, code, clean[name][1], file.name, run)
                         found[result] += 1
                         if result in ("silent", "traceback"):
                             worst.append(f"{name} on {kind}: {result}")
@@ -283,7 +351,7 @@ def attack(repo: Path, only: list[str], say) -> collections.Counter:
                 cells = " | ".join(str(found[k]) for k in ("same", "said", "silent", "traceback"))
                 say(f"| {target} | {cells} | {'; '.join(worst)} |")
             process.stdin.close()
-            process.wait(10)
+            process.wait(SECONDS)
     return counts
 
 

@@ -1,5 +1,6 @@
 """The command `run.py`: exit codes, one sentence on stderr for each mistake, nothing left behind."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -111,6 +112,20 @@ def test_completion_for_a_shell_is_handed_on_in_hydras_own_words(command):
 def test_a_key_given_twice_is_said(command):
     code, out, err = command("--cfg", "job", "seed=1", "seed=2")
     assert code == 0 and "seed: 2" in out and err == "seed stands twice on the command line: seed=2 counts.\n"
+
+
+def test_a_configuration_is_shown_without_its_passwords(command):
+    code, out, _ = command("--cfg", "job", "logger=mlflow", "logger.uri=http://me:pass-word-1@host:5000")
+    assert code == 0 and "uri: http://me:***@host:5000" in out and "seed: 0" in out and "pass-word-1" not in out
+
+
+def test_a_run_without_a_record_names_none(command, tiny, monkeypatch):
+    def full(self, record):
+        raise OSError(errno.ENOSPC, "No space left on device", "record.json")
+
+    monkeypatch.setattr("albert_ablate.records.folder.RunFolder.write", full)
+    code, _, err = command(*tiny)
+    assert code == 1 and "No space left on device" in err and "Its record" not in err and len(err.splitlines()) == 1
 
 
 def test_debug_shows_the_traceback_before_the_sentence(command):

@@ -7,13 +7,23 @@ import shutil
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pytest
+import torch
 
 from albert_ablate import compose, load_runs, run
+from albert_ablate.analysis.judge import write_ledger
+from albert_ablate.analysis.report import read_ledger
 from albert_ablate.cli import main
 from albert_ablate.config import ConfigError
 from albert_ablate.records import store
+from albert_ablate.records.checked import checksum, write_checked
+from albert_ablate.records.evaluations import read_evaluations, write_evaluations
 from albert_ablate.records.folder import RunFolder
+from albert_ablate.records.history import DamagedHistory, read_history
+from albert_ablate.records.sync import _notes
+from albert_ablate.records.tuning import read_tuning, write_tuning
+from albert_ablate.training.weights import load_checkpoint
 
 TINY = ["model=nano", "model.layers=1", "model.width=16", "model.context=16", "data=markov", "data.length=20_000",
         "budget.tokens=2_000", "evaluation.every=1_000", "evaluation.tokens=256", "trainer.threads=1"]  # fmt: skip
@@ -202,3 +212,113 @@ def test_a_damaged_status_index_is_made_anew(whole, tmp_path, monkeypatch):
         index.write_bytes(bad)
         assert states.states(tmp_path) == wanted
         assert index.read_bytes() == good
+
+
+# --- files with a checksum beside the record -------------------------------------------------------------------------
+
+ENTRY = {"rows": [{"x": 1.5}], "summary": {"area": 0.25}, "settings": {}, "weights": "last", "weights_hash": "ab"}
+CLAIM = {"name": "one", "verdict": "supported", "sentence": "It is so.", "parts": []}
+FILES = {  # name -> (written by, read by)
+    "evaluations.json": (
+        lambda f: write_evaluations(f, {"units": ENTRY}, "mine"),
+        lambda f: read_evaluations(f, "mine"),
+    ),
+    "tuning/arm.json": (lambda f: write_tuning(f, "arm", {"rate": 0.01, "curve": []}), lambda f: read_tuning(f, "arm")),
+    "ledger.json": (
+        lambda f: write_ledger({"claims": [CLAIM], "form": "screen"}, f / "ledger.json"),
+        lambda f: read_ledger(f / "ledger.json", needed=True),
+    ),
+    "synced.json": (
+        lambda f: write_checked(f / "synced.json", {"TensorBoard": 1.5}, "mine"),
+        lambda f: _notes(f, "mine"),
+    ),
+}
+
+
+def same_but_for_new_keys(found: dict, wanted: dict) -> bool:
+    """A bit in the name of the checksum's own key makes it a key that nobody reads."""
+    return {k: v for k, v in found.items() if k in wanted} == wanted
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_bit_turned_anywhere_is_seen_or_harmless(name, tmp_path):
+    writes, reads = FILES[name]
+    writes(tmp_path)
+    file, wanted, refused = tmp_path / name, reads(tmp_path), 0
+    whole = file.read_bytes()
+    for at in range(len(whole)):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 7]) + whole[at + 1 :])
+        try:
+            assert same_but_for_new_keys(reads(tmp_path), wanted), at
+        except ConfigError as error:
+            assert "\n" not in str(error) and file.name in str(error)
+            refused += 1
+    assert refused > len(whole) / 2
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_cut_zeroed_or_of_another_run_is_refused(name, tmp_path):
+    writes, reads = FILES[name]
+    writes(tmp_path)
+    file = tmp_path / name
+    whole = file.read_bytes()
+    half = len(whole) // 2
+    others = {**json.loads(whole), "of": "another"}
+    others["checksum"] = checksum({k: v for k, v in others.items() if k != "checksum"})
+    for content in (b"", whole[:half], whole[:half] + bytes(len(whole) - half), json.dumps(others).encode()):
+        if name == "ledger.json" and content.startswith(b"{") and content.endswith(b"}"):
+            continue  # belongs to no single run
+        file.write_bytes(content)
+        with pytest.raises(ConfigError, match=file.name):
+            reads(tmp_path)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_a_release_without_checksums_is_read(name, tmp_path):
+    writes, reads = FILES[name]
+    writes(tmp_path)
+    wanted, file = reads(tmp_path), tmp_path / name
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k not in ("checksum", "of")}))
+    assert reads(tmp_path) == wanted
+
+
+def test_checkpoints_and_histories_of_another_run_are_refused(whole, tmp_path, capsys):
+    identity = store.read(whole).identity
+    shutil.copytree(whole, tmp_path / "runs" / whole.parent.name / "seed0")
+    folder = tmp_path / "runs" / whole.parent.name / "seed0"
+    other = tmp_path / "other.ckpt"
+    torch.save({**load_checkpoint(whole / "checkpoints" / "best.ckpt", identity), "run": "f" * 12}, other)
+    shutil.copy(other, folder / "checkpoints" / "best.ckpt")
+    assert main(["generate", str(folder), "--tokens", "2"]) == 2
+    assert "that of another run, ffffffffffff" in capsys.readouterr().err
+    assert main(["evaluate", str(folder), "units", "--weights", "best"]) == 2
+    assert "that of another run, ffffffffffff" in capsys.readouterr().err
+    with pytest.raises(DamagedHistory, match="evals.arrow is that of another run"):
+        read_history(whole, "evals", None, "f" * 12)
+    assert len(read_history(whole, "evals", None, identity)) == len(read_history(whole, "evals", None))
+
+
+def test_histories_and_checkpoints_without_an_identity_are_read(whole, tmp_path):
+    """As earlier releases wrote them."""
+    content = load_checkpoint(whole / "checkpoints" / "last.ckpt")
+    torch.save({k: v for k, v in content.items() if k != "run"}, tmp_path / "x.ckpt")
+    assert load_checkpoint(tmp_path / "x.ckpt", "f" * 12)["step"] == content["step"]
+    table = read_history(whole, "steps", None)
+    with pa.ipc.new_file(tmp_path / "steps.arrow", table.schema) as file:
+        file.write_table(table)
+    assert read_history(tmp_path, "steps", None, "f" * 12).to_pandas().equals(table.to_pandas())
+
+
+@pytest.mark.slow
+def test_no_damage_to_any_file_changes_a_number_in_silence(tmp_path):
+    """Every file of a study, the token cache, tuning, ledger and index against every command that reads it."""
+    import importlib.util
+
+    root = Path(__file__).parent.parent
+    spec = importlib.util.spec_from_file_location("attacks", root / "benchmarks" / "attacks.py")
+    attacks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(attacks)
+    lines: list[str] = []
+    counts = attacks.attack(root, list(attacks.TARGETS), lines.append)
+    assert counts["said"] > 200 and counts["silent"] == counts["traceback"] == 0, "\n".join(lines)
+    assert not [line for line in lines if "is not there" in line]

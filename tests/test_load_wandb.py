@@ -151,7 +151,7 @@ def test_a_project_on_a_server_gives_the_same_tables(tmp_path):
         first = runs.summary.iloc[0]
         assert first["status"] == "diverged" and first["val_loss"] == float("inf") and first["norm"] == "pre_ln"
         assert first["optimizer.lr"] == 0.1 and first["role"] == "confirmation"
-        assert "no run of albert_ablate" in runs.summary.iloc[1]["reason"]
+        assert "not a run of albert_ablate" in runs.summary.iloc[1]["reason"]
         assert "its seed is 'one'" in runs.summary.iloc[2]["reason"]
         assert runs.steps["loss"].tolist()[:2] == pytest.approx([2.9, 2.8]) and runs.steps["loss"].isna().tolist()[2]
         assert runs.evals[["step", "split", "loss", "accuracy"]].values.tolist() == [[3, "validation", 2.5, 0.25]]

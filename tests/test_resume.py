@@ -246,7 +246,8 @@ def test_best_weights_belong_to_a_step_that_was_committed(text, tmp_path):
 
     assert Child(work).wait() == ("killed", signal.SIGKILL)
     checkpoints = next(tmp_path.glob("*/seed0")) / "checkpoints"
-    assert load_checkpoint(checkpoints / "resume.ckpt")["global_step"] == 11
+    assert not (checkpoints / "resume.ckpt").exists()
+    assert load_checkpoint(checkpoints / "resume.previous.ckpt")["global_step"] == 11
     assert load_checkpoint(checkpoints / "best.ckpt")["step"] == 11
 
 
@@ -297,7 +298,7 @@ DAMAGE = [
 
 
 @pytest.mark.parametrize("name, how", [pytest.param(*d, marks=[pytest.mark.slow] * (d not in QUICK)) for d in DAMAGE])
-def test_a_run_whose_commit_is_damaged_says_so_and_begins_again(name, how, reference, text, tmp_path, capfd):
+def test_a_damaged_commit_is_said_and_the_run_ends_the_same(name, how, reference, text, tmp_path, capfd):
     expected, _ = reference("masks")
     cfg = configured("masks", text, tmp_path)
     assert killed_at(cfg, [400]) == 1
@@ -311,8 +312,44 @@ def test_a_run_whose_commit_is_damaged_says_so_and_begins_again(name, how, refer
         file.write_bytes(damaged(file.read_bytes(), how))
     assert outcome(train(cfg)["folder"]) == expected
     err = capfd.readouterr().err
-    silent = how == "missing" and name == "checkpoints/resume.ckpt"  # as a run that never committed
-    assert silent or f"{file} cannot be read" in err and err.count("begins again") == 1
+    silent = how == "missing" and name == "checkpoints/resume.ckpt"  # as a run that was killed while it wrote it
+    said = err.count("begins again") + err.count("goes on from its commit before")
+    assert silent or f"{file} cannot be read" in err and said == 1
+
+
+def test_a_run_goes_on_from_the_commit_before_a_damaged_one(reference, text, tmp_path, capfd):
+    expected, _ = reference("masks")
+    cfg = configured("masks", text, tmp_path)
+    assert killed_at(cfg, [400]) == 1
+    (newest,) = tmp_path.glob("*/seed0/checkpoints/resume.ckpt")
+    before = load_checkpoint(newest.with_name("resume.previous.ckpt"))["global_step"]
+    assert 0 < before < load_checkpoint(newest)["global_step"]
+    newest.write_bytes(damaged(newest.read_bytes(), "bit"))
+    record = train(cfg)
+    assert record["resumed_at"] == before and outcome(record["folder"]) == expected
+    err = capfd.readouterr().err
+    assert f"{newest} cannot be read" in err and f"goes on from its commit before, at step {before}." in err
+    assert not list(newest.parent.glob("*.previous.ckpt"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["bit", "another run's"])
+def test_a_run_without_a_whole_commit_begins_again(how, reference, text, tmp_path, capfd):
+    expected, _ = reference("masks")
+    cfg = configured("masks", text, tmp_path)
+    other = configured("masks", text, tmp_path / "other", "seed=1")
+    assert killed_at(cfg, [400]) == killed_at(other, [400]) == 1
+    (newest,) = tmp_path.glob("*/seed0/checkpoints/resume.ckpt")
+    (theirs,) = tmp_path.glob("other/*/seed1/checkpoints/resume.ckpt")
+    for name in ("resume.ckpt", "resume.previous.ckpt"):
+        file = newest.with_name(name)
+        whole = file.read_bytes() if how == "bit" else theirs.with_name(name).read_bytes()
+        file.write_bytes(damaged(whole, "bit") if how == "bit" else whole)
+    record = train(cfg)
+    assert record["resumed_at"] == 0 and outcome(record["folder"]) == expected
+    err = capfd.readouterr().err
+    assert err.count("cannot be read") == 2 and err.count(": the run begins again.") == 1
+    assert how == "bit" or "that of another run" in err
 
 
 def test_a_damaged_checkpoint_is_seen_wherever_a_bit_turns(tmp_path):

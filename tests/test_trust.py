@@ -92,15 +92,14 @@ def done(tmp_path_factory) -> Path:
 
 
 def planted(done: Path, place: Path, node: Any, key: str = "dropout_time", status: str = "finished") -> Path:
-    """A copy of the runs whose configuration names `node`, in both files."""
+    """A copy of the runs whose record's configuration names `node`."""
     if not done.is_relative_to(place):
         shutil.copytree(done.parent.parent, place / "runs", dirs_exist_ok=True)
     folder = place / "runs" / done.parent.name / done.name
-    record, cfg = json.loads((folder / "record.json").read_text()), yaml.safe_load((folder / "config.yaml").read_text())
-    record["config"][key] = cfg[key] = node
+    record = json.loads((folder / "record.json").read_text())
+    record["config"][key] = node
     record.pop("checksums", None)  # as whoever forges a record would
     (folder / "record.json").write_text(json.dumps({**record, "status": status}))
-    (folder / "config.yaml").write_text(yaml.safe_dump(cfg))
     return folder
 
 
@@ -116,9 +115,10 @@ def test_commands_that_build_refuse_a_folder_that_names_something_else(name, don
         assert cli.main(words) == 2
         said = capsys.readouterr().err.strip()
         assert "\n" not in said and "is not a component of this package" in said and TARGETS[name]["_target_"] in said
-    for attempt in (load_kept, lambda f, w: build_model(yaml.safe_load((f / "config.yaml").read_text()))):
+    config = json.loads((folder / "record.json").read_text())["config"]
+    for attempt in (lambda: load_kept(folder, "last"), lambda: build_model(config)):
         with pytest.raises(ConfigError, match="is not a component"):
-            attempt(folder, "last")
+            attempt()
     assert unharmed(traps)
 
 
@@ -196,14 +196,16 @@ def test_interpolations_in_a_folder_are_text(done, tmp_path, monkeypatch):
         assert "secret" not in str(refused.value) and not asked
 
 
-def test_a_bomb_of_aliases_in_a_folder_is_refused_with_a_short_sentence(done, tmp_path, capsys):
-    folder = planted(done, tmp_path, {"_target_": "albert_ablate.model.dropout.Constant"})
+def test_config_yaml_of_a_folder_is_for_people_alone(done, tmp_path, capsys):
+    shutil.copytree(done, tmp_path / "kept")
+    ask = ["generate", str(tmp_path / "kept"), "--tokens", "20", "--temperature", "0"]
+    assert cli.main(ask) == 0
+    said = capsys.readouterr().out
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
-    (folder / "config.yaml").write_text("\n".join(lines + [(folder / "config.yaml").read_text()]))
-    assert cli.main(["generate", str(folder)]) == 2
-    said = capsys.readouterr().err
-    assert len(said) < 2000 and "is unknown" in said
+    for content in ("\n".join(lines), "dropout_time: {_target_: os.system}", ""):
+        (tmp_path / "kept" / "config.yaml").write_text(content)
+        assert cli.main(ask) == 0 and capsys.readouterr().out == said
 
 
 # --- what may be built -----------------------------------------------------------------------------------------------

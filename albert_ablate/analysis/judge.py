@@ -40,7 +40,7 @@ from albert_ablate.analysis.verdicts import (
 )
 from albert_ablate.config import ConfigError, corrections, nearest, unwritable
 from albert_ablate.records import store
-from albert_ablate.records.atomic import replace_file
+from albert_ablate.records.checked import read_checked, write_checked
 from albert_ablate.records.folder import DONE
 from albert_ablate.records.tuning import read_tuning
 
@@ -966,18 +966,18 @@ def register(file: ClaimsFile, claim: ClaimText, form: str, runs: Path) -> None:
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
         kept = {"hash": file.hash(claim, form), "statement": claim.statement}
-        replace_file(place, (json.dumps(kept, indent=1) + "\n").encode())
+        write_checked(place, kept, place.stem)
 
 
 def was_edited(file: ClaimsFile, claim: ClaimText, form: str, runs: Path) -> bool:
     """Whether the claim is another than when its first pair was judged."""
     place = _registered(claim, form, runs)
     try:
-        return json.loads(place.read_text())["hash"] != file.hash(claim, form)
+        return read_checked(place, place.stem)["hash"] != file.hash(claim, form)
     except FileNotFoundError:
         return False
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{place} cannot be read ({type(error).__name__}: {error}).") from None
+        raise ConfigError(f"{place} cannot be read ({error}).") from None
 
 
 def judge_and_register(file: ClaimsFile, runs: Path, form: str, only: Sequence[str] = ()) -> dict[str, Any]:
@@ -998,7 +998,7 @@ def write_ledger(ledger: Mapping[str, Any], path: Path) -> None:
     """As strict JSON: what is not finite is "Infinity", "-Infinity" or "NaN"."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, (json.dumps(_strict(ledger), indent=1, allow_nan=False) + "\n").encode())
+        write_checked(path, _strict(ledger))
     except OSError as error:
         raise unwritable(path, error) from None
 

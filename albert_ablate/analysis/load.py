@@ -89,7 +89,7 @@ class Runs:
         for row in self.summary[self.summary["status"].notna()].itertuples():
             try:
                 table = self._history(row.folder, name).select(kept.names)
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
                 trouble[row.folder] = f"{type(error).__name__}: {error}"
                 continue
             for key, kind in BESIDE.items():
@@ -106,7 +106,7 @@ class Runs:
         record = store.read(folder)
         if isinstance(record, store.Unreadable):
             raise ValueError(record.reason)
-        table = read_history(Path(folder), name, record.histories)
+        table = read_history(Path(folder), name, record.histories, record.identity)
         step = table["step"].to_numpy()
         if (np.diff(step) < (name == "steps")).any():  # what a disk lost reads as zeros
             raise ValueError("its steps do not rise")
@@ -120,7 +120,7 @@ class Runs:
         trouble = dict[str, str]()
         for run in self.summary[self.summary["status"].notna()].to_dict("records"):
             try:
-                entries = read_evaluations(Path(run["folder"]))
+                entries = read_evaluations(Path(run["folder"]), run.get("identity"))
             except ConfigError as error:
                 trouble[run["folder"]] = str(error)
                 continue
@@ -196,7 +196,7 @@ def _row(folder: Path) -> dict[str, Any]:
         return row | {"reason": record.reason}
     row |= _facts(folder, record)
     try:
-        for name, entry in read_evaluations(folder).items():
+        for name, entry in read_evaluations(folder, record.identity).items():
             row |= {f"{name}.{figure}": value for figure, value in entry["summary"].items()}
     except ConfigError as error:
         row["reason"] = str(error)

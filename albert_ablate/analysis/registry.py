@@ -91,15 +91,17 @@ class Evidence:
 
     @cached_property
     def _evaluations(self) -> dict[str, dict[str, Any]]:
-        return read_evaluations(self.folder)
+        return read_evaluations(self.folder, self.record.get("identity"))
 
     def _history(self, name: str) -> Any:
         kept = self.__dict__.setdefault("_histories", {})
         if name not in kept:
             try:
-                kept[name] = read_history(self.folder, name, self.record["histories"])
+                kept[name] = read_history(self.folder, name, self.record["histories"], self.record.get("identity"))
             except (OSError, KeyError) as error:
                 raise Missing(f"{self.name} has no readable {name}: {error}.") from None
+            except ValueError as error:
+                raise Unusable(f"{self.name} cannot be used: {error}.") from None
         return kept[name]
 
     def curve(self, split: str, y: str = "loss", x: str = "tokens") -> tuple[Any, Any]:

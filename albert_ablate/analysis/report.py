@@ -3,8 +3,8 @@
 An arm here is a setting, named by what it differs in from the others. Tuning runs appear in the tuning section only.
 """
 
-import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -43,6 +43,7 @@ from albert_ablate.analysis.tables import (
 )
 from albert_ablate.config import ConfigError
 from albert_ablate.records import store
+from albert_ablate.records.checked import read_checked
 from albert_ablate.records.evaluations import read_evaluations
 from albert_ablate.records.history import read_history
 
@@ -200,7 +201,7 @@ def counted(n: int, what: str) -> str:
 def read_ledger(file: Path, needed: bool) -> Mapping[str, Any] | None:
     """The ledger, None where there is none and none was asked for."""
     try:
-        found = json.loads(file.read_text())
+        found = read_checked(file)
         if not isinstance(found["claims"], list):
             raise ValueError("its claims are no list")
         for claim in found["claims"]:
@@ -212,10 +213,9 @@ def read_ledger(file: Path, needed: bool) -> Mapping[str, Any] | None:
         if needed:
             raise ConfigError(f"There is no ledger {file}: albert-ablate judge writes it.") from None
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(
-            f"{file} is no ledger ({type(error).__name__}: {error}); albert-ablate judge writes one."
-        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        why = f"{type(error).__name__}: {error}".removeprefix("ValueError: ")
+        raise ConfigError(f"{file} is not a ledger that can be used ({why}): albert-ablate judge writes one.") from None
 
 
 def number(value: Any) -> float:
@@ -606,9 +606,9 @@ def read(m: Material, row: Any, name: str, columns: Sequence[str]) -> pd.DataFra
             record = store.read(row.folder)
             if isinstance(record, store.Unreadable):
                 return None
-            table = read_history(Path(row.folder), name, record.histories)
+            table = read_history(Path(row.folder), name, record.histories, record.identity)
         return table.select([c for c in columns if c in table.column_names]).to_pandas()
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
 
 
@@ -634,9 +634,10 @@ def curves_section(m: Material) -> Section:
             kind = getattr(row, "divergence", None)
             ends.append({**own, "tokens": tokens, "loss": loss, "divergence": kind})
     if lost:
-        section.text.append(
+        _warn(
+            section,
             f"Histories of {counted(len(lost), 'run')} cannot be read: {', '.join(lost[:5])}"
-            f"{' …' if len(lost) > 5 else ''}."
+            f"{' …' if len(lost) > 5 else ''}.",
         )
     if not evals or not sum(map(len, evals)):
         section.missing.append("No run has committed an evaluation yet.")
@@ -733,12 +734,18 @@ def _draw_levels(section: Section, m: Material, validation: pd.DataFrame, unit: 
 # --- learning rates --------------------------------------------------------------------------------------------------
 
 
+def _warn(section: Section, sentence: str) -> None:
+    """Say on the page and on the terminal what is left out: tables as CSV have no place for it."""
+    section.text.append(sentence)
+    print(sentence, file=sys.stderr)
+
+
 def rates_section(m: Material) -> Section:
     section = Section("Learning rates")
     points, tuned, names = [], [], _names_of_arms(m)
     for file in sorted((m.root / "tuning").glob("*.json")):
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
+            found = read_checked(file, file.stem)
             arm = names.get(file.stem, visible(found["arm"]))
             for at in found["curve"]:
                 losses, seeds = at["losses"], at.get("seeds") or []
@@ -759,8 +766,9 @@ def rates_section(m: Material) -> Section:
                     )
             kept = {k: found.get(k) for k in ("rate", "edge", "slack", "tokens", "objective", "trained")}
             tuned.append({"arm": arm} | kept)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            section.text.append(f"{file.name} is left out: it is no tuning result ({type(error).__name__}).")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            why = f"{type(error).__name__}: {error}".removeprefix("ValueError: ")
+            _warn(section, f"tuning/{file.name} is left out, it cannot be used ({why}).")
     if points:
         table = pd.DataFrame(points, columns=["arm", "rate", "seed", "loss", "tokens"])
         table = table[table["tokens"] == table.groupby("arm")["tokens"].transform("max")]
@@ -993,9 +1001,9 @@ def generalization_section(m: Material) -> Section:
     evaluated = []
     for i, row in enumerate(m.rows.itertuples(index=False)):
         try:
-            found = read_evaluations(Path(row.folder))
-        except ConfigError:
-            section.text.append(f"{m.place(row.folder)}/evaluations.json cannot be read.")
+            found = read_evaluations(Path(row.folder), row.identity)
+        except ConfigError as error:
+            _warn(section, str(error))
             continue
         own = {"arm": row.name, "seed": int(row.seed), "run": i}
         for name, kept in found.items():

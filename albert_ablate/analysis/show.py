@@ -1,6 +1,5 @@
 """`albert-ablate show RUN`: one run, drawn from its folder, whatever became of it."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from albert_ablate.analysis.page import Figure, Page, Section, Table, write_html
 from albert_ablate.config import ConfigError, unwritable
 from albert_ablate.records import store
 from albert_ablate.records.atomic import replace_file
+from albert_ablate.records.evaluations import read_evaluations
 from albert_ablate.records.history import SCHEMAS, read_history
 
 POINTS = 2000  # of a curve over steps
@@ -84,7 +84,7 @@ def read_run(folder: Path) -> OneRun:
     tables = {}
     for name in SCHEMAS:
         try:
-            tables[name] = read_history(folder, name, record["histories"]).to_pandas()
+            tables[name] = read_history(folder, name, record["histories"], record.identity).to_pandas()
         except FileNotFoundError as error:
             raise ConfigError(
                 f"{folder} cannot be drawn: its history {Path(error.filename or name).name} is missing."
@@ -193,7 +193,7 @@ def page(run: OneRun) -> Page:
             f"Not in this run's history (python run.py diagnostics.every=10 writes it): {'; '.join(absent)}."
         )
     over = Section("Over training", figures=list(figures(run).values()))
-    sections = [about, over, *([depth] if drawn or depth.missing else []), *_evaluated(run.folder)]
+    sections = [about, over, *([depth] if drawn or depth.missing else []), *_evaluated(run)]
     setting = record.get("setting") or run.folder.parent.name
     return Page(
         record.get("name") or record["label"] or run.folder.name,
@@ -223,18 +223,15 @@ def outcome(record: Mapping[str, Any]) -> str:
     return f"{said} {human(done.get('step'))} of {human(done.get('steps'))} steps."
 
 
-def _evaluated(folder: Path) -> list[Section]:
+def _evaluated(run: OneRun) -> list[Section]:
     """What was measured of the trained weights, where it was."""
-    file = folder / "evaluations.json"
     try:
-        found = json.loads(file.read_text())
+        found = read_evaluations(run.folder, run.record.get("identity"))
         rows = [(name, figure, value) for name, kept in found.items() for figure, value in kept["summary"].items()]
-    except FileNotFoundError:
+    except ConfigError as error:
+        return [Section("Evaluations after training", missing=[str(error)])]
+    if not rows:
         return []
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return [
-            Section("Evaluations after training", missing=[f"{file.name} cannot be read ({type(error).__name__})."])
-        ]
     table = Table("evaluations", pd.DataFrame(rows, columns=["evaluation", "figure", "value"]))
     return [Section("Evaluations after training", tables=[table])]
 

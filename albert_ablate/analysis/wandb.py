@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from albert_ablate.config import ConfigError
 from albert_ablate.records.history import SCHEMAS
+from albert_ablate.records.store import Wrong, check_fields, plain
 from albert_ablate.records.tuning import role
 
 PREFIX = "wandb:"
@@ -62,8 +63,8 @@ def offline_rows(files: Iterable[Path]) -> Iterator[tuple[dict[str, Any], Any]]:
     for file in sorted(files, key=lambda f: f.name):
         try:
             run, config, summary, rows, code = _unpacked(file)
-        except (OSError, ValueError, struct.error) as error:
-            reason = f"{file.name} cannot be read: {type(error).__name__}: {error}"
+        except Exception as error:  # messages and JSON in it may be anything
+            reason = f"{file.name} cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
             latest[str(file)] = {"folder": str(file), "status": None, "reason": reason}, None
             continue
         state = "running" if code is None else "finished" if code == 0 else "stopped" if code > 128 else "failed"
@@ -75,12 +76,19 @@ def offline_rows(files: Iterable[Path]) -> Iterator[tuple[dict[str, Any], Any]]:
 def _row(folder: str, identity: str, label: str, state: str, config: Mapping, summary: Mapping) -> dict[str, Any]:
     row: dict[str, Any] = {"folder": folder, "status": None, "reason": None}
     if not {"seed", "arm", "setting"} <= config.keys():
-        return row | {"reason": "it is no run of albert_ablate: its configuration has no arm, setting and seed"}
+        return row | {"reason": "it is not a run of albert_ablate: its configuration has no arm, setting and seed"}
     figures = {
-        k: v for k, v in summary.items() if not k.startswith("_") and "/" not in k and not isinstance(v, Mapping)
+        k: v
+        for k, v in summary.items()
+        if not k.startswith("_") and "/" not in k and k != "status" and (k == "divergence" or _is_number(v))
     }
-    if isinstance(config["seed"], bool) or not isinstance(config["seed"], int):
-        return row | {"reason": f"it is no run of albert_ablate: its seed is {config['seed']!r}"}
+    status = {"status": summary["status"]} if "status" in summary else {}
+    settings = {name: value for name, value in config.items() if isinstance(value, Mapping) and name != "choices"}
+    own = {key: config[key] for key in ("seed", "arm", "setting", "label", "identity", "choices") if key in config}
+    try:
+        check_fields(plain({"status": "finished", **own, "config": settings, "summary": figures} | status))
+    except (Wrong, RecursionError) as error:
+        return row | {"reason": f"it is not a run of albert_ablate: {error}"}
     row |= {
         "label": config.get("label", label),  # the run's name on W&B may be anything
         "arm": config["arm"],
@@ -88,7 +96,7 @@ def _row(folder: str, identity: str, label: str, state: str, config: Mapping, su
         "identity": config.get("identity", identity),
         "seed": config["seed"],
         "role": role(config["seed"]),
-        "status": figures.pop("status", STATES.get(state, "failed")),
+        "status": status.get("status", STATES.get(state, "failed")),
     }
     row |= {group: option for group, option in (config.get("choices") or {}).items()}
     for name, value in config.items():
@@ -125,6 +133,10 @@ def _table(scan: Any, name: str) -> pa.Table:
         out += own.values()
     columns = [_column([row.get(f.name) for row in out], f.type) for f in schema]
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or isinstance(value, int | float)
 
 
 def _column(values: list, kind: pa.DataType) -> pa.Array:

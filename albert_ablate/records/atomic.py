@@ -21,8 +21,10 @@ def replace_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
             file.flush()
             os.fsync(file.fileno())
         os.replace(scratch, path)
-    except BaseException:
+    except BaseException as error:
         scratch.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk shows at a write, which knows no name
         raise
     _sync_folder(path.parent)
 

@@ -3,23 +3,24 @@
 By name: rows (a table), summary (figure -> number), settings, weights (last or best), weights_hash, seconds.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from albert_ablate.config import ConfigError
-from albert_ablate.records.atomic import replace_file
+from albert_ablate.records.checked import read_checked, write_checked
 
 FILE = "evaluations.json"
 WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # JSON has no numbers for them
 
 
-def read_evaluations(folder: Path) -> dict[str, dict[str, Any]]:
-    """What has been evaluated, by name; empty where nothing has."""
+def read_evaluations(folder: Path, run: str | None = None) -> dict[str, dict[str, Any]]:
+    """What has been evaluated, by name; empty where nothing has. run: the identity of the run whose they must be.
+
+    Raises ConfigError with one sentence where the file is damaged or belongs to another run."""
     try:
-        found = json.loads((folder / FILE).read_text())
+        found = read_checked(folder / FILE, run)
         for entry in found.values():
             missing = {"rows", "summary", "settings", "weights", "weights_hash"} - set(entry)
             if missing:
@@ -38,9 +39,9 @@ def read_evaluations(folder: Path) -> dict[str, dict[str, Any]]:
         raise ConfigError(f"{folder / FILE} cannot be read ({error}); remove it to evaluate again.") from None
 
 
-def write_evaluations(folder: Path, entries: Mapping[str, Mapping]) -> None:
+def write_evaluations(folder: Path, entries: Mapping[str, Mapping], run: str | None = None) -> None:
     """Replace the file. Non-finite numbers become the words NaN, Infinity and -Infinity."""
-    replace_file(folder / FILE, (json.dumps(_words(entries), indent=1, allow_nan=False) + "\n").encode())
+    write_checked(folder / FILE, _words(entries), run)
 
 
 def _words(value: Any) -> Any:

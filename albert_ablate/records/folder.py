@@ -5,7 +5,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,11 @@ class RunFolder:
                     f"{self.path / name} is a link, and a run writes to its own folder only: remove the link."
                 )
 
+    def set_aside(self, name: str) -> None:
+        """Rename the checkpoint <name>.ckpt to <name>.previous.ckpt: it is gone on from where the next is damaged."""
+        with suppress(FileNotFoundError):
+            os.replace(self.checkpoints / f"{name}.ckpt", self.checkpoints / f"{name}.previous.ckpt")
+
     def check_lease(self) -> None:
         """Before each commit: raise Busy where another process has taken a lease that this one held."""
         if self.lease is not None:
@@ -122,6 +127,6 @@ class RunFolder:
 
     def tidy(self) -> None:
         """Remove what only an unfinished run needs, and checkpoints that a killed process left half-written."""
-        for pattern in ("*.arrows", "checkpoints/resume.ckpt", "checkpoints/.*.tmp"):
+        for pattern in ("*.arrows", "checkpoints/resume.ckpt", "checkpoints/*.previous.ckpt", "checkpoints/.*.tmp"):
             for file in self.path.glob(pattern):
                 file.unlink(missing_ok=True)

@@ -44,7 +44,9 @@ BATCH_ROWS = 200
 END = b"\xff\xff\xff\xff\0\0\0\0"  # of an Arrow stream
 
 
-DIGEST = b"digest"  # of a finished history's rows, in its schema's metadata
+# in the metadata of a history's schema
+DIGEST = b"digest"  # of a finished history's rows
+RUN = b"run"  # identity of the run whose rows they are
 
 
 class DamagedHistory(ValueError):
@@ -52,10 +54,10 @@ class DamagedHistory(ValueError):
 
 
 class History:
-    """The growing history `name` in `folder`: `append` rows, `commit` them to disk."""
+    """The growing history `name` in `folder`, of the run with this identity: `append` rows, `commit` them to disk."""
 
-    def __init__(self, folder: Path, name: str):
-        self.path, self.schema = folder / f"{name}.arrows", SCHEMAS[name]
+    def __init__(self, folder: Path, name: str, run: str = ""):
+        self.path, self.schema = folder / f"{name}.arrows", SCHEMAS[name].with_metadata({RUN: run})
         self.pending: list[Mapping] = []
         self._file: io.FileIO | None = None
         self._hash = hashlib.sha256()  # of the committed bytes
@@ -84,7 +86,7 @@ class History:
     def table(self) -> pa.Table:
         """The committed rows."""
         assert self._file is not None
-        return _conform(read_stream(self.path, self._file.tell()), self.schema)
+        return _conform(read_stream(self.path, self._file.tell()), SCHEMAS[self.path.stem])
 
     def append(self, **row) -> None:
         self.pending.append(row)
@@ -113,7 +115,7 @@ class History:
         if _prefix_hash(self.path, length).hexdigest() != self.digest:
             raise DamagedHistory(f"{self.path} is not as it was written")
         table = _conform(read_stream(self.path, length), self.schema).combine_chunks()
-        table = table.replace_schema_metadata({DIGEST: _rows_digest(table)})
+        table = table.replace_schema_metadata({**self.schema.metadata, DIGEST: _rows_digest(table)})
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
@@ -229,17 +231,28 @@ def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def read_history(folder: Path, name: str, lengths: Mapping[str, int] | None) -> pa.Table:
-    """The history `name` of a run folder; `lengths` are those committed in its record, None once it is done.
+def _check_run(table: pa.Table, file: str, run: str | None) -> None:
+    """Raise DamagedHistory where the rows are those of another run; older releases did not write whose they are."""
+    whose = (table.schema.metadata or {}).get(RUN, b"").decode("ascii", "replace")
+    if run and whose and whose != run:
+        raise DamagedHistory(f"{file} is that of another run, {whose}")
 
-    Whatever release wrote it, it has the columns of this one: missing numbers are nan, missing texts null.
+
+def read_history(folder: Path, name: str, lengths: Mapping[str, int] | None, run: str | None = None) -> pa.Table:
+    """The history `name` of a run folder; `lengths` are those committed in its record, None once it is done. run: the
+    identity of the run whose history it must be.
+
+    Whatever release wrote it, it has the columns of this one: missing numbers are nan, missing texts null. Raises
+    DamagedHistory where its rows are not those that were written, or another run's.
     """
     schema = SCHEMAS[name]
     if lengths is not None:
         if not lengths.get(name):
             return schema.empty_table()
         try:
-            return _conform(read_stream(folder / f"{name}.arrows", lengths[name]), schema)
+            table = read_stream(folder / f"{name}.arrows", lengths[name])
+            _check_run(table, f"{name}.arrows", run)
+            return _conform(table.replace_schema_metadata(None), schema)
         except FileNotFoundError:
             pass  # the run has ended since its record was read
     with pa.memory_map(str(folder / f"{name}.arrow")) as source:
@@ -247,4 +260,5 @@ def read_history(folder: Path, name: str, lengths: Mapping[str, int] | None) -> 
         kept = (table.schema.metadata or {}).get(DIGEST)  # an older release kept none
         if kept is not None and kept.decode("ascii", "replace") != _rows_digest(table):
             raise DamagedHistory(f"{name}.arrow is damaged: its rows do not have their digest")
+        _check_run(table, f"{name}.arrow", run)
         return _conform(table.replace_schema_metadata(None), schema)

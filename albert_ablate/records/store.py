@@ -19,6 +19,7 @@ from typing import Any
 
 from albert_ablate.config import ConfigError
 from albert_ablate.records.atomic import replace_file
+from albert_ablate.records.checked import checksum
 from albert_ablate.records.secrets import masked
 
 FILE = "record.json"
@@ -153,7 +154,7 @@ def write(folder: Path, record: Mapping[str, Any]) -> None:
     content = plain(masked({"status": record["status"], **record, "format": FORMAT}))
     content.pop("checksums", None)
     body = _dumped(content)
-    sums = {key: _sum(content[key]) for key in CHECKED if key in content} | {"file": _hash(body)}
+    sums = {key: checksum(content[key]) for key in CHECKED if key in content} | {"file": _hash(body)}
     if isinstance(record, dict):
         record |= {"format": FORMAT, "checksums": sums}  # what is in memory is what a reader gets
     replace_file(folder / FILE, body[:-2] + _SUMS + json.dumps(sums).encode() + b"\n}\n")
@@ -245,11 +246,6 @@ def _dumped(content: Any) -> bytes:
     return json.dumps(content, indent=1).encode()
 
 
-def _sum(part: Any) -> str:
-    """Of a part's content, whatever white space stands in it."""
-    return _hash(json.dumps(part, sort_keys=True, separators=(",", ":")).encode())
-
-
 def _is_intact(raw: bytes) -> bool:
     """Whether the file is byte for byte as `write` left it."""
     at = raw.rfind(_SUMS)
@@ -262,7 +258,7 @@ def _compare(found: dict[str, Any]) -> str | None:
     if not isinstance(sums, dict):
         raise Wrong("its checksums are no object")
     for key in CHECKED:
-        if key in sums and key in found and _sum(found[key]) != sums[key]:
+        if key in sums and key in found and checksum(found[key]) != sums[key]:
             raise Wrong(
                 f"its {key} does not match its checksum, so it was damaged or edited after the run wrote it "
                 "(to accept an edit, remove `checksums` from the file)"
@@ -298,15 +294,21 @@ def _parsed(raw: bytes, folder: str) -> Record:
     for key in ("status", "seed"):
         if key not in found:
             raise Wrong(f"it has no {key}")
-    intact = _is_intact(raw)  # then it holds what `write` was given, and its fields need no look
-    for key, check in () if intact else _FIELDS.items():
-        if key in found and (found[key] is not None or key in _NEVER_NULL):
-            check(key, found[key])
+    intact = _is_intact(raw)
+    if not intact:  # else it holds what `write` was given, and its fields need no look
+        check_fields(found)
     _belongs(found, folder)
     note = _compare(found) if "checksums" in found and not intact else None
     found = found if intact else masked(found)  # older releases kept passwords
     own = {key: found[key] for key in _NAMES if found.get(key) is not None}
     return Record(**own, note=note, content=found)
+
+
+def check_fields(found: Mapping[str, Any]) -> None:
+    """Raise Wrong where a field that a record has is not of its type."""
+    for key, check in _FIELDS.items():
+        if key in found and (found[key] is not None or key in _NEVER_NULL):
+            check(key, found[key])
 
 
 def _belongs(found: Mapping[str, Any], folder: str) -> None:

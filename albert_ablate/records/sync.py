@@ -1,6 +1,5 @@
 """Send finished run folders to a tracker later, each once: what has arrived is noted in the run folder."""
 
-import json
 import os
 import tempfile
 import time
@@ -8,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from albert_ablate.config import ConfigError
-from albert_ablate.records.atomic import replace_file
+from albert_ablate.records.checked import read_checked, write_checked
 from albert_ablate.records.folder import DONE, RunFolder
 from albert_ablate.records.history import SCHEMAS, read_history
 from albert_ablate.records.naming import display_name
@@ -45,19 +44,20 @@ def sync_runs(
                     if record is None or record["status"] not in DONE:
                         say(f"{folder.path} is {record['status'] if record else 'gone'}, not sent.")
                         continue
-                    notes = _notes(folder.path)
+                    notes = _notes(folder.path, record.get("identity"))
                     if destination in notes:
                         there += 1
                         continue
+                    rows = _rows(folder.path, record.get("identity"))
                     try:
-                        send(folder.path, record, lists({n: read_history(folder.path, n, None) for n in SCHEMAS}))
+                        send(folder.path, record, rows)
                     except Exception as error:
                         raise RuntimeError(
                             f"{folder.path} could not be sent to {destination} ({reason(error)}); "
                             f"{sent} sent before it."
                         ) from error
                     notes[destination] = time.time()
-                    replace_file(folder.path / NOTE, (json.dumps(notes, indent=1) + "\n").encode())
+                    write_checked(folder.path / NOTE, notes, record.get("identity"))
                     sent += 1
                     say(f"{folder.path} sent: {display_name(record)}, {record['status']}.")
             except ConfigError as error:  # busy, or a file in it that cannot be read
@@ -67,9 +67,16 @@ def sync_runs(
     return sent
 
 
-def _notes(folder: Path) -> dict[str, float]:
+def _rows(folder: Path, run: str | None) -> Rows:
     try:
-        return json.loads((folder / NOTE).read_text())
+        return lists({name: read_history(folder, name, None, run) for name in SCHEMAS})
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder} has a history that cannot be read ({' '.join(str(error).split())}).") from None
+
+
+def _notes(folder: Path, run: str | None) -> dict[str, float]:
+    try:
+        return read_checked(folder / NOTE, run)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

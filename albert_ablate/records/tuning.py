@@ -1,14 +1,13 @@
 """What tuning found, a file an arm: <runs>/tuning/<arm>.json. An arm is tuned once for all studies below `runs`."""
 
 import contextlib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from albert_ablate.config import ConfigError
-from albert_ablate.records.atomic import replace_file
+from albert_ablate.records.checked import read_checked, write_checked
 from albert_ablate.records.folder import plain
 
 LEARNING_RATE = "optimizer.lr"
@@ -38,12 +37,13 @@ def read_tuning(runs: Path, arm: str) -> dict[str, Any] | None:
     """
     file = tuning_file(runs, arm)
     try:
-        found = json.loads(file.read_text())
+        found = read_checked(file, arm)
         return found if float(found["rate"]) > 0 else None
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{file} cannot be read ({type(error).__name__}): remove it to tune the arm anew.") from None
+        why = f"{type(error).__name__}: {error}".removeprefix("ValueError: ")
+        raise ConfigError(f"{file} cannot be read ({why}): remove it to tune the arm anew.") from None
 
 
 def tuning_tokens(runs: Path) -> int:
@@ -51,7 +51,7 @@ def tuning_tokens(runs: Path) -> int:
     total = 0
     for file in runs.glob("tuning/*.json"):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            total += sum(c["tokens"] * len(c["losses"]) for c in json.loads(file.read_text())["curve"])
+            total += sum(c["tokens"] * len(c["losses"]) for c in read_checked(file, file.stem)["curve"])
     return total
 
 
@@ -59,5 +59,5 @@ def write_tuning(runs: Path, arm: str, found: Mapping[str, Any]) -> None:
     file = tuning_file(runs, arm)
     file.parent.mkdir(parents=True, exist_ok=True)
     scratch = file.with_name(f".{arm}.{os.getpid()}")  # of two commands that tune one arm both come to the same
-    replace_file(scratch, (json.dumps(plain(found), indent=1) + "\n").encode())
+    write_checked(scratch, plain(found), arm)
     os.replace(scratch, file)

@@ -206,7 +206,7 @@ def _config(record: Mapping, swept: Collection[str] = ()) -> dict[str, Any]:
 
 def mirror_found(tracker: NoLogger, folder: Path, record: Mapping) -> None:
     """Under a W&B agent: send a run that was done already, so that the sweep has its curve and its result."""
-    rows = lists({name: read_history(folder, name, None) for name in SCHEMAS})
+    rows = lists({name: read_history(folder, name, None, record.get("identity")) for name in SCHEMAS})
     for one in tracker.trackers if isinstance(tracker, Several) else [tracker]:
         if not isinstance(one, Wandb):
             continue

@@ -12,7 +12,7 @@ from albert_ablate.config import ConfigError
 def plain_path(path: Path) -> Path:
     """A folder as it is named: Hydra, which hands it to the runs, would put something else for ${...}."""
     if "${" in str(path):
-        raise ConfigError(f"--runs={path} is not allowed: a folder's name may not hold ${{...}}.")
+        raise ConfigError(f"{path} is not allowed as the folder of runs: a folder's name may not hold ${{...}}.")
     return path
 
 
@@ -110,7 +110,7 @@ def calibrate(
 
 
 def status(
-    runs: Annotated[Path, typer.Argument(help="A folder of runs.", show_default=False)],
+    runs: Annotated[Path, typer.Argument(help="A folder of runs.", show_default=False, callback=plain_path)],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="With --sweep: the key=value that the sweep was run with.")
     ] = None,

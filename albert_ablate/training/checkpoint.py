@@ -11,15 +11,21 @@ from albert_ablate.training.weights import load_checkpoint
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Temporary file beside the checkpoint, fsync, rename; loaded without unpickling anything."""
+    """Temporary file beside the checkpoint, fsync, rename; loaded without unpickling anything.
+
+    Each checkpoint holds the identity of its run."""
+
+    def __init__(self, run: str = ""):
+        super().__init__()
+        self.run = run
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         try:
-            replace_file(Path(path), lambda file: torch.save(checkpoint, file))
+            replace_file(Path(path), lambda file: torch.save({**checkpoint, "run": self.run}, file))
         except RuntimeError as error:
             if isinstance(error.__context__, OSError):  # a full disk, behind what torch's zip writer makes of it
                 raise error.__context__ from None
             raise
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
-        return load_checkpoint(Path(path))
+        return load_checkpoint(Path(path), self.run)

@@ -205,7 +205,7 @@ class _Work:
         self.flops_per_step = flops_per_token(language_model(cfg)) * self.task["batch"] * self.context
         self.order = Order(len(self.documents["train"].rows), self.task["batch"], cfg["seed"])
         self.order_hash = digest(record["data"]["fingerprint"].encode())
-        self.histories = {name: History(folder.path, name) for name in SCHEMAS}
+        self.histories = {name: History(folder.path, name, record.get("identity") or "") for name in SCHEMAS}
         self.progress = Progress(self.steps, self.task["batch"], shown=verbose, unit="doc")
 
     def begin(self) -> None:
@@ -215,7 +215,7 @@ class _Work:
         for history in self.histories.values():
             history.cut(0)
         model = build_model(language_model(self.cfg), self.device)
-        kept = load_checkpoint(weights)
+        kept = load_checkpoint(weights, source.get("identity"))
         model.load_state_dict(kept["state_dict"])
         self.model = Classifier(model, self.classes, self.task["pool"], self.cfg["seed"]).to(self.device)
         record, documents = self.record, self.documents["train"]

@@ -136,7 +136,7 @@ def load_kept(run: Path, weights: str) -> tuple[dict, Any]:
     """(configuration, model in evaluation mode with the kept weights)."""
     import torch
 
-    from albert_ablate.config import check, read_yaml
+    from albert_ablate.config import check
     from albert_ablate.model.build import build_model
     from albert_ablate.training.weights import load_checkpoint
 
@@ -144,14 +144,12 @@ def load_kept(run: Path, weights: str) -> tuple[dict, Any]:
     file = run / "checkpoints" / f"{weights}.ckpt"
     if not file.is_file():
         raise ConfigError(f"{file} is missing: --weights {'last' if weights == 'best' else 'best'} may be there.")
-    kept = read_yaml(run / "config.yaml")
-    if not isinstance(kept, Mapping):
-        raise ConfigError(f"{run / 'config.yaml'} holds no configuration: it must hold keys and their values.")
-    cfg = check(kept)
+    here = {"paths": {"runs": "runs", "cache": None}, "choices": record.get("choices") or {}}
+    cfg = check({**record["config"], **here})
     cfg = check({**cfg, "trainer": {**cfg["trainer"], "compile": False, "gradient_checkpointing": False}})
     model = build_model(cfg)
     try:
-        model.load_state_dict(load_checkpoint(file)["state_dict"])
+        model.load_state_dict(load_checkpoint(file, record.get("identity"))["state_dict"])
     except Exception as error:  # a torn file, another file, weights of another shape: torch has many kinds
         why = str(error).strip().splitlines()[0].rstrip(".:")
         raise ConfigError(f"{file} cannot be read: {why}.") from None

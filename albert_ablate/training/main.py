@@ -1,10 +1,13 @@
 """The command `run.py`: Hydra composes, `run` trains or finds, a table is shown, the exit code tells what happened."""
 
+import contextlib
+import io
 import os
 import signal
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from albert_ablate.config import (
@@ -109,7 +112,8 @@ def _compose_and_run(arguments: list[str], debug: bool, scratch: str) -> int:
 
     before, sys.argv = sys.argv, [sys.argv[0], *given]
     try:
-        task()
+        with _masked_output(arguments):
+            task()
     except KeyboardInterrupt:
         if not codes or not codes[-1]:
             raise
@@ -122,6 +126,20 @@ def _compose_and_run(arguments: list[str], debug: bool, scratch: str) -> int:
     finally:
         sys.argv = before
     return max(codes, default=0)
+
+
+@contextlib.contextmanager
+def _masked_output(arguments: list[str]) -> Iterator[None]:
+    """Print what Hydra shows of a configuration (--cfg, --info) without its passwords."""
+    if not {"--cfg", "-c", "--info", "-i"} & {a.partition("=")[0] for a in arguments}:
+        yield
+        return
+    shown = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(shown):
+            yield
+    finally:
+        print(masked(shown.getvalue()), end="")
 
 
 def _given(arguments: list[str], scratch: str) -> list[str]:

@@ -58,7 +58,8 @@ class Recorder(pl.Callback):
         self.flops_of_block = [flops * self.tokens_per_step / accumulate for flops in blocks]  # in a micro-batch
         self.steps = record["budget"]["steps"]
         # only the first rank writes; the others take part in what needs all
-        self.histories = {name: History(folder.path, name) if ranks.first else NoHistory() for name in SCHEMAS}
+        run = record.get("identity") or ""
+        self.histories = {name: History(folder.path, name, run) if ranks.first else NoHistory() for name in SCHEMAS}
         self.divergence = Divergence(self.steps)
         self.outcome: str | None = None
         self.signal: int | None = None
@@ -112,7 +113,8 @@ class Recorder(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, module: LanguageModel) -> None:  # type: ignore[override]
         for name, history in self.histories.items():
             history.cut(self.lengths[name])
-        self._keep_best(trainer, module)
+        if self.best["step"] == self.step:  # it may have been killed between the two
+            self._save_weights(trainer, module, "best")
         self.listen()  # Lightning has just put its own SIGTERM handler first, which ends a run without a commit
         if self.ranks.first:
             self.logger.open(self.folder.path, self.record, {n: h.table() for n, h in self.histories.items()})
@@ -229,7 +231,13 @@ class Recorder(pl.Callback):
         """Save the weights if they are the best so far. Only once that is committed, so that best.ckpt never belongs to
         a step that a resumed run has yet to take."""
         if self.best["step"] == self.step:
+            self._set_aside("best")
             self._save_weights(trainer, module, "best")
+
+    def _set_aside(self, name: str) -> None:
+        """Keep the checkpoint before the one that is to be written."""
+        if self.ranks.first:
+            self.folder.set_aside(name)
 
     def _evaluate_split(
         self,
@@ -314,6 +322,7 @@ class Recorder(pl.Callback):
         # torch's gathering of an optimizer's sharded state takes a step first where there is none yet, so that Adam
         # would count one too many; and at step 0 there is nothing to go on from
         if self.step or not module.sharded:
+            self._set_aside("resume")
             trainer.save_checkpoint(self.folder.checkpoints / "resume.ckpt")
         self._keep_best(trainer, module)
         self._write(trainer, "running", self.lengths)
@@ -342,7 +351,8 @@ class Recorder(pl.Callback):
         self.last["test_last"] = self.last["test"]
         if 0 <= self.best["step"] < self.step:
             self.ranks.wait()  # for the first one to have written it
-            _load(module, load_checkpoint(self.folder.checkpoints / "best.ckpt")["state_dict"])
+            best = load_checkpoint(self.folder.checkpoints / "best.ckpt", self.record.get("identity"))
+            _load(module, best["state_dict"])
             at = self.best["step"], self.best["data_order"]
             self._evaluate_split(trainer, module, "test", *at, self.best.get("flops"))
         rows = self._flush()

@@ -27,11 +27,10 @@ from albert_ablate.data.packed import Order, Packed, block_count, cache_folder, 
 from albert_ablate.data.tasks import fingerprint, is_language, language_model
 from albert_ablate.records.atomic import replace_file
 from albert_ablate.records.folder import DONE, RunFolder, plain
-from albert_ablate.records.history import is_whole
 from albert_ablate.records.naming import link_by_name, name_of
 from albert_ablate.records.provenance import provenance
 from albert_ablate.records.secrets import masked
-from albert_ablate.records.store import require
+from albert_ablate.records.store import FILE, require
 from albert_ablate.records.tracker import joined
 from albert_ablate.records.tuning import role
 
@@ -275,7 +274,9 @@ def _train(
     """Train in `folder`, whose lock is held, from its last commit or from the start."""
     import torch
 
-    resume, step = _last_commit(folder) if record is not None else (None, 0)
+    from albert_ablate.training.commits import last_commit
+
+    resume, step = last_commit(folder, record.get("identity")) if record is not None else (None, 0)
     if resume is None or record is None:
         folder.clear()
         record = None
@@ -302,39 +303,8 @@ def _train(
             folder.write(record)
         except OSError:
             pass  # the disk may be what failed
-        raise RunFailed(f"The run failed: {type(error).__name__}: {error}. Its record: {folder.path}") from error
-
-
-def _last_commit(folder: RunFolder) -> tuple[Path | None, int]:
-    """The checkpoint to go on from and its step; none where something that it needs is damaged or missing: from its
-    start a run ends the same."""
-    from albert_ablate.training.weights import load_checkpoint
-
-    committed = folder.checkpoints / "resume.ckpt"
-    if not committed.exists():
-        return None, 0
-    file = committed
-    try:
-        content = load_checkpoint(committed)
-        step, state = content["global_step"], content["callbacks"].get("Recorder", {})
-        for name, length in state.get("lengths", {}).items():
-            if not is_whole(folder.path, name, length, state.get("digests", {}).get(name)):
-                file = folder.path / f"{name}.arrows"
-                raise ValueError("it is not what was committed")
-        best = state.get("best", {}).get("step", -1)
-        if 0 <= best < step:  # the best one of this very step is written again
-            file = folder.checkpoints / "best.ckpt"
-            if (found := load_checkpoint(file)["step"]) != best:
-                raise ValueError(f"it is of step {found}, not {best}")
-        return committed, step
-    except FileNotFoundError:
-        what = "it is missing"
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # torch has no error of its own for a file that the disk has spoilt
-        what = f"{type(error).__name__}: {error}".splitlines()[0]
-    print(f"{file} cannot be read ({what}): the run begins again.", file=sys.stderr)
-    return None, 0
+        kept = f" Its record: {folder.path}" if (folder.path / FILE).exists() else ""
+        raise RunFailed(f"The run failed: {type(error).__name__}: {error}.{kept}") from error
 
 
 def _work(cfg: dict) -> Callable[..., dict[str, Any]]:
@@ -413,7 +383,7 @@ def _fit(
         max_epochs=-1,
         accumulate_grad_batches=cfg["data"].get("accumulate", 1),
         callbacks=[recorder],
-        plugins=[AtomicCheckpointIO(), ranks.environment()],
+        plugins=[AtomicCheckpointIO(record.get("identity") or ""), ranks.environment()],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -15,11 +15,12 @@ class Damaged(ValueError):
     """A file that is not as it was written."""
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's contents on the CPU; refuses anything that would have to be unpickled.
+def load_checkpoint(path: Path, run: str | None = None) -> dict[str, Any]:
+    """A checkpoint's contents on the CPU; refuses anything that would have to be unpickled. run: the identity of the
+    run whose it must be; older releases did not write whose a checkpoint is.
 
     torch writes a zip file with a CRC-32 of every tensor, and does not look at it when it reads: this does. Raises
-    Damaged where one differs, or where the file is not whole.
+    Damaged where one differs, where the file is not whole, and where it belongs to another run.
     """
     try:
         with zipfile.ZipFile(path) as content:
@@ -30,7 +31,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise Damaged(f"it is damaged: {str(error).rstrip('.') or type(error).__name__}") from None
     if spoilt is not None:
         raise Damaged(f"it is damaged: {spoilt} does not have its checksum")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    found = torch.load(path, map_location="cpu", weights_only=True)
+    whose = found.get("run") if isinstance(found, dict) else None
+    if run and whose and whose != run:
+        raise Damaged(f"it is that of another run, {whose}")
+    return found
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:

@@ -44,7 +44,8 @@ def evaluate_run(
     if not nodes:
         return {}
     with folder.lock():
-        entries = read_evaluations(path)
+        run = record.get("identity")
+        entries = read_evaluations(path, run)
         cfg = _configuration(record, nodes, cache)
         nodes = evaluations_of(cfg)
         subject = load_subject(folder, record, cfg, weights)
@@ -60,14 +61,14 @@ def evaluate_run(
             result = evaluation(subject)
             found = {"rows": result.rows, "summary": result.summary, **wanted}
             entries[name] = {**found, "seconds": time.perf_counter() - began}
-            write_evaluations(path, entries)
+            write_evaluations(path, entries, run)
     return {name: entries[name] for name in nodes}
 
 
 def load_subject(folder: RunFolder, record: Mapping, cfg: Mapping, weights: Weights) -> Subject:
     """The run's kept weights and its text."""
     torch.set_num_threads(record["provenance"]["threads"])
-    content = _checkpoint(folder.checkpoints / f"{weights}.ckpt", weights)
+    content = _checkpoint(folder.checkpoints / f"{weights}.ckpt", weights, record.get("identity"))
     plainly = {**cfg["trainer"], "compile": False, "gradient_checkpointing": False}
     on_cpu = cfg["trainer"]["accelerator"] == "cpu" or not torch.cuda.is_available()
     model = build_model({**cfg, "trainer": plainly}, "cpu" if on_cpu else "cuda")
@@ -106,9 +107,9 @@ def _text(record: Mapping, cfg: Mapping) -> tuple[Packed, Any]:
     return packed.keep(cfg["data"].get("train_size")), tokenizer
 
 
-def _checkpoint(path: Path, weights: Weights) -> dict[str, Any]:
+def _checkpoint(path: Path, weights: Weights, run: str | None) -> dict[str, Any]:
     try:
-        return load_checkpoint(path)
+        return load_checkpoint(path, run)
     except FileNotFoundError:
         raise ConfigError(
             f"{path} does not exist: take the other weights, or remove {path.parent.parent} to train the run again."

@@ -1,0 +1,74 @@
+"""The commit that an unfinished run goes on from. Lightning is not imported here."""
+
+import os
+import sys
+from pathlib import Path
+
+from albert_ablate.records.folder import RunFolder
+from albert_ablate.records.history import is_whole
+from albert_ablate.training.weights import Damaged, load_checkpoint
+
+
+def last_commit(folder: RunFolder, run: str | None) -> tuple[Path | None, int]:
+    """The checkpoint to go on from and its step: the newest commit that is whole, of the last two; none where neither
+    is. From an earlier one, or from its start, a run ends the same."""
+    trouble: list[str] = []
+    for name in ("resume", "resume.previous"):
+        committed = folder.checkpoints / f"{name}.ckpt"
+        if not committed.exists():
+            continue
+        try:
+            step = _checked(folder, committed, run)
+        except Damaged as error:
+            trouble.append(str(error))
+            continue
+        if trouble:
+            print(f"{trouble[0]}: the run goes on from its commit before, at step {step}.", file=sys.stderr)
+        return committed, step
+    if trouble:
+        print(f"{'; '.join(dict.fromkeys(trouble))}: the run begins again.", file=sys.stderr)
+    return None, 0
+
+
+def _checked(folder: RunFolder, committed: Path, run: str | None) -> int:
+    """The step of a commit; Damaged where something that it needs is not what was committed."""
+    file = committed
+    try:
+        content = load_checkpoint(committed, run)
+        step, state = content["global_step"], content["callbacks"].get("Recorder", {})
+        for name, length in state.get("lengths", {}).items():
+            file = folder.path / f"{name}.arrows"
+            if not is_whole(folder.path, name, length, state.get("digests", {}).get(name)):
+                raise Damaged("it is not what was committed" if file.exists() else "it is missing")
+        best = state.get("best", {}).get("step", -1)
+        if 0 <= best < step:  # the best one of this very step is written again
+            file = folder.checkpoints / "best.ckpt"
+            _require_best(file, best, run)
+        return step
+    except FileNotFoundError:
+        what = "it is missing"
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # torch has no error of its own for a file that the disk has spoilt
+        what = str(error) if isinstance(error, Damaged) else f"{type(error).__name__}: {error}".splitlines()[0]
+    raise Damaged(f"{file} cannot be read ({what})") from None
+
+
+def _require_best(file: Path, step: int, run: str | None) -> None:
+    """Damaged where neither best.ckpt nor the one before it holds the weights of this step; the latter takes its place.
+
+    A run that was killed after an improvement has the best weights of its last commit there."""
+    trouble: Exception | None = None
+    for place in (file, file.with_name("best.previous.ckpt")):
+        try:
+            found = load_checkpoint(place, run)["step"]
+            if found != step:
+                raise Damaged(f"it is of step {found}, not {step}")
+        except (FileNotFoundError, KeyError, ValueError, RuntimeError) as error:
+            trouble = trouble or error
+        else:
+            if place != file:
+                os.replace(place, file)
+            return
+    assert trouble is not None
+    raise trouble
