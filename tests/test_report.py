@@ -307,7 +307,7 @@ def test_what_cannot_be_drawn_is_one_sentence_and_exit_code_2(tmp_path, capsys):
     assert "it is a file" in said("report", str(tmp_path), "--format", "csv", "-o", str(tmp_path / "afile"))
     assert "must end in .md" in said("report", str(tmp_path), "--format", "md", "-o", out)
     (tmp_path / "l.json").write_text('{"claims": 3}')
-    assert "is no ledger" in said("report", str(tmp_path), "-o", out, "--ledger", str(tmp_path / "l.json"))
+    assert "is not a ledger" in said("report", str(tmp_path), "-o", out, "--ledger", str(tmp_path / "l.json"))
 
 
 # --- report ----------------------------------------------------------------------------------------------------------
@@ -446,7 +446,7 @@ def test_a_ledger_with_a_broken_contrast_is_one_sentence(tmp_path, capsys):
         (tmp_path / "ledger.json").write_text(json.dumps({"claims": claims}))
         assert main(["report", str(tmp_path), "-o", str(tmp_path / "report.html")]) == 2
         said = capsys.readouterr().err
-        assert "is no ledger" in said and said.count("\n") == 1
+        assert "is not a ledger" in said and said.count("\n") == 1
 
 
 def test_contrasts_of_one_name_have_a_row_each(study):
