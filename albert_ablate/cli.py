@@ -15,6 +15,7 @@ import typer
 from albert_ablate.analysis import commands as analysis
 from albert_ablate.config import ConfigError, file_trouble
 from albert_ablate.records.secrets import masked
+from albert_ablate.referee import commands as referee
 from albert_ablate.studies import commands as studies
 from albert_ablate.studies.judging import judge
 from albert_ablate.training.evaluations import commands as evaluations
@@ -72,6 +73,7 @@ app.command("report")(analysis.report)
 app.command("tune")(studies.tune)
 app.command("calibrate")(studies.calibrate)
 app.command("judge")(judge)
+app.command("gate")(referee.gate)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -16,7 +16,9 @@ LAYERS = [
     {"config", "streams", "records"},
     {"data", "model", "optim"},
     {"training", "analysis"},
+    {"stats"},
     {"studies"},
+    {"referee"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -178,12 +178,9 @@ class _Runner:
         return 0
 
     def _train(self, claim: Any, jobs: Sequence[Any]) -> int:
-        from albert_ablate.studies.sweeper import Study, launched
-
-        launcher, extra = launched(_sweep(()), (), self.workers)
+        study, extra = study_of(self.workers, self.say)
         planned = [p for j in jobs for p in planned_of(j, self.runs, extra)]
         self.say(f"{claim.name}: {', '.join(p.name for p in planned)}")
-        study = Study(launcher, self.workers, self.say)
         failed = study.complete(planned)
         self.tokens += sum(p.cfg["budget"]["tokens"] for p in planned)
         if study.stopped is not None:
@@ -224,6 +221,14 @@ def _sweep(fixed: Sequence[str], name: str = "judge") -> Any:
     from albert_ablate.studies.sweepfile import Sweep
 
     return Sweep(Path(f"{name}.yaml"), "grid", (), tuple(fixed))
+
+
+def study_of(workers: int, say: Callable[[str], None]) -> tuple[Any, list[str]]:
+    """A study on so many workers of this machine, and the overrides that its runs take for that."""
+    from albert_ablate.studies.sweeper import Study, launched
+
+    launcher, extra = launched(_sweep(()), (), workers)
+    return Study(launcher, workers, say), extra
 
 
 def planned_of(job: Any, runs: Path, extra: Sequence[str] = ()) -> Iterator[Any]:

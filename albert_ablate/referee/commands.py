@@ -1,0 +1,125 @@
+"""`albert-ablate compare` and `gate`: from two sides to one answer, for people and programs."""
+
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from albert_ablate.config import ConfigError
+from albert_ablate.studies.commands import RUNS
+
+SIDE = 'overrides ("norm=pre_ln"), a command with {seed} in it, or git:REF (with --command)'
+METRIC = Annotated[
+    str,
+    typer.Option(help="What is compared: a measure of runs (test_loss), or a METRIC name of a command; "
+                      "seconds: the command's own time.", show_default=False),
+]  # fmt: skip
+HIGHER = Annotated[bool, typer.Option("--higher", help="Higher values of a command's metric are better.")]
+MARGIN = Annotated[str, typer.Option(help="Smallest change that matters: 0.5% relative, 0.02 in the metric's unit.")]
+COMMAND = Annotated[str, typer.Option(help="What to run in the worktree of a git side, with {seed} in it.")]
+COMMON = Annotated[str, typer.Option(help='Overrides of both sides: "model=nano budget.tokens=200_000".')]
+EQUAL = Annotated[str, typer.Option(help="What must be equal: tokens, parameters, flops.")]
+BUDGET = Annotated[str | None, typer.Option(help="Time to spend now: 90s, 10m, 2h.", show_default=False)]
+LIMIT = Annotated[str | None, typer.Option(help="Time limit of each run of a command.", show_default=False)]
+CRASH = Annotated[bool, typer.Option("--crash-is-outcome", help="A command that fails has diverged; else an accident.")]
+WORKERS = Annotated[int, typer.Option(min=1, help="Runs at a time.")]
+JSON = Annotated[bool, typer.Option("--json", help="Print the answer as JSON (schema: docs/referee.md).")]
+MARKDOWN = Annotated[bool, typer.Option("--markdown", help="Print the answer as Markdown, for a pull request.")]
+
+
+def gate(
+    session: Annotated[str, typer.Option(help="Name of the session.", show_default=False)],
+    candidate: Annotated[str, typer.Option(help=f"The proposal: {SIDE}.", show_default=False)],
+    baseline: Annotated[str, typer.Option(help="What is kept so far; needed by the first call.")] = "",
+    metric: METRIC = "",
+    higher: HIGHER = False,
+    margin: MARGIN = "0.5%",
+    max_pairs: Annotated[
+        int, typer.Option(help="Most pairs of a proposal; 0: enough for one spread at its level, 12 to 30.")
+    ] = 0,
+    control: Annotated[str, typer.Option(help="fwer: any false accept; fdr: the share of false accepts.")] = "fwer",
+    alpha: Annotated[float, typer.Option(help="The error that the whole session may make.")] = 0.05,
+    command: COMMAND = "",
+    evaluator: Annotated[list[str] | None, typer.Option(help="File or folder that measures: locked.")] = None,
+    common: COMMON = "",
+    equal: EQUAL = "tokens,parameters,flops",
+    confirm: Annotated[str, typer.Option(help="Ask an accepted proposal again with these overrides added.")] = "",
+    crash_is_outcome: CRASH = False,
+    budget: BUDGET = None,
+    limit: LIMIT = None,
+    workers: WORKERS = 1,
+    runs: RUNS = Path("runs"),
+    as_json: JSON = False,
+    markdown: MARKDOWN = False,
+) -> int:
+    """Judge one proposal of a session whose error budget is spent over all of them.
+
+    Exit codes: ACCEPT 0, REJECT 1, INADMISSIBLE 2, NO EFFECT 3, UNDECIDED 75 (ask again).
+    """
+    from albert_ablate.analysis.statistics import FIRST, MOST_PAIRS
+    from albert_ablate.referee.ledger import Ledger
+    from albert_ablate.referee.session import Place, Session, Settings, check_name, read_control
+    from albert_ablate.referee.sides import Inadmissible, read_seconds
+
+    def ask(say: Callable[[str], None]) -> Any:
+        if max_pairs and not FIRST <= max_pairs <= MOST_PAIRS:
+            raise Inadmissible(f"--max-pairs={max_pairs} is not allowed: 0, or from {FIRST} to {MOST_PAIRS}.")
+        if not 0 < alpha <= 0.2:
+            raise Inadmissible(f"--alpha={alpha} is not allowed: a number above 0, at most 0.2.")
+        settings = Settings(
+            read_control(control), alpha, margin, metric, higher, max_pairs, command, tuple(evaluator or ()),
+            crash_is_outcome, tuple(common.split()), tuple(equal.replace(",", " ").split()),
+        )  # fmt: skip
+        folder = runs / "sessions" / check_name(session)
+        place = Place(folder, runs, Path(), read_seconds("--limit", limit), read_seconds("--budget", budget), workers)
+        book = Ledger(folder)
+        if book.entries:
+            return _held(book, lambda: Session(book, place, settings, say).ask(baseline, candidate, confirm))
+        Session(book, place, settings, say).check(baseline, candidate, confirm)  # a refused question makes no folder
+        return _held(book, lambda: Session(book, place, settings, say).ask(baseline, candidate, confirm))
+
+    return _answered("gate", ask, as_json, markdown)
+
+
+def _held(book: Any, ask: Callable[[], Any]) -> Any:
+    with book.lock():
+        return ask()
+
+
+def _answered(command: str, ask: Callable[[Callable[[str], None]], Any], as_json: bool, markdown: bool) -> int:
+    """Ask, print the answer in the wanted form, and give its exit code; what is not an answer is 2, 75, 130 or 143."""
+    from albert_ablate.records.secrets import masked
+    from albert_ablate.referee.answer import EXIT_CODES, INADMISSIBLE, UNDECIDED, inadmissible
+    from albert_ablate.referee.runners import Stopped
+
+    def say(text: str) -> None:
+        print(masked(text), file=sys.stderr if as_json or markdown else sys.stdout, flush=True)
+
+    try:
+        answer = ask(say)
+    except ConfigError as error:
+        if as_json:
+            print(json.dumps(inadmissible(command, masked(str(error))).document(), indent=1))
+        print(masked(str(error)), file=sys.stderr)
+        return EXIT_CODES[INADMISSIBLE]
+    except Stopped as stopped:
+        say("Stopped; the same command goes on from here.")
+        return 128 + stopped.number
+    except (OSError, RuntimeError) as error:  # a full disk, a ledger in use: nothing was decided
+        print(masked(f"{error}"), file=sys.stderr)
+        return EXIT_CODES[UNDECIDED]
+    except Exception:
+        # Python's own exit code of an error is that of REJECT
+        traceback.print_exc()
+        return EXIT_CODES[UNDECIDED]
+    if as_json:
+        print(json.dumps(answer.document(), indent=1, allow_nan=False))
+    elif markdown:
+        print(answer.markdown(), end="")
+    else:
+        answer.show(say)
+    return answer.exit_code

@@ -1,0 +1,442 @@
+"""A session of proposals whose error budget is spent online; its state is its ledger, and nothing else.
+
+Kinds of entries: session (what is fixed for good), run (one run's value), noise (the A/A pass), proposal (before its
+first run), level (before its first value is seen), crash, verdict.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from albert_ablate.analysis.statistics import ALPHA, FIRST, MOST_PAIRS
+from albert_ablate.config import nearest
+from albert_ablate.referee.answer import ACCEPT, INADMISSIBLE, NO_EFFECT, REJECT, UNDECIDED, Answer, Contrast
+from albert_ablate.referee.ledger import Ledger
+from albert_ablate.referee.runners import Commands, Outcome, Runner, Training, measure_refusal, write_claim
+from albert_ablate.referee.sides import (
+    Crash,
+    Inadmissible,
+    Scale,
+    Side,
+    Worktrees,
+    clock,
+    evaluator_hash,
+    read_margin,
+    read_side,
+    refuse_same,
+)
+from albert_ablate.stats.online import MOST, Decision, decide, level_of, noise_floor, pairs_for
+
+NOISE_PAIRS = 4
+BLOCK, BLOCKS, FIRST_SEED = 100, 9_980, 1_000  # seeds of a proposal, so that none has another's or a user's own
+ATTEMPTS = 3
+WORDS = {"accept": ACCEPT, "reject": REJECT, "no effect": NO_EFFECT, "undecided": UNDECIDED}
+ROLES = ("baseline", "candidate")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is fixed when a session begins."""
+
+    control: str = "fwer"
+    alpha: float = ALPHA
+    margin: str = "0.5%"
+    metric: str = ""
+    higher: bool = False
+    max_pairs: int = 0  # 0: as many as find one spread at the level, from 12 to 30
+    command: str = ""  # of git sides
+    evaluator: tuple[str, ...] = ()
+    crash_is_outcome: bool = False
+    common: tuple[str, ...] = ()
+    equal: tuple[str, ...] = ("tokens", "parameters", "flops")
+
+    def kept(self) -> dict[str, Any]:
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how runs are made: nothing that an answer depends on."""
+
+    folder: Path  # of the session
+    runs: Path  # of overrides
+    repository: Path  # of commands and refs
+    limit: float = math.inf  # seconds a run of a command
+    budget: float = math.inf  # seconds of this call
+    workers: int = 1
+
+
+class Session:
+    """One call of `albert-ablate gate`. The ledger is held while it lasts."""
+
+    def __init__(self, book: Ledger, place: Place, settings: Settings, say: Callable[[str], None]):
+        self.book, self.place, self.say = book, place, say
+        self.settings, self.spent, self.begun = settings, 0, clock()
+        self.scale: Scale = read_margin(settings.margin, settings.higher)
+
+    # --- what the ledger says ---
+
+    @property
+    def opening(self) -> dict[str, Any] | None:
+        return self.book.entries[0] if self.book.entries else None
+
+    def verdict_of(self, number: int) -> dict[str, Any] | None:
+        return next((v for v in self.book.of("verdict") if v["proposal"] == number), None)
+
+    def history(self) -> list[bool]:
+        """Whether each proposal that spent of the budget was accepted, in the order in which levels were given."""
+        accepted = {v["proposal"] for v in self.book.of("verdict") if v["decision"] == ACCEPT}
+        return [e["proposal"] in accepted for e in self.book.of("level") if not e["confirmation"]]
+
+    def baseline(self) -> tuple[Mapping[str, Any], int]:
+        """The side that is kept now, and the proposal that made it so (0: the first one)."""
+        kept, number = (self.opening or {})["baseline"], 0
+        for v in self.book.of("verdict"):
+            p = self.proposal(v["proposal"])
+            if v["decision"] == ACCEPT and not p["confirmation"]:
+                kept, number = p["candidate"], p["proposal"]
+        return kept, number
+
+    def proposal(self, number: int) -> dict[str, Any]:
+        return next(p for p in self.book.of("proposal") if p["proposal"] == number)
+
+    def seeds(self, number: int) -> list[int]:
+        offset = int(hashlib.sha256(self.place.folder.name.encode()).hexdigest(), 16)
+        first = FIRST_SEED + BLOCK * ((offset + number) % BLOCKS)
+        return list(range(first, first + BLOCK))
+
+    def values(self, number: int, seed: int) -> dict[str, float]:
+        """By role what has been seen of a seed; inf: it diverged."""
+        return {
+            e["role"]: math.inf if e["value"] is None else e["value"]
+            for e in self.book.of("run")
+            if e["proposal"] == number and e["seed"] == seed
+        }
+
+    def differences(self, number: int) -> list[float]:
+        """Of the pairs in a row for which both runs are there."""
+        out = []
+        for seed in self.seeds(number):
+            found = self.values(number, seed)
+            if len(found) < 2:
+                break
+            out.append(self.scale.difference(found["baseline"], found["candidate"]))
+        return out
+
+    # --- asking ---
+
+    def side(self, text: str, extra: str = "") -> Side:
+        more = tuple(extra.split()) if extra else ()
+        command = f"{self.settings.command} {extra}".strip() if text.startswith("git:") else ""
+        if "{seed}" in text and extra:
+            text = f"{text} {extra}"
+        return read_side(text, self.settings.common + more, command, self.place.repository)
+
+    def kept_side(self, kept: Mapping[str, Any], extra: str = "") -> Side:
+        """A side of the ledger: a ref as the commit that it was then."""
+        found = self.side(f"git:{kept['commit']}" if kept.get("commit") else kept["text"], extra)
+        return Side(**{**asdict(found), "text": kept["text"]})
+
+    def check(self, baseline: str, candidate: str, confirm: str = "") -> tuple[Side, Side]:
+        """The two sides of a question; Inadmissible where it is refused. Writes nothing."""
+        new = self.side(candidate)
+        if self.opening is None:
+            if not baseline:
+                raise Inadmissible("A new session needs --baseline: what proposals are compared with.")
+            if confirm:
+                raise Inadmissible("--confirm asks an accepted change again, and this session has accepted none.")
+            old = self.side(baseline)
+        else:
+            kept, number = self.baseline()
+            old = self.kept_side(kept)
+            if baseline and self.side(baseline).identity != old.identity:
+                since = f", accepted as proposal {number}" if number else ""
+                raise Inadmissible(f"This session's baseline is {old.text}{since}: ask against that.")
+        self.check_kinds(old, new)
+        if not confirm:
+            refuse_same(old, new, self.place.repository)
+        self.check_evaluator(old, new)
+        return old, new
+
+    def ask(self, baseline: str, candidate: str, confirm: str = "") -> Answer:
+        """Inadmissible where the question is refused: before anything is written, but for what runs have shown."""
+        if self.opening is not None:
+            self.check_settings()
+            if recorded := self.recorded(self.side(candidate), confirm):
+                return recorded
+        old, new = self.check(baseline, candidate, confirm)
+        if self.opening is None:
+            evaluator = evaluator_hash(self.settings.evaluator, old, self.place.repository)
+            self.book.add(
+                "session", version=1, name=self.place.folder.name, settings=self.settings.kept(), baseline=old.kept(),
+                evaluator=evaluator,
+            )  # fmt: skip
+        refusal = self.noise_pass(old)
+        if refusal is None:
+            reason = "The time is spent within the A/A pass: ask again to go on."
+            return self.answer(Contrast(old.text, new.text, UNDECIDED, reason), None)
+        if refusal:
+            return self.answer(Contrast(old.text, new.text, INADMISSIBLE, refusal), None)
+        return self.judge(old, new, confirm)
+
+    def check_kinds(self, old: Side, new: Side) -> None:
+        if old.kind != new.kind:
+            raise Inadmissible(
+                f"{old.text} is a {old.kind} side and {new.text} a {new.kind} side: compare like with like."
+            )
+        if new.kind == "overrides" and (
+            why := measure_refusal(self.settings.metric or "test_loss", self.scale.relative)
+        ):
+            raise Inadmissible(why)
+
+    def check_settings(self) -> None:
+        assert self.opening is not None
+        fixed, asked = self.opening["settings"], self.settings.kept()
+        if unlike := [k for k in fixed if fixed[k] != asked.get(k)]:
+            k = unlike[0]
+            raise Inadmissible(
+                f"This session was begun with {k}={_shown(fixed[k])} and keeps it: --{k.replace('_', '-')} cannot be "
+                f"{_shown(asked.get(k))} now."
+            )
+
+    def check_evaluator(self, *sides: Side) -> None:
+        known = self.opening["evaluator"] if self.opening else None
+        for side in sides:
+            own = evaluator_hash(self.settings.evaluator, side, self.place.repository)
+            known = known or own
+            if own != known:
+                files = ", ".join(self.settings.evaluator) or "the code of albert_ablate"
+                raise Inadmissible(f"{side.text}: what measures ({files}) is not what it was when the session began.")
+
+    def recorded(self, new: Side, confirm: str) -> Answer | None:
+        """The answer to a proposal that was judged before against what is kept now, or that made it so."""
+        kept, number = self.baseline()
+        new = self.side(new.text, confirm) if confirm else new
+        for p in reversed(self.book.of("proposal")):
+            v = self.verdict_of(p["proposal"])
+            same = p["candidate"]["identity"] == new.identity and p["confirmation"] == confirm
+            current = p["baseline"]["identity"] == kept["identity"] or p["proposal"] == number or p["confirmation"]
+            if v and same and current:
+                return self.answer(self.contrast(p, v), p, recorded=True)
+        return None
+
+    # --- runs ---
+
+    def runner(self, kind: str) -> Runner:
+        if kind == "overrides":
+            return Training(self.place.runs, self.metric or "test_loss", self.place.workers, lambda text: None)
+        trees = Worktrees(self.place.repository, self.place.folder / "worktrees")
+        return Commands(self.metric, self.place.limit, self.settings.crash_is_outcome, trees, self.place.workers)
+
+    @property
+    def metric(self) -> str:
+        """The one that was asked for, or that the first run gave."""
+        return self.settings.metric or next((e["metric"] for e in self.book.of("run") if e["metric"]), "")
+
+    def keep(self, number: int, seed: int, o: Outcome) -> None:
+        value = o.value if math.isfinite(o.value) else None
+        self.spent += 1
+        self.book.add(
+            "run", proposal=number, role=o.role, seed=seed, metric=o.metric, value=value, seconds=round(o.seconds, 3)
+        )
+
+    @property
+    def out_of_time(self) -> bool:
+        return clock() - self.begun > self.place.budget
+
+    def noise_pass(self, side: Side) -> str | None:
+        """The baseline against itself on other seeds, once: why no proposal can be judged, or ""; None: time is up."""
+        if done := self.book.of("noise"):
+            return done[0]["refusal"]
+        seeds, most = self.seeds(0), self.settings.max_pairs or MOST
+        for i in range(NOISE_PAIRS):
+            both = list(zip(ROLES, seeds[2 * i : 2 * i + 2], strict=True))
+            for role, seed in both if i % 2 == 0 else both[::-1]:
+                if not self.values(0, seed):
+                    if self.out_of_time:
+                        return None
+                    try:
+                        self.keep(0, seed, self.runner(side.kind).one(side, seed, role))
+                    except Crash as error:
+                        raise Inadmissible(f"The baseline failed with seed {seed}: {error.args[0]}.") from None
+        found = [next(iter(self.values(0, s).values())) for s in seeds[: 2 * NOISE_PAIRS]]
+        d = [self.scale.difference(a, b) for a, b in zip(found[::2], found[1::2], strict=True)]
+        refusal, floor = "", noise_floor(d, most)
+        if not all(map(math.isfinite, found)):
+            refusal = f"{sum(not math.isfinite(x) for x in found)} of {len(found)} runs of the baseline diverged."
+        elif len(set(found)) == 1:
+            refusal = f"All {len(found)} runs of the baseline gave {found[0]:g}: the seed changes nothing."
+        elif floor > self.scale.margin:
+            shown = (lambda x: f"{100 * math.expm1(x):.2g} %") if self.scale.relative else (lambda x: f"{x:.3g}")
+            refusal = (
+                f"The noise floor of the baseline against itself, {shown(floor)} at {most} pairs, exceeds the margin "
+                f"of {shown(self.scale.margin)}: begin a session with a larger --margin, or with less noise."
+            )
+        self.book.add("noise", floor=floor if math.isfinite(floor) else None, pairs=len(d), refusal=refusal)
+        self.say(refusal or f"A/A pass: {len(found)} runs of the baseline, noise floor {floor:.3g}.")
+        return refusal
+
+    def judge(self, old: Side, new: Side, confirm: str) -> Answer:
+        if confirm:
+            accepted = [
+                p for p in self.book.of("proposal")
+                if p["candidate"]["identity"] == new.identity and not p["confirmation"]
+                and (self.verdict_of(p["proposal"]) or {}).get("decision") == ACCEPT
+            ]  # fmt: skip
+            if not accepted:
+                raise Inadmissible(f"--confirm asks an accepted change again, and {new.text} was not accepted here.")
+            old, new = self.kept_side(accepted[-1]["baseline"], confirm), self.side(new.text, confirm)
+        proposal = self.propose(old, new, confirm)
+        number, seeds, runner = proposal["proposal"], self.seeds(proposal["proposal"]), self.runner(new.kind)
+        sides = {"baseline": old, "candidate": new}
+        self.check_runs(number, new.kind)
+        while True:
+            d, level = self.differences(number), self.level(number)
+            if level:
+                decision = decide(d, self.scale.margin, level["max_pairs"], level["level"])
+                if decision.word != "undecided":
+                    break
+            if self.out_of_time:
+                decision = decision if level else decide([], self.scale.margin, FIRST, self.next_level(confirm))
+                return self.answer(self.contrast(proposal, self.said(decision, d)), proposal)
+            seed, at = seeds[len(d)], len(d)
+            order = ROLES if at % 2 == 0 else ROLES[::-1]
+            missing = [r for r in order if r not in self.values(number, seed)]
+            try:
+                found = runner.pair(sides, seeds, at, missing, self.claim(number))
+                if at == 0:  # whole before its level is given: a candidate that never runs spends nothing
+                    found = iter(list(found))
+                for outcome in found:
+                    if self.level(number) is None:
+                        self.give_level(number, confirm)
+                    self.keep(number, seed, outcome)
+            except Crash as error:
+                return self.crashed(proposal, seed, error)
+            self.say_pair(number, at)
+        verdict = self.book.add("verdict", proposal=number, **self.said(decision, d))
+        return self.answer(self.contrast(proposal, verdict), proposal)
+
+    def propose(self, old: Side, new: Side, confirm: str) -> dict[str, Any]:
+        """The open proposal of these sides, or a new one, written down before its first run."""
+        for p in self.book.of("proposal"):
+            same = (p["candidate"]["identity"], p["baseline"]["identity"]) == (new.identity, old.identity)
+            if same and p["confirmation"] == confirm and not self.verdict_of(p["proposal"]):
+                return p
+        number = len(self.book.of("proposal")) + 1
+        if new.kind == "overrides":
+            common = self.settings.common + tuple(confirm.split())
+            seeds = self.seeds(number)
+            write_claim(
+                self.claim(number), old, {"candidate": new}, common, self.metric or "test_loss", self.scale.margin,
+                min(MOST_PAIRS, len(seeds)), seeds[0], self.settings.equal, tune=False,
+            )  # fmt: skip
+        return self.book.add(
+            "proposal", proposal=number, baseline=old.kept(), candidate=new.kept(), confirmation=confirm,
+            first_seed=self.seeds(number)[0],
+        )  # fmt: skip
+
+    def claim(self, number: int) -> Path:
+        return self.place.folder / "claims" / f"proposal{number}.yaml"
+
+    def check_runs(self, number: int, kind: str) -> None:
+        """Refuse to go on where runs of overrides that the ledger names are gone."""
+        if kind != "overrides":
+            return
+        from albert_ablate.analysis.claims import read_claims
+        from albert_ablate.analysis.judge import Bench, gather
+
+        file = read_claims(self.claim(number))
+        found = gather(file, file.claims[0], file.claims[0].contrasts("full")[0], "full", Bench(self.place.runs))
+        if len(found.d) < (known := len(self.differences(number))):
+            raise Inadmissible(
+                f"Runs of the baseline or the candidate that the ledger names are gone from {self.place.runs}: "
+                f"{found.refusal or found.waiting or f'{len(found.d)} of {known} pairs are there'}"
+            )
+
+    def next_level(self, confirm: str) -> float:
+        return ALPHA / 2 if confirm else level_of(self.settings.control, self.history(), self.settings.alpha)
+
+    def level(self, number: int) -> dict[str, Any] | None:
+        return next((e for e in self.book.of("level") if e["proposal"] == number), None)
+
+    def give_level(self, number: int, confirm: str) -> None:
+        level = self.next_level(confirm)
+        most = self.settings.max_pairs or pairs_for(level)
+        self.book.add("level", proposal=number, level=level, max_pairs=most, confirmation=bool(confirm))
+
+    def crashed(self, proposal: Mapping[str, Any], seed: int, error: Crash) -> Answer:
+        number, role = proposal["proposal"], error.args[1] if len(error.args) > 1 else "a run"
+        self.book.add("crash", proposal=number, role=role, seed=seed, reason=str(error.args[0]))
+        reason = (
+            f"{'The ' if role in ROLES else ''}{role} failed with seed {seed}: {error.args[0]}. Asked again, it is "
+        )
+        contrast = Contrast(
+            proposal["baseline"]["text"], proposal["candidate"]["text"], INADMISSIBLE, f"{reason}tried again."
+        )
+        return self.answer(contrast, proposal)
+
+    # --- saying ---
+
+    def say_pair(self, number: int, at: int) -> None:
+        level = self.level(number)
+        assert level is not None
+        d, found = self.differences(number), self.values(number, self.seeds(number)[at])
+        x = decide(d, self.scale.margin, level["max_pairs"], level["level"])
+        c = self.contrast(self.proposal(number), self.said(x, d))
+        values = ", ".join(f"{r} {found[r]:.5g}" if math.isfinite(found[r]) else f"{r} diverged" for r in ROLES)
+        seen = ""
+        if math.isfinite(x.mean):
+            t = (
+                f"; t = {x.statistic:.2f}, accepted at {x.boundary:.2f}"
+                if math.isfinite(x.statistic) and len(d) >= FIRST
+                else ""
+            )
+            seen = f"; {self.metric} {c.change(x.mean):+.3g}{c.unit}{t}"
+        self.say(f"pair {len(d)} of at most {level['max_pairs']}: {values}{seen}")
+
+    def said(self, x: Decision, d: list[float]) -> dict[str, Any]:
+        """A decision for the ledger."""
+        lost = [sum(v == -math.inf for v in d), sum(v == math.inf for v in d), sum(math.isnan(v) for v in d)]
+        figures = {k: v if math.isfinite(v) else None for k, v in (("mean", x.mean), ("low", x.low), ("high", x.high))}
+        return {
+            "decision": WORDS[x.word], "reason": x.reason, "pairs": x.pairs, **figures, "p": x.p, "level": x.level,
+            "candidate_diverged": lost[0] + lost[2], "baseline_diverged": lost[1] + lost[2],
+        }  # fmt: skip
+
+    def contrast(self, proposal: Mapping[str, Any], v: Mapping[str, Any]) -> Contrast:
+        level = self.level(proposal["proposal"])
+        mean, low, high = (math.nan if v[k] is None else v[k] for k in ("mean", "low", "high"))
+        return Contrast(
+            proposal["baseline"]["text"], proposal["candidate"]["text"], v["decision"], v["reason"], self.metric,
+            self.scale.higher, self.scale.relative, self.scale.margin, mean, low, high, v["pairs"],
+            level["max_pairs"] if level else 0, v["p"], v["level"], v["baseline_diverged"], v["candidate_diverged"],
+            self.seeds(proposal["proposal"])[v["pairs"]] if v["decision"] == UNDECIDED else None,
+        )  # fmt: skip
+
+    def answer(self, contrast: Contrast, proposal: Mapping[str, Any] | None, recorded: bool = False) -> Answer:
+        more = {
+            "session": self.place.folder.name, "proposal": proposal["proposal"] if proposal else None,
+            "confirmation": (proposal["confirmation"] or None) if proposal else None,
+            "control": self.settings.control, "ledger_hash": self.book.hash,
+        }  # fmt: skip
+        seconds = 0.0 if recorded else clock() - self.begun
+        return Answer("gate", [contrast], str(self.place.folder), self.spent, seconds, recorded, more=more)
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def check_name(name: str) -> str:
+    if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
+        raise Inadmissible(f"--session={name} is not allowed: a name has letters, digits, ., _ and -.")
+    return name
+
+
+def read_control(text: str) -> str:
+    if text not in ("fwer", "fdr"):
+        raise Inadmissible(f"--control={text} is not allowed: it is {nearest(text, ['fwer', 'fdr'])}.")
+    return text

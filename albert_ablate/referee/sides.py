@@ -1,0 +1,300 @@
+"""What is compared: overrides of this package, a shell command with {seed}, or a git ref and a command to run in it.
+
+norm=peri_ln optimizer.lr=0.001       overrides
+python train.py --seed {seed}         a command that prints METRIC name=value, or writes JSON to {json}
+git:my-branch                         that commit, in a worktree of its own, and the command of --command
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+import shlex
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from albert_ablate.config import ConfigError
+
+OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w./@]*=.*", re.DOTALL)
+METRIC = re.compile(r"^\s*METRIC\s+([^\s=]+)\s*=\s*(.*?)\s*$", re.MULTILINE)
+# a number that says which seed: --seed 3, seed=3, SEED: 3, random_seed = 3, manual_seed(3)
+SEED = re.compile(r"(\b\w*seed\w*[\"']?\s*[=:(,\s]\s*)\d+", re.IGNORECASE)
+
+
+class Inadmissible(ConfigError):
+    """The question cannot be answered as it is put: one sentence, exit code 2."""
+
+
+class Crash(Exception):
+    """A command that ended without a metric: its exit code or its time limit."""
+
+
+@dataclass(frozen=True)
+class Side:
+    kind: str  # overrides, command, git
+    text: str  # as it was given
+    identity: str  # equal for sides that are the same thing to run
+    overrides: tuple[str, ...] = ()
+    command: str = ""
+    tree: str = ""  # of a git side
+    commit: str = ""
+
+    def kept(self) -> dict[str, str]:
+        """For a ledger."""
+        return {"text": self.text, "kind": self.kind, "identity": self.identity} | (
+            {"commit": self.commit} if self.commit else {}
+        )
+
+
+def read_side(text: str, common: Sequence[str] = (), command: str = "", repository: Path = Path()) -> Side:
+    """The side that a text names; Inadmissible with one sentence where it names none."""
+    text = text.strip()
+    if text.startswith("git:"):
+        return _git_side(text, command, repository)
+    if "{seed}" in text:
+        return Side("command", text, _hash("command", " ".join(text.split())), command=text)
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        words = []
+    if words and all(OVERRIDE.fullmatch(word) for word in words):
+        return _overrides_side(text, (*common, *words))
+    raise Inadmissible(
+        f"{text!r} is not allowed as a side: give overrides (norm=pre_ln), a command with {{seed}} in it, or git:REF."
+    )
+
+
+def _overrides_side(text: str, overrides: tuple[str, ...]) -> Side:
+    from albert_ablate.analysis.claims import composed, significant
+
+    for o in overrides:
+        if o.lstrip("+").partition("=")[0] in ("seed", "paths.runs"):
+            raise Inadmissible(f"{o} is not allowed in a side: the seeds and the folder are chosen by this command.")
+    cfg = composed(overrides)
+    kept = {**significant(cfg), "lr": cfg["optimizer"]["lr"], "budget": cfg["budget"], "evaluation": cfg["evaluation"]}
+    return Side("overrides", text, _hash("overrides", json.dumps(kept, sort_keys=True, default=str)), overrides)
+
+
+def _git_side(text: str, command: str, repository: Path) -> Side:
+    if "{seed}" not in command:
+        raise Inadmissible(f"{text} needs --command with {{seed}} in it: what is run in a worktree of that ref.")
+    ref = text.removeprefix("git:")
+    commit = git(repository, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}")
+    if commit is None:
+        raise Inadmissible(f"{text}: {repository.resolve()} has no such ref.")
+    moves = ref != commit  # a commit's own name says exactly what is meant
+    if moves and commit == git(repository, "rev-parse", "HEAD") and git(repository, "status", "--porcelain", "-uno"):
+        raise Inadmissible(f"{text}: the working tree has changes that the commit does not hold: commit them first.")
+    tree = git(repository, "rev-parse", f"{commit}^{{tree}}") or ""
+    return Side("git", text, _hash("git", tree, " ".join(command.split())), command=command, tree=tree, commit=commit)
+
+
+def git(repository: Path, *arguments: str) -> str | None:
+    """What git prints, None where it fails."""
+    try:
+        done = subprocess.run(["git", "-C", str(repository), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def refuse_same(a: Side, b: Side, repository: Path = Path()) -> None:
+    """Inadmissible where nothing but a seed tells two sides apart."""
+    if a.identity == b.identity:
+        raise Inadmissible(f"{a.text} and {b.text} are the same: nothing differs.")
+    same = False
+    if a.kind == b.kind == "git":
+        if a.tree != b.tree:
+            same = _changes_seeds_only(git(repository, "diff", "-U0", a.commit, b.commit) or "")
+        else:
+            same = SEED.sub(r"\1", a.command) == SEED.sub(r"\1", b.command)
+    elif a.kind == b.kind == "command":
+        same = SEED.sub(r"\1", a.command) == SEED.sub(r"\1", b.command)
+    if same:
+        raise Inadmissible(f"{a.text} and {b.text} differ in a seed only: a changed seed is not a change.")
+
+
+def _changes_seeds_only(diff: str) -> bool:
+    def lines(mark: str) -> list[str]:
+        return [x[1:] for x in diff.splitlines() if x.startswith(mark) and not x.startswith(mark * 3)]
+
+    old, new = lines("-"), lines("+")
+    return bool(old) and [SEED.sub(r"\1", x) for x in old] == [SEED.sub(r"\1", x) for x in new]
+
+
+# --- running a command -----------------------------------------------------------------------------------------------
+
+
+def run_command(side: Side, seed: int, metric: str, limit: float, folder: Path, read: bool = True) -> tuple[str, float]:
+    """The name and value of the metric that a side's command gives for a seed; inf or nan where it gives that. With
+    read=False no metric is looked for, and the value is 0.
+
+    Raises Crash where the command fails or exceeds its time, Inadmissible where its metrics cannot be read.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch) / "metrics.json"
+        command = side.command.replace("{seed}", str(seed)).replace("{json}", shlex.quote(str(place)))
+        with open(Path(scratch) / "output", "w+b") as output:
+            process = subprocess.Popen(
+                command, shell=True, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+            try:
+                code = process.wait(None if math.isinf(limit) else limit)
+            except subprocess.TimeoutExpired:
+                raise Crash(f"it took more than its {limit:g} s") from None
+            finally:
+                _end(process)
+            output.seek(0)
+            said = output.read().decode(errors="replace")
+        if code:
+            last = next((x.strip() for x in reversed(said.splitlines()) if x.strip()), "it said nothing")
+            raise Crash(f"exit code {code}: {last[:200]}")
+        return _metric(said, place, metric, side) if read else ("", 0.0)
+
+
+def _end(process: subprocess.Popen) -> None:
+    """End what a command may have left running."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+    process.wait()
+
+
+def _metric(said: str, place: Path, metric: str, side: Side) -> tuple[str, float]:
+    found: list[tuple[str, Any]] = METRIC.findall(said)
+    if place.exists():
+        try:
+            written = json.loads(place.read_text(), object_pairs_hook=list)
+            found += [(str(name), value) for name, value in written]
+        except (ValueError, TypeError):
+            raise Inadmissible(f"{side.text} wrote a file to {{json}} that is not a JSON mapping.") from None
+    names = [name for name, _ in found]
+    if not metric and len(set(names)) > 1:
+        raise Inadmissible(
+            f"{side.text} gave several metrics ({', '.join(dict.fromkeys(names))}): name one by --metric."
+        )
+    values = [value for name, value in found if not metric or name == metric]
+    what = f"METRIC {metric or 'name'}=value"
+    if not values:
+        others = f"; it gave {', '.join(dict.fromkeys(names))}" if names else ""
+        raise Inadmissible(f"{side.text} printed no line {what} and wrote no such value to {{json}}{others}.")
+    if len(values) > 1:
+        raise Inadmissible(f"{side.text} gave the metric {metric or names[0]} {len(values)} times: give it once.")
+    try:
+        if isinstance(values[0], bool):
+            raise ValueError
+        return metric or names[0], float(values[0])
+    except (TypeError, ValueError):
+        raise Inadmissible(f"{side.text} gave {metric or names[0]}={values[0]}, which is not a number.") from None
+
+
+class Worktrees:
+    """A worktree a commit, below a folder; the user's own working tree is never touched."""
+
+    def __init__(self, repository: Path, folder: Path):
+        self.repository, self.folder = repository.resolve(), folder.resolve()
+
+    def of(self, side: Side) -> Path:
+        if side.kind != "git":
+            return self.repository
+        place = self.folder / side.commit[:16]
+        if not (place / ".git").exists():
+            git(self.repository, "worktree", "prune")
+            if git(self.repository, "worktree", "add", "--detach", "--force", str(place), side.commit) is None:
+                raise Inadmissible(f"{side.text}: git could not make a worktree of it at {place}.")
+        return place
+
+    def clear(self) -> None:
+        for place in self.folder.glob("*"):
+            git(self.repository, "worktree", "remove", "--force", str(place))
+
+
+def evaluator_hash(paths: Sequence[str], side: Side, repository: Path) -> str:
+    """Of the files that measure, as the side has them: of its commit, or of the folder its command runs in; of this
+    package's own code for overrides."""
+    out = hashlib.sha256()
+    if side.kind == "overrides":
+        root = Path(__file__).parent.parent
+        for file in sorted(root.rglob("*.py")):
+            out.update(f"{file.relative_to(root)}\n".encode() + file.read_bytes())
+    for name in paths:
+        if side.kind == "git":
+            content = git(repository, "rev-parse", "--verify", "--quiet", f"{side.commit}:{name}")
+            if content is None:
+                raise Inadmissible(f"--evaluator={name}: {side.text} has no such file.")
+            out.update(f"{name}\n{content}\n".encode())
+            continue
+        place = repository / name
+        if not place.exists():
+            raise Inadmissible(f"--evaluator={name}: there is no such file or folder.")
+        for file in sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]:
+            if "__pycache__" not in file.parts and ".git" not in file.parts:
+                out.update(f"{file.relative_to(repository)}\n".encode() + hashlib.sha256(file.read_bytes()).digest())
+    return out.hexdigest()
+
+
+# --- what a number means ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How two values become one difference, positive = the candidate is better, and the margin in its unit."""
+
+    margin: float
+    relative: bool  # differences are log ratios
+    higher: bool = False  # is better
+
+    def difference(self, baseline: float, candidate: float) -> float:
+        """Of one pair; a value that is not finite is a diverged run: +-inf for one, nan for two."""
+        gone = [not math.isfinite(x) for x in (baseline, candidate)]
+        if any(gone):
+            return math.nan if all(gone) else math.inf if gone[0] else -math.inf
+        if self.relative and min(baseline, candidate) <= 0:
+            raise Inadmissible(
+                f"A margin in % needs values above 0, got {min(baseline, candidate):g}: give --margin as a number."
+            )
+        d = math.log(baseline / candidate) if self.relative else baseline - candidate
+        return -d if self.higher else d
+
+
+def read_margin(text: str, higher: bool = False) -> Scale:
+    """0.5% is relative, 0.02 in the metric's unit."""
+    relative = text.strip().endswith("%")
+    try:
+        value = float(text.strip().rstrip("%"))
+        if not (0 < value < math.inf):
+            raise ValueError
+    except ValueError:
+        raise Inadmissible(f"--margin={text} is not allowed: a number above 0, or a percentage such as 0.5%.") from None
+    return Scale(math.log1p(value / 100) if relative else value, relative, higher)
+
+
+def read_seconds(option: str, text: str | None) -> float:
+    """90, 90s, 10m or 2h; no limit where there is none."""
+    if text is None:
+        return math.inf
+    found = re.fullmatch(r"\s*([0-9.]+)\s*(s|m|h|)\s*", text)
+    try:
+        assert found
+        seconds = float(found[1]) * {"s": 1, "m": 60, "h": 3600, "": 1}[found[2]]
+        assert seconds > 0
+        return seconds
+    except (AssertionError, ValueError):
+        raise Inadmissible(f"{option}={text} is not allowed: write 90s, 10m or 2h.") from None
+
+
+def clock() -> float:
+    return time.monotonic()
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
