@@ -12,13 +12,13 @@ from typing import Annotated, Literal
 
 import typer
 
-from albert_ablate.analysis import commands as analysis
 from albert_ablate.config import ConfigError, file_trouble
-from albert_ablate.records.secrets import masked
+from albert_ablate.config.secrets import masked
+from albert_ablate.evaluations import commands as evaluations
 from albert_ablate.referee import commands as referee
+from albert_ablate.report import commands as analysis
 from albert_ablate.studies import commands as studies
-from albert_ablate.studies.judging import judge
-from albert_ablate.training.evaluations import commands as evaluations
+from albert_ablate.studies.judge_run import judge
 from albert_ablate.training.generate import generate
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
@@ -43,7 +43,7 @@ def sync(
     entity: Annotated[str | None, typer.Option(help="Team or user on W&B; the key's own if not given.")] = None,
 ) -> None:
     """Send finished and diverged runs to a tracker, each once."""
-    from albert_ablate.records.sync import sync_runs
+    from albert_ablate.trackers.sync import sync_runs
 
     sync_runs(runs, to, project, entity, say=print)
 
@@ -58,7 +58,7 @@ def methods(
     ] = None,
 ) -> None:
     """List everything that can be varied: formula, source and defaults."""
-    from albert_ablate.analysis.methods import show_methods
+    from albert_ablate.report.methods import show_methods
 
     show_methods(kind, as_json, plot)
 

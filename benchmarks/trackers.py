@@ -29,7 +29,7 @@ from tracked import KEY, expected, own, points  # noqa: E402
 from wandb_server import Server  # noqa: E402
 
 from albert_ablate import cli  # noqa: E402
-from albert_ablate.records.tracker import AXES  # noqa: E402
+from albert_ablate.trackers.base import AXES  # noqa: E402
 from albert_ablate.training.run import run  # noqa: E402
 
 MIDDLE = 150  # of the moments of a run at which something can be made to happen

@@ -27,7 +27,7 @@ from math import log, sqrt
 
 import numpy as np
 
-from albert_ablate.analysis.tuning import tuning_price
+from albert_ablate.stats.learning_rate import tuning_price
 
 EFFECTS, CORRELATIONS = (0.5, 1.0, 2.0, 3.0), (0.0, 0.5, 0.8, 0.9)
 TUNING = 2 * tuning_price(7).expected  # runs of `albert-ablate tune` for two arms, in full budgets
@@ -38,14 +38,14 @@ FAMILY = (0.0,) * 5 + (0.5,) * 3 + (1.0,) * 4 + (2.0,) * 2 + (3.0,)
 
 def looks(d: np.ndarray) -> np.ndarray:
     """Nominal p at each look, (studies, looks)."""
-    from albert_ablate.analysis.statistics import FIRST, p_effect
+    from albert_ablate.stats.sequential import FIRST, p_effect
 
     return np.stack([p_effect(d[:, :n]) for n in range(FIRST, d.shape[1] + 1)], -1)
 
 
 def alone(rng: np.random.Generator, studies: int, effect: float, N: int) -> tuple[float, float]:
     """Power and mean pairs of one claim at 5 %."""
-    from albert_ablate.analysis.statistics import ALPHA, FIRST, nominal
+    from albert_ablate.stats.sequential import ALPHA, FIRST, nominal
 
     found = looks(rng.standard_normal((studies, N)) + effect) <= nominal(ALPHA, N)
     return found.any(1).mean(), np.where(found.any(1), found.argmax(1) + FIRST, N).mean()
@@ -59,7 +59,7 @@ def ledger(rng: np.random.Generator, ledgers: int, N: int,
 
     A positive margin: or when Holm finds "no effect", its 90 % interval inside the margin.
     """
-    from albert_ablate.analysis.statistics import FIRST, holm, overall, p_inside
+    from albert_ablate.stats.sequential import FIRST, holm, overall, p_inside
 
     d = [rng.standard_normal((ledgers, N)) + effect for effect in FAMILY]
     p = overall(np.minimum.accumulate(np.stack([looks(x) for x in d], 1), axis=-1), N)  # (ledgers, claims, looks)
@@ -202,9 +202,9 @@ def apart(one: str, other: str) -> str:
 
 def saved(x: np.ndarray, y: np.ndarray, orders: int) -> str:
     """What pairing and stopping save on one pair of arms; x, y logarithms of a measure by seed."""
-    from albert_ablate.analysis.effects import correlation
-    from albert_ablate.analysis.statistics import ALPHA, FIRST, PAIRS, nominal, p_effect
-    from albert_ablate.analysis.tuning import pairs_to_margin
+    from albert_ablate.stats.effects import correlation
+    from albert_ablate.stats.learning_rate import pairs_to_margin
+    from albert_ablate.stats.sequential import ALPHA, FIRST, PAIRS, nominal, p_effect
 
     d, n = y - x, len(x)
     spread = float(d.std(ddof=1))

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from albert_ablate import cli
-from albert_ablate.analysis import judge, page
-from albert_ablate.analysis import methods as listed
-from albert_ablate.analysis.methods import attribute, docstring, formula_of, methods, sources_of
 from albert_ablate.config import ConfigError, options, target_of, unwritable
+from albert_ablate.judge import ledger as judge
+from albert_ablate.report import methods as listed
+from albert_ablate.report import page
+from albert_ablate.report.methods import attribute, docstring, formula_of, methods, sources_of
 
 ROOT = Path(__file__).parent.parent
 ALL = methods()
@@ -190,7 +191,7 @@ def test_methods_as_json_and_as_a_table(capsys):
 @pytest.fixture(scope="module")
 def few():
     """Profiles of a few options on a small scale."""
-    from albert_ablate.analysis import profiles
+    from albert_ablate.report import profiles
 
     with pytest.MonkeyPatch.context() as patch:
         known = options()
@@ -217,7 +218,7 @@ def test_profiles_show_what_the_papers_say(few):
 @pytest.mark.parametrize("kind", ["svg", pytest.param("png", marks=pytest.mark.slow)])
 def test_the_picture_is_drawn(few, tmp_path, kind, monkeypatch):
     pytest.importorskip("vl_convert", reason="pip install 'albert_ablate[plot]'")
-    from albert_ablate.analysis import profiles
+    from albert_ablate.report import profiles
 
     monkeypatch.setattr(profiles, "dropouts", lambda: few[0])
     monkeypatch.setattr(profiles, "placements", lambda: few[1])

@@ -11,8 +11,8 @@ from typing import Any
 
 from forking import Ambush, forked, nano
 
-from albert_ablate.records import wandb as mirror
 from albert_ablate.records.history import SCHEMAS, read_history
+from albert_ablate.trackers import wandb as mirror
 from albert_ablate.training.run import run
 
 KEY = "secret0123456789" * 3  # 40 characters at least, or the client refuses it

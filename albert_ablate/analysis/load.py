@@ -15,7 +15,7 @@ import pyarrow as pa
 from albert_ablate.analysis.measures import log_of_positive, spike_score, spike_window
 from albert_ablate.config import ConfigError
 from albert_ablate.records import store
-from albert_ablate.records.evaluations import read_evaluations
+from albert_ablate.records.evaluation_results import read_evaluations
 from albert_ablate.records.history import SCHEMAS, read_history
 from albert_ablate.records.tuning import role
 
@@ -142,19 +142,19 @@ def load_runs(path: str | Path) -> Runs:
     Raises ConfigError where there is no such source, or no run in it.
     """
     if str(path).startswith("wandb:"):
-        from albert_ablate.analysis.wandb import server_rows
+        from albert_ablate.analysis.wandb_reader import server_rows
 
         return _collected(server_rows(str(path)))
     root = Path(path).expanduser()
     if root.suffix == ".wandb" and root.is_file():
-        from albert_ablate.analysis.wandb import offline_rows
+        from albert_ablate.analysis.wandb_reader import offline_rows
 
         return _collected(offline_rows([root]))
     if not root.is_dir():
         raise ConfigError(f"{path} is no folder of runs.")
     rows = [_row(folder) for folder in store.run_folders(root)]
     if not rows and (files := [*root.rglob("*.wandb")]):
-        from albert_ablate.analysis.wandb import offline_rows
+        from albert_ablate.analysis.wandb_reader import offline_rows
 
         return _collected(offline_rows(files))
     if not rows and (root / "record.json").exists():

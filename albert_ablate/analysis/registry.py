@@ -17,7 +17,7 @@ import numpy as np
 
 from albert_ablate.analysis import measures
 from albert_ablate.config import ConfigError, nearest, options
-from albert_ablate.records.evaluations import read_evaluations
+from albert_ablate.records.evaluation_results import read_evaluations
 from albert_ablate.records.history import read_history
 
 
@@ -290,7 +290,7 @@ def flops_per_token(run: Evidence) -> float:
 
 def rate_sensitivity(runs: Sequence[Evidence]) -> float:
     """Mean over the rate grid of min(loss, initial loss) minus the seed's least, in nats."""
-    from albert_ablate.analysis.effects import rate_sensitivity as of
+    from albert_ablate.stats.effects import rate_sensitivity as of
 
     losses = [math.inf if run.diverged else run.figure("val_loss") for run in runs]
     return float(of([losses], max(run.figure("initial_loss") for run in runs))[0])

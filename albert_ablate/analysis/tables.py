@@ -12,10 +12,10 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from albert_ablate.analysis.effects import signed_difference
 from albert_ablate.analysis.numbers import human, visible
-from albert_ablate.analysis.statistics import paired_interval
 from albert_ablate.config import NUISANCE, SIGNIFICANT, ConfigError, conf_folder
+from albert_ablate.stats.effects import signed_difference
+from albert_ablate.stats.sequential import paired_interval
 
 OUTSIDE = ("trainer.precision", "trainer.compile")  # settings that determine the weights, beside the groups that do
 PAIRED = ["arm", "seed", "d"]

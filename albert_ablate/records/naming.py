@@ -114,7 +114,9 @@ def _option(group: str, choice: str | None) -> dict[str, Any]:
 
 
 def _signature_default(target: str, name: str) -> Any:
-    from albert_ablate.config import MISSING, ConfigError, parameters_of
+    from dataclasses import MISSING
+
+    from albert_ablate.config import ConfigError, parameters_of
 
     with contextlib.suppress(ConfigError):
         default = parameters_of(target).get(name, (None, MISSING))[1] if target else MISSING

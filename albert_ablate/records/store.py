@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from albert_ablate.config import ConfigError
+from albert_ablate.config.secrets import masked
 from albert_ablate.records.atomic import replace_file
 from albert_ablate.records.checked import checksum
-from albert_ablate.records.secrets import masked
 
 FILE = "record.json"
 FORMAT = 2  # 1: before there were versions and checksums

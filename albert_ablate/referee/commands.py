@@ -60,10 +60,10 @@ def gate(
 
     Exit codes: ACCEPT 0, REJECT 1, INADMISSIBLE 2, NO EFFECT 3, UNDECIDED 75 (ask again).
     """
-    from albert_ablate.analysis.statistics import FIRST, MOST_PAIRS
     from albert_ablate.referee.ledger import Ledger
     from albert_ablate.referee.session import Place, Session, Settings, check_name, read_control
     from albert_ablate.referee.sides import Inadmissible, read_seconds
+    from albert_ablate.stats.sequential import FIRST, MOST_PAIRS
 
     def ask(say: Callable[[str], None]) -> Any:
         if max_pairs and not FIRST <= max_pairs <= MOST_PAIRS:
@@ -92,7 +92,7 @@ def _held(book: Any, ask: Callable[[], Any]) -> Any:
 
 def _answered(command: str, ask: Callable[[Callable[[str], None]], Any], as_json: bool, markdown: bool) -> int:
     """Ask, print the answer in the wanted form, and give its exit code; what is not an answer is 2, 75, 130 or 143."""
-    from albert_ablate.records.secrets import masked
+    from albert_ablate.config.secrets import masked
     from albert_ablate.referee.answer import EXIT_CODES, INADMISSIBLE, UNDECIDED, inadmissible
     from albert_ablate.referee.runners import Stopped
 

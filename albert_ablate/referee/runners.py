@@ -87,9 +87,9 @@ class Training:
     say: Callable[[str], None]
 
     def one(self, side: Side, seed: int, role: str) -> Outcome:
-        from albert_ablate.analysis.claims import composed
-        from albert_ablate.analysis.judge import Bench, Job
         from albert_ablate.analysis.registry import measure
+        from albert_ablate.judge.claims import composed
+        from albert_ablate.judge.ledger import Bench, Job
         from albert_ablate.records.folder import DONE
 
         rate = float(composed(side.overrides)["optimizer"]["lr"])
@@ -110,8 +110,8 @@ class Training:
 
     def pair(self, sides: Mapping[str, Side], seeds: Sequence[int], at: int, roles: Sequence[str],
              claim: Path) -> Iterator[Outcome]:  # fmt: skip
-        from albert_ablate.analysis.claims import read_claims
-        from albert_ablate.analysis.judge import Bench, gather
+        from albert_ablate.judge.claims import read_claims
+        from albert_ablate.judge.ledger import Bench, gather
 
         file, begun = read_claims(claim), clock()
         asked = file.claims[0]
@@ -135,7 +135,7 @@ class Training:
 
     def train(self, jobs: Sequence[Any]) -> None:
         """Train runs; Crash where one fails, Stopped where a signal ends them."""
-        from albert_ablate.studies.judging import planned_of, study_of
+        from albert_ablate.studies.judge_run import planned_of, study_of
 
         study, extra = study_of(self.workers, self.say)
         planned = [p for j in jobs for p in planned_of(j, self.runs, extra)]

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from albert_ablate.analysis.statistics import ALPHA, FIRST, MOST_PAIRS
 from albert_ablate.config import nearest
 from albert_ablate.referee.answer import ACCEPT, INADMISSIBLE, NO_EFFECT, REJECT, UNDECIDED, Answer, Contrast
 from albert_ablate.referee.ledger import Ledger
@@ -29,6 +28,7 @@ from albert_ablate.referee.sides import (
     refuse_same,
 )
 from albert_ablate.stats.online import MOST, Decision, decide, level_of, noise_floor, pairs_for
+from albert_ablate.stats.sequential import ALPHA, FIRST, MOST_PAIRS
 
 NOISE_PAIRS = 4
 BLOCK, BLOCKS, FIRST_SEED = 100, 9_980, 1_000  # seeds of a proposal, so that none has another's or a user's own
@@ -345,8 +345,8 @@ class Session:
         """Refuse to go on where runs of overrides that the ledger names are gone."""
         if kind != "overrides":
             return
-        from albert_ablate.analysis.claims import read_claims
-        from albert_ablate.analysis.judge import Bench, gather
+        from albert_ablate.judge.claims import read_claims
+        from albert_ablate.judge.ledger import Bench, gather
 
         file = read_claims(self.claim(number))
         found = gather(file, file.claims[0], file.claims[0].contrasts("full")[0], "full", Bench(self.place.runs))

@@ -72,7 +72,7 @@ def read_side(text: str, common: Sequence[str] = (), command: str = "", reposito
 
 
 def _overrides_side(text: str, overrides: tuple[str, ...]) -> Side:
-    from albert_ablate.analysis.claims import composed, significant
+    from albert_ablate.judge.claims import composed, significant
 
     for o in overrides:
         if o.lstrip("+").partition("=")[0] in ("seed", "paths.runs"):

@@ -1,0 +1,1 @@
+"""Statistics: functions of arrays, without torch, records or configuration files."""

@@ -23,7 +23,7 @@ from math import inf, nan, sqrt
 
 import numpy as np
 
-from albert_ablate.analysis.statistics import (
+from albert_ablate.stats.sequential import (
     ALPHA,
     FIRST,
     FUTILE,

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from albert_ablate.analysis import tuning as planning
 from albert_ablate.config import ConfigError, nearest
 from albert_ablate.records.atomic import replace_file
 from albert_ablate.records.folder import plain
 from albert_ablate.records.tuning import FIRST_CALIBRATION_SEED
+from albert_ablate.stats import learning_rate as planning
 from albert_ablate.streams import stream_seed
 from albert_ablate.studies.states import is_done, last_line, read_record
 from albert_ablate.studies.sweeper import Planned, Study, launched, plan, say_price

@@ -54,7 +54,7 @@ def agent(
     tuned: TUNED = True,
 ) -> int:
     """Train what a sweep on a W&B server hands out, in processes that stay warm; its values only choose and set."""
-    from albert_ablate.studies.agent import run_agent
+    from albert_ablate.studies.wandb_agent.agent import run_agent
 
     return run_agent(sweep, runs, workers or os.cpu_count() or 1, entity, project, count, tuple(overrides or ()), tuned)
 

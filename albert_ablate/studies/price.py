@@ -12,7 +12,7 @@ def show_price(file: Any, runs: Path, only: Sequence[str] = ()) -> None:
 
     At most: all of a claim's pairs, and every window of tuning moved as often as it may; tuning as expected beside.
     """
-    from albert_ablate.analysis.judge import Bench, refuse_unknown
+    from albert_ablate.judge.ledger import Bench, refuse_unknown
 
     refuse_unknown(file, only)
     print(f"{'':<10}{'':>8}{'tuning':>18}")
@@ -43,8 +43,8 @@ def price(file: Any, claim: Any, form: str) -> dict[Any, Price]:
 
     Of its primary contrasts, as `judge --run` trains them: secondary ones stand beside where their runs are there.
     """
-    from albert_ablate.analysis.claims import arms_of, composed, measure_of
-    from albert_ablate.analysis.tuning import tuning_price
+    from albert_ablate.judge.claims import arms_of, composed, measure_of
+    from albert_ablate.stats.learning_rate import tuning_price
 
     f = claim.forms[form]
     out: dict[Any, Price] = {}
@@ -83,8 +83,8 @@ def _flops_per_token(overrides: tuple[str, ...]) -> float:
     """Counted once for each model, norm and attention; dropout, optimizer and clipping add none that are counted."""
     import json
 
-    from albert_ablate.analysis.claims import composed
     from albert_ablate.config import check, compose
+    from albert_ablate.judge.claims import composed
     from albert_ablate.training.cost import flops_per_token
 
     cfg = composed(overrides)

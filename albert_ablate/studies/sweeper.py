@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from albert_ablate.config import ConfigError, Identity, as_config_error, check, compose, conf_folder, identity, quoted
+from albert_ablate.config.secrets import HANDED_ON, masked
 from albert_ablate.records.folder import RunFolder
-from albert_ablate.records.secrets import HANDED_ON, masked
 from albert_ablate.records.signals import stops_handled
 from albert_ablate.records.tuning import LEARNING_RATE, read_tuning
 from albert_ablate.studies.jobs import KILLED, job, whoami

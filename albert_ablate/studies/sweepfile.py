@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from albert_ablate.config import ConfigError, each_once, given_twice, lacking, nearest, options, quoted, read_yaml
-from albert_ablate.records.trust import WORD, refuse_untrusted
+from albert_ablate.config.untrusted import WORD, refuse_untrusted
 from albert_ablate.streams import stream_seed
 
 KEYS = ("method", "parameters", "metric", "run_cap", "command", "program", "name", "description", "project", "entity")

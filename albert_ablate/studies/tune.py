@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from albert_ablate.analysis.tuning import (
+from albert_ablate.config import ConfigError
+from albert_ablate.records.tuning import FIRST_SEED, LEARNING_RATE, RULE, read_tuning, write_tuning
+from albert_ablate.stats.learning_rate import (
     LEAST_RATES,
     MOVES,
     SHARE,
@@ -28,8 +30,6 @@ from albert_ablate.analysis.tuning import (
     tuned_rate,
     tuning_price,
 )
-from albert_ablate.config import ConfigError
-from albert_ablate.records.tuning import FIRST_SEED, LEARNING_RATE, RULE, read_tuning, write_tuning
 from albert_ablate.studies.states import is_done, last_line, read_record
 from albert_ablate.studies.sweeper import Planned, Study, launched, plan, say_price
 from albert_ablate.studies.sweepfile import Parameter, Sweep, varied_labels

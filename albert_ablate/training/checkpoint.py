@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from albert_ablate.model.weights import load_checkpoint
 from albert_ablate.records.atomic import replace_file
-from albert_ablate.training.weights import load_checkpoint
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -16,21 +16,21 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from albert_ablate.config import ConfigError, identity
+from albert_ablate.config.secrets import masked
 from albert_ablate.data.corpora import SPLITS
 from albert_ablate.data.packed import Order, Packed, cache_folder, chain
 from albert_ablate.data.tasks import Labelled, language_model
 from albert_ablate.model.build import build, build_model
 from albert_ablate.model.decoder import Decoder, initial_draw, xavier
+from albert_ablate.model.weights import load_checkpoint, weights_hash
 from albert_ablate.optim.schedules import warmup_linear
 from albert_ablate.records.atomic import replace_file
 from albert_ablate.records.folder import RunFolder
 from albert_ablate.records.history import SCHEMAS, History
-from albert_ablate.records.secrets import masked
 from albert_ablate.records.signals import stops_handled
 from albert_ablate.streams import digest
 from albert_ablate.training.console import Progress
 from albert_ablate.training.cost import PeakMemory, flops_per_token
-from albert_ablate.training.weights import load_checkpoint, weights_hash
 
 WARMUP, MAX_NORM = 0.1, 1.0  # of fine-tuning, for every arm
 INVERSE_PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)  # scikit-learn's C, chosen on validation

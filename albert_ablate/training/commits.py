@@ -4,9 +4,9 @@ import os
 import sys
 from pathlib import Path
 
+from albert_ablate.model.weights import Damaged, load_checkpoint
 from albert_ablate.records.folder import RunFolder
 from albert_ablate.records.history import is_whole
-from albert_ablate.training.weights import Damaged, load_checkpoint
 
 
 def last_commit(folder: RunFolder, run: str | None) -> tuple[Path | None, int]:

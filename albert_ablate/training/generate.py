@@ -138,7 +138,7 @@ def load_kept(run: Path, weights: str) -> tuple[dict, Any]:
 
     from albert_ablate.config import check
     from albert_ablate.model.build import build_model
-    from albert_ablate.training.weights import load_checkpoint
+    from albert_ablate.model.weights import load_checkpoint
 
     record = _record(run)
     file = run / "checkpoints" / f"{weights}.ckpt"

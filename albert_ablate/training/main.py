@@ -22,7 +22,7 @@ from albert_ablate.config import (
     quoted,
     with_choices,
 )
-from albert_ablate.records.secrets import masked
+from albert_ablate.config.secrets import masked
 
 HELP = """Train one arm of an ablation, or find it if it is already trained.
 
@@ -86,12 +86,12 @@ def _compose_and_run(arguments: list[str], debug: bool, scratch: str) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     codes: list[int] = []
     if os.environ.get("WANDB_SWEEP_ID"):
-        from albert_ablate.records.trust import as_settings
+        from albert_ablate.config.untrusted import as_settings
 
         arguments = as_settings(arguments)
     _check_arguments(arguments)
     if os.environ.get("WANDB_SWEEP_ID"):  # they are a server's, handed over by `wandb agent`
-        from albert_ablate.records.trust import refuse_untrusted, told
+        from albert_ablate.config.untrusted import refuse_untrusted, told
 
         refuse_untrusted(arguments)
         arguments = told(without_lacking(arguments))
@@ -198,8 +198,8 @@ def _one(cfg: Any, debug: bool) -> tuple[int, float | None]:
     """One job: its exit code and its objective, the validation loss."""
     from hydra.core.hydra_config import HydraConfig
 
+    from albert_ablate.evaluations.commands import show_evaluations
     from albert_ablate.training.console import show_result
-    from albert_ablate.training.evaluations.commands import show_evaluations
     from albert_ablate.training.run import RunFailed, is_first
     from albert_ablate.training.swept import run_swept, with_tuned_rate
 

@@ -24,7 +24,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEn
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 
 from albert_ablate.config import ConfigError
-from albert_ablate.records.secrets import masked
+from albert_ablate.config.secrets import masked
 from albert_ablate.records.signals import stops_handled
 
 GRACE = 15  # seconds the other ranks have to end by themselves once one has died

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from albert_ablate.data.packed import Order, chain
+from albert_ablate.model.weights import load_checkpoint, weights_hash, weights_of
 from albert_ablate.records.folder import RunFolder
 from albert_ablate.records.history import SCHEMAS, History, NoHistory
 from albert_ablate.streams import digest
@@ -25,10 +26,9 @@ from albert_ablate.training.console import Progress
 from albert_ablate.training.cost import PeakMemory, Phases
 from albert_ablate.training.diagnostics import noise_parts
 from albert_ablate.training.divergence import Divergence, below_unigram, end_kind, midway
-from albert_ablate.training.evaluation import Evaluator, due
 from albert_ablate.training.module import LanguageModel
 from albert_ablate.training.ranks import Ranks
-from albert_ablate.training.weights import load_checkpoint, weights_hash, weights_of
+from albert_ablate.training.validation import Evaluator, due
 
 NOISE_KEPT = 0.9  # of the means of the gradient noise scale's parts, at each step at which they are measured
 

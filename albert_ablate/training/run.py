@@ -23,16 +23,16 @@ from albert_ablate.config import (
     revisions,
     steps_of,
 )
+from albert_ablate.config.secrets import masked
 from albert_ablate.data.packed import Order, Packed, block_count, cache_folder, pack
 from albert_ablate.data.tasks import fingerprint, is_language, language_model
 from albert_ablate.records.atomic import replace_file
 from albert_ablate.records.folder import DONE, RunFolder, plain
 from albert_ablate.records.naming import link_by_name, name_of
 from albert_ablate.records.provenance import provenance
-from albert_ablate.records.secrets import masked
 from albert_ablate.records.store import FILE, require
-from albert_ablate.records.tracker import joined
 from albert_ablate.records.tuning import role
+from albert_ablate.trackers.base import joined
 
 # of the record of a run that goes on
 NEEDED = ("seed", "sessions", "config.evaluation.tokens", "provenance.threads", "budget.steps", "data.fingerprint",
@@ -67,7 +67,7 @@ def run(cfg: Mapping, verbose: bool = False) -> dict[str, Any]:
 
 def _evaluated(cfg: dict, folder: RunFolder, verbose: bool) -> dict[str, Any]:
     """What is asked for at the end of the run, of its kept weights."""
-    from albert_ablate.training.evaluations.evaluate import evaluate_run
+    from albert_ablate.evaluations.evaluate import evaluate_run
 
     try:
         return evaluate_run(
@@ -339,9 +339,9 @@ def _fit(
     from albert_ablate.training.checkpoint import AtomicCheckpointIO
     from albert_ablate.training.console import Progress, banner
     from albert_ablate.training.cost import flops_per_token, training_flops
-    from albert_ablate.training.evaluation import Evaluator
     from albert_ablate.training.module import Blocks, LanguageModel, TextData
     from albert_ablate.training.recorder import Recorder
+    from albert_ablate.training.validation import Evaluator
 
     model, context, batch = build_model(cfg), cfg["model"]["context"], cfg["data"]["batch"]
     order = Order(block_count(packed.train, context), batch, cfg["seed"])

@@ -8,9 +8,9 @@ from typing import Any
 
 from albert_ablate.config import check
 from albert_ablate.records.folder import Busy
-from albert_ablate.records.tracker import joined
 from albert_ablate.records.tuning import LEARNING_RATE, read_tuning
-from albert_ablate.records.wandb import agent_run, mirror_found
+from albert_ablate.trackers.base import joined
+from albert_ablate.trackers.wandb import agent_run, mirror_found
 from albert_ablate.training.run import identified, is_first, run
 
 POLL = 2.0  # seconds between looks at a run that somebody else is training

@@ -1,0 +1,217 @@
+"""Components: nodes of the configuration with a `_target_`. Which targets may be imported, what arguments they take."""
+
+import importlib
+import inspect
+import os
+import re
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, is_dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from albert_ablate.config.errors import ConfigError, listed, nearest, shortened, shown
+from albert_ablate.config.types import Elsewhere, checked, describe
+
+HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_"}
+# options of earlier releases, which records name, and packages that have moved since
+FORMER_TARGETS = ("albert_ablate.trackers.wandb.NoLogger", "albert_ablate.model.pretrained.Pretrained")
+MOVED = {
+    "albert_ablate.records.tracker.": "albert_ablate.trackers.base.",
+    "albert_ablate.records.wandb.": "albert_ablate.trackers.wandb.",
+    "albert_ablate.records.tensorboard.": "albert_ablate.trackers.tensorboard.",
+    "albert_ablate.records.mlflow.": "albert_ablate.trackers.mlflow.",
+    "albert_ablate.training.evaluations.": "albert_ablate.evaluations.",
+}
+TRUST = "ALBERT_ABLATE_TRUST"  # environment variable: modules or names of plug-ins, with commas between them
+
+
+def target_of(path: str) -> Any:
+    """The class or function that a `_target_` names: of a shipped option, or of a plug-in that the user has named.
+
+    Nothing else is imported, wherever the configuration comes from: a run folder or a sweep file may be a stranger's.
+    Plug-ins are named on this machine, ALBERT_ABLATE_TRUST=my_norms,other.package.Class; a module stands for what is
+    defined in it and in the modules below it, not for what it imports. Raises ConfigError.
+    """
+    path = next((new + path.removeprefix(old) for old, new in MOVED.items() if path.startswith(old)), path)
+    if path in FORMER_TARGETS or _shipped(path):
+        return _imported(path)
+    named = _trusted()
+    if not _below(path, named):
+        raise ConfigError(
+            f"_target_={shortened(path)} is not a component of this package: to use a plug-in of your own, set "
+            f"{TRUST} to its module, and only to modules whose code you trust."
+        )
+    target = _imported(path)
+    home = f"{getattr(target, '__module__', None)}.{getattr(target, '__qualname__', None)}"
+    if path not in named and not _below(home, named):
+        raise ConfigError(
+            f"_target_={shortened(path)} is defined as {shortened(home)}, which "
+            f"{TRUST}={','.join(named)} does not name."
+        )
+    return target
+
+
+def _trusted() -> tuple[str, ...]:
+    return tuple(name.strip() for name in os.environ.get(TRUST, "").split(",") if name.strip())
+
+
+def _below(path: str, named: typing.Iterable[str]) -> bool:
+    return any(path == name or path.startswith(f"{name}.") for name in named)
+
+
+def _shipped(path: str) -> bool:
+    """Whether an option in conf/ has this `_target_`."""
+    if path not in _shipped_targets():
+        _shipped_targets.cache_clear()  # the option may be new
+    return path in _shipped_targets()
+
+
+@cache
+def _shipped_targets() -> frozenset[str]:
+    texts = [file.read_text() for file in conf_folder().glob("*/*.yaml")]
+    return frozenset(found for text in texts for found in re.findall(r"^\s*_target_:\s*([\w.]+)", text, re.MULTILINE))
+
+
+@cache
+def _imported(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ConfigError:
+        raise
+    except Exception as error:  # a plug-in may break in any way
+        reason = " ".join(f"{error}".split()) or type(error).__name__
+        raise ConfigError(f"_target_={path} cannot be imported: {shortened(reason)}.") from None
+
+
+def construct(node: Mapping) -> Any:
+    """The component that a checked node describes: its target called with its arguments, or, with `_partial_`, bound to
+    them. Arguments with a `_target_` of their own are built first.
+
+    Unlike Hydra's `instantiate` it reads no `_args_`, resolves no interpolation (`${oc.env:KEY}`) and imports nothing
+    but what `target_of` allows. Raises ConfigError with one sentence for whatever the target raises.
+    """
+    target = target_of(node["_target_"])
+    nested = node.get("_recursive_", True)
+    arguments = {str(k): _constructed(v) if nested else v for k, v in node.items() if k not in HYDRA_KEYS}
+    if node.get("_partial_"):
+        return partial(target, **arguments)
+    try:
+        return target(**arguments)
+    except (ConfigError, MemoryError):
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"{node['_target_']} cannot be built: {shortened(f'{type(error).__name__}: {error}')}."
+        ) from error
+
+
+def _constructed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return construct(value) if "_target_" in value else {k: _constructed(v) for k, v in value.items()}
+    return [_constructed(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def parameters_of(path: str) -> dict[str, tuple[Any, Any]]:
+    """The configurable arguments of a target: name -> (annotation, default). `MISSING` marks a required one."""
+    return _parameters(target_of(path))
+
+
+@cache
+def _parameters(target: Any) -> dict[str, tuple[Any, Any]]:
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    signature = inspect.signature(target)
+    owner = target.__init__ if inspect.isclass(target) and not is_dataclass(target) else target
+    hints = typing.get_type_hints(owner, include_extras=True)
+    return {
+        p.name: (hints.get(p.name, Any), MISSING if p.default is inspect.Parameter.empty else p.default)
+        for p in signature.parameters.values()
+        if p.kind in kinds
+    }
+
+
+def component_with_defaults(node: Any, key: str, choice: str | None = None) -> dict:
+    """The node of a component with the defaults of its target's signature filled in, every value of its type."""
+    if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
+        raise ConfigError(f"{key}={shown(node)} is not allowed: it must be one of {listed(options()[key])}.")
+    option = f"{key}={choice}" if choice else f"this {key}"
+    known = parameters_of(node["_target_"])
+    for name, value in node.items():
+        if name not in known and name not in HYDRA_KEYS:
+            takes = f"{option} takes {nearest(str(name), known) if known else 'no numbers'}"
+            others = [o for o in _options_with(key, str(name)) if o != choice]
+            there = f"; it belongs to {key}={' or '.join(others)}" if others else ""
+            raise ConfigError(f"{key}.{name}={shown(value)} is unknown: {takes}{there}.")
+    out = {name: value for name, value in node.items() if name in HYDRA_KEYS}
+    for name, (annotation, default) in known.items():
+        value = node.get(name, default)
+        if value is MISSING or value == "???":
+            raise ConfigError(f"{key}.{name} is missing: {option} needs {describe(annotation)}.")
+        out[name] = checked(value, annotation, f"{key}.{name}")
+    return out
+
+
+def _options_with(group: str, name: str) -> list[str]:
+    """The options of a group whose YAML sets `name`."""
+    files = sorted((conf_folder() / group).glob("*.yaml"))
+    return [f.stem for f in files if any(line.startswith(f"{name}:") for line in f.read_text().splitlines())]
+
+
+@cache
+def option_keys(group: str) -> dict[str, frozenset[str]]:
+    """The keys that each option of a group takes: those in its file and in the files of the same `_target_`.
+
+    Without importing the targets. Empty for a group whose options are not all components.
+    """
+    import yaml
+
+    files = sorted((conf_folder() / group).glob("*.yaml"))
+    nodes = {f.stem: yaml.safe_load(f.read_text()) or {} for f in files}
+    if not all("_target_" in node for node in nodes.values()):
+        return {}
+    targets: dict[str, set[str]] = {}
+    for node in nodes.values():
+        targets.setdefault(node["_target_"], set()).update(node)
+    return {name: frozenset(targets[node["_target_"]] - HYDRA_KEYS) for name, node in nodes.items()}
+
+
+def lacking(key: str, taken: Mapping[str, Any], others: typing.Callable[[str], typing.Iterable[Any]]) -> bool:
+    """Whether the option taken in a key's group lacks this key, which one of the group's `others` has.
+
+    `taken`: values by key; `others`: the options of a group that count. dropout=none lacks dropout.mean.
+    """
+    group, dot, name = key.partition(".")
+    if not dot or group not in taken or group not in options():
+        return False
+    known, name = option_keys(group), name.partition(".")[0]
+    own = known.get(str(taken[group]))
+    return own is not None and name not in own and any(name in known.get(str(o), ()) for o in others(group))
+
+
+def component_arguments(node: Mapping) -> dict:
+    """A component's own arguments, those equal to their signature's default and those of place left out."""
+    known = parameters_of(node["_target_"])
+    out = {}
+    for name, value in node.items():
+        if name in HYDRA_KEYS:
+            continue
+        annotation, default = known[name]
+        if any(a is Elsewhere for a in typing.get_args(annotation)[1:]):
+            continue
+        if default is MISSING or value != (list(default) if isinstance(default, tuple) else default):
+            out[name] = value
+    return out
+
+
+def conf_folder() -> Path:
+    """The folder of configuration groups: beside the package in a checkout, inside it in a wheel."""
+    package = Path(__file__).parent.parent
+    return next(p for p in (package / "conf", package.parent / "conf") if p.is_dir())
+
+
+def options() -> dict[str, list[str]]:
+    """Configuration groups and the options in each, from the folder listing of conf/."""
+    folders = sorted(p for p in conf_folder().iterdir() if p.is_dir())
+    return {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in folders}

@@ -1,0 +1,157 @@
+"""Overrides in, a configuration out, by Hydra's rules."""
+
+import re
+import sys
+import typing
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from albert_ablate.config.checking import check
+from albert_ablate.config.components import conf_folder, options, target_of
+from albert_ablate.config.errors import ConfigError, as_config_error, nearest
+from albert_ablate.config.rules import evaluations_of
+from albert_ablate.config.schema import SEVERAL
+from albert_ablate.config.secrets import masked
+
+
+def compose(overrides: typing.Sequence[str] = ()) -> Any:
+    """The configuration that `python run.py <overrides>` would train: `compose(["norm=pre_ln", "seed=1"])`.
+
+    Raises ConfigError with one sentence for whatever is not allowed.
+    """
+    from omegaconf import OmegaConf
+
+    overrides = prepared(overrides)
+    cfg, choices = composition(overrides)
+    return OmegaConf.create(check(with_choices(cfg, choices, overrides)))
+
+
+def composition(overrides: typing.Sequence[str]) -> tuple[Any, dict[str, str]]:
+    """What `prepared` overrides compose to, interpolations not resolved and nothing checked; the option taken by group.
+
+    Hydra reads some thirty files for each composition. Values (++key=value) count after all options, so options are
+    composed once, and values set on a copy in the way Hydra sets them; what it would refuse is left to it.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+
+    values = [o for o in overrides if o.startswith("++") and not o.startswith("++hydra")]
+    files = tuple((str(f), f.stat().st_mtime_ns) for f in sorted(conf_folder().rglob("*.yaml")))
+    try:
+        parsed = OverridesParser.create().parse_overrides(values)
+        # what takes a key away again, after it was set, counts in the order it was written
+        taken = any(o.startswith("~") and o[1:].partition("=")[0] not in options() for o in overrides)
+        if taken or any(o.is_sweep_override() or o.package is not None for o in parsed):
+            parsed, values = [], []
+    except HydraException:
+        parsed, values = [], []
+    try:
+        kept, choices = _by_hydra(tuple(o for o in overrides if o not in values), files)
+        cfg = kept.copy()
+        for override in parsed:
+            OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True, force_add=True)
+    except Exception as error:
+        raise as_config_error(error) from None
+    return cfg, dict(choices)
+
+
+@lru_cache(256)
+def _by_hydra(overrides: tuple[str, ...], files: tuple) -> tuple[Any, dict[str, str]]:
+    """Composed by Hydra from these `files` of conf/."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        cfg = hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
+    # a group of which no option is taken has no choice
+    choices = {str(k): str(v) for k, v in cfg.hydra.runtime.choices.items() if v is not None}
+    return OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"]), choices
+
+
+def given_twice(overrides: typing.Iterable[str]) -> list[str]:
+    """The keys that several overrides set."""
+    keys = [o.lstrip("+").partition("=")[0] for o in overrides if "=" in o]
+    return [key for key in dict.fromkeys(keys) if keys.count(key) > 1]
+
+
+def each_once(overrides: typing.Sequence[str]) -> list[str]:
+    """Overrides of a command line, each key once: of one given twice the last counts, which is said on stderr."""
+    kept = list(overrides)
+    for key in given_twice(overrides):
+        *others, last = [o for o in overrides if "=" in o and o.lstrip("+").partition("=")[0] == key]
+        print(f"{key} stands twice on the command line: {masked(last)} counts.", file=sys.stderr)
+        for other in others:
+            kept.remove(other)
+    return kept
+
+
+def prepared(overrides: typing.Iterable[str]) -> list[str]:
+    """Overrides as Hydra is to see them: `key=value` as `++key=value`, so that keys are judged by `check`, not by it.
+
+    A choice in a group stays as it is, and is refused where the group has no such option.
+    """
+    groups, out = options(), list[str]()
+    for override in overrides:
+        plain = override.lstrip("+")
+        key, equals, value = plain.partition("=")
+        if equals and key in SEVERAL:
+            out = [o for o in out if re.split("[@=]", o.lstrip("+~"))[0] != key]  # the last one counts
+        if equals and key in SEVERAL and value.startswith("["):
+            out += _several(key, value, groups[key])
+        elif equals and key in groups:
+            value = value.strip("[]") if key == "evaluation" else value  # Hydra takes a list and merges its options
+            for choice in [] if "(" in value else value.split(","):  # choice(), glob(): Hydra's own
+                if choice.strip(" '\"") not in groups[key]:
+                    near = nearest(choice, groups[key])
+                    raise ConfigError(f"{key}={choice} is not an option: {key} is one of {near}.")
+            out.append(plain)
+        elif equals and key.isascii() and key.replace(".", "_").isidentifier() and not key.startswith("hydra."):
+            home = value.startswith("~/") and "'" not in value  # the shell leaves it, Hydra cannot read it unquoted
+            out.append(f"++{key}='{value}'" if home else f"++{plain}")
+        else:
+            out.append(override)
+    return out
+
+
+def _several(key: str, value: str, names: list[str]) -> list[str]:
+    """`logger=[a,b]` as Hydra is to see it: each option under its own name, in place of the one the defaults take."""
+    taken = [choice.strip(" '\"") for choice in value[1:-1].split(",") if choice.strip()]
+    if not value.endswith("]") or any("[" in choice or "]" in choice for choice in taken):
+        raise ConfigError(f"{key}={value} is not allowed: several at once are written {key}=[a,b], one list a command.")
+    for choice in taken:
+        if choice not in names:
+            raise ConfigError(f"{key}={choice} is not an option: {key} is one of {nearest(choice, names)}.")
+    if not taken or len(set(taken)) < len(taken) or len(taken) > 1 and "none" in taken:
+        raise ConfigError(f"{key}={value} is not allowed: a list names one or more options, each once, and not none.")
+    return [f"{key}={taken[0]}"] if len(taken) == 1 else [f"~{key}", *(f"+{key}@{key}.{t}={t}" for t in taken)]
+
+
+def with_choices(cfg: Any, choices: Mapping, overrides: typing.Iterable[str] = ()) -> Any:
+    """A copy of a composed configuration without its `hydra` node, the options taken noted in `choices`.
+
+    overrides: those it was composed with. A model that stands for a checkpoint is replaced by what it says.
+    """
+    from omegaconf import OmegaConf, open_dict
+
+    if cfg.get("choices") is not None:
+        raise ConfigError(f"choices={cfg.choices} is not allowed: it is filled in, an option is taken by group=option.")
+    groups = options()
+    cfg = OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"])
+    with open_dict(cfg):
+        cfg.choices = {k: v for k, v in choices.items() if k in groups}
+        for key in SEVERAL:
+            if several := [v for k, v in choices.items() if k.startswith(f"{key}@")]:
+                cfg.choices[key] = f"[{','.join(several)}]"
+        if "evaluation" not in cfg.choices and "evaluation" in cfg:  # a list of them
+            cfg.choices.evaluation = f"[{','.join(evaluations_of(cfg))}]"
+    model = cfg.get("model")
+    if model is None or "_target_" not in model or not hasattr(target_of(model._target_), "expand"):
+        return cfg
+    nodes = typing.cast(dict, OmegaConf.to_container(cfg, resolve=True))
+    asked = {o.lstrip("+~").partition("=")[0].partition("@")[0] for o in overrides}
+    target_of(nodes["model"]["_target_"]).expand(nodes, asked)
+    return OmegaConf.create(nodes)

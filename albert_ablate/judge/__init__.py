@@ -1,0 +1,1 @@
+"""Claims and records in, a ledger of verdicts out."""

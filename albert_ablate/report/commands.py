@@ -1,0 +1,48 @@
+"""What `albert-ablate` draws and writes of runs: show, report."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def show(
+    run: Annotated[Path, typer.Argument(help="A run folder: runs/SETTING/seedN.", show_default=False)],
+    output: Annotated[Path, typer.Option("-o", "--output", help="What to write: .html, .png or .svg.")] = Path(
+        "run.html"
+    ),
+) -> None:
+    """Draw one run: losses, gradients, learning rate, and what happens in each layer; also while it runs."""
+    from albert_ablate.report.show import draw
+
+    draw(run, output)
+    print(output)
+
+
+def report(
+    runs: Annotated[Path, typer.Argument(help="A folder of runs.", show_default=False)],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", help="What to write; report.html, report.md or a folder report.", show_default=False
+        ),
+    ] = None,
+    format: Annotated[
+        Literal["html", "md", "csv"], typer.Option(help="One page, Markdown with pictures, or tables.")
+    ] = "html",
+    ledger: Annotated[
+        Path | None, typer.Option(help="What `judge` wrote; RUNS/ledger.json if it is there.", show_default=False)
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            help="The arm that others are compared with: norm=pre_ln; by default the arm nearest to the defaults.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Write all runs below a folder as one report: claims, leaderboard, curves, stability, generalization, cost."""
+    from albert_ablate.report.report import write
+
+    for file in write(runs, output, format, ledger, baseline):
+        print(file)

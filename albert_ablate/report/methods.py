@@ -1,0 +1,177 @@
+"""What can be varied, read off the disk: each option's formula, source and defaults. Imports none of the options.
+
+Formulas and sources are parsed from the docstrings of the targets (their files are read, not run), defaults from the
+YAML files.
+"""
+
+import ast
+import json
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from albert_ablate.config import HYDRA_KEYS, ConfigError, conf_folder, nearest, options
+
+# "Ba et al. 2016, 1607.06450", "Loshchilov and Hutter 2017, 1711.05101", "Shannon 1948"
+_NAME = r"(?!(?:In|Since|Until|By|Of|On|At|From|The|Python)\b)(?:(?:Le|Team) )?[A-ZÀ-Ž][\w'’-]+(?: Team)?"
+SOURCE = re.compile(
+    rf"({_NAME}(?:(?:, {_NAME})*,? and {_NAME}| et al\.?)?),? \(?((?:19|20)\d\d)\)?(?:, (\d{{4}}\.\d{{4,5}}))?"
+)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One option: `formula` in a line, `sources` (authors, year, arXiv id or null), `defaults` from its YAML.
+
+    license and origin are given for corpora alone.
+    """
+
+    kind: str
+    option: str
+    formula: str
+    sources: list[dict[str, str | None]]
+    defaults: dict[str, Any]
+    license: str | None = None
+    origin: str | None = None
+
+
+def methods(kind: str | None = None) -> list[Method]:
+    """Every option on disk, or those of one group."""
+    groups = options()
+    if kind is not None and kind not in groups:
+        raise ConfigError(f"{kind} is no group of options: there are {nearest(kind, groups)}.")
+    return [_method(group, name) for group in ([kind] if kind else groups) for name in groups[group]]
+
+
+def _method(group: str, name: str) -> Method:
+    import yaml
+
+    node = yaml.safe_load((conf_folder() / group / f"{name}.yaml").read_text()) or {}
+    if isinstance(node.get(name), dict):  # an evaluation stands under its own name
+        node = node[name]
+    defaults = {k: v for k, v in node.items() if k not in HYDRA_KEYS and k != "defaults"}
+    if group == "recipe":  # its choices are its content
+        chosen = [item for item in node.get("defaults", []) if isinstance(item, dict)]
+        defaults |= {k.split("/")[-1]: v for item in chosen for k, v in item.items()}
+    if "_target_" not in node:
+        return Method(group, name, "", [], defaults)
+    text = docstring(node["_target_"])
+    facts = [attribute(node["_target_"], fact) if group == "data" else None for fact in ("LICENSE", "ORIGIN")]
+    return Method(group, name, formula_of(text), sources_of(text), defaults, *facts)
+
+
+def formula_of(text: str) -> str:
+    """The first sentence of a docstring, without the sources in brackets."""
+    whole = " ".join(text.split("\n\n")[0].split())
+    bare = re.sub(r" \([^()]*\)", lambda m: "" if SOURCE.search(m.group()) else m.group(), whole)
+    first = re.split(r"(?<=[.:]) (?=[A-Z][a-z]+ )", bare)[0] if len(bare) > 110 else bare
+    return first.rstrip(".:")
+
+
+def sources_of(text: str) -> list[dict[str, str | None]]:
+    found = {}
+    for authors, year, arxiv in SOURCE.findall(" ".join(text.split())):
+        found[authors, year, arxiv or None] = {"authors": authors, "year": year, "arxiv": arxiv or None}
+    return list(found.values())
+
+
+@cache
+def _module(name: str) -> tuple[dict[str, ast.AST], dict[str, tuple[str, str]]]:
+    """Classes and functions of a module of the package, and what it imports from others: name -> (module, name)."""
+    place = Path(__file__).parent.parent.joinpath(*name.split(".")[1:])
+    file = next((f for f in (place.with_suffix(".py"), place / "__init__.py") if f.exists()), None)
+    if not name.startswith("albert_ablate.") or file is None:
+        return {}, {}
+    tree = ast.parse(file.read_text())
+    kinds = (ast.ClassDef, ast.FunctionDef)
+    imports = {
+        alias.asname or alias.name: (node.module or "", alias.name)
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    return {node.name: node for node in tree.body if isinstance(node, kinds)}, imports
+
+
+def _lineage(module: str, name: str) -> Iterator[ast.AST]:
+    """A class or function and then its base classes, as far as they are the package's."""
+    known, imports = _module(module)
+    node = known.get(name)
+    if node is None:
+        if name in imports:
+            yield from _lineage(*imports[name])
+        return
+    yield node
+    for base in getattr(node, "bases", []):
+        if isinstance(base, ast.Name):
+            yield from _lineage(module, base.id)
+
+
+def docstring(target: str) -> str:
+    """The docstring of a target, its base class's where it has none of its own."""
+    module, _, name = target.rpartition(".")
+    for node in _lineage(module, name):
+        if text := ast.get_docstring(node):  # type: ignore[arg-type]
+            return text
+    return ""
+
+
+def attribute(target: str, name: str) -> str | None:
+    """The text a class, or a base of it, gives the class variable `name`."""
+    module, _, owner = target.rpartition(".")
+    for node in _lineage(module, owner):
+        for line in getattr(node, "body", []):
+            if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.target.id == name:
+                if line.value is not None:
+                    return ast.literal_eval(line.value)
+    return None
+
+
+def show_methods(kind: str | None, as_json: bool = False, plot: Path | None = None) -> None:
+    """Print the list as tables or JSON, or draw `plot`."""
+    if plot is not None:
+        from albert_ablate.report.profiles import draw
+
+        if kind or as_json:
+            raise ConfigError("--plot draws dropout and norm: it takes neither a group nor --json.")
+        for note in draw(plot):
+            print(note)
+        print(plot)
+        return
+    found = methods(kind)
+    if as_json:
+        print(json.dumps([asdict(m) for m in found], indent=1, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    for group in dict.fromkeys(m.kind for m in found):
+        columns = ["what it is", "license", "from"] if group == "data" else ["formula", "source"]
+        table = Table(
+            title=group, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0), expand=True
+        )
+        for title, ratio in zip(
+            ["option", *columns, "defaults"], [2, 5, 3, 3, 5] if group == "data" else [2, 7, 4, 4], strict=True
+        ):
+            table.add_column(title, ratio=ratio, header_style="dim", overflow="fold")
+        for m in (m for m in found if m.kind == group):
+            about = [m.formula, m.license or "", m.origin or ""] if group == "data" else [m.formula, _cited(m)]
+            table.add_row(*map(Text, [m.option, *about, _written(m.defaults)]))
+        console.print(table)
+        console.print()
+
+
+def _cited(m: Method) -> str:
+    return "; ".join(f"{s['authors']} {s['year']}" + (f", {s['arxiv']}" if s["arxiv"] else "") for s in m.sources)
+
+
+def _written(defaults: dict[str, Any]) -> str:
+    """As one would write them on the command line."""
+    words = (f"{k}={json.dumps(v) if not isinstance(v, str) else v}" for k, v in defaults.items())
+    return " ".join(w.replace(", ", ",").replace('"', "") for w in words)

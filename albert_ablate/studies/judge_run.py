@@ -1,0 +1,259 @@
+"""`albert-ablate judge`: print the ledger, price the claims, or train what the undecided ones lack, cheapest first."""
+
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from albert_ablate.config import ConfigError
+from albert_ablate.records.tuning import tuning_tokens
+from albert_ablate.studies.commands import RUNS
+
+
+def judge(
+    claims: Annotated[Path, typer.Argument(help="A claims file, such as sweeps/claims.yaml.", show_default=False)],
+    runs: RUNS = Path("runs"),
+    json: Annotated[
+        Path | None, typer.Option(help="Where the ledger goes; RUNS/ledger.json.", show_default=False)
+    ] = None,
+    form: Annotated[Literal["screen", "full"], typer.Option(help="The claims' small or large form.")] = "screen",
+    only: Annotated[list[str] | None, typer.Option(help="Only this claim, as often as wanted.")] = None,
+    run: Annotated[bool, typer.Option("--run", help="Train the cheapest next pair until all is decided.")] = False,
+    budget: Annotated[
+        str | None, typer.Option(help="With --run: 3600s, or 5e8tokens, to spend.", show_default=False)
+    ] = None,
+    secondary: Annotated[
+        bool, typer.Option("--secondary", help="With --run: then what stands beside a claim, to as many pairs.")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=1, help="With --run: processes, one thread each.")] = 2,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="The price of each claim in both forms.")] = False,
+) -> int:
+    """Judge claims from the records of runs: a verdict for each, with its interval, its cost and every look."""
+    from albert_ablate.judge.claims import read_claims
+    from albert_ablate.judge.console import show_ledger
+    from albert_ablate.judge.ledger import judge_and_register, write_ledger
+
+    limit = _budget(budget)
+    if budget and not run:
+        raise ConfigError(f"--budget={budget} would do nothing: it limits --run.")
+    if secondary and not run:
+        raise ConfigError("--secondary would do nothing: it is about what --run trains.")
+    if run and dry_run:
+        raise ConfigError("--run and --dry-run exclude each other.")
+    file = read_claims(claims)
+    if dry_run:
+        from albert_ablate.studies.price import show_price
+
+        show_price(file, runs, only or ())
+        return 0
+    code = 0
+    if run:
+        code = _Runner(file, runs, form, only or (), secondary, workers, limit, print).go()
+    elif not runs.is_dir():
+        raise ConfigError(f"{runs} is no folder of runs: --run trains them, --dry-run says what they cost.")
+    elif not any(runs.glob("*/seed*")):
+        raise ConfigError(f"{runs} holds no run: --run trains them, --dry-run says what they cost.")
+    ledger = judge_and_register(file, runs, form, only or ())
+    place = json or runs / "ledger.json"
+    write_ledger(ledger, place)
+    show_ledger(ledger)
+    print(place)
+    return code
+
+
+@dataclass(frozen=True)
+class Budget:
+    seconds: float = float("inf")
+    tokens: float = float("inf")
+
+
+def _budget(text: str | None) -> Budget:
+    if text is None:
+        return Budget()
+    found = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)(s|tokens)", text.replace("_", "").strip(), re.IGNORECASE)
+    try:
+        assert found
+        amount = float(found[1])
+        assert amount > 0
+    except (AssertionError, ValueError):
+        raise ConfigError(f"--budget={text} is not allowed: write 3600s or 5e8tokens.") from None
+    return Budget(seconds=amount) if found[2].lower() == "s" else Budget(tokens=amount)
+
+
+class _Runner:
+    """Trains, of all undecided claims, the cheapest next pair; what two claims share is trained once."""
+
+    def __init__(self, file: Any, runs: Path, form: str, only: Sequence[str], secondary: bool, workers: int,
+                 budget: Budget, say: Callable[[str], None]):  # fmt: skip
+        self.file, self.runs, self.form, self.only, self.secondary = file, runs, form, only, secondary
+        self.workers, self.budget, self.say = workers, budget, say
+        self.begun, self.tokens = time.monotonic(), 0.0
+        self.broken = set[str]()  # claims whose next pair cannot be had
+
+    def go(self) -> int:
+        """Exit code 0, also where the budget ends; 130 and 143 stopped by a signal."""
+        while True:
+            found = self._next()
+            if found is None:
+                return 0
+            claim, jobs = found
+            if time.monotonic() - self.begun >= self.budget.seconds or self.tokens >= self.budget.tokens:
+                self.say("The budget is spent; the same command goes on from here.")
+                return 0
+            if code := self._do(claim, jobs):
+                return code
+
+    def _next(self) -> tuple[Any, list[Any]] | None:
+        """The cheapest claim to go on with and its jobs; secondary contrasts wait until every claim is decided."""
+        claims = {c.name: c for c in self.file.claims}
+        lacking = [
+            (bool(kind), self._price(name, jobs), i, claims[name], jobs)
+            for i, (name, kinds) in enumerate(self._lacking(self.only).items())
+            for kind, jobs in enumerate(kinds)
+            if jobs and name not in self.broken
+        ]
+        if not lacking:
+            return None
+        *_, claim, jobs = min(lacking)
+        return claim, jobs
+
+    def _lacking(self, only: Sequence[str]) -> dict[str, tuple[list[Any], list[Any]]]:
+        """By claim what its primary contrasts still lack, and what the secondary ones lack to have as many pairs."""
+        from albert_ablate.judge.ledger import OPEN, judged, register_judged
+
+        out = {}
+        ledger, found, beside = judged(self.file, self.runs, self.form, only)
+        register_judged(self.file, found, self.form, self.runs)
+        for entry in ledger["claims"]:
+            name, pairs = entry["name"], max(p["pairs"] for p in entry["parts"])
+            undecided = entry["verdict"] in OPEN or any(f.untuned for f in found[name])
+            primary = [j for f in found[name] for j in f.jobs] if undecided else []
+            behind = [f for f in beside[name] if len(f.d) < pairs and (not f.refusal or f.untuned)]
+            secondary = [j for f in behind for j in f.jobs] if self.secondary else []
+            out[name] = (list(dict.fromkeys(primary)), list(dict.fromkeys(secondary)))
+        return out
+
+    def _price(self, name: str, jobs: Sequence[Any]) -> float:
+        """Tokens times the size of the model, tuning included, in a unit that orders claims."""
+        from albert_ablate.stats.learning_rate import tuning_price
+
+        tuning = tuning_price(self._form(name).rates).expected
+        return sum(work(j.overrides) * (1 if j.rate else tuning) for j in jobs)
+
+    def _form(self, name: str) -> Any:
+        return next(c for c in self.file.claims if c.name == name).forms[self.form]
+
+    def _do(self, claim: Any, jobs: Sequence[Any]) -> int:
+        if any(j.rate is None for j in jobs):
+            return self._tune(claim, {j.overrides: j.arm for j in jobs if j.rate is None})
+        ready = [j for j in jobs if j.rate is not None]
+        if any(j.evaluation for j in ready):
+            return self._evaluate(claim, ready)
+        return self._train(claim, ready)
+
+    def _tune(self, claim: Any, lacking: Mapping[tuple[str, ...], str]) -> int:
+        """Tune what lacks it together with the claim's other arms, so that all get as many full runs."""
+        from albert_ablate.judge.claims import arms_of, measure_of
+
+        form = self._form(claim.name)
+        arms = {
+            self.file.overrides(claim, p, self.form, a): a
+            for p in claim.contrasts(self.form) if claim.rate_matters(measure_of(p)) for a in arms_of(p)
+        } | dict(lacking)  # fmt: skip
+        self.say(f"{claim.name}: tuning {', '.join(dict.fromkeys(lacking.values()))}")
+        before = tuning_tokens(self.runs)
+        code = tune_arms(arms, self.runs, self.workers, form, self.say)
+        if code in (130, 143):
+            return code
+        self.tokens += max(0, tuning_tokens(self.runs) - before)
+        if code:
+            self.broken.add(claim.name)
+        elif any(j.rate is None for kind in self._lacking([claim.name])[claim.name] for j in kind):
+            self.say(f"{claim.name} is set aside: its arms cannot be tuned alike.")
+            self.broken.add(claim.name)
+        return 0
+
+    def _train(self, claim: Any, jobs: Sequence[Any]) -> int:
+        study, extra = study_of(self.workers, self.say)
+        planned = [p for j in jobs for p in planned_of(j, self.runs, extra)]
+        self.say(f"{claim.name}: {', '.join(p.name for p in planned)}")
+        failed = study.complete(planned)
+        self.tokens += sum(p.cfg["budget"]["tokens"] for p in planned)
+        if study.stopped is not None:
+            return 128 + study.stopped
+        for p, error in failed.items():
+            self.say(f"{claim.name} is set aside, {p.name} failed: {error.strip().splitlines()[-1]}")
+            self.broken.add(claim.name)
+        if not failed and self._still_lacks(claim, jobs):
+            self.say(f"{claim.name} is set aside: the runs it asked for are done but are not those of its arms.")
+            self.broken.add(claim.name)
+        return 0
+
+    def _evaluate(self, claim: Any, jobs: Sequence[Any]) -> int:
+        """Add the evaluation that a done run lacks, from its kept weights."""
+        from albert_ablate.config import compose
+        from albert_ablate.training.run import run
+
+        for j in jobs:
+            for p in planned_of(j, self.runs, [f"evaluation={j.evaluation}"]):
+                self.say(f"{claim.name}: {j.evaluation} of {p.name}")
+                try:
+                    run(compose([*p.overrides]))
+                except ConfigError as error:
+                    self.say(f"{claim.name} is set aside: {error}")
+                    self.broken.add(claim.name)
+                    return 0
+        if self._still_lacks(claim, jobs):
+            self.say(f"{claim.name} is set aside: its runs still lack {jobs[0].evaluation} after evaluating.")
+            self.broken.add(claim.name)
+        return 0
+
+    def _still_lacks(self, claim: Any, jobs: Sequence[Any]) -> bool:
+        primary, secondary = self._lacking([claim.name])[claim.name]
+        return set(jobs) <= {*primary, *secondary}
+
+
+def _sweep(fixed: Sequence[str], name: str = "judge") -> Any:
+    from albert_ablate.studies.sweepfile import Sweep
+
+    return Sweep(Path(f"{name}.yaml"), "grid", (), tuple(fixed))
+
+
+def study_of(workers: int, say: Callable[[str], None]) -> tuple[Any, list[str]]:
+    """A study on so many workers of this machine, and the overrides that its runs take for that."""
+    from albert_ablate.studies.sweeper import Study, launched
+
+    launcher, extra = launched(_sweep(()), (), workers)
+    return Study(launcher, workers, say), extra
+
+
+def planned_of(job: Any, runs: Path, extra: Sequence[str] = ()) -> Iterator[Any]:
+    """The run of a job as a study knows it, at the arm's learning rate."""
+    from albert_ablate.studies.sweeper import plan
+
+    for p in plan(_sweep(job.overrides), [{"seed": job.seed}], runs, [*extra, f"optimizer.lr={job.rate!r}"]):
+        yield replace(p, label=f"{job.arm} lr={job.rate:g}")
+
+
+def tune_arms(arms: Mapping[tuple[str, ...], str], runs: Path, workers: int, form: Any,
+              say: Callable[[str], None]) -> int:  # fmt: skip
+    """Tune arms, by their overrides, as `albert-ablate tune` does, as many full runs each; its exit code."""
+    from albert_ablate.studies.tune import tune_together
+
+    # what decides is tuned as a language model
+    trunks = {tuple(o for o in a if o.partition("=")[0].split(".")[0] != "task"): name for a, name in arms.items()}
+    objective = "best_val_loss"  # as claims are judged by test loss at the checkpoint chosen on validation
+    sweeps = [_sweep(trunk, name) for trunk, name in trunks.items()]
+    return tune_together(sweeps, runs, workers, (), form.rates, form.step, objective=objective, say=say)
+
+
+def work(overrides: tuple[str, ...]) -> float:
+    """Tokens times layers times the square of the width: what orders runs by their price without building one."""
+    from albert_ablate.judge.claims import composed
+
+    cfg: Mapping[str, Any] = composed(overrides)
+    return float(cfg["budget"]["tokens"]) * cfg["model"]["layers"] * cfg["model"]["width"] ** 2

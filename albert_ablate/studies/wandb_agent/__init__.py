@@ -1,0 +1,1 @@
+"""A Weights & Biases sweep agent with persistent workers."""

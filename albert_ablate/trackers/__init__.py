@@ -1,0 +1,1 @@
+"""Trackers (Weights & Biases, MLflow, TensorBoard): each mirrors the run folder."""

@@ -1,0 +1,261 @@
+"""Weights & Biases as a mirror of the run folder: it is sent what the folder holds, never the other way round."""
+
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from albert_ablate.records.history import SCHEMAS, read_history
+from albert_ablate.records.naming import display_name
+
+# NoLogger: what records of earlier releases name
+from albert_ablate.trackers.base import AXES as AXES
+from albert_ablate.trackers.base import NOT_METRICS as NOT_METRICS
+from albert_ablate.trackers.base import NoLogger as NoLogger
+from albert_ablate.trackers.base import Rows, Several, Tracker, lists, merged, reason, status_of
+
+# Seconds. wandb waits up to 90 at the start and for ever at the end; see the limits of all trackers in tracker.py.
+START, END = 12, 20
+RELEASE = 3.0  # for wandb to let go of a process of its own that has been killed
+
+
+class Wandb(Tracker):
+    """A W&B run whose id is the run's identity and whose group is its arm; tokens are the step metric.
+
+    What the histories say about one step is one row of W&B's, numbered by the step. Rows are sent when they are
+    committed, and a session begins by sending what the server has not got, so a killed run's curve has no row twice
+    and no gap. Offline, a resumed run is written anew from its first row, since segments that share an id overwrite
+    each other when synced. Trouble with W&B never ends a run: it is said once, offline takes over where it can.
+
+    project, name, group, tags: null is what WANDB_PROJECT, WANDB_NAME, WANDB_RUN_GROUP and WANDB_TAGS say, and where
+    those are not set albert_ablate, what differs from the defaults with the seed, the arm, and none. layers: every
+    layer's figures, instead of least, median and largest over depth.
+
+    Under a W&B agent the run has the id and the project that the agent gives it; its config says which run it is.
+    """
+
+    NAME, SYNC = "W&B", "wandb"
+
+    def __init__(
+        self,
+        mode: Literal["online", "offline"] = "online",
+        project: str | None = None,
+        entity: str | None = None,
+        name: str | None = None,
+        group: str | None = None,
+        tags: tuple[str, ...] | None = None,
+        layers: bool = False,
+    ):
+        super().__init__(layers)
+        self.mode, self.entity = mode, entity
+        self.project = project or os.environ.get("WANDB_PROJECT") or "albert_ablate"
+        self.name = name or os.environ.get("WANDB_NAME")
+        self.group = group or os.environ.get("WANDB_RUN_GROUP")
+        given = os.environ.get("WANDB_TAGS", "").split(",") if tags is None else tags
+        self.tags = [tag.strip() for tag in given if tag.strip()]
+        self.run: Any = None
+        self.next = 0  # number of the next row
+        self.strict = True  # raise where the server has not taken everything in time
+        self.online = self.mode == "online"
+
+    def mirror(self, folder: Path, record: Mapping, rows: Rows) -> None:
+        """Online where that is asked for and the server answers, else offline."""
+        if self.mode == "online":
+            try:
+                return self.try_server(self._begin, folder, record, rows, "online")
+            except Exception as error:
+                self.tell(f"{reason(error)}; it is logged offline")
+                self.abandon()
+        if self.live:  # the run may have ended meanwhile
+            self._begin(folder, record, rows, "offline")
+
+    def address(self) -> str | None:
+        return f"W&B {os.environ.get('WANDB_BASE_URL', '')}" if self.mode == "online" else None
+
+    def sync_options(self) -> str:
+        options = {"--project": self.project if self.project != "albert_ablate" else None, "--entity": self.entity}
+        return "".join(f" {name} {shlex.quote(value)}" for name, value in options.items() if value)
+
+    def abandon(self) -> None:
+        release()
+
+    def begin(self, folder: Path, record: Mapping, rows: Rows) -> None:
+        self._begin(folder, record, rows, self.mode)
+
+    def _begin(self, folder: Path, record: Mapping, rows: Rows, mode: str) -> None:
+        quiet(folder)
+        import wandb
+
+        if mode == "online":
+            mode = os.environ.get("WANDB_MODE", mode)
+        if mode == "online" and not wandb.login(prompt=False, verify=False):
+            print("W&B: no key found, logging offline; `wandb sync` sends it later.", file=sys.stderr)
+            mode = "offline"
+        # earlier sessions' files: all they held is in the histories
+        for session in [*folder.glob("wandb/run-*"), *folder.glob("wandb/offline-run-*")]:
+            shutil.rmtree(session, ignore_errors=True)
+        self._init(folder, record, mode)
+        self.online = mode == "online"
+        self.run.define_metric("tokens")
+        self.run.define_metric("*", step_metric="tokens")
+        self.next = 0
+        self.push(rows)
+
+    def _init(self, folder: Path, record: Mapping, mode: str) -> None:
+        import wandb
+
+        given = agent_run() is not None  # wandb then takes these from the agent's environment, and from nowhere else
+        self.run = wandb.init(
+            id=None if given else record["identity"],
+            project=None if given else self.project,
+            entity=None if given else self.entity,
+            group=self.group or record["arm"],
+            name=self.name or display_name(record),
+            tags=self.tags or None,
+            config=_config(record, swept_keys() if given else ()),
+            dir=str(folder),
+            mode=mode,  # type: ignore[arg-type]
+            resume="allow" if mode == "online" else None,
+            reinit="create_new",  # else a process's second run would be given its first, if that is still open
+            settings=wandb.Settings(
+                init_timeout=START,
+                finish_timeout=END,
+                finish_timeout_raises=self.strict,
+                silent=True,
+                console="off",
+                # the record holds the provenance, without names of hosts, users, paths and remotes
+                disable_git=True,
+                save_code=False,
+                host="",
+                program="run.py",
+                x_disable_meta=True,
+                x_disable_machine_info=True,
+                x_disable_stats=True,
+                x_save_requirements=False,
+            ),
+        )
+
+    def push(self, rows: Rows) -> None:
+        for row in merged(rows, self.next, self.layers):
+            number = max(row["step"], self.next)  # an evaluation of earlier weights, at the end, has its own row
+            self.next = number + 1
+            if number >= self.run.starting_step:  # else the server has it from an earlier session
+                self.run.log(row, step=number)
+
+    def end(self, record: Mapping) -> None:
+        status = status_of(record)
+        self.run.summary.update({"status": status, **{k: v for k, v in record["summary"].items() if v is not None}})
+        if status == "stopped":
+            self.run.mark_preempting()  # with an exit code that is not 0: to be gone on with
+        run, self.run = self.run, None
+        run.finish(exit_code=_exit_code(record))
+        if self.online:
+            self._verify(run)
+
+    def _verify(self, run: Any) -> None:
+        """OSError where the server has fewer rows than it was sent: wandb says nothing when one refuses them."""
+        from albert_ablate.trackers.graphql import history_rows
+
+        settings = run.settings
+        for pause in (0.3, 0.7, 2.0, None):  # a server may count a moment later
+            there = history_rows(settings.base_url, settings.api_key, run.entity, run.project, run.id)
+            if there >= self.next:
+                return
+            if pause is not None:
+                time.sleep(pause)
+        raise OSError(f"the server has not got every row: {there} of {self.next}")
+
+    def arrived(self, folder: Path, record: Mapping) -> bool:
+        """Whether the server has every row: asked by opening the run there once more."""
+        self._init(folder, record, "online")
+        there = self.run.starting_step
+        self.run.finish(exit_code=_exit_code(record))
+        self.run = None
+        return there >= self.next
+
+
+def agent_run() -> str | None:
+    """The id that a W&B agent has given to this process's run; None without an agent."""
+    return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+
+
+def swept_keys() -> set[str]:
+    """The keys whose values the agent's server has set: wandb keeps those, whatever a run says."""
+    import yaml
+
+    try:
+        return set(yaml.safe_load(Path(os.environ["WANDB_SWEEP_PARAM_PATH"]).read_text()))
+    except (KeyError, OSError, TypeError, yaml.YAMLError):
+        return set()
+
+
+def _config(record: Mapping, swept: Collection[str] = ()) -> dict[str, Any]:
+    """What W&B lists as the run's config; `norm_settings` where norm=pre_ln is the sweep's own word."""
+    tree = {f"{k}_settings" if k in swept and isinstance(v, Mapping) else k: v for k, v in record["config"].items()}
+    return {**tree, **{k: record.get(k) for k in ("arm", "setting", "identity", "choices", "label")}}
+
+
+def mirror_found(tracker: NoLogger, folder: Path, record: Mapping) -> None:
+    """Under a W&B agent: send a run that was done already, so that the sweep has its curve and its result."""
+    rows = lists({name: read_history(folder, name, None, record.get("identity")) for name in SCHEMAS})
+    for one in tracker.trackers if isinstance(tracker, Several) else [tracker]:
+        if not isinstance(one, Wandb):
+            continue
+        with tempfile.TemporaryDirectory(prefix="albert_ablate_", ignore_cleanup_errors=True) as scratch:
+            one.mirror = lambda *args, one=one: one.try_server(one.begin, *args)  # type: ignore[method-assign]
+            one.start(Path(scratch), record, rows)
+            one.folder = folder  # for the sentence that says how to send it
+            one.wait_begun()
+            one.close(record)
+
+
+def _exit_code(record: Mapping) -> int:
+    if status_of(record) == "stopped":
+        return 128 + record.get("signal", signal.SIGTERM)
+    return 1 if status_of(record) == "failed" else 0
+
+
+def quiet(folder: Path) -> None:
+    """Before wandb's own process starts: its log goes below `folder`; no telemetry, which delays the exit."""
+    os.environ.setdefault("WANDB_CACHE_DIR", str(folder / "wandb"))
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    os.environ.setdefault("WANDB_SILENT", "true")
+
+
+def release() -> None:
+    """After an attempt that failed: end wandb's own process, which would hold the run's id as long as it lives and, if
+    it hangs, hold up this process's end."""
+    import wandb
+
+    if wandb.run is not None:  # a run of the user's own would end with it
+        return
+    for process in _clients():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(process, signal.SIGKILL)
+
+    def teardown() -> None:
+        with contextlib.suppress(Exception):
+            wandb.teardown()
+
+    thread = threading.Thread(target=teardown, daemon=True)
+    thread.start()
+    thread.join(RELEASE)
+
+
+def _clients() -> list[int]:
+    """The processes of wandb that this one has started."""
+    try:
+        found = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,comm="], capture_output=True, text=True, timeout=RELEASE)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = [line.split(None, 2) for line in found.stdout.splitlines()]
+    return [int(r[0]) for r in rows if len(r) == 3 and r[1] == str(os.getpid()) and "wandb-core" in r[2]]
