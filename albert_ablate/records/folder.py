@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from albert_ablate.config import ConfigError
-from albert_ablate.records.atomic import open_own
+from albert_ablate.config.secrets import masked
+from albert_ablate.records.atomic import open_own, replace_file
 from albert_ablate.records.lease import NO_LOCKS, Lease
 from albert_ablate.records.lease import Busy as Busy
 from albert_ablate.records.store import DONE as DONE
@@ -47,6 +48,12 @@ class RunFolder:
         """Replace the record."""
         self.check_lease()
         write(self.path, record)
+
+    def write_config(self, cfg: Mapping) -> None:
+        """config.yaml, without secrets."""
+        import yaml
+
+        replace_file(self.path / "config.yaml", yaml.safe_dump(masked(cfg), sort_keys=False).encode())
 
     def create(self) -> None:
         """Make the folders, or one sentence why they cannot be."""

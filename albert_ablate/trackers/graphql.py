@@ -61,7 +61,7 @@ def _answer(url: str, key: str, query: str, variables: dict[str, Any]) -> dict[s
     body = json.dumps({"query": query, "variables": variables}).encode()
     try:
         request = urllib.request.Request(f"{url}/graphql", body, headers)
-        with urllib.request.build_opener(_Stay).open(request, timeout=DEADLINE) as answer:
+        with urllib.request.build_opener(_Stay).open(request, timeout=2 * DEADLINE) as answer:
             content = answer.read(LARGEST + 1)
         if len(content) > LARGEST:
             return OSError(f"its answer is larger than {LARGEST >> 20} MiB")

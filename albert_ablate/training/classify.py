@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from albert_ablate.config import ConfigError, identity
-from albert_ablate.config.secrets import masked
 from albert_ablate.data.corpora import SPLITS
 from albert_ablate.data.packed import Order, Packed, cache_folder, chain
 from albert_ablate.data.tasks import Labelled, language_model
@@ -24,7 +22,6 @@ from albert_ablate.model.build import build, build_model
 from albert_ablate.model.decoder import Decoder, initial_draw, xavier
 from albert_ablate.model.weights import load_checkpoint, weights_hash
 from albert_ablate.optim.schedules import warmup_linear
-from albert_ablate.records.atomic import replace_file
 from albert_ablate.records.folder import RunFolder
 from albert_ablate.records.history import SCHEMAS, History
 from albert_ablate.records.signals import stops_handled
@@ -211,7 +208,7 @@ class _Work:
     def begin(self) -> None:
         """The trunk, and what the record says before the first step."""
         source, weights = trunk_of(self.cfg, self.packed)
-        replace_file(self.folder.path / "config.yaml", yaml.safe_dump(masked(self.cfg), sort_keys=False).encode())
+        self.folder.write_config(self.cfg)
         for history in self.histories.values():
             history.cut(0)
         model = build_model(language_model(self.cfg), self.device)

@@ -26,7 +26,6 @@ from albert_ablate.config import (
 from albert_ablate.config.secrets import masked
 from albert_ablate.data.packed import Order, Packed, block_count, cache_folder, pack
 from albert_ablate.data.tasks import fingerprint, is_language, language_model
-from albert_ablate.records.atomic import replace_file
 from albert_ablate.records.folder import DONE, RunFolder, plain
 from albert_ablate.records.naming import link_by_name, name_of
 from albert_ablate.records.provenance import provenance
@@ -333,7 +332,6 @@ def _fit(
     cfg: dict, packed: Packed, folder: RunFolder, record: dict, resume: Path | None, ranks: Any, verbose: bool
 ) -> dict[str, Any]:
     import pytorch_lightning as pl
-    import yaml
 
     from albert_ablate.model.build import build, build_model
     from albert_ablate.training.checkpoint import AtomicCheckpointIO
@@ -355,7 +353,7 @@ def _fit(
         "mean_dropout": sum(block.rate for block in model.stack) / len(model.blocks),
     }
     if ranks.first:
-        replace_file(folder.path / "config.yaml", yaml.safe_dump(masked(cfg), sort_keys=False).encode())
+        folder.write_config(cfg)
     module = LanguageModel(model, cfg, steps, sharded=ranks.size > 1 and cfg["trainer"]["strategy"] == "fsdp")
     progress = Progress(steps, batch * context, shown=verbose)
     recorder = Recorder(

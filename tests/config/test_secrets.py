@@ -5,19 +5,23 @@ import os
 import signal
 from base64 import b64encode
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 
 import pytest
+import yaml
 from forking import Ambush, Child, arguments, forked, nano, write_text
 from mlflow_server import MlflowServer
 from tracked import points
 
 from albert_ablate import cli
 from albert_ablate.config import ConfigError
-from albert_ablate.config.secrets import masked, with_password
+from albert_ablate.config.secrets import HANDED_ON, masked, with_password
 from albert_ablate.records.folder import RunFolder
-from albert_ablate.trackers.base import AXES
-from albert_ablate.training.main import main as run_main
+from albert_ablate.studies.sweeper import _handed_on
+from albert_ablate.studies.wandb_agent.agent import Agent
+from albert_ablate.trackers.base import AXES, Tracker, reason
+from albert_ablate.training import main as training
 from albert_ablate.training.run import run
 
 PASSWORD, TOKEN, ENVIRONMENT = "hunter2-Xy", "hf_" + "aB3" * 12, "q9Zr-environment-key-77"
@@ -120,6 +124,47 @@ def test_a_record_of_an_earlier_release_is_read_without_its_password(tmp_path):
     assert PASSWORD not in (tmp_path / "record.json").read_text()
 
 
+ADDRESS, HIDDEN = f"http://user:{PASSWORD}@host:5000", "http://user:***@host:5000"
+CONFIG = {"logger": {"uri": ADDRESS, "api_key": TOKEN}, "seed": 0}
+
+
+def test_config_yaml_is_written_without_secrets(tmp_path):
+    RunFolder(tmp_path).write_config(CONFIG)
+    written = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert written == {"logger": {"uri": HIDDEN, "api_key": "***"}, "seed": 0}
+
+
+def test_a_sweep_hands_a_password_to_its_workers_in_the_environment_alone(monkeypatch):
+    monkeypatch.setenv(HANDED_ON, "")
+    assert _handed_on([f"logger.uri={ADDRESS}", "seed=1"]) == [f"logger.uri={HIDDEN}", "seed=1"]
+    assert with_password(HIDDEN, "logger.uri") == ADDRESS
+
+
+def test_no_secret_is_in_what_a_tracker_or_an_agent_says(monkeypatch, capsys):
+    failed = Tracker()
+    failed.folder, failed.told = Path("runs"), False
+    failed.tell(f"at {ADDRESS}")
+    assert capsys.readouterr().err == f"{failed.NAME} failed and the run goes on (at {HIDDEN}).\n"
+    assert reason(OSError(f"at {ADDRESS}")) == f"OSError: at {HIDDEN}"
+    said: list[str] = []
+    Agent(None, None, 1, say=said.append).say(f"at {ADDRESS}")  # type: ignore[arg-type]
+    assert said == [f"at {HIDDEN}"]
+
+
+@pytest.mark.parametrize(("kind", "code"), [(ConfigError, 2), (RuntimeError, 1)])
+def test_no_secret_of_an_error_is_printed(kind, code, monkeypatch, capsys):
+    def refuse(*args: object, **options: object) -> None:
+        raise kind(f"{ADDRESS} is not allowed.")
+
+    monkeypatch.setattr(cli, "app", refuse)
+    assert cli.main(["show", "x"]) == code
+    if kind is ConfigError:
+        monkeypatch.setattr(training, "_compose_and_run", refuse)
+        monkeypatch.setattr("sys.argv", ["run.py", "seed=1"])
+        assert training.main() == 2
+    assert set(capsys.readouterr().err.splitlines()) == {f"{HIDDEN} is not allowed."}
+
+
 def test_no_secret_is_left_in_a_run_folder_its_report_or_the_output(tmp_path, capfd):
     """A run, one that goes wrong, and all that reads them, with secrets of every kind planted."""
     pytest.importorskip("mlflow", reason="pip install 'albert_ablate[mlflow]'")
@@ -152,7 +197,7 @@ def test_no_secret_is_left_in_a_run_folder_its_report_or_the_output(tmp_path, ca
         codes = []
         for more in ([], [], ["logger.mlflow.experiment=1{"], ["logger.mlflow.nothing=1"], [f"model.width={TOKEN}"]):
             sys.argv = ["run.py", *given, *more]
-            codes.append(run_main())
+            codes.append(training.main())
         os.environ["MLFLOW_TRACKING_URI"] = uri
         folder = next(runs.glob("*/seed0"))
         reads = [

@@ -1,5 +1,6 @@
 """W&B mirrors the run folder, offline and online, and can do a run no harm. The server is a stand-in on loopback."""
 
+import itertools
 import json
 import math
 import os
@@ -10,9 +11,11 @@ from pathlib import Path
 
 import pytest
 from forking import Ambush, Child, forked, outcome
-from tracked import configured, expected, nothing_leaked, offline_rows, own, prepared, session
+from mlflow_server import MlflowServer
+from tracked import configured, expected, nothing_leaked, offline_rows, own, points, prepared, session
 from wandb_server import Server
 
+from albert_ablate import cli
 from albert_ablate.trackers import wandb as mirror
 from albert_ablate.training.run import run
 
@@ -55,11 +58,18 @@ def test_a_server_that_fails_at_the_start_costs_a_run_seconds_and_nothing_else(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", ["silent", "refuse", "error", "nonsense", "client", "frozen client"])
-def test_a_server_or_a_client_lost_in_mid_run_costs_it_seconds_and_nothing_else(
-    loss, text, untracked, tmp_path, elsewhere
-):
+@pytest.mark.parametrize(
+    ("kind", "loss"),
+    [
+        *itertools.product(["wandb"], ["silent", "refuse", "error", "nonsense", "client", "frozen client"]),
+        *itertools.product(["mlflow"], ["silent", "error", "nonsense", "redirect"]),
+    ],
+)
+def test_a_loss_in_mid_run_is_one_sentence_and_sync_mends_it(kind, loss, text, untracked, tmp_path, elsewhere, capfd):
+    if kind == "mlflow":
+        pytest.importorskip("mlflow", reason="pip install 'albert_ablate[mlflow]'")
     reader, writer = os.pipe()
+    cfg = configured(text, tmp_path / "runs", kind)
 
     def lose() -> None:
         if "client" in loss:  # wandb's own process
@@ -68,20 +78,51 @@ def test_a_server_or_a_client_lost_in_mid_run_costs_it_seconds_and_nothing_else(
         os.write(writer, b"x")
 
     def work() -> dict:
+        os.environ["MLFLOW_TRACKING_URI"] = server.url
         Ambush(150, lose).set()
         return run(cfg)
 
-    cfg = configured(text, tmp_path / "runs", "wandb")
-    with Server() as server:
+    def send() -> int:
+        os.environ["MLFLOW_TRACKING_URI"] = server.url
+        return cli.main(["sync", record["folder"], "--to", kind])
+
+    with Server() if kind == "wandb" else MlflowServer() as server:
+        server.elsewhere = "http://localhost:9/"
         child = Child(prepared(work, elsewhere, server.url))
         os.read(reader, 1)
         if "client" not in loss:
             server.mode = loss
         began = time.perf_counter()
-        kind, record = child.wait()
-    assert kind == "value"
-    assert time.perf_counter() - began < 45
-    assert outcome(record["folder"]) == outcome(untracked["folder"])
+        outcome_kind, record = child.wait()
+        assert outcome_kind == "value"
+        assert time.perf_counter() - began < 45
+        assert outcome(record["folder"]) == outcome(untracked["folder"])
+        said = capfd.readouterr().err.strip()
+        assert f"`albert-ablate sync {record['folder']} --to {kind}` sends what is missing" in said and "\n" not in said
+        server.mode = "well"
+        assert forked(prepared(send, elsewhere, server.url)) == 0
+        if kind == "wandb":
+            (sent,) = server.runs.values()
+            assert [own(row) for row in sent["history"]] == expected(Path(record["folder"]))
+        else:
+            assert server.points().items() >= points(record["folder"]).items()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["wandb", "mlflow"])
+def test_a_redirection_of_a_tracker_does_not_carry_its_key(kind, text, tmp_path, elsewhere):
+    """To another host: the clients are other people's, so this watches them."""
+    if kind == "mlflow":
+        pytest.importorskip("mlflow", reason="pip install 'albert_ablate[mlflow]'")
+    with Server() as other, Server("redirect") as server:
+        server.elsewhere = other.url.replace("127.0.0.1", "localhost") + "/api"
+
+        def work() -> dict:
+            os.environ["MLFLOW_TRACKING_URI"] = server.url.replace("//", "//user:password@")
+            return run(configured(text, tmp_path / "runs", kind, "budget.tokens=256"))
+
+        assert forked(prepared(work, elsewhere, server.url))["status"] == "finished"
+        assert any(key.startswith("Basic ") for key in server.keys) and other.keys == {""}
 
 
 def test_the_state_of_a_run_on_wandb_says_whether_it_goes_on(tmp_path, elsewhere):
