@@ -1,12 +1,15 @@
 """Several ranks train one run as one process would: the same losses and data, resumable whoever dies."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,14 +18,15 @@ from forking import Child, arguments, nano, outcome, rows, train, write_text
 from albert_ablate import compose
 from albert_ablate.config import ConfigError, check
 from albert_ablate.records.folder import RunFolder
+from albert_ablate.training import ranks
 from albert_ablate.training.checkpoint import load_checkpoint
 from albert_ablate.training.ranks import Ranks, is_rank, place
 from albert_ablate.training.recorder import Recorder
 from albert_ablate.training.run import RunFailed, is_first, run
 
 ROOT = Path(__file__).parents[2]
-DDP = ("trainer=ddp_cpu",)
-FSDP = ("trainer=ddp_cpu", "trainer.strategy=fsdp")
+DDP = ("trainer=ddp_cpu", "budget.tokens=2048")  # 16 steps
+FSDP = (*DDP, "trainer.strategy=fsdp")
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +66,19 @@ SGD = ("norm=deepnorm", "optimizer=sgd", "optimizer.lr=0.1", "clip.max_norm=0.5"
 SOPHIA = ("data.accumulate=2", "clip=norm", "optimizer=sophia", "optimizer.interval=3", "optimizer.rho=1e3")
 
 
+@pytest.fixture(scope="module")
+def alone(text, tmp_path_factory):
+    """Once of each setting: what a single process gives."""
+    return cache(lambda more: train(nano(text, tmp_path_factory.mktemp("one"), "budget.tokens=2048", *more)))
+
+
+@pytest.fixture(scope="module")
+def stopped(text, tmp_path_factory):
+    """The configuration and what both ranks gave of a run that a signal to the second one stopped after step 9."""
+    cfg = nano(text, tmp_path_factory.mktemp("stopped"), *DDP)
+    return cfg, together(cfg, 9, terminate)
+
+
 def kill():
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -80,8 +97,8 @@ def terminate():
         pytest.param(DDP, SOPHIA, id="ddp-sophia", marks=pytest.mark.slow),  # whose labels know nothing of ranks
     ],
 )
-def test_two_ranks_give_the_losses_of_one_process_and_pair_with_it(text, tmp_path, kind, more):
-    one = train(nano(text, tmp_path / "one", *more))
+def test_two_ranks_give_the_losses_of_one_process_and_pair_with_it(alone, text, tmp_path, kind, more):
+    one = alone(more)
     results = together(nano(text, tmp_path / "two", *more, *kind))
     assert [k for k, _ in results] == ["value", "value"]
     two = results[0][1]
@@ -103,52 +120,46 @@ def test_two_ranks_give_the_losses_of_one_process_and_pair_with_it(text, tmp_pat
 
 
 @pytest.mark.parametrize("kind", [pytest.param(DDP, id="ddp"), pytest.param(FSDP, id="fsdp", marks=pytest.mark.slow)])
-def test_a_rank_that_dies_ends_the_other_and_the_run_goes_on_exactly(text, tmp_path, kind):
+def test_a_rank_that_dies_ends_the_other_and_the_run_resumes(text, tmp_path, kind):
+    """The second rank dies, and in the next session the first one."""
     more = ("dropout=uniform", "dropout.mean=0.2", *kind)
     whole = together(nano(text, tmp_path / "whole", *more))[0][1]
     cfg = nano(text, tmp_path / "cut", *more)
     began = time.monotonic()
-    (first, error), (second, number) = together(cfg, 13, kill)
+    (first, error), (second, number) = together(cfg, 7, kill)
     assert time.monotonic() - began < 60, "the other rank hung"
     assert (second, number) == ("killed", signal.SIGKILL) and first == "error" and isinstance(error, RunFailed)
     folder = next((tmp_path / "cut").glob("*/seed0"))
     record = RunFolder(folder).record()
-    assert record["status"] == "failed" and "Error" in record["error"] and record["progress"]["step"] <= 13
+    assert record["status"] == "failed" and "Error" in record["error"] and record["progress"]["step"] <= 7
+    assert [kind for kind, _ in together(cfg, 13, kill, struck=0)] == ["killed", "error"]
     done = together(cfg)[0][1]
-    assert done["sessions"] == 2 and 0 < done["resumed_at"] <= 13
+    assert done["sessions"] == 3 and done["resumed_at"] == 12
     assert outcome(folder) == outcome(whole["folder"])
 
 
-def test_the_death_of_the_first_rank_leaves_a_run_that_goes_on_exactly(text, tmp_path):
-    whole = together(nano(text, tmp_path / "whole", *DDP))[0][1]
-    cfg = nano(text, tmp_path / "cut", *DDP)
-    assert [kind for kind, _ in together(cfg, 7, kill, struck=0)] == ["killed", "error"]
-    done = together(cfg)[0][1]
-    assert done["resumed_at"] == 6 and outcome(done["folder"]) == outcome(whole["folder"])
-
-
-def test_a_signal_to_any_rank_stops_all_at_one_boundary(text, tmp_path):
-    cfg = nano(text, tmp_path / "runs", *DDP)
-    results = together(cfg, 9, terminate)
+def test_a_signal_to_any_rank_stops_all_at_one_boundary(stopped):
+    _, results = stopped
     assert [kind for kind, _ in results] == ["value", "value"]
     record = results[0][1]
     assert record["status"] == "stopped" and record["signal"] == signal.SIGTERM and record["progress"]["step"] == 9
-    assert together(cfg)[0][1]["resumed_at"] == 9
 
 
-def test_a_checkpoint_that_cannot_be_gone_on_with_is_told_by_all_ranks_in_one_sentence(text, tmp_path):
-    cfg = nano(text, tmp_path, *DDP)
-    folder = Path(together(cfg, 9, terminate)[0][1]["folder"])
-    kept = load_checkpoint(folder / "checkpoints/resume.ckpt")
-    torch.save({**kept, "order": kept["order"][::-1]}, folder / "checkpoints/resume.ckpt")
-    results = together(cfg)
+def test_a_checkpoint_that_cannot_be_gone_on_with_is_told_by_all_ranks_in_one_sentence(stopped, tmp_path):
+    cfg, _ = stopped
+    shutil.copytree(cfg["paths"]["runs"], tmp_path, dirs_exist_ok=True, symlinks=True)
+    file = next(tmp_path.glob("*/seed0/checkpoints/resume.ckpt"))
+    kept = load_checkpoint(file)
+    torch.save({**kept, "order": kept["order"][::-1]}, file)
+    results = together({**cfg, "paths": {**cfg["paths"], "runs": str(tmp_path)}})
     assert [kind for kind, _ in results] == ["error", "error"]
     assert all(isinstance(e, ConfigError) and "another version" in str(e) for _, e in results)
 
 
-def test_a_done_run_is_found_and_a_mistake_is_told_by_all_ranks(text, tmp_path):
-    cfg = nano(text, tmp_path, *DDP)
+def test_a_done_run_is_found_and_a_mistake_is_told_by_all_ranks(stopped):
+    cfg, _ = stopped
     first = together(cfg)[0][1]
+    assert first["resumed_at"] == 9 and first["status"] != "stopped"
     again = together(cfg)
     assert [value["found"] for _, value in again] == [True, True]
     assert run({**cfg, "trainer": {**cfg["trainer"], "devices": 1}})["found"], "the trainer is not part of identity"
@@ -168,28 +179,79 @@ def children_of(pid):
     return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def progress(runs, process, step):
+def progress(runs, step, running=lambda: True):
     """Wait until the run has committed `step`."""
-    while process.poll() is None:
+    deadline = time.monotonic() + 120
+    while running() and time.monotonic() < deadline:
         for folder in runs.glob("*/seed0"):
             record = RunFolder(folder).record()
             if record and record.get("progress", {}).get("step", 0) >= step:
                 return
         time.sleep(0.02)
-    raise AssertionError(process.communicate())
+    raise AssertionError(f"step {step} was not reached")
+
+
+class Forked:
+    """A rank as `launch` starts it, but forked from this process, so that it imports nothing anew."""
+
+    def __init__(self, command, env, stdin, stdout, start_new_session):
+        assert command[1:] == ["-m", "albert_ablate.training.ranks"] and start_new_session
+        reader, writer = os.pipe()
+        self.pid, self.returncode = os.fork(), None
+        if self.pid == 0:
+            code = 1
+            try:
+                os.setsid()
+                os.close(writer)
+                os.dup2(reader, 0)
+                sys.stdin = open(0)
+                os.environ.update(env)
+                code = ranks._work()
+            finally:
+                os._exit(code)
+        os.close(reader)
+        self.stdin = os.fdopen(writer, "wb")
+
+    def poll(self, options=os.WNOHANG):
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, options)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self):
+        return self.poll(0)
+
+    def send_signal(self, number):
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_the_command_starts_its_ranks_and_hands_signals_on(text, tmp_path):
-    long = arguments(text, tmp_path / "runs", *DDP, "budget.tokens=400_000", "evaluation.every=1_000_000")
-    process = command(*long)
-    progress(tmp_path / "runs", process, 3)
-    ranks = children_of(process.pid)
-    assert len(ranks) == 2
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM, err
-    assert "goes on from there" in out and not any(Path(f"/proc/{pid}").exists() for pid in ranks)
+def test_a_launcher_starts_its_ranks_and_hands_signals_on(text, tmp_path):
+    cfg = nano(text, tmp_path, *DDP, "budget.tokens=400_000", "evaluation.every=1_000_000")
+
+    def launched():
+        ranks.subprocess = SimpleNamespace(Popen=Forked, PIPE=subprocess.PIPE, DEVNULL=subprocess.DEVNULL)
+        return run(cfg)
+
+    for victim, step in (("a rank", 3), ("none", 8)):
+        launcher = Child(launched)
+        progress(tmp_path, step)
+        children = children_of(launcher.pid)
+        assert len(children) == 2
+        if victim == "a rank":
+            os.kill(children[1], signal.SIGKILL)
+            kind, error = launcher.wait()
+            assert kind == "error" and isinstance(error, RunFailed) and "rank 1 ended with SIGKILL" in str(error)
+        else:
+            launcher.kill(signal.SIGTERM)
+            kind, record = launcher.wait()
+            assert (kind, record["status"], record["signal"]) == ("value", "stopped", signal.SIGTERM)
+            assert record["sessions"] == 2 and record["resumed_at"] >= 3
+        assert not any(Path(f"/proc/{pid}").exists() for pid in children)
 
 
 @pytest.mark.slow
@@ -198,7 +260,7 @@ def test_the_command_starts_its_ranks_and_hands_signals_on(text, tmp_path):
 def test_the_command_leaves_nobody_behind(text, tmp_path, victim):
     long = arguments(text, tmp_path / "runs", *DDP, "budget.tokens=400_000", "evaluation.every=1_000_000")
     process = command(*long)
-    progress(tmp_path / "runs", process, 3)
+    progress(tmp_path / "runs", 3, lambda: process.poll() is None)
     ranks = children_of(process.pid)
     os.kill(ranks[1] if victim == "a rank" else process.pid, signal.SIGKILL)
     _, err = process.communicate(timeout=60)
@@ -209,7 +271,7 @@ def test_the_command_leaves_nobody_behind(text, tmp_path, victim):
         assert time.monotonic() < deadline, "a rank outlived its launcher"
         time.sleep(0.1)
     process = command(*long)
-    progress(tmp_path / "runs", process, 10)
+    progress(tmp_path / "runs", 10, lambda: process.poll() is None)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 143 and "goes on from step" in out
