@@ -1,6 +1,6 @@
 """Damaged files against commands: what is said, what is harmless, what fails.
 
-    python benchmarks/attacks.py [--repo CHECKOUT] [--only record.json evals.arrow ...] [--markdown FILE]
+    python benchmarks/attacks.py [--repo CHECKOUT] [--only record.json evals.arrow ...] [--commands N] [--markdown FILE]
 
 A small study is trained once: two arms, two seeds, one arm tuned, claims judged, one more run killed before its end.
 Then one file of a run, of the token cache, of tuning, the ledger or the status index is damaged in a copy (emptied, cut
@@ -238,13 +238,13 @@ def _command(name: str, study: Path, place: Path, overrides: list[str], out: Pat
 RUN_COMMANDS = ("status", "judge", "load_runs", "report", "show", "run", "sync", "sweep")
 TARGETS = {  # file, below the study -> the commands that read it
     "record.json": RUN_COMMANDS + ("evaluate", "generate"),
-    "config.yaml": ("show", "evaluate", "generate", "run"),
+    "config.yaml": ("generate", "evaluate", "show", "run"),
     "evaluations.json": ("load_runs", "report", "evaluate", "judge"),
     "steps.arrow": ("load_runs", "report", "show"),
     "evals.arrow": ("load_runs", "report", "show", "judge"),
     "layers.arrow": ("load_runs", "report", "show"),
-    "checkpoints/best.ckpt": ("evaluate", "generate"),
-    "checkpoints/last.ckpt": ("evaluate", "generate"),
+    "checkpoints/best.ckpt": ("generate", "evaluate"),
+    "checkpoints/last.ckpt": ("evaluate",),
     "synced.json": ("sync", "status"),
     "unfinished/checkpoints/resume.ckpt": ("go on",),
     "unfinished/checkpoints/best.ckpt": ("go on",),
@@ -252,7 +252,7 @@ TARGETS = {  # file, below the study -> the commands that read it
     "unfinished/evals.arrows": ("go on",),
     "tuning": ("tune", "judge tuned", "report tuned"),
     ".status": ("status",),
-    "ledger.json": ("judge", "report"),
+    "ledger.json": ("report", "judge"),
     "cache/train.npy": ("train",),
     "cache/validation.npy": ("train",),
     "cache/test.npy": ("train",),
@@ -298,7 +298,7 @@ def outcome(clean: str, text: str, code: str, clean_code: str) -> str:
     return "said" if (code in ("1", "2") and new.strip()) or TROUBLE.search(new) else "silent"
 
 
-def attack(repo: Path, only: list[str], say) -> collections.Counter:
+def attack(repo: Path, only: list[str], say, most: int | None = None) -> collections.Counter:
     counts: collections.Counter = collections.Counter()
     with tempfile.TemporaryDirectory(prefix="attacks_") as scratch:
         place = Path(scratch)
@@ -325,7 +325,7 @@ def attack(repo: Path, only: list[str], say) -> collections.Counter:
 
             answer()
             study, clean = place / "study", {}
-            for name in dict.fromkeys(c for t in only for c in TARGETS[t]):
+            for name in dict.fromkeys(c for t in only for c in TARGETS[t][:most]):
                 copy = place / "copy"
                 shutil.copytree(study, copy, symlinks=True)
                 clean[name] = ask(name, copy)
@@ -341,7 +341,7 @@ def attack(repo: Path, only: list[str], say) -> collections.Counter:
                 found: collections.Counter = collections.Counter()
                 worst = []
                 for kind, change in kinds.items():
-                    for name in TARGETS[target]:
+                    for name in TARGETS[target][:most]:
                         copy = place / "copy"
                         shutil.copytree(study, copy, symlinks=True)
                         damaged = copy / file.relative_to(study)
@@ -364,6 +364,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repo", type=Path, default=Path(__file__).resolve().parent.parent)
     parser.add_argument("--only", nargs="*", choices=list(TARGETS), default=list(TARGETS), metavar="FILE")
+    parser.add_argument("--commands", type=int, help="only so many commands on each file")
     parser.add_argument("--markdown", type=Path, help="also write the table to this file")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -378,7 +379,7 @@ def main() -> None:
 
     say("| file | same | said | silent | traceback | what is silent or fails |")
     say("| --- | --- | --- | --- | --- | --- |")
-    counts = attack(given.repo.resolve(), given.only, say)
+    counts = attack(given.repo.resolve(), given.only, say, given.commands)
     total = " | ".join(str(counts[k]) for k in ("same", "said", "silent", "traceback"))
     say(f"| all | {total} | |")
     if given.markdown:

@@ -163,3 +163,76 @@ def test_a_clock_that_is_set_back_changes_nothing_but_times(text, undisturbed, t
     given = arguments(text, tmp_path / "runs")
     assert command(given, tmp_path / "out.txt", back).wait() == ("value", 0), said(tmp_path / "out.txt")
     assert weights(tmp_path / "runs") == [undisturbed]
+
+
+CLAIMS = """
+arms: {pre: [norm=pre_ln], post: [norm=post_ln]}
+regimes: {short: {text: at 2 layers, overrides: [model=nano]}}
+claims:
+  - name: first
+    statement: Pre-norm is better.
+    parts: [{treatment: pre, control: post, measure: test_loss}]
+    tuned: []
+    screen: {regime: short, N: 6}
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(text, tmp_path_factory):
+    """A folder of one finished run."""
+    runs = tmp_path_factory.mktemp("finished") / "runs"
+    train(nano(text, runs))
+    return runs
+
+
+def asked(command_line: str, runs: Path, out: Path) -> tuple[str, int]:
+    """(what it says, exit code) of an `albert-ablate` command in a forked child."""
+
+    def work() -> int:
+        from albert_ablate.cli import main as cli_main
+
+        os.environ["WANDB_MODE"] = "offline"
+        sys.stdout = sys.stderr = out.open("w", buffering=1)
+        (run,) = runs.glob("*/seed0")
+        return cli_main([w.format(runs=runs, run=run, place=runs.parent) for w in command_line.split()])
+
+    kind, code = Child(work).wait()
+    assert kind == "value", (kind, code)
+    return said(out), code
+
+
+WRITING = {
+    "evaluate": "evaluate {run} clean",
+    "sync": "sync {runs} --to tensorboard",
+    "report": "report {runs} --format csv -o {place}/tables",
+    "judge": "judge {place}/claims.yaml --runs {runs}",
+    "show": "show {run} -o {place}/run.html",
+}
+
+
+@pytest.mark.parametrize("name", WRITING)
+@pytest.mark.parametrize("state", ["full", "read-only"])
+def test_commands_on_full_and_read_only_disks(state, name, finished, tmp_path):
+    if name in ("report", "show"):
+        pytest.importorskip("altair", reason="pip install 'albert_ablate[plot]'")
+    if name == "sync":
+        pytest.importorskip("tensorboard", reason="pip install 'albert_ablate[tensorboard]'")
+    out = tmp_path / "out.txt"
+    with disk(tmp_path / "disk", "4m") as remount:
+        place = tmp_path / "disk"
+        shutil.copytree(finished, place / "runs", symlinks=True)
+        (place / "claims.yaml").write_text(CLAIMS)
+        if state == "full":
+            with contextlib.suppress(OSError), (place / "filler").open("wb", buffering=0) as file:
+                while file.write(bytes(4096)):
+                    pass
+        else:
+            remount("ro")
+        sentence, code = asked(WRITING[name], place / "runs", out)
+        last = sentence.strip().splitlines()[-1]
+        assert code == (1 if state == "full" else 2), sentence
+        words = ("No space left",) if state == "full" else ("Read-only file system", "you may not write there")
+        assert any(w in last for w in words) and "None" not in last, sentence
+        remount("rw" if state == "read-only" else "size=50m")
+        sentence, code = asked(WRITING[name], place / "runs", out)
+        assert code == 0, sentence
