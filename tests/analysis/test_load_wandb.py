@@ -2,6 +2,8 @@
 
 import json
 import os
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -162,3 +164,45 @@ def test_a_project_on_a_server_gives_the_same_tables(tmp_path):
 
     with Project(kept) as server:
         on_server(server.url, tmp_path, work)
+
+
+HOSTILE = {  # configuration and summary, as JSON by key
+    "nested": ({"seed": "[" * 20_000}, {}),
+    "no JSON": ({"seed": "{"}, {}),
+    "no text": ({"arm": "[1]"}, {}),
+    "no choice": ({"choices": "[1]"}, {}),
+    "no option": ({"choices": '{"norm": {"a": 1}}'}, {}),
+    "no status": ({}, {"status": "[1]"}),
+    "another status": ({}, {"status": '"well"'}),
+    "huge": ({"seed": "1" + "0" * 400}, {}),
+    "a huge figure": ({}, {"val_loss": "1" + "0" * 400}),
+    "a deep setting": ({"optimizer": '{"a":' * 900 + "1" + "}" * 900}, {}),
+    "a rate of words": ({"optimizer": '{"lr": "fast"}'}, {}),
+}
+
+
+def test_an_offline_file_with_hostile_json_is_a_row(tmp_path):
+    def work() -> None:
+        from wandb.proto import wandb_internal_pb2 as messages
+
+        def part(record: Any) -> bytes:
+            content = b"\x01" + record.SerializeToString()
+            return struct.pack("<IH", zlib.crc32(content), len(content) - 1) + content
+
+        plainly = {"seed": "0", "arm": '"a"', "setting": '"s"'}
+        for name, (config, summary) in {"fine": ({}, {"val_loss": "2.5"}), **HOSTILE}.items():
+            run, end = messages.Record(), messages.Record()
+            run.run.run_id = name
+            for key, value in (plainly | config).items():
+                run.run.config.update.add(key=key, value_json=value)
+            end.summary.update.add(key="x", value_json="1")
+            for key, value in summary.items():
+                end.summary.update.add(key=key, value_json=value)
+            (tmp_path / f"run-{name}.wandb").write_bytes(b":W&B\x00\x00\x00" + part(run) + part(end))
+        summary = load_runs(tmp_path).summary.set_index("folder")
+        reasons = summary["reason"].rename(lambda folder: Path(folder).stem.removeprefix("run-"))
+        assert len(summary) == len(HOSTILE) + 1 and pd.isna(reasons.pop("fine"))
+        assert summary.loc[str(tmp_path / "run-fine.wandb"), "val_loss"] == 2.5
+        assert summary["status"].notna().sum() == 1 and reasons.str.contains("read|not a run").all(), reasons.to_dict()
+
+    forked(work)
