@@ -1,6 +1,6 @@
 """A claims file: arms, regimes and the sentences that can be wrong (sweeps/claims.yaml is the example).
 
-    family: {name: mine, size: 2}             # named before any run; a claim not run counts too
+    family: {name: mine, size: 2}             # named before any run; a claim not run counts too, and each of its forms
     arms: {pre: [norm=pre_ln], post: [norm=post_ln]}
     regimes:
       short: {text: at 12 layers, overrides: [model.layers=12, budget.tokens=100_000]}
@@ -112,6 +112,12 @@ class ClaimsFile:
     arms: Mapping[str, tuple[str, ...]]
     regimes: Mapping[str, Mapping[str, Any]]
     claims: tuple[ClaimText, ...]
+    named_forms: tuple[str, ...] = ()  # family.forms: those that share the family's level, where the file says so
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """The forms that share the family's level: those named, else all that its claims have."""
+        return self.named_forms or tuple(f for f in FORMS if any(f in c.forms for c in self.claims))
 
     def overrides(self, claim: ClaimText, part: Part, form: str, arm: str) -> tuple[str, ...]:
         regime = part.regime or claim.forms[form].regime
@@ -128,7 +134,8 @@ class ClaimsFile:
         ]
         kept = {
             "parts": parts, "needs": claim.needs, "form": asdict(claim.forms[form]), "equal": dict(claim.equal),
-            "tuned": claim.tuned, "seeds": claim.seeds, "family": [self.family, self.size, self.alpha],
+            "tuned": claim.tuned, "seeds": claim.seeds,
+            "family": [self.family, self.size, self.alpha, *([self.named_forms] if self.named_forms else [])],
         }  # fmt: skip
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -169,13 +176,16 @@ def _file(path: Path, tree: Any) -> ClaimsFile:
     if twice := [n for n in names if names.count(n) > 1]:
         raise ConfigError(f"the claim {twice[0]} stands twice.")
     family = tree.get("family") or {}
-    _keys("family", family, ("name", "size", "alpha"), ())
+    _keys("family", family, ("name", "size", "alpha", "forms"), ())
     size, alpha = family.get("size", len(claims)), family.get("alpha", ALPHA)
     if isinstance(size, bool) or not isinstance(size, int) or size < len(claims):
         raise ConfigError(f"family.size={size} is not allowed: it must be at least the file's {len(claims)} claims.")
     if not isinstance(alpha, float) or not 0 < alpha <= 0.2:
         raise ConfigError(f"family.alpha={alpha} is not allowed: it must be a number above 0, at most 0.2.")
-    return ClaimsFile(path, str(family.get("name", path.stem)), size, alpha, arms, regimes, claims)
+    forms = family.get("forms", [])
+    if not isinstance(forms, list) or [f for f in forms if f not in FORMS] or len({*forms}) < len(forms):
+        raise ConfigError(f"family.forms={forms} is not allowed: it is a list, of {' and '.join(FORMS)}.")
+    return ClaimsFile(path, str(family.get("name", path.stem)), size, alpha, arms, regimes, claims, tuple(forms))
 
 
 CLAIM_KEYS = ("name", "statement", "needs", "parts", "secondary", "screen", "full", "equal", "tuned", "seeds")

@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from albert_ablate.judge.ledger import RATIOS, effect_words, ratio_words
@@ -18,14 +18,16 @@ CAVEAT = (
 )
 
 
-def show_ledger(ledger: Mapping[str, Any]) -> None:
-    """Print the ledger at the terminal's width."""
+def show_ledger(ledger: Mapping[str, Any], only: Sequence[str] = ()) -> None:
+    """Print the ledger at the terminal's width, of `only` these claims where it names any."""
     from rich.console import Console
     from rich.text import Text
 
     console = Console(highlight=False, soft_wrap=True)
     width = max(40, console.width)
     for number, entry in enumerate(ledger["claims"], 1):
+        if only and entry["name"] not in only:
+            continue
         word = ": ".join(filter(None, [entry["verdict"].upper(), entry.get("detail", "")]))
         head = f"{number:>2} {entry['name']}"
         gap = " " * max(1, width - len(head) - len(word))
@@ -37,8 +39,12 @@ def show_ledger(ledger: Mapping[str, Any]) -> None:
         console.print()
     for text in ledger.get("unreadable", ()):
         console.print(Text(textwrap.fill(f"Not counted: {text}", width), style="yellow"))
+    for text in ledger.get("gone", ()):
+        console.print(Text(textwrap.fill(text, width), style="yellow"))
     family = ledger["family"]
-    closing = f"{ledger['form']} form; family of {family['size']} at {family['alpha']:g} (Holm). {CAVEAT}"
+    several = len(family["forms"]) > 1
+    shared = f", shared by its forms {' and '.join(family['forms'])}: {family['tests']} tests" if several else ""
+    closing = f"{ledger['form']} form; family of {family['size']} at {family['alpha']:g} (Holm){shared}. {CAVEAT}"
     console.print(Text(textwrap.fill(closing, width), style="dim"))
 
 
@@ -58,7 +64,7 @@ def lines(entry: Mapping[str, Any], width: int) -> list[str]:
                 effect = f": {ratio_words(p) if ratio else effect_words(p)}" if kind else ""
                 say(f"{kind}{said}{effect}" + "".join(f"; {x}" for x in _extras(p)), "   - ", "     ")
     if entry["edited"]:
-        say("Edited after its first judged pair: not pre-registered.", "   ! ", "     ")
+        say(f"Not pre-registered: {entry['registration']}.", "   ! ", "     ")
     if entry["verdict"] not in ("inadmissible", "open"):
         say(entry["reason"], "   . ", "     ")
     for note in entry["notes"]:

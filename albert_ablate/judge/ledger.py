@@ -15,8 +15,9 @@ import numpy as np
 
 from albert_ablate.analysis.registry import Evidence, Measure, Missing, Unusable
 from albert_ablate.config import ConfigError, corrections, nearest, unwritable
-from albert_ablate.judge import admission
+from albert_ablate.judge import admission, registration
 from albert_ablate.judge.claims import (
+    FORMS,
     ClaimsFile,
     ClaimText,
     Form,
@@ -28,7 +29,7 @@ from albert_ablate.judge.claims import (
     significant,
 )
 from albert_ablate.records import store
-from albert_ablate.records.checked import read_checked, write_checked
+from albert_ablate.records.checked import write_checked
 from albert_ablate.records.folder import DONE
 from albert_ablate.records.tuning import read_tuning
 from albert_ablate.stats import effects
@@ -81,6 +82,7 @@ class Found:
     untuned: bool = False  # an arm is to be tuned, or tuned further, which `--run` does
     notes: list[str] = field(default_factory=list)
     used: dict[str, Evidence] = field(default_factory=dict)
+    trained: dict[str, Job] = field(default_factory=dict)  # by place: what trained a run that is used
     jobs: list[Job] = field(default_factory=list)
 
 
@@ -129,6 +131,7 @@ class Bench:
         self.root, self.evidence, self.unreadable = root, list[Evidence](), list[str]()
         self.outdated = list[Evidence]()  # made by a component that was corrected since: no evidence about today's
         self._arms: dict[tuple[str, ...], list[Evidence]] = {}
+        self.seen = set[tuple[str, str]]()  # claims and forms of which a pair was judged before
         for folder in store.run_folders(root) if root.is_dir() else ():
             place = f"{folder.parent.name}/{folder.name}"
             record = store.read(folder)
@@ -158,43 +161,77 @@ class Bench:
         return self._arms[overrides]
 
 
-def judge(file: ClaimsFile, runs: Path, form: str = "screen", only: Sequence[str] = ()) -> dict[str, Any]:
+def judge(file: ClaimsFile, runs: Path, form: str = "screen") -> dict[str, Any]:
     """The ledger of a claims file from the records below `runs`."""
-    return judged(file, runs, form, only)[0]
+    return judged(file, runs, form).ledger
 
 
-Gathered = dict[str, list[Found]]  # by claim, a contrast each
+@dataclass(frozen=True)
+class Judged:
+    """A ledger; what was found of a claim's primary and secondary contrasts; the family's registration from now on."""
+
+    ledger: dict[str, Any]
+    found: dict[str, list[Found]]
+    beside: dict[str, list[Found]]
+    registration: dict[str, Any]
 
 
-def judged(
-    file: ClaimsFile, runs: Path, form: str, only: Sequence[str] = ()
-) -> tuple[dict[str, Any], Gathered, Gathered]:
-    """The ledger, and what was found of primary and of secondary contrasts."""
-    refuse_unknown(file, only)
+def judged(file: ClaimsFile, runs: Path, form: str) -> Judged:
+    """All claims of a form, together with those of another form that has been looked at: both share the level."""
     bench = Bench(runs)
-    chosen = [c for c in file.claims if form in c.forms and (not only or c.name in only)]
+    chosen = [c for c in file.claims if form in c.forms]
     if not chosen:
         raise ConfigError(f"{file.path} has no claim with the form {form}.")
-    found = {c.name: [gather(file, c, p, form, bench) for p in c.contrasts(form)] for c in chosen}
+    kept = registration.registered(file, runs, form, lambda claim, form: _there(file, claim, form, bench))
+    bench.seen = {(c.name, f) for c in file.claims for f in c.forms if registration.is_seen(kept, c.name, f)}
+    asked: dict[tuple[str, str], Claim] = {}
+    every = dict[tuple[str, str], list[Found]]()
+    for f in [form, *(f for f in kept["looked"] if f != form)]:
+        for c in (c for c in file.claims if f in c.forms):
+            parts = c.contrasts(f)
+            own = every[f, c.name] = [gather(file, c, p, f, bench) for p in parts]
+            if not _refusals(own) and measure_of(parts[0]).kind != "exact":
+                asked[f, c.name] = Claim(_contrasts(parts, own), c.forms[f].N, c.needs)  # type: ignore[arg-type]
+            if any(x.seeds for x in own):
+                kept["claims"][c.name]["forms"][f]["seen"] = True
+    found = {c.name: every[form, c.name] for c in chosen}
     beside = {c.name: [gather(file, c, p, form, bench) for p in c.beside(form)] for c in chosen}
-    tested = [c for c in chosen if not _refusals(found[c.name]) and measure_of(c.contrasts(form)[0]).kind != "exact"]
-    asked = [
-        Claim(_contrasts(c.contrasts(form), found[c.name]), c.forms[form].N, c.needs)  # type: ignore[arg-type]
-        for c in tested
+    forms = [f for f in FORMS if f in kept["forms"] or f == form]
+    tests = file.size * len(forms)
+    decided = dict(zip(asked, verdicts([*asked.values()], tests, file.alpha), strict=True))
+    entries = [
+        _entry(file, c, form, bench, found[c.name], beside[c.name], decided.get((form, c.name)), kept, tests)
+        for c in chosen
     ]
-    decided = dict(zip([c.name for c in tested], verdicts(asked, file.size, file.alpha), strict=True))
-    entries = [_entry(file, c, form, bench, found[c.name], beside[c.name], decided.get(c.name)) for c in chosen]
     refused = [f"{e['name']}: {e['reason']}" for e in entries if e["verdict"] == "inadmissible"]
+    gone = registration.gone(file, kept)
     ledger = {
         "version": 1,
         "claims_file": file.path.name,
         "form": form,
-        "family": {"name": file.family, "size": file.size, "alpha": file.alpha},
+        "family": {"name": file.family, "size": file.size, "alpha": file.alpha, "forms": forms, "tests": tests},
         "claims": entries,
-        "refusals": [*bench.unreadable, *refused],
+        "refusals": [*bench.unreadable, *refused, *gone],
         "unreadable": bench.unreadable,
+        "gone": gone,
     }
-    return ledger, found, beside
+    return Judged(ledger, found, beside, kept)
+
+
+def _there(file: ClaimsFile, claim: ClaimText, form: str, bench: Bench) -> registration.There:
+    """How many of a claim's runs are done, at whatever learning rate."""
+    seeds = claim.seeds[: claim.forms[form].N]
+    arms = dict[tuple[str, ...], set[int]]()
+    pairs = 0
+    for part in claim.contrasts(form):
+        sides = [file.overrides(claim, part, form, a) for a in arms_of(part)]
+        for side in sides:
+            if side not in arms:
+                done = [r for r in bench.runs_of(side) if r.record["status"] in DONE] if bench.evidence else []
+                arms[side] = {r.record["seed"] for r in done}
+        pairs += sum(all(s in arms[side] for side in sides) for s in seeds)
+    there = sum(s in done for done in arms.values() for s in seeds)
+    return registration.There(there, len(arms) * len(seeds), pairs)
 
 
 def refuse_unknown(file: ClaimsFile, only: Sequence[str]) -> None:
@@ -232,7 +269,7 @@ def gather(file: ClaimsFile, claim: ClaimText, part: Part, form: str, bench: Ben
         return out
     out.notes += [_not_counted(a) for a in kept if a.outdated]
     if tuned and any(a.runs for a in kept):
-        advised = not _registered(claim, form, bench.root).exists()
+        advised = (claim.name, form) not in bench.seen
         _check_tuning(kept, out, advised)
         if out.refusal:  # no pair at rates that are not those of the claim, so that nothing is seen of it before
             out.jobs = [Job(a.name, a.overrides, None, claim.seeds[0]) for a in kept if not a.known]
@@ -273,6 +310,7 @@ def gather(file: ClaimsFile, claim: ClaimText, part: Part, form: str, bench: Ben
             break
         out.seeds.append(seed)
         out.used |= {r.place: r for found in done.values() for r in found}
+        out.trained |= {r.place: Job(a.name, a.overrides, r.lr, seed) for a in kept for r in done[a.name]}
     if m.looks and out.used:
         out.notes += _resolution([*out.used.values()][0], m)
     _notes(out, kept)
@@ -569,7 +607,7 @@ def _notes(out: Found, arms: Sequence[_Arm]) -> None:
 
 
 def _entry(file: ClaimsFile, claim: ClaimText, form: str, bench: Bench, found: Sequence[Found], beside: Sequence[Found],
-           verdict: Verdict | None) -> dict[str, Any]:  # fmt: skip
+           verdict: Verdict | None, kept: dict[str, Any], tests: int) -> dict[str, Any]:  # fmt: skip
     f, primary, refused = claim.forms[form], claim.contrasts(form), _refusals(found)
     exact = measure_of(primary[0]).kind == "exact"
     if refused:
@@ -612,9 +650,10 @@ def _entry(file: ClaimsFile, claim: ClaimText, form: str, bench: Bench, found: S
     if word not in OPEN and any(p["pairs"] < 8 for p in parts) and word != "inadmissible" and not exact:
         notes.append("Below 8 pairs a verdict rests on normal differences.")
     if verdict and not refused and not exact and any(p["pairs"] >= FIRST for p in parts):
-        notes += [*_all_looks(file, verdict, word), *(t for p in parts if (t := _step_words(p, word)))]
+        notes += [*_all_looks(file.alpha, tests, verdict, word), *(t for p in parts if (t := _step_words(p, word)))]
         notes += [t for p, r in zip(parts, verdict.parts, strict=True) if (t := margin_words(p, r, len(parts) > 1))]
     regime = file.regime(claim, form)
+    how, edited = registration.status(file, claim, form, kept)
     entry = {
         "name": claim.name,
         "statement": claim.statement,
@@ -623,7 +662,8 @@ def _entry(file: ClaimsFile, claim: ClaimText, form: str, bench: Bench, found: S
         "detail": detail,
         "reason": reason,
         "regime": regime,
-        "edited": was_edited(file, claim, form, bench.root),
+        "registration": how,
+        "edited": edited,
         "N": f.N,
         "needs": claim.needs,
         "p_effect": verdict.p_effect if verdict else 1.0,
@@ -656,12 +696,11 @@ def _ordinal(n: int) -> str:
     return f"{n}{'th' if 10 <= n % 100 <= 20 else {1: 'st', 2: 'nd', 3: 'rd'}.get(n % 10, 'th')}"
 
 
-def _all_looks(file: ClaimsFile, verdict: Verdict, word: str) -> list[str]:
+def _all_looks(alpha: float, tests: int, verdict: Verdict, word: str) -> list[str]:
     """p with all looks counted, beside the level it needed."""
     inside = word == "no effect" or (word == "refuted" and verdict.p_inside <= verdict.level_inside)
     p, level = (verdict.p_inside, verdict.level_inside) if inside else (verdict.p_effect, verdict.level_effect)
-    step = file.size - round(file.alpha / level) + 1
-    of = f" ({_ordinal(step)} of {file.size} by Holm)" if file.size > 1 else ""
+    of = f" ({_ordinal(tests - round(alpha / level) + 1)} of {tests} by Holm)" if tests > 1 else ""
     what = "of an effect inside the margin " if inside else ""
     return [f"p {what}= {p:.2g} with all looks counted; {level:.2g} was needed{of}."]
 
@@ -935,7 +974,7 @@ def sentence(entry: Mapping[str, Any]) -> str:
     if word in UNDECIDED and missing:
         p, found = max(missing, key=lambda x: x[1]["pairs"][0])
         out += f"; {missing_words(p, found, entry['N'])}"
-    return f"{out}."
+    return f"{out}. {entry['registration'][:1].upper()}{entry['registration'][1:]}."
 
 
 def missing_words(p: Mapping[str, Any], found: Mapping[str, Any], N: int) -> str:
@@ -954,45 +993,14 @@ def missing_words(p: Mapping[str, Any], found: Mapping[str, Any], N: int) -> str
     return f"{tell} it would take more than the {MOST_PAIRS} pairs that a claim may have"
 
 
-# --- pre-registration and files --------------------------------------------------------------------------------------
+# --- files --------------------------------------------------------------------------------------
 
 
-def _registered(claim: ClaimText, form: str, runs: Path) -> Path:
-    return runs / "claims" / f"{claim.name}.{form}.json"
-
-
-def register(file: ClaimsFile, claim: ClaimText, form: str, runs: Path) -> None:
-    """Store the claim's hash with its first judged pair, once: a claim edited afterwards is marked."""
-    place = _registered(claim, form, runs)
-    if not place.exists():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        kept = {"hash": file.hash(claim, form), "statement": claim.statement}
-        write_checked(place, kept, place.stem)
-
-
-def was_edited(file: ClaimsFile, claim: ClaimText, form: str, runs: Path) -> bool:
-    """Whether the claim is another than when its first pair was judged."""
-    place = _registered(claim, form, runs)
-    try:
-        return read_checked(place, place.stem)["hash"] != file.hash(claim, form)
-    except FileNotFoundError:
-        return False
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{place} cannot be read ({error}).") from None
-
-
-def judge_and_register(file: ClaimsFile, runs: Path, form: str, only: Sequence[str] = ()) -> dict[str, Any]:
-    """The ledger; a claim with a judged pair is registered from now on."""
-    ledger, found, _ = judged(file, runs, form, only)
-    register_judged(file, found, form, runs)
-    return ledger
-
-
-def register_judged(file: ClaimsFile, found: Gathered, form: str, runs: Path) -> None:
-    """Register every claim that has a judged pair."""
-    for claim in file.claims:
-        if any(f.seeds for f in found.get(claim.name, ())):
-            register(file, claim, form, runs)
+def judge_and_register(file: ClaimsFile, runs: Path, form: str) -> dict[str, Any]:
+    """The ledger; the family is registered from now on."""
+    found = judged(file, runs, form)
+    registration.write(file, runs, found.registration)
+    return found.ledger
 
 
 def write_ledger(ledger: Mapping[str, Any], path: Path) -> None:

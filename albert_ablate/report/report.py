@@ -263,7 +263,8 @@ def ledger_section(m: Material) -> Section:
         notes = [str(claim.get("reason") or ""), *map(str, claim.get("notes") or []), _spent(claim.get("cost") or {})]
         notes = [n for n in dict.fromkeys(notes) if n and n not in sentence]
         if claim.get("edited"):
-            notes.insert(0, "This claim was edited after its first judged pair: it is not pre-registered.")
+            how = claim.get("registration") or "edited after its first judged pair"
+            notes.insert(0, f"This claim is not pre-registered: {how}.")
         section.cards.append(
             {
                 "verdict": str(claim["verdict"]),

@@ -21,7 +21,7 @@ def judge(
         Path | None, typer.Option(help="Where the ledger goes; RUNS/ledger.json.", show_default=False)
     ] = None,
     form: Annotated[Literal["screen", "full"], typer.Option(help="The claims' small or large form.")] = "screen",
-    only: Annotated[list[str] | None, typer.Option(help="Only this claim, as often as wanted.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Show and train only this claim; all are judged.")] = None,
     run: Annotated[bool, typer.Option("--run", help="Train the cheapest next pair until all is decided.")] = False,
     budget: Annotated[
         str | None, typer.Option(help="With --run: 3600s, or 5e8tokens, to spend.", show_default=False)
@@ -31,11 +31,14 @@ def judge(
     ] = False,
     workers: Annotated[int, typer.Option(min=1, help="With --run: processes, one thread each.")] = 2,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="The price of each claim in both forms.")] = False,
+    verify: Annotated[
+        int, typer.Option(min=0, help="Train so many of the runs again, drawn at random, and compare.")
+    ] = 0,
 ) -> int:
     """Judge claims from the records of runs: a verdict for each, with its interval, its cost and every look."""
     from albert_ablate.judge.claims import read_claims
     from albert_ablate.judge.console import show_ledger
-    from albert_ablate.judge.ledger import judge_and_register, write_ledger
+    from albert_ablate.judge.ledger import judge_and_register, refuse_unknown, write_ledger
 
     limit = _budget(budget)
     if budget and not run:
@@ -45,6 +48,9 @@ def judge(
     if run and dry_run:
         raise ConfigError("--run and --dry-run exclude each other.")
     file = read_claims(claims)
+    refuse_unknown(file, only or ())
+    if lacking := [c.name for c in file.claims if c.name in (only or ()) and form not in c.forms and not dry_run]:
+        raise ConfigError(f"{file.path}: the claim {lacking[0]} has no form {form}.")
     if dry_run:
         from albert_ablate.studies.price import show_price
 
@@ -57,12 +63,39 @@ def judge(
         raise ConfigError(f"{runs} is no folder of runs: --run trains them, --dry-run says what they cost.")
     elif not any(runs.glob("*/seed*")):
         raise ConfigError(f"{runs} holds no run: --run trains them, --dry-run says what they cost.")
-    ledger = judge_and_register(file, runs, form, only or ())
+    ledger = judge_and_register(file, runs, form)
     place = json or runs / "ledger.json"
     write_ledger(ledger, place)
-    show_ledger(ledger)
+    show_ledger(ledger, only or ())
     print(place)
-    return code
+    return code or (verify_runs(file, runs, form, only or (), verify, print) if verify else 0)
+
+
+def verify_runs(file: Any, runs: Path, form: str, only: Sequence[str], count: int, say: Callable[[str], None]) -> int:
+    """Train `count` of the runs that the claims rest on again, drawn at random: exit code 0 if all end as they did."""
+    import random
+
+    from albert_ablate.config import compose
+    from albert_ablate.judge.ledger import judged
+    from albert_ablate.training.run import run
+
+    found = judged(file, runs, form)
+    parts = [
+        f for kinds in (found.found, found.beside) for name in kinds for f in kinds[name] if not only or name in only
+    ]
+    trained = {place: job for f in parts for place, job in f.trained.items()}
+    drawn = random.SystemRandom().sample(sorted(trained), min(count, len(trained)))
+    same = 0
+    for place in drawn:
+        (planned,) = planned_of(trained[place], runs, ["force=true"])
+        if planned.folder.resolve() != (runs / place).resolve():
+            say(f"{place}: its arm would be trained as {planned.folder.parent.name} today.")
+            continue
+        verdict = run(compose([*planned.overrides])).get("reproduction", "not finished")
+        same += verdict == "reproduced"
+        say(f"{place} ({planned.name}): {verdict}")
+    say(f"{same} of {len(drawn)} runs, drawn at random from {len(trained)}, reproduced bit for bit.")
+    return 0 if same == len(drawn) else 1
 
 
 @dataclass(frozen=True)
@@ -123,12 +156,16 @@ class _Runner:
 
     def _lacking(self, only: Sequence[str]) -> dict[str, tuple[list[Any], list[Any]]]:
         """By claim what its primary contrasts still lack, and what the secondary ones lack to have as many pairs."""
-        from albert_ablate.judge.ledger import OPEN, judged, register_judged
+        from albert_ablate.judge import registration
+        from albert_ablate.judge.ledger import OPEN, judged
 
         out = {}
-        ledger, found, beside = judged(self.file, self.runs, self.form, only)
-        register_judged(self.file, found, self.form, self.runs)
-        for entry in ledger["claims"]:
+        now = judged(self.file, self.runs, self.form)
+        registration.write(self.file, self.runs, now.registration)
+        found, beside = now.found, now.beside
+        for entry in now.ledger["claims"]:
+            if only and entry["name"] not in only:
+                continue
             name, pairs = entry["name"], max(p["pairs"] for p in entry["parts"])
             undecided = entry["verdict"] in OPEN or any(f.untuned for f in found[name])
             primary = [j for f in found[name] for j in f.jobs] if undecided else []

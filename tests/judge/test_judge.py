@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,7 @@ import yaml
 from albert_ablate.analysis import registry
 from albert_ablate.analysis.registry import MEASURES, Evidence, Missing
 from albert_ablate.cli import main
-from albert_ablate.config import run_identity
+from albert_ablate.config import ConfigError, run_identity
 from albert_ablate.judge.claims import (
     arms_of,
     composed,
@@ -28,7 +29,7 @@ from albert_ablate.judge.claims import (
     signature_default,
     significant,
 )
-from albert_ablate.judge.ledger import Bench, judge, ratio_words
+from albert_ablate.judge.ledger import Bench, judge, judge_and_register, ratio_words
 from albert_ablate.records.history import SCHEMAS
 from albert_ablate.stats import sequential as statistics
 from albert_ablate.studies.judge_run import Budget, _Runner
@@ -144,7 +145,8 @@ def test_sentence_and_entry_say_what_was_found(bench):
     assert found["sentence"].startswith("at 2 layers, pre changed test_loss against post by -9.")
     after = np.mean(logs[4:])
     assert found["sentence"].endswith(
-        f"12 pairs; decided at pair 4, {100 * np.expm1(-after):.3g} % in the 8 pairs after it): supported."
+        f"12 pairs; decided at pair 4, {100 * np.expm1(-after):.3g} % in the 8 pairs after it): supported. "
+        "Registered with 24 of 24 runs there (exploratory)."
     )
     assert found["cost"] == {"seconds": 48.0, "tokens": 480_000, "runs": 24, "tuning_runs": 0}
 
@@ -211,7 +213,7 @@ def test_the_detail_says_what_a_verdict_leaves_open(bench, effect, parts, word, 
     bench.pairs(lost if effect == -INF else losses, lost if effect == INF else 2.0 + 0 * FLAT)
     found = bench.judged(parts=parts, needs="all" if len(parts) > 1 else "one")
     assert (found["verdict"], found["detail"]) == (word, detail)
-    assert found["sentence"].endswith(f"): {word}{f' ({detail})' if detail else ''}.")
+    assert f"): {word}{f' ({detail})' if detail else ''}. Registered" in found["sentence"]
     if detail == "a part failed":
         how = "opposite found" if WORSE in parts else "smaller than the margin"
         names = "post against pre" if WORSE in parts else "pre against post"
@@ -543,26 +545,165 @@ def test_the_same_records_give_the_same_ledger_byte_for_byte(bench, capsys):
     assert "SUPPORTED" in capsys.readouterr().out
 
 
-def test_a_claim_edited_after_its_first_look_is_marked(bench, capsys):
+def lacking_of(path, runs, only=()):
+    return _Runner(read_claims(path), runs, "screen", (), False, 1, Budget(), print)._lacking(only)
+
+
+def family(bench, *claims, **family):
+    path = bench.folder / "family.yaml"
+    path.write_text(yaml.safe_dump(FILE | {"claims": [CLAIM | c for c in claims], "family": {"name": "f"} | family}))
+    return path
+
+
+def how(path, bench, register=True):
+    """By claim how it is registered, after a look."""
+    ledger = (judge_and_register if register else judge)(read_claims(path), bench.runs, "screen")
+    return {c["name"]: c["registration"] for c in ledger["claims"]} | {"gone": ledger["gone"]}
+
+
+def test_a_claim_is_registered_before_its_runs_or_is_exploratory(bench):
+    first, second = {"name": "first"}, {"name": "second", "statement": "Later."}
+    path = family(bench, first, size=3)
+    lacking_of(path, bench.runs)  # as --run begins
     bench.pairs(2.0 + 0.01 * NOISE, 2.2 + 0 * NOISE)
-    edited = dict(parts=[CLAIM["parts"][0] | {"margin": 0.02}])
-    assert bench.command(**edited) == 0
-    assert not bench.judged(**edited)["edited"]
-    assert not bench.judged(**edited, statement="In other words.")["edited"]
-    assert bench.judged()["edited"]
-    assert bench.command() == 0
-    assert "not pre-registered" in capsys.readouterr().out
+    assert how(path, bench)["first"] == "registered before its runs"
+    found = judge(read_claims(path), bench.runs)["claims"][0]
+    assert found["sentence"].endswith("supported. Registered before its runs.") and not found["edited"]
+    path = family(bench, first, second, size=3)  # inside the family's size
+    later = "added later with 24 of 24 runs there (exploratory)"
+    assert how(path, bench) == {"first": "registered before its runs", "second": later, "gone": []}
+    shutil.rmtree(bench.runs / "claims")
+    assert how(path, bench)["first"] == "registered with 24 of 24 runs there (exploratory)"
+
+
+def test_runs_of_the_control_alone_are_counted_and_leave_a_claim_no_exploration(bench):
+    bench.pairs([], 2.2 + 0 * NOISE)
+    path = family(bench, {})
+    assert how(path, bench, register=False)["first"] == how(path, bench)["first"]  # the same ledger before and after
+    assert how(path, bench)["first"] == "registered with 12 of 24 runs there"
+
+
+def test_what_is_changed_after_a_judged_pair_is_marked(bench, capsys):
+    margin = {"parts": [CLAIM["parts"][0] | {"margin": 0.02}]}
+    turned = {"statement": "Post-norm is better."}
+    path = family(bench, {}, size=3)
+    lacking_of(path, bench.runs)
+    path = family(bench, margin, size=3)
+    assert how(path, bench)["first"] == "registered before its runs"  # no pair was judged: the claim may change
+    bench.pairs(2.0 + 0.01 * NOISE[:4], 2.2 + 0 * NOISE[:4])
+    assert how(path, bench)["first"] == "registered before its runs"
+    assert how(family(bench, {}, size=3), bench)["first"] == "edited since it was registered (what it compares)"
+    both = how(family(bench, turned, size=3), bench)["first"]
+    assert both == "edited since it was registered (its statement and what it compares)"
+    path = family(bench, margin | turned, size=3)
+    assert how(path, bench)["first"] == "edited since it was registered (its statement)"
+    assert main(["judge", str(path), "--runs", str(bench.runs)]) == 0
+    assert "Not pre-registered: edited since" in " ".join(capsys.readouterr().out.split())
+    renamed = how(family(bench, margin | {"name": "other"}, size=3), bench)
+    assert renamed == {"other": "renamed since it was registered as first", "gone": []}
+    deleted = how(family(bench, {"name": "new", "statement": "New."}, size=3), bench)
+    assert "first was registered and is no longer in the file: Pre-norm is better." in deleted["gone"]
+    size = how(family(bench, margin, size=2), bench)["first"]
+    assert size == "edited since it was registered (what it compares)"
+
+
+def test_registrations_of_single_claims_by_older_versions_are_read(bench):
+    bench.pairs(2.0 + 0.01 * NOISE, 2.2 + 0 * NOISE)
+    path = family(bench, {"full": {"regime": "short", "N": 20}})
+    file = read_claims(path)
+    folder = bench.runs / "claims"
+    folder.mkdir()
+    kept = {"hash": file.hash(file.claims[0], "screen"), "statement": CLAIM["statement"]}
+    (folder / "first.screen.json").write_text(json.dumps(kept))
+    words = "registered at its first judged pair, by a version that did not count runs"
+    assert how(path, bench)["first"] == words and how(path, bench)["first"] == words
+    ledger = judge(read_claims(path), bench.runs)
+    assert ledger["family"]["tests"] == 1  # each form had a family of its own, and only the screen was looked at
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "first.screen.json").write_text(json.dumps(kept | {"hash": "another"}))
+    assert how(path, bench)["first"] == "edited since it was registered (what it compares)"
+
+
+def test_hashes_of_claims_are_those_of_older_versions():
+    """Registered with the project's file at commit c2182eb."""
+    file = read_claims("sweeps/claims.yaml")
+    hashes = {c.name: file.hash(c, "screen") for c in file.claims}
+    assert hashes["dropout_narrows_the_gap"] == "4a398683d69d77ec" and hashes["more_than_the_sum"] == "453556f6f565b06e"
+
+
+def test_screen_and_full_share_the_family_s_level(bench):
+    bench.pairs(2.0 + 0.01 * NOISE, 2.2 + 0 * NOISE)
+    full = {"full": {"regime": "short", "N": 20}}
+
+    def level(form="screen", **options):
+        file = read_claims(family(bench, full, size=2, **options))
+        found = judge_and_register(file, bench.runs, form)
+        return [c["level_effect"] for c in found["claims"]], found["family"]
+
+    # four tests of which one is found; of both forms that are looked at the smaller p comes first
+    assert level() == ([0.05 / 4], {"name": "f", "size": 2, "alpha": 0.05, "forms": ["screen", "full"], "tests": 4})
+    (of_full,), _ = level("full")
+    (of_screen,), _ = level("screen")
+    assert sorted([of_full, of_screen]) == [0.05 / 4, 0.05 / 3]
+    shutil.rmtree(bench.runs / "claims")
+    assert level(forms=["screen"])[0] == [0.05 / 2]  # named before
+    assert level("full", forms=["screen"])[1]["tests"] == 4  # another form was looked at all the same
+    with pytest.raises(ConfigError, match="family.forms=.*is not allowed: it is a list, of screen and full"):
+        read_claims(family(bench, full, forms=["huge"]))
+
+
+def test_only_shows_some_and_judges_all(bench, capsys):
+    bench.pairs(2.0 + 0.01 * NOISE, 2.2 + 0 * NOISE)
+    path = family(bench, {}, {"name": "second", "parts": [BETTER | {"margin": 0.02}]})
+    assert main(["judge", str(path), "--runs", str(bench.runs)]) == 0
+    whole, shown = (bench.runs / "ledger.json").read_bytes(), capsys.readouterr().out
+    assert "first" in shown and "second" in shown
+    assert main(["judge", str(path), "--runs", str(bench.runs), "--only", "second"]) == 0
+    assert (bench.runs / "ledger.json").read_bytes() == whole
+    shown = capsys.readouterr().out
+    assert " 2 second" in shown and "first" not in shown.replace("1st", "")
+    assert main(["judge", str(path), "--runs", str(bench.runs), "--only", "third"]) == 2
+    assert list(lacking_of(path, bench.runs, ["second"])) == ["second"]
+
+
+def test_verify_trains_runs_again_and_counts_those_that_end_alike(bench, capsys, monkeypatch):
+    bench.pairs(2.0 + 0.01 * NOISE, 2.2 + 0 * NOISE)
+    asked = []
+
+    def planned_of(job, runs, extra):
+        assert extra == ["force=true"]
+        (folder,) = runs.glob(f"{'pre_ln' if job.arm == 'pre' else 'post_ln'}-*/seed{job.seed}")
+        yield types.SimpleNamespace(folder=folder, name=job.arm, overrides=(job.arm,))
+
+    def run(arm):
+        asked.append(arm)
+        return {"reproduction": "reproduced" if len(asked) > 1 else "differs"}
+
+    monkeypatch.setattr("albert_ablate.studies.judge_run.planned_of", planned_of)
+    monkeypatch.setattr("albert_ablate.config.compose", lambda overrides: overrides[0])
+    monkeypatch.setattr("albert_ablate.training.run.run", run)
+    assert bench.command("--verify", "3") == 1 and len(asked) == 3
+    shown = capsys.readouterr().out
+    assert "2 of 3 runs, drawn at random from 24, reproduced bit for bit." in shown and ": differs" in shown
+    assert bench.command("--verify", "40") == 0 and len(asked) == 27  # each once
 
 
 def test_a_claim_is_frozen_by_its_first_judged_pair_and_not_by_runs_or_advice(bench, capsys):
     bench.pairs(2.0 + 0.01 * NOISE, [])
-    assert bench.command() == 0 and not list((bench.runs / "claims").glob("*"))  # runs of one arm are no pair
+
+    def seen():
+        return json.loads((bench.runs / "claims" / "claims.json").read_text())["claims"]["first"]["forms"]["screen"][
+            "seen"
+        ]
+
+    assert bench.command() == 0 and not seen()  # runs of one arm are no pair
     bench.pairs(2.0 + 0.01 * NOISE, 2.2 + 0 * NOISE)
     untuned = {"tuned": ["optimizer.lr"]}
     assert bench.command(**untuned) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "is not tuned: albert-ablate judge --run tunes it, or set tuned: [] in the claim." in said
-    assert "2.2 nats" not in said and not list((bench.runs / "claims").glob("*"))  # nothing of it was seen
+    assert "2.2 nats" not in said and not seen()
     assert bench.command(tuned=[]) == 0  # the advice
     assert not bench.judged(tuned=[])["edited"] and "SUPPORTED" in capsys.readouterr().out
     assert bench.judged(**untuned)["reason"].endswith("judge --run tunes it.")  # no advice that would brand it now
@@ -996,6 +1137,8 @@ def test_the_judge_trains_what_is_undecided_and_finds_its_own_runs(tmp_path, cap
     assert main(["judge", str(file), "--runs", str(runs), "--run"]) == 0
     assert "seed=" not in capsys.readouterr().out
     assert (runs / "ledger.json").read_bytes() == before
+    assert main(["judge", str(file), "--runs", str(runs), "--verify", "1"]) == 0
+    assert "1 of 1 runs, drawn at random from 8, reproduced bit for bit." in capsys.readouterr().out
 
 
 def test_runs_made_before_a_component_was_corrected_are_not_its_arm_s(tmp_path):
