@@ -74,6 +74,21 @@ class Packed:
             return math.nan
         return target_bytes(self.sizes[split], blocks, context) / (len(blocks) * context)
 
+    def described(self, context: int) -> dict[str, Any]:
+        """What a run's record says of its text; blocks: of `context` tokens, in the training split."""
+        corpus = self.corpus  # not built anew: a hub dataset would ask the hub a second time
+        return {
+            "name": type(corpus).__name__,
+            "fingerprint": self.fingerprint,
+            "train_tokens": len(self.train),
+            "bytes_per_token": self.bytes_per_token["train"],
+            "reversible": self.reversible,
+            "skipped": self.skipped,
+            "entropy_rate": getattr(corpus, "entropy_rate", None),  # nats per byte, known for synthetic languages
+            "revision": getattr(corpus, "commit", None),
+            "blocks": block_count(self.train, context),
+        }
+
     def keep(self, size: int | None) -> "Packed":
         """With the first `size` bytes of training text only (the documents are in hash order: a fair sample)."""
         if size is None:

@@ -40,7 +40,12 @@ def build_model(cfg: Mapping, device: torch.device | str = "cpu") -> Decoder:
     Raises ConfigError with one sentence where the configuration is not allowed.
     """
     cfg = check(cfg)
-    model = assemble(cfg)
+    return initialized(assemble(cfg), cfg, device)
+
+
+def initialized(model: Decoder, cfg: Mapping, device: torch.device | str = "cpu") -> Decoder:
+    """An assembled model of a checked configuration, moved from the meta device to `device` with its initial weights;
+    gradient checkpointing and torch.compile are set up."""
     model.initial_draws = model.fill(cfg["seed"], device)
     if cfg["trainer"]["gradient_checkpointing"]:
         model.recompute_blocks()

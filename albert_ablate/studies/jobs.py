@@ -108,7 +108,7 @@ def attempt(train: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """How a run ended whose record `train` gives: its status, and its error where it has one. Raises nothing."""
     from albert_ablate.config import ConfigError
     from albert_ablate.records.folder import Busy
-    from albert_ablate.training.run import RunFailed
+    from albert_ablate.training.errors import RunFailed
 
     try:
         record = train()
@@ -153,7 +153,7 @@ def imported(freeze: bool) -> None:
 
     import pytorch_lightning  # noqa: F401
 
-    import albert_ablate.training.recorder  # noqa: F401
+    import albert_ablate.training.fit  # noqa: F401
     import albert_ablate.training.run  # noqa: F401
 
     if freeze:

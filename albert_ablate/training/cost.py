@@ -4,7 +4,6 @@ import json
 import resource
 import time
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,29 +29,45 @@ def flops_per_token(cfg: Mapping) -> float:
     for each of the forward pass (Kaplan et al. 2020, 2001.08361). Causal masking is not counted as a saving. A loss
     that wants two passes doubles them. An optimizer's further backward passes count.
     """
-    whole, blocks = training_flops(cfg)
-    stack = assemble(cfg).stack
-    return whole - sum(flops * block.skip.rate for flops, block in zip(blocks, stack, strict=True))
+    model = assemble(cfg)
+    return expected_flops(training_flops(cfg, model), model)
 
 
-def training_flops(cfg: Mapping) -> tuple[float, list[float]]:
-    """Training operations per token with nothing left out: all, and those of each block."""
+def expected_flops(flops: tuple[float, list[float]], model: Decoder) -> float:
+    """`training_flops` less those of each block times the rate at which dropout leaves it out."""
+    whole, blocks = flops
+    return whole - sum(flops * block.skip.rate for flops, block in zip(blocks, model.stack, strict=True))
+
+
+def training_flops(cfg: Mapping, model: Decoder | None = None) -> tuple[float, list[float]]:
+    """Training operations per token with nothing left out: all, and those of each block.
+
+    model: that of `cfg` on the meta device, where it is there already."""
     cfg = check(cfg)
-    forward, blocks = _counted(json.dumps({key: cfg[key] for key in COUNTED}, sort_keys=True))
+    key = json.dumps({key: cfg[key] for key in COUNTED}, sort_keys=True)
+    if key not in _counted:
+        while len(_counted) >= COUNTS_KEPT:
+            del _counted[next(iter(_counted))]
+        _counted[key] = _forward_flops(assemble(cfg) if model is None else model, cfg["model"]["context"])
+    forward, blocks = _counted[key]
     times = passes(construct(cfg["loss"])) * (3 + 2 * extra_backward(cfg["optimizer"]))
     return times * forward, [times * flops for flops in blocks]
 
 
-@lru_cache(64)  # a tenth of a second and more each time, and a warm worker trains one model many times
-def _counted(parts: str) -> tuple[float, tuple[float, ...]]:
-    """Operations per token of a forward pass: all, and those of each block."""
-    cfg = {"seed": 0, **json.loads(parts)}
-    model = assemble(cfg).eval()
-    context = cfg["model"]["context"]
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+# a count takes a tenth of a second and more, and a warm worker trains one model many times
+_counted: dict[str, tuple[float, tuple[float, ...]]] = {}
+COUNTS_KEPT = 64
+
+
+@torch.no_grad()
+def _forward_flops(model: Decoder, context: int) -> tuple[float, tuple[float, ...]]:
+    """Operations per token of a forward pass of `model`, on the meta device: all, and those of each block."""
+    training, name = model.training, type(model).__name__
+    model.eval()
+    with FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, context, dtype=torch.long, device="meta"))
+    model.train(training)
     by_module = counter.get_flop_counts()
-    name = type(model).__name__
     blocks = [sum(by_module.get(f"{name}.blocks.{layer}", {}).values()) for layer in range(len(model.stack))]
     return counter.get_total_flops() / context, tuple(flops / context for flops in blocks)
 

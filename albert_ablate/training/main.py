@@ -200,7 +200,8 @@ def _one(cfg: Any, debug: bool) -> tuple[int, float | None]:
 
     from albert_ablate.evaluations.commands import show_evaluations
     from albert_ablate.training.console import show_result
-    from albert_ablate.training.run import RunFailed, is_first
+    from albert_ablate.training.errors import RunFailed
+    from albert_ablate.training.launch import is_first
     from albert_ablate.training.swept import run_swept, with_tuned_rate
 
     first = is_first(cfg)

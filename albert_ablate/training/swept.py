@@ -11,7 +11,9 @@ from albert_ablate.records.folder import Busy
 from albert_ablate.records.tuning import LEARNING_RATE, read_tuning
 from albert_ablate.trackers.base import joined
 from albert_ablate.trackers.wandb import agent_run, mirror_found
-from albert_ablate.training.run import identified, is_first, run
+from albert_ablate.training.launch import is_first
+from albert_ablate.training.prepare import identified
+from albert_ablate.training.run import run
 
 POLL = 2.0  # seconds between looks at a run that somebody else is training
 

@@ -26,9 +26,9 @@ from albert_ablate.model.build import assemble, build
 from albert_ablate.model.loss import objective
 from albert_ablate.optim.clipping import global_norm
 from albert_ablate.optim.optimizers import assert_covers, decay_groups
+from albert_ablate.training.fit import estimated_seconds
 from albert_ablate.training.module import LanguageModel
 from albert_ablate.training.ranks import Ranks
-from albert_ablate.training.run import _estimate
 from albert_ablate.training.validation import Evaluator
 
 OPTIONS = options()
@@ -356,7 +356,7 @@ def test_a_measuring_pass_leaves_nothing_in_model_or_optimizer(pair, more):
         return found
 
     def estimate():
-        return _estimate(module, Text, order, context, 10)
+        return estimated_seconds(module, Text, order, context, 10)
 
     assert unchanged(estimate) > 0
     for micro in range(cfg["data"]["accumulate"]):  # one step, so that there is a state to spoil

@@ -12,7 +12,7 @@ from albert_ablate.records.folder import RunFolder
 from albert_ablate.records.tuning import FIRST_SEED, read_tuning, write_tuning
 from albert_ablate.studies.sweeper import Study
 from albert_ablate.studies.tune import describe, loss_of
-from albert_ablate.training.run import identified
+from albert_ablate.training.prepare import identified
 from albert_ablate.training.swept import with_tuned_rate
 
 OPTIMA = {"pre_ln": 3.1e-3, "post_ln": 1.3e-3, "none": math.inf}  # the rate at which each arm is best; none: never

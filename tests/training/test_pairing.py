@@ -89,7 +89,8 @@ def test_the_hashes_are_what_they_say(arms):
 
 def test_the_batches_trained_on_are_those_of_the_order(tmp_path):
     """The tokens that reach the model, micro-batch by micro-batch, against the order and the packed text."""
-    from albert_ablate.training.run import _prepare, run
+    from albert_ablate.training.prepare import prepare
+    from albert_ablate.training.run import run
 
     text = write_text(tmp_path / "text.txt")
     cfg = nano(text, tmp_path, "data.accumulate=2", "data.train_size=1500", "budget.tokens=2560")
@@ -105,7 +106,7 @@ def test_the_batches_trained_on_are_those_of_the_order(tmp_path):
 
         LanguageModel.training_step = training_step
         run(cfg)
-        return np.concatenate(seen), np.array(_prepare(cfg)[0].train)
+        return np.concatenate(seen), np.array(prepare(cfg).dataset.train)
 
     seen, tokens = forked(work)
     blocks = (len(tokens) - 1) // 32

@@ -20,9 +20,11 @@ from albert_ablate.config import ConfigError, check
 from albert_ablate.records.folder import RunFolder
 from albert_ablate.training import ranks
 from albert_ablate.training.checkpoint import load_checkpoint
+from albert_ablate.training.errors import RunFailed
+from albert_ablate.training.launch import is_first
 from albert_ablate.training.ranks import Ranks, is_rank, place
 from albert_ablate.training.recorder import Recorder
-from albert_ablate.training.run import RunFailed, is_first, run
+from albert_ablate.training.run import run
 
 ROOT = Path(__file__).parents[2]
 DDP = ("trainer=ddp_cpu", "budget.tokens=2048")  # 16 steps
@@ -344,7 +346,9 @@ def test_slurm_and_torchrun_say_which_rank_this_is(monkeypatch):
 def test_strategies_are_lightnings_own():
     from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 
-    assert Ranks().strategy("ddp", False) == "auto"
-    assert isinstance(Ranks(1, 1, 8).strategy("ddp", True), DDPStrategy)
-    sharded = Ranks(1, 1, 8).strategy("fsdp", False)
+    from albert_ablate.training.strategies import strategy_of
+
+    assert strategy_of(Ranks(), "ddp", False) == "auto"
+    assert isinstance(strategy_of(Ranks(1, 1, 8), "ddp", True), DDPStrategy)
+    sharded = strategy_of(Ranks(1, 1, 8), "fsdp", False)
     assert isinstance(sharded, ModelParallelStrategy) and not sharded._save_distributed_checkpoint

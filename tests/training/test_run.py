@@ -21,8 +21,9 @@ from albert_ablate.training.checkpoint import load_checkpoint
 from albert_ablate.training.console import show_result
 from albert_ablate.training.diagnostics import interval
 from albert_ablate.training.divergence import Divergence, end_kind, midway
+from albert_ablate.training.errors import RunFailed
 from albert_ablate.training.recorder import Recorder, weights_hash
-from albert_ablate.training.run import RunFailed, run
+from albert_ablate.training.run import run
 from albert_ablate.training.validation import due
 
 GOOD = ["optimizer.lr=0.05", "budget.tokens=3840"]

@@ -1,0 +1,68 @@
+"""The record of a run as its first session begins it, and as a later session takes it over."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from albert_ablate.config import NEUTRAL, ConfigError, Identity, revisions, steps_of
+from albert_ablate.config.secrets import masked
+from albert_ablate.records.naming import name_of
+from albert_ablate.records.provenance import provenance
+from albert_ablate.records.tuning import role
+
+
+def new_record(cfg: Mapping, run_id: Identity, text: Mapping, threads: int, ranks: int) -> dict[str, Any]:
+    """The record of a run that begins.
+
+    cfg: checked. text: what `Packed.described` says of its text, with the number of training `blocks`.
+    """
+    steps, per_step = steps_of(cfg), cfg["data"]["batch"] * cfg["model"]["context"]
+    return {
+        "status": "running",
+        "label": label(cfg),
+        "name": name_of(cfg),
+        "arm": run_id.arm,
+        "setting": run_id.setting,
+        "identity": run_id.run,
+        "seed": cfg["seed"],
+        "role": role(cfg["seed"]),
+        "choices": cfg["choices"],
+        "revisions": revisions(cfg),
+        "config": masked({k: v for k, v in cfg.items() if k not in ("paths", "choices", "force", "debug")}),
+        "budget": {
+            "tokens": steps * per_step,
+            "steps": steps,
+            "passes": steps * cfg["data"]["batch"] / text["blocks"],
+        },
+        "data": {k: v for k, v in text.items() if k != "blocks"},
+        "summary": {},
+        "proof": {},
+        "provenance": {**provenance(), "threads": threads, "ranks": ranks, "precision": cfg["trainer"]["precision"]},
+        "cost": {},
+        "histories": {},
+        "error": None,
+        "signal": None,
+        "sessions": 0,
+        "created": time.time(),
+    }
+
+
+def continued_record(record: dict[str, Any], fresh: dict[str, Any]) -> dict[str, Any]:
+    """The record of an unfinished run as its next session begins: `fresh` says how it is watched from now on."""
+    old, new = record["config"]["evaluation"]["tokens"], fresh["config"]["evaluation"]["tokens"]
+    if old != new:
+        raise ConfigError(
+            f"evaluation.tokens={new} is not allowed: this run was begun with {old}, and its evaluations are compared."
+        )
+    if record["provenance"] != fresh["provenance"]:
+        record["resumed_under"] = fresh["provenance"]
+    now = {key: fresh[key] for key in ("status", "error", "signal", "config", "choices")}
+    return fresh | record | now
+
+
+def label(cfg: Mapping) -> str:
+    """A title for people: the options taken in the groups that make an arm."""
+    choices = cfg.get("choices") or {}
+    groups = ("recipe", "model", "norm", "dropout", "optimizer", "clip", "data")
+    name = " ".join(f"{g}={choices[g]}" for g in groups if choices.get(g)) or "run"
+    return name if cfg["task"]["_target_"] == NEUTRAL["task"] else f"{name} task={cfg['task']['data']}"
