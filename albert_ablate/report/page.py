@@ -19,7 +19,7 @@ import pandas as pd
 from albert_ablate.analysis.numbers import DIGITS, human, is_number, visible
 from albert_ablate.config import unwritable
 from albert_ablate.records.atomic import replace_file
-from albert_ablate.report import charts
+from albert_ablate.report import render, style
 
 LIKE = 1000  # the greatest of a column over the least, where its numbers have as many decimals
 FOLDED = 40  # rows of a folded table that Markdown, which cannot fold, still has
@@ -194,13 +194,13 @@ def html(page: Page) -> str:
 
     frames: dict[str, Any] = {}
     figures = [f for s in page.sections for f in (*s.figures, *(f for c in s.cards for f in c.get("figures", ())))]
-    every = page.arms if isinstance(page.arms, charts.Arms) else charts.Arms(page.arms)
+    every = page.arms if isinstance(page.arms, style.Arms) else style.Arms(page.arms)
     content = {
         "arms": list(page.arms),
-        "shown": charts.SHOWN,
+        "shown": style.SHOWN,
         "themes": {
-            "light": charts.theme(arms=every),
-            "dark": charts.theme(dark=True, arms=every) | {"background": "transparent"},
+            "light": style.theme(arms=every),
+            "dark": style.theme(dark=True, arms=every) | {"background": "transparent"},
         },
         "charts": [_responsive(f.chart, f"f{i}", frames) for i, f in enumerate(figures)],
         "tables": frames,
@@ -221,10 +221,10 @@ def html(page: Page) -> str:
         identity=id,
         content=safe_json(content),
         vega=vl_convert.javascript_bundle(None),  # type: ignore[arg-type]
-        light=charts.LIGHT,
-        dark=charts.DARK,
+        light=style.LIGHT,
+        dark=style.DARK,
         filter_from=2,
-        dashes=[" ".join(map(str, d)) for d in charts.DASHES],
+        dashes=[" ".join(map(str, d)) for d in style.DASHES],
         number_of={arm: i for i, arm in enumerate(every)},
     )
 
@@ -237,7 +237,7 @@ def safe_json(value: Any) -> str:
 
 def _responsive(chart: Any, prefix: str, frames: dict[str, Any]) -> dict[str, Any]:
     """The chart's specification as wide as its place, its tables added to `frames`; the page's filter is the legend."""
-    spec, own = charts.specification(chart)
+    spec, own = render.specification(chart)
     names = {name: f"{prefix}-{name}" for name in own}
     for name, frame in own.items():
         frames[names[name]] = packed(frame)
@@ -258,7 +258,7 @@ def _responsive(chart: Any, prefix: str, frames: dict[str, Any]) -> dict[str, An
 
     walk(spec)
     spec.pop("config", None)
-    spec.setdefault("height", charts.HEIGHT)
+    spec.setdefault("height", style.HEIGHT)
     return spec | {"width": "container", "autosize": {"type": "fit-x", "contains": "padding"}}
 
 
@@ -313,7 +313,7 @@ def write_markdown(page: Page, output: Path) -> list[Path]:
         for i, (title, chart, note) in enumerate(_pictures(section), 1):
             file = folder / f"{number:02d}_{section.anchor}_{i:02d}.png"
             _make(folder)
-            _replace(file, charts.picture(chart, ".png", arms=page.arms))
+            _replace(file, render.picture(chart, ".png", arms=page.arms))
             files.append(file)
             lines += [f"![{_plain(title)}]({folder.name}/{file.name})", ""]
             lines += [_plain(note), ""] if note else []
@@ -334,7 +334,7 @@ def _pictures(section: Section) -> Iterator[tuple[str, Any, str]]:
 
     for figure in [*section.figures, *(f for card in section.cards for f in card.get("figures", ()))]:
         if figure.group is None:
-            yield figure.title, figure.chart.properties(title=figure.title, width=charts.WIDTH), figure.note
+            yield figure.title, figure.chart.properties(title=figure.title, width=style.WIDTH), figure.note
     for group in dict.fromkeys(f.group for f in section.figures if f.group is not None):
         own = [f.chart.properties(title=f.title, width=260, height=170) for f in section.figures if f.group == group]
         chart = alt.concat(*own, columns=3).resolve_scale(color="shared").properties(title=alt.Title(group, offset=12))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from albert_ablate.analysis import thinning
 from albert_ablate.analysis.measures import log_of_positive, spike_window, spikes
 from albert_ablate.analysis.numbers import human
 from albert_ablate.config import ConfigError, unwritable
@@ -15,7 +16,7 @@ from albert_ablate.records import store
 from albert_ablate.records.atomic import replace_file
 from albert_ablate.records.evaluation_results import read_evaluations
 from albert_ablate.records.history import SCHEMAS, read_history
-from albert_ablate.report import charts
+from albert_ablate.report import charts_run, render
 from albert_ablate.report.page import Figure, Page, Section, Table, write_html
 
 POINTS = 2000  # of a curve over steps
@@ -115,7 +116,7 @@ def figures(run: OneRun) -> dict[str, Figure]:
     """The charts of a run by name, those its histories have something for."""
     steps, evals, summary = run.steps, run.evals, run.record["summary"]
     marks, window = spike_marks(steps)
-    batches = steps.iloc[charts.thinned(steps["loss"], POINTS)][["step", "tokens", "loss"]]
+    batches = steps.iloc[thinning.thinned(steps["loss"], POINTS)][["step", "tokens", "loss"]]
     held = evals[evals["split"].isin(["train", "validation"])].rename(columns={"split": "series"})
     held = held[["tokens", "series", "loss", "bits_per_byte"]]
     lines = pd.DataFrame(
@@ -130,16 +131,16 @@ def figures(run: OneRun) -> dict[str, Figure]:
     initial = summary.get("initial_loss")
     found = {}
     if len(batches) or np.isfinite(held["loss"]).any():
-        found["loss"] = Figure("Loss", charts.run_losses(batches, held, marks, lines, initial, run.unit), note)
+        found["loss"] = Figure("Loss", charts_run.run_losses(batches, held, marks, lines, initial, run.unit), note)
     norms = []
     for column, series in (("grad_norm", "before clipping"), ("grad_norm_clipped", "after clipping")):
         if column in steps and np.isfinite(steps[column]).any():
             positive = steps[column].where(steps[column] > 0)
-            kept = steps.iloc[charts.thinned(positive, POINTS)]
+            kept = steps.iloc[thinning.thinned(positive, POINTS)]
             norms.append(kept[["tokens"]].assign(norm=kept[column], series=series))
     if norms:
         before = "" if len(norms) == 2 else " This run's history has no norm after clipping."
-        drawn = charts.run_norms(pd.concat(norms), marks[marks["what"] == "gradient spike"])
+        drawn = charts_run.run_norms(pd.concat(norms), marks[marks["what"] == "gradient spike"])
         found["norms"] = Figure("Gradient norm", drawn, f"Of all parameters together.{before}")
     found["rate"] = Figure("Learning rate", _line(steps, "lr"))
     for column, title, log in (
@@ -152,7 +153,7 @@ def figures(run: OneRun) -> dict[str, Figure]:
 
 
 def _line(steps: pd.DataFrame, column: str, log: bool = False):
-    return charts.line_of(steps.iloc[charts.thinned(steps[column], POINTS)][["tokens", column]], column, log)
+    return charts_run.line_of(steps.iloc[thinning.thinned(steps[column], POINTS)][["tokens", column]], column, log)
 
 
 def maps(run: OneRun) -> dict[str, Figure]:
@@ -160,15 +161,15 @@ def maps(run: OneRun) -> dict[str, Figure]:
     found = {}
     ended = run.ended if run.record["summary"].get("divergence") != "stuck" else None
     logged, until = run.layers["step"].nunique(), float(run.steps["tokens"].iloc[-1])
-    for quantity, title in charts.QUANTITIES.items():
-        cells = charts.depth_map(run.layers, quantity, until=until)
+    for quantity, title in thinning.QUANTITIES.items():
+        cells = thinning.depth_map(run.layers, quantity, until=until)
         if cells.empty:
             continue
-        worst = "least" if quantity in charts.LOWEST else "largest"
-        columns = charts.CELLS
+        worst = "least" if quantity in thinning.LOWEST else "largest"
+        columns = thinning.CELLS
         note = f"Each column shows the {worst} of {logged / columns:.1f} logged steps." if logged > columns else ""
         depth = int(run.layers["layer"].max()) + 1
-        drawn = charts.heat_map(cells, quantity, ended=ended, depth=depth, until=until)
+        drawn = charts_run.heat_map(cells, quantity, ended=ended, depth=depth, until=until)
         found[quantity] = Figure(title, drawn, note)
     return found
 
@@ -187,7 +188,7 @@ def page(run: OneRun) -> Page:
         ["Block 1 is next to the input. Where nothing is drawn there was no finite value."] if drawn else [],
         figures=list(drawn.values()),
     )
-    absent = [title for quantity, title in charts.QUANTITIES.items() if quantity not in drawn]
+    absent = [title for quantity, title in thinning.QUANTITIES.items() if quantity not in drawn]
     if absent and not run.decides:
         depth.missing.append(
             f"Not in this run's history (python run.py diagnostics.every=10 writes it): {'; '.join(absent)}."
@@ -263,13 +264,13 @@ def _apart(charts_: Any) -> Any:
 
 def draw(folder: Path, output: Path) -> None:
     """Write the picture (.png, .svg) or the interactive page (.html) of the run in `folder`."""
-    charts.require()
-    charts.writable(output)
+    render.require()
+    render.writable(output)
     run = read_run(folder)
     if output.suffix == ".html":
         write_html(page(run), output)
     else:
         try:
-            replace_file(output, charts.picture(poster(run), output.suffix))
+            replace_file(output, render.picture(poster(run), output.suffix))
         except OSError as error:
             raise unwritable(output, error) from None

@@ -23,7 +23,7 @@ from albert_ablate.analysis.tables import baseline, mean_interval, means, settin
 from albert_ablate.config import ConfigError
 from albert_ablate.judge.ledger import Bench
 from albert_ablate.records.folder import DONE
-from albert_ablate.report.report import read_ledger
+from albert_ablate.report.contrasts import read_ledger
 from albert_ablate.stats import effects
 from albert_ablate.stats.sequential import ALPHA, PAIRS
 from albert_ablate.stats.verdicts import Claim, Contrast, Verdict, verdicts

@@ -12,7 +12,13 @@ from albert_ablate.analysis.load import Runs
 from albert_ablate.analysis.registry import Evidence
 from albert_ablate.cli import main
 from albert_ablate.judge import admission
-from albert_ablate.report import charts, report, show, study
+from albert_ablate.report import charts, show, study
+from albert_ablate.report.material import gather
+from albert_ablate.report.sections.curves import curves_section
+from albert_ablate.report.sections.factors import factorial_section
+from albert_ablate.report.sections.generalization import generalization_section
+from albert_ablate.report.sections.leaderboard import leaderboard, leaderboard_section
+from albert_ablate.report.sections.ledger import boundaries
 from albert_ablate.stats import sequential as statistics
 
 
@@ -64,13 +70,13 @@ def two_arms(root, seeds, gaps):
 def test_two_seeds_have_the_t_interval_in_report_and_notebook(tmp_path):
     """Of 1.0 and 1.2: mean 1.1, s = sqrt(0.02), t(0.975, 1) = 12.7062, so +- 12.7062 * s / sqrt(2) = 1.27062."""
     two_arms(tmp_path, 2, [1.0, 1.2])
-    m = report.gather(tmp_path, None)
+    m = gather(tmp_path, None)
     values = m.finished[["name", "seed", "gap"]].set_axis(["arm", "seed", "value"], axis=1)
     ours = tables.means(values, m.arms)
     notebook = study.means(study.values(study.read_study(tmp_path), ["gap"]))
     pd.testing.assert_frame_equal(ours, notebook)
     assert ours[["mean", "low", "high"]].to_numpy() == pytest.approx(np.array([[1.1, -0.17062, 2.37062]] * 2), abs=1e-5)
-    figure = next(f for f in report.generalization_section(m).figures if f.title.startswith("Gap"))
+    figure = next(f for f in generalization_section(m).figures if f.title.startswith("Gap"))
     drawn = [layer.data for layer in figure.chart.layer if "low" in getattr(layer, "data", ())]
     pd.testing.assert_frame_equal(drawn[0].reset_index(drop=True), ours)
 
@@ -80,8 +86,8 @@ def test_a_mean_curve_is_the_same_in_report_and_notebook(tmp_path):
     for seed in range(3):
         record_of(make_run(tmp_path, {"norm": "pre_ln"}, seed, steps=300, full=False), test_loss=2.0)
     record_of(make_run(tmp_path, {"norm": "pre_ln"}, 3, steps=290, full=False), test_loss=2.0)
-    m = report.gather(tmp_path, None)
-    figure = report.curves_section(m).figures[0]
+    m = gather(tmp_path, None)
+    figure = curves_section(m).figures[0]
     theirs = study.curves(study.read_study(tmp_path))
     keys = ["seed", "tokens"]
     mine = next(layer.data for layer in figure.chart.layer if "run" in getattr(layer, "data", ()))
@@ -107,8 +113,8 @@ def four_seeds(root):
 def test_the_leaderboard_and_the_notebook_print_one_paired_difference(tmp_path):
     """ln(1.01), ln(1.01 * 1.001), ln(1.01 * 1.002): by hand mean 0.010949, s = 0.0009995, and t(0.975, 2) = 4.30265."""
     four_seeds(tmp_path)
-    m = report.gather(tmp_path, None)
-    row = report.leaderboard(m).set_index("arm").loc["norm=post_ln"]
+    m = gather(tmp_path, None)
+    row = leaderboard(m).set_index("arm").loc["norm=post_ln"]
     theirs = study.compare(study.read_study(tmp_path), ["test_loss"]).iloc[0]
     assert m.baseline == "norm=pre_ln" and theirs["treatment"] == "norm=post_ln"
     assert row[["difference", "low", "high"]].tolist() == pytest.approx(
@@ -119,7 +125,7 @@ def test_the_leaderboard_and_the_notebook_print_one_paired_difference(tmp_path):
     assert row["high"] == pytest.approx(100 * np.expm1(0.010949 + half), abs=1e-3)
     assert row[["seeds", "diverged", "pairs", "finished_pairs", "better"]].tolist() == [4, 1, 4, 3, 0]
     assert m.arms == ("norm=pre_ln", "norm=post_ln") and row["val_loss_sd"] > 0  # the best first
-    text = " ".join(report.leaderboard_section(m).text)
+    text = " ".join(leaderboard_section(m).text)
     assert "Exploratory: 1 comparison with the baseline, norm=pre_ln" in text
 
 
@@ -165,20 +171,20 @@ def test_a_factorial_of_seven_by_two_is_crossed_and_no_two_arms_look_alike(tmp_p
     for norm in "abcdefg":
         for dropout in ("x", "y"):
             make_run(tmp_path, {"norm": norm, "dropout": dropout}, steps=20, full=False)
-    m = report.gather(tmp_path, None)
-    section = report.factorial_section(m)
+    m = gather(tmp_path, None)
+    section = factorial_section(m)
     assert [f.title for f in section.figures] == ["norm and dropout"] and not section.missing
     looks = dict(zip(m.arms, zip(m.arms.colors, m.arms.dashes, strict=True), strict=True))
     assert len({*looks.values()}) == 14 <= charts.SHOWN
     assert looks["norm=c dropout=x"][0] == looks["norm=c dropout=y"][0]  # color is the first factor, dash the second
     assert looks["norm=a dropout=x"][1] == looks["norm=g dropout=x"][1]
-    names = [f.title for f in report.curves_section(m).figures if f.small]
+    names = [f.title for f in curves_section(m).figures if f.small]
     assert sorted(names) == [f"norm={x}" for x in "abcdefg"]
 
 
 def test_the_boundary_is_drawn_to_the_planned_pairs():
     steps = pd.DataFrame({"pairs": [4, 5], "boundary": [statistics.critical(n, 12) for n in (4, 5)]})
-    ahead = report.boundaries(steps, 12).set_index("pairs")["boundary"]
+    ahead = boundaries(steps, 12).set_index("pairs")["boundary"]
     assert list(ahead.index) == list(range(4, 13))
     assert ahead.tolist() == pytest.approx([statistics.critical(n, 12) for n in range(4, 13)], rel=1e-6)
-    assert report.boundaries(steps.assign(boundary=np.inf), 12).empty
+    assert boundaries(steps.assign(boundary=np.inf), 12).empty

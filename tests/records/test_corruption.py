@@ -22,7 +22,7 @@ from albert_ablate.records.evaluation_results import read_evaluations, write_eva
 from albert_ablate.records.folder import RunFolder
 from albert_ablate.records.history import DamagedHistory, read_history
 from albert_ablate.records.tuning import read_tuning, write_tuning
-from albert_ablate.report.report import read_ledger
+from albert_ablate.report.contrasts import read_ledger
 from albert_ablate.trackers.sync import _notes
 
 TINY = ["model=nano", "model.layers=1", "model.width=16", "model.context=16", "data=markov", "data.length=20_000",

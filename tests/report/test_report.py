@@ -17,8 +17,14 @@ from albert_ablate.analysis.measures import spike_score, spikes
 from albert_ablate.analysis.numbers import human
 from albert_ablate.analysis.tables import with_mean
 from albert_ablate.cli import main
-from albert_ablate.report import charts, report, show
+from albert_ablate.report import charts, render, report, show
+from albert_ablate.report.contrasts import effect_text
+from albert_ablate.report.material import gather
 from albert_ablate.report.page import Page, Section, Table, packed, safe_json, write_csv, write_markdown
+from albert_ablate.report.sections.factors import factorial_section
+from albert_ablate.report.sections.ledger import effects_section
+from albert_ablate.report.sections.rates import rates_section
+from albert_ablate.report.sections.settings import SCOPE
 
 pytest.importorskip("altair", reason="pip install 'albert_ablate[plot]'")
 pytest.importorskip("vl_convert", reason="pip install 'albert_ablate[plot]'")
@@ -143,7 +149,7 @@ def test_a_picture_holds_no_line_that_the_renderer_dies_of():
     none = pd.DataFrame({"step": [], "tokens": [], "what": [], "value": []})
     lines = pd.DataFrame({"loss": [3.0], "what": ["unigram model"]})
     spec, frames = charts.specification(charts.run_losses(batches, evals, none, lines, 5.5))
-    charts._keep_near(spec, frames)
+    render._keep_near(spec, frames)
     drawn = [frame["loss"] for frame in frames.values() if "loss" in frame]
     assert len(drawn) == 3 and max(d.max() for d in drawn) < 30 and drawn[0].tolist()[::2] == [5.0, 4.0]
     assert batches["loss"].max() == evals["loss"].max() == 1e8
@@ -298,7 +304,7 @@ def test_markdown_has_its_charts_beside_it(study, tmp_path):
     text = target.read_text()
     pictures = re.findall(r"\]\((report_files/\S+\.png)\)", text)
     assert len(pictures) > 8 and all((tmp_path / p).read_bytes().startswith(b"\x89PNG") for p in pictures)
-    assert "<script>" not in text.replace(r"\<script\>", "") and report.SCOPE in text
+    assert "<script>" not in text.replace(r"\<script\>", "") and SCOPE in text
 
 
 def test_what_is_absent_is_left_out_with_a_line_that_says_what_would_fill_it(tmp_path):
@@ -316,10 +322,10 @@ def test_arms_are_named_by_settings_that_tell_them_apart_and_not_by_what_came_of
     for lr in (1e-3, 2e-3, 4e-3):  # the last has another kind of divergence, and no evaluations
         make_run(tmp_path, {"norm": "pre_ln", "dropout": "none"}, lr=lr, lost=100 if lr == 4e-3 else None)
     make_run(tmp_path, {"norm": "post_ln", "dropout": "none"})
-    m = report.gather(tmp_path, None)
+    m = gather(tmp_path, None)
     assert sorted(m.arms) == ["norm=post_ln", *(f"norm=pre_ln optimizer.lr={lr}" for lr in (0.001, 0.002, 0.004))]
     assert list(m.settings) == ["norm", "optimizer.lr"]
-    section = report.rates_section(m)
+    section = rates_section(m)
     assert [f.title for f in section.figures] == ["Learning-rate sensitivity"] and len(section.tables[0].rows) == 3
     found = section.tables[1].rows.iloc[0]  # the diverged run counts as the initial loss, 5.5
     low = m.rows.set_index("optimizer.lr")["val_loss"][0.001]
@@ -340,7 +346,7 @@ def test_cells_of_a_factorial_have_equal_settings_elsewhere(tmp_path):
             for seed in range(3):
                 make_run(tmp_path, {"norm": norm, "dropout": dropout}, seed, level=2 + 0.1 * i + 0.2 * j, full=False)
     make_run(tmp_path, {"norm": "a", "dropout": "x"}, level=9.0, lr=4e-3, full=False)  # one cell alone at this rate
-    section = report.factorial_section(report.gather(tmp_path, None))
+    section = factorial_section(gather(tmp_path, None))
     assert [f.title for f in section.figures] == ["norm and dropout"]
     table = section.tables[0].rows.set_index("effect")
     assert table["mean"].tolist() == pytest.approx([0.1, 0.2, 0.0], abs=1e-9) and set(table["seeds"]) == {3}
@@ -376,11 +382,11 @@ def test_a_page_names_no_folder_of_its_maker_and_obeys_no_control_character(tmp_
 
 def test_an_effect_is_said_as_the_change_of_the_measure():
     p = {"mean": 0.03, "low": 0.01, "high": 0.05, "direction": "lower", "unit": "nats", "rank": "agrees"}
-    assert report.effect_text(p) == "−0.03 nats (−0.05 to −0.01)"  # the claim says lower, and it is
-    assert report.effect_text(p | {"direction": "higher"}) == "+0.03 nats (+0.01 to +0.05)"
-    assert report.effect_text(p | {"log": True, "singles": ["a"]}) == "+0.03 (log ratio) (+0.01 to +0.05)"
-    assert report.effect_text(p | {"percent": [-3, "-Infinity", 1]}) == "−3 % (−∞ to +1)"
-    assert report.effect_text(p | {"mean": 0.0, "rank": "not tested"}) == "+0 nats (exact)"
+    assert effect_text(p) == "−0.03 nats (−0.05 to −0.01)"  # the claim says lower, and it is
+    assert effect_text(p | {"direction": "higher"}) == "+0.03 nats (+0.01 to +0.05)"
+    assert effect_text(p | {"log": True, "singles": ["a"]}) == "+0.03 (log ratio) (+0.01 to +0.05)"
+    assert effect_text(p | {"percent": [-3, "-Infinity", 1]}) == "−3 % (−∞ to +1)"
+    assert effect_text(p | {"mean": 0.0, "rank": "not tested"}) == "+0 nats (exact)"
 
 
 def test_a_ledger_with_a_broken_contrast_is_one_sentence(tmp_path, capsys):
@@ -394,10 +400,10 @@ def test_a_ledger_with_a_broken_contrast_is_one_sentence(tmp_path, capsys):
 
 
 def test_contrasts_of_one_name_have_a_row_each(study):
-    m = report.gather(study, None)
+    m = gather(study, None)
     twice = [part("a", "b", 0.01, 0, 0.02), part("a", "b", 0.2, 0.1, 1.3)]
     m.ledger = {"claims": [claim("c", "undecided", twice), claim("no", "inadmissible", twice[:1])]}
-    section = report.effects_section(m)
+    section = effects_section(m)
     _, frames = charts.specification(section.figures[0].chart)
     rows = [set(f["row"]) for f in frames.values() if "row" in f]
     assert max(map(len, rows)) == 2 and section.text == ["Inadmissible, and so not drawn: no."]
@@ -427,7 +433,7 @@ def test_markdown_escapes_and_leaves_long_folded_tables_to_csv(tmp_path):
 def test_tuning_runs_are_no_results(tmp_path):
     make_run(tmp_path, {"norm": "pre_ln"})
     make_run(tmp_path, {"norm": "pre_ln"}, seed=1_000_000, role="tuning")
-    m = report.gather(tmp_path, None)
+    m = gather(tmp_path, None)
     assert m.rows["seed"].tolist() == [0] and "tuning" in m.notes[0]
 
 

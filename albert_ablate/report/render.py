@@ -1,0 +1,123 @@
+"""From a chart to Vega-Lite, PNG or SVG, and checks of the file to be written."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from albert_ablate.config import ConfigError
+from albert_ablate.report.style import HEIGHT, WIDTH, theme
+
+FORMATS = (".html", ".png", ".svg")
+
+
+def require() -> None:
+    """One sentence where the extra is not installed."""
+    try:
+        import altair  # noqa: F401
+        import jinja2  # noqa: F401
+        import vl_convert  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"Charts need {error.name}: pip install 'albert_ablate[plot]'.") from None
+
+
+def specification(chart: Any) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
+    """The chart as Vega-Lite, and its tables by the names that stand for them there."""
+    import altair as alt
+
+    frames: dict[str, pd.DataFrame] = {}
+    names: dict[int, str] = {}
+
+    def collect(data=None, **options):
+        if data is None:
+            return collect
+        if id(data) not in names:
+            names[id(data)] = f"table{len(names)}"
+            frames[names[id(data)]] = data
+        return {"name": names[id(data)]}
+
+    alt.data_transformers.register("albert_ablate", collect)
+    with alt.data_transformers.enable("albert_ablate"):
+        return chart.to_dict(validate=False), frames  # validation takes half of a report's time
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows as JSON can hold them: what is not finite is null."""
+    plain = frame.astype(object).where(frame.notna() & ~frame.isin([np.inf, -np.inf]), None)
+    return json.loads(json.dumps(plain.to_dict("records"), default=lambda v: v.item()))
+
+
+class Drawn:
+    """A chart as a notebook shows and stores it: a small PNG, that needs nothing to be looked at."""
+
+    def __init__(self, chart: Any, title: str = ""):
+        import altair as alt
+
+        if title:
+            chart = chart.properties(title=alt.Title(title, offset=14))
+        joined = isinstance(chart, alt.HConcatChart | alt.VConcatChart)
+        self.chart = chart if joined else chart.properties(width=WIDTH - 120)
+
+    def _repr_png_(self) -> bytes:
+        return picture(self.chart, ".png", scale=1.1)
+
+
+def drawn(title: str, chart: Callable[..., Any], table: pd.DataFrame, *more: Any) -> Drawn | str:
+    """`chart` of the table, for a notebook; a sentence where the table is empty."""
+    return f"{title}: these runs hold nothing to draw." if table.empty else Drawn(chart(table, *more), title)
+
+
+def picture(chart: Any, suffix: str, scale: float = 2, arms: Sequence[str] = ()) -> bytes:
+    """The chart as PNG (twice the pixels) or SVG, on white, in the colors of the page's arms."""
+    import vl_convert
+
+    spec, frames = specification(chart)
+    _keep_near(spec, frames)
+    if not {"hconcat", "vconcat", "concat"} & {*spec}:
+        spec.setdefault("height", HEIGHT)
+    spec |= {
+        "datasets": {name: records(frame) for name, frame in frames.items()},
+        "config": theme(arms=arms),
+        "padding": 10,
+    }
+    if suffix == ".svg":
+        return vl_convert.vegalite_to_svg(spec).encode()
+    return vl_convert.vegalite_to_png(spec, scale=scale)
+
+
+def _keep_near(node: dict[str, Any], frames: dict[str, pd.DataFrame], table: str = "") -> None:
+    """Move what lies more than four lengths of its axis beyond it to there, where it is cut off all the same: the
+    renderer ends the process where a diverged run's loss is a line of 10^7 axis lengths."""
+    table = (node.get("data") or {}).get("name", table)
+    encoding = node.get("encoding") or {}
+    for channel in ("x", "y"):
+        coded = encoding.get(channel) or {}
+        scale = coded.get("scale") or {}
+        linear = coded.get("type") == "quantitative" and scale.get("type", "linear") == "linear"
+        if table not in frames or not linear or not isinstance(scale.get("domain"), list):
+            continue
+        low, high = scale["domain"]
+        for name in (channel, f"{channel}2"):
+            if (field := (encoding.get(name) or {}).get("field")) in frames[table]:
+                frames[table] = frames[table].copy()
+                frames[table][field] = frames[table][field].clip(5 * low - 4 * high, 5 * high - 4 * low)
+    for part in ("layer", "concat", "hconcat", "vconcat"):
+        for child in node.get(part, ()):
+            _keep_near(child, frames, table)
+
+
+def writable(output: Path, suffixes: Sequence[str] = FORMATS) -> None:
+    """One sentence where nothing can be written to `output`, before the work: a file, without suffixes a folder."""
+    if suffixes and output.suffix not in suffixes:
+        allowed = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}" if len(suffixes) > 1 else suffixes[0]
+        raise ConfigError(f"{output} cannot be written: its name must end in {allowed}.")
+    if not output.absolute().parent.is_dir():
+        raise ConfigError(f"{output} cannot be written: there is no folder {output.parent}.")
+    if output.exists() and output.is_dir() == bool(suffixes):
+        raise ConfigError(f"{output} cannot be written: it is a {'folder' if suffixes else 'file'}.")
+    if not os.access(output if output.is_dir() else output.absolute().parent, os.W_OK):
+        raise ConfigError(f"{output} cannot be written: you may not write there.")

@@ -1,0 +1,1 @@
+"""The sections of a report: each takes the material and gives a Section."""
