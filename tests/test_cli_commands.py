@@ -14,6 +14,7 @@ import pytest
 from albert_ablate import cli
 from albert_ablate.config import ConfigError, options, target_of, unwritable
 from albert_ablate.judge import ledger as judge
+from albert_ablate.records import checked
 from albert_ablate.report import methods as listed
 from albert_ablate.report import page
 from albert_ablate.report.methods import attribute, docstring, formula_of, methods, sources_of
@@ -52,7 +53,10 @@ def test_help_and_the_list_of_methods_load_nothing_heavy(arguments):
         (["sweep", "sweep.yaml", "hydra/launcher=jobl"], "hydra/launcher=jobl is not there: it must be one of basic"),
         (["sweep", "sweep.yaml", "hydra.launcher.nothing=1"], "Key 'nothing' not in"),
         *(
-            ([name, file, "--runs", "x/${oc.env:HOME}"], "--runs=x/${oc.env:HOME} is not allowed: a folder's name may")
+            (
+                [name, file, "--runs", "x/${oc.env:HOME}"],
+                "x/${oc.env:HOME} is not allowed as the folder of runs: a folder's name may",
+            )
             for name, file in [("sweep", "sweep.yaml"), ("tune", "sweep.yaml"), ("calibrate", "sweep.yaml")]
             + [("agent", "e/p/s"), ("judge", "claims.yaml")]
         ),
@@ -96,7 +100,7 @@ def test_a_disk_that_is_full_or_may_not_be_written_is_one_sentence(number, code,
     monkeypatch.setattr(listed, "show_methods", broken)
     assert cli.main(["methods"]) == code and capsys.readouterr().err == f"runs/x: {why}.\n"
     for module, write in (
-        (judge, lambda: judge.write_ledger({}, tmp_path / "x")),
+        (checked, lambda: judge.write_ledger({}, tmp_path / "x")),
         (page, lambda: page._replace("x", b"")),
     ):
         monkeypatch.setattr(module, "replace_file", broken)
