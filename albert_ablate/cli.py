@@ -73,6 +73,7 @@ app.command("report")(analysis.report)
 app.command("tune")(studies.tune)
 app.command("calibrate")(studies.calibrate)
 app.command("judge")(judge)
+app.command("compare")(referee.compare)
 app.command("gate")(referee.gate)
 
 

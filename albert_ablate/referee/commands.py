@@ -15,9 +15,13 @@ from albert_ablate.studies.commands import RUNS
 SIDE = 'overrides ("norm=pre_ln"), a command with {seed} in it, or git:REF (with --command)'
 METRIC = Annotated[
     str,
-    typer.Option(help="What is compared: a measure of runs (test_loss), or a METRIC name of a command; "
-                      "seconds: the command's own time.", show_default=False),
-]  # fmt: skip
+    typer.Option(
+        "--metric",
+        "--measure",
+        help="What is compared: a measure of runs (test_loss), or a METRIC of a command; seconds: the command's time.",
+        show_default=False,
+    ),
+]
 HIGHER = Annotated[bool, typer.Option("--higher", help="Higher values of a command's metric are better.")]
 MARGIN = Annotated[str, typer.Option(help="Smallest change that matters: 0.5% relative, 0.02 in the metric's unit.")]
 COMMAND = Annotated[str, typer.Option(help="What to run in the worktree of a git side, with {seed} in it.")]
@@ -29,6 +33,52 @@ CRASH = Annotated[bool, typer.Option("--crash-is-outcome", help="A command that 
 WORKERS = Annotated[int, typer.Option(min=1, help="Runs at a time.")]
 JSON = Annotated[bool, typer.Option("--json", help="Print the answer as JSON (schema: docs/referee.md).")]
 MARKDOWN = Annotated[bool, typer.Option("--markdown", help="Print the answer as Markdown, for a pull request.")]
+
+
+def compare(
+    sides: Annotated[
+        list[str] | None, typer.Argument(help=f"The baseline, then one or more candidates: {SIDE}.", show_default=False)
+    ] = None,
+    refs: Annotated[tuple[str, str] | None, typer.Option(help="Two git refs, for git:A git:B.")] = None,
+    metric: METRIC = "",
+    higher: HIGHER = False,
+    margin: MARGIN = "0.5%",
+    max_pairs: Annotated[int, typer.Option(help="Most pairs of a contrast, 4 to 60.")] = 20,
+    tune: Annotated[bool, typer.Option("--tune/--no-tune", help="Tune the learning rates of overrides first.")] = False,
+    table: Annotated[
+        Path | None, typer.Option("--from", help="A CSV file (arm, seed, METRIC): judge it, run nothing.")
+    ] = None,
+    command: COMMAND = "",
+    common: COMMON = "",
+    equal: EQUAL = "tokens,parameters,flops",
+    crash_is_outcome: CRASH = False,
+    budget: BUDGET = None,
+    limit: LIMIT = None,
+    workers: WORKERS = 2,
+    runs: RUNS = Path("runs"),
+    as_json: JSON = False,
+    markdown: MARKDOWN = False,
+) -> int:
+    """Is B better than A? Train or run pairs until it is decided, and say it in one sentence.
+
+    Exit codes: ACCEPT 0 (better), REJECT 1 (worse), INADMISSIBLE 2, NO EFFECT 3, UNDECIDED 75 (ask again).
+    """
+    from albert_ablate.referee.compare import Question, Work, compare_table
+    from albert_ablate.referee.compare import compare as ask_for
+    from albert_ablate.referee.sides import read_seconds
+
+    def ask(say: Callable[[str], None]) -> Any:
+        named = (*(sides or ()), *(f"git:{r}" for r in refs or ()))
+        trained = not any("{seed}" in s or s.startswith("git:") for s in named)
+        measured = metric or ("test_loss" if trained else "")
+        more = tune, tuple(equal.replace(",", " ").split()), crash_is_outcome
+        question = Question(named, measured, margin, higher, max_pairs, tuple(common.split()), command, *more)
+        if table is not None:
+            return compare_table(table, question)
+        limits = read_seconds("--limit", limit), read_seconds("--budget", budget)
+        return ask_for(question, Work(runs, say, Path(), *limits, 1 if not trained and workers == 2 else workers))
+
+    return _answered("compare", ask, as_json, markdown)
 
 
 def gate(

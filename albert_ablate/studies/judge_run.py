@@ -58,7 +58,7 @@ def judge(
         return 0
     code = 0
     if run:
-        code = _Runner(file, runs, form, only or (), secondary, workers, limit, print).go()
+        code = PairRunner(file, runs, form, only or (), secondary, workers, limit, print).go()
     elif not runs.is_dir():
         raise ConfigError(f"{runs} is no folder of runs: --run trains them, --dry-run says what they cost.")
     elif not any(runs.glob("*/seed*")):
@@ -117,7 +117,7 @@ def _budget(text: str | None) -> Budget:
     return Budget(seconds=amount) if found[2].lower() == "s" else Budget(tokens=amount)
 
 
-class _Runner:
+class PairRunner:
     """Trains, of all undecided claims, the cheapest next pair; what two claims share is trained once."""
 
     def __init__(self, file: Any, runs: Path, form: str, only: Sequence[str], secondary: bool, workers: int,
@@ -130,17 +130,17 @@ class _Runner:
     def go(self) -> int:
         """Exit code 0, also where the budget ends; 130 and 143 stopped by a signal."""
         while True:
-            found = self._next()
+            found = self.next()
             if found is None:
                 return 0
             claim, jobs = found
             if time.monotonic() - self.begun >= self.budget.seconds or self.tokens >= self.budget.tokens:
                 self.say("The budget is spent; the same command goes on from here.")
                 return 0
-            if code := self._do(claim, jobs):
+            if code := self.do(claim, jobs):
                 return code
 
-    def _next(self) -> tuple[Any, list[Any]] | None:
+    def next(self) -> tuple[Any, list[Any]] | None:
         """The cheapest claim to go on with and its jobs; secondary contrasts wait until every claim is decided."""
         claims = {c.name: c for c in self.file.claims}
         lacking = [
@@ -184,7 +184,7 @@ class _Runner:
     def _form(self, name: str) -> Any:
         return next(c for c in self.file.claims if c.name == name).forms[self.form]
 
-    def _do(self, claim: Any, jobs: Sequence[Any]) -> int:
+    def do(self, claim: Any, jobs: Sequence[Any]) -> int:
         if any(j.rate is None for j in jobs):
             return self._tune(claim, {j.overrides: j.arm for j in jobs if j.rate is None})
         ready = [j for j in jobs if j.rate is not None]

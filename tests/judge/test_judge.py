@@ -32,7 +32,7 @@ from albert_ablate.judge.claims import (
 from albert_ablate.judge.ledger import Bench, judge, judge_and_register, ratio_words
 from albert_ablate.records.history import SCHEMAS
 from albert_ablate.stats import sequential as statistics
-from albert_ablate.studies.judge_run import Budget, _Runner
+from albert_ablate.studies.judge_run import Budget, PairRunner
 
 SHORT = {"text": "at 2 layers", "overrides": ["model=nano", "model.layers=2", "budget.tokens=20_000"]}
 CLAIM = {
@@ -377,7 +377,7 @@ def test_arms_tuned_unlike_or_at_an_end_are_refused_and_run_tunes_them_on(bench)
     write_tuning(bench, "post_ln", own)
 
     def lacking():
-        runner = _Runner(read_claims(bench.file(**tuned)), bench.runs, "screen", (), False, 1, Budget(), print)
+        runner = PairRunner(read_claims(bench.file(**tuned)), bench.runs, "screen", (), False, 1, Budget(), print)
         return {(j.arm, j.rate) for j in runner._lacking(())["first"][0]}
 
     unlike = {"rule": None, "rates": 5, "step": 3.16, "objective": "val_loss", "seeds": [1_000_000], "tokens": 30_000}
@@ -512,8 +512,8 @@ def test_secondary_contrasts_get_as_many_pairs_as_the_primary_once_it_is_decided
     path.write_text(yaml.safe_dump(tree))
 
     def lacking():
-        runner = _Runner(read_claims(path), bench.runs, "screen", (), True, 1, Budget(), print)
-        return [[(j.arm, j.seed) for j in jobs] for jobs in runner._lacking(())["first"]], runner._next()
+        runner = PairRunner(read_claims(path), bench.runs, "screen", (), True, 1, Budget(), print)
+        return [[(j.arm, j.seed) for j in jobs] for jobs in runner._lacking(())["first"]], runner.next()
 
     bench.pairs(2.0 + 0.01 * NOISE[:3], 2.2 + 0 * NOISE[:3])
     for seed in range(2):

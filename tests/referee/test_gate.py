@@ -14,7 +14,7 @@ from albert_ablate.cli import main
 from albert_ablate.referee import runners
 from albert_ablate.referee.answer import schema
 from albert_ablate.referee.ledger import Ledger
-from albert_ablate.stats.online import decide, lord_level, pairs_for, spending_level
+from albert_ablate.stats.online import decide, level_of, lord_level, pairs_for, spending_level
 
 NOISE = 0.01
 
@@ -83,8 +83,9 @@ def test_a_session_accepts_refuses_and_remembers(ask, calls, tmp_path):
 
     # by hand: an accept costs nothing, then two proposals that were not accepted
     levels = [(e["level"], e["max_pairs"]) for e in book(tmp_path).of("level")]
-    assert levels == [(0.05 * 0.7, 12), (0.05 * 0.7, 12), (pytest.approx(0.05 * 0.1312470, rel=1e-5), 19)]
-    assert levels[2][0] == spending_level([True, False])
+    first, second = 0.97 * 0.05 * 0.72, 0.97 * 0.05 * 0.1224972
+    assert levels == [(pytest.approx(first), 12)] * 2 + [(pytest.approx(second, rel=1e-5), 20)]
+    assert levels[2][0] == 0.97 * spending_level([True, False])
 
 
 def test_after_an_accept_the_baseline_is_measured_on_fresh_seeds(ask, calls, tmp_path):
@@ -108,7 +109,7 @@ def test_levels_of_the_false_discovery_rate_are_lords(ask, calls, tmp_path):
         ask(*propose(loss, base=2.0 if loss == 1.95 and not calls else None), "--control", "fdr")
     accepted = [v["decision"] == "ACCEPT" for v in book(tmp_path).of("verdict")]
     assert accepted == [True, False, True, False, False]
-    assert [e["level"] for e in book(tmp_path).of("level")] == [lord_level(accepted[:n]) for n in range(5)]
+    assert [e["level"] for e in book(tmp_path).of("level")] == [0.97 * lord_level(accepted[:n]) for n in range(5)]
 
 
 def test_a_verdict_follows_from_the_runs_of_the_ledger(ask, calls, tmp_path):
@@ -118,7 +119,7 @@ def test_a_verdict_follows_from_the_runs_of_the_ledger(ask, calls, tmp_path):
     seeds = sorted({seed for seed, _ in runs})
     d = [float(np.log(runs[s, "baseline"] / runs[s, "candidate"])) for s in seeds]
     (verdict,) = entries.of("verdict")
-    own = decide(d, np.log(1.01), 8, 0.035)
+    own = decide(d, np.log(1.01), 8, level_of("fwer", []))
     assert verdict["decision"] == own.word.upper()
     assert (verdict["mean"], verdict["p"], verdict["pairs"]) == (own.mean, own.p, len(d))
 
@@ -255,7 +256,7 @@ def test_an_accepted_change_is_confirmed_at_a_larger_scale(ask, calls, tmp_path)
     assert answer["contrasts"][0]["level"] == 0.025
     again = ask(*propose(1.90), "--confirm", "--layers 24")
     assert again[1]["recorded"] and len(book(tmp_path).of("level")) == 3
-    assert ask(*propose(1.85))[1]["contrasts"][0]["level"] == spending_level([True, True])
+    assert ask(*propose(1.85))[1]["contrasts"][0]["level"] == level_of("fwer", [True, True])
     code, _, said = ask(*propose(2.5), "--confirm", "--layers 24")
     assert code == 2 and "was not accepted here" in said
 
@@ -313,5 +314,5 @@ def test_pairs_follow_the_level_unless_they_are_named(ask, calls, tmp_path):
     ask(*propose(1.9501))
     ask(*propose(1.9502))
     assert [e["max_pairs"] for e in book(tmp_path).of("level")] == [
-        pairs_for(0.035), pairs_for(0.035), pairs_for(spending_level([True, False]))
+        12, 12, pairs_for(level_of("fwer", [True, False]))
     ]  # fmt: skip

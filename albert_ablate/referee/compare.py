@@ -1,0 +1,336 @@
+"""Is B better than A? One family of contrasts against the first side, decided by the judge's own test and Holm."""
+
+import csv
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from albert_ablate.config import nearest
+from albert_ablate.referee.answer import ACCEPT, INADMISSIBLE, NO_EFFECT, REJECT, UNDECIDED, Answer, Contrast
+from albert_ablate.referee.ledger import Ledger
+from albert_ablate.referee.runners import Commands, write_claim
+from albert_ablate.referee.sides import (
+    Crash,
+    Inadmissible,
+    Scale,
+    Side,
+    Worktrees,
+    clock,
+    read_margin,
+    read_side,
+    refuse_same,
+)
+from albert_ablate.stats.sequential import ALPHA, FIRST, MOST_PAIRS, critical
+from albert_ablate.stats.verdicts import Claim, Verdict, verdicts
+from albert_ablate.stats.verdicts import Contrast as Differences
+
+DECISIONS = {
+    "supported": ACCEPT, "refuted": REJECT, "no effect": NO_EFFECT, "mixed": REJECT, "inadmissible": INADMISSIBLE,
+}  # fmt: skip
+OPEN = ("open", "undecided")
+DIVERGED = ("diverged", "nan", "inf", "-inf")  # cells of a table
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked; everything that an answer depends on."""
+
+    sides: tuple[str, ...]
+    metric: str = "test_loss"
+    margin: str = "0.5%"
+    higher: bool = False
+    max_pairs: int = 20
+    common: tuple[str, ...] = ()
+    command: str = ""
+    tune: bool = False
+    equal: tuple[str, ...] = ("tokens", "parameters", "flops")
+    crash_is_outcome: bool = False
+
+
+@dataclass
+class Work:
+    """How it is done, and what was spent."""
+
+    runs: Path
+    say: Callable[[str], None]
+    repository: Path = Path()
+    limit: float = math.inf
+    budget: float = math.inf
+    workers: int = 1
+    begun: float = field(default_factory=clock)
+    spent: int = 0
+
+    @property
+    def out_of_time(self) -> bool:
+        return clock() - self.begun > self.budget
+
+
+def compare(question: Question, work: Work) -> Answer:
+    """The answer, after as many pairs as it takes."""
+    if len(question.sides) < 2:
+        raise Inadmissible("A comparison needs two sides or more: the first is the baseline of the others.")
+    if not FIRST <= question.max_pairs <= MOST_PAIRS:
+        raise Inadmissible(f"--max-pairs={question.max_pairs} is not allowed: from {FIRST} to {MOST_PAIRS}.")
+    scale = read_margin(question.margin, question.higher)
+    sides = [read_side(x, question.common, question.command, work.repository) for x in question.sides]
+    if len({s.kind for s in sides}) > 1:
+        raise Inadmissible(f"{sides[0].text} ({sides[0].kind}) and the other sides are not of one kind.")
+    for i, a in enumerate(sides):
+        for b in sides[i + 1 :]:
+            refuse_same(a, b, work.repository)
+    kept = [*(s.identity for s in sides), question.metric, scale, question.max_pairs, question.tune, question.equal]
+    name = hashlib.sha256(json.dumps(kept, default=str).encode()).hexdigest()[:12]
+    folder = work.runs / "compare" / name
+    if sides[0].kind == "overrides":
+        return _trained(question, scale, sides, folder, work)
+    return _commanded(question, scale, sides, folder, work)
+
+
+# --- overrides: a claims file and the judge --------------------------------------------------------------------------
+
+
+def _trained(q: Question, scale: Scale, sides: Sequence[Side], folder: Path, work: Work) -> Answer:
+    from albert_ablate.analysis.registry import measure
+    from albert_ablate.judge.claims import read_claims
+    from albert_ablate.judge.ledger import judged
+    from albert_ablate.studies.judge_run import Budget, PairRunner
+
+    m = measure(q.metric)
+    if m.log != scale.relative:
+        need = "a percentage, such as 0.5%" if m.log else f"a number in {m.unit}"
+        raise Inadmissible(f"--margin={q.margin} is not allowed for {q.metric}: it must be {need}.")
+    path = folder / "claims.yaml"
+    named = {f"compare-{folder.name}-{i}": side for i, side in enumerate(sides[1:], 1)}
+    if not path.exists():
+        write_claim(path, sides[0], named, q.common, q.metric, scale.margin, q.max_pairs, 0, q.equal, q.tune)
+    file = read_claims(path)
+    said = list[str]()
+
+    def heard(text: str) -> None:
+        said.append(text)
+        if q.tune or "set aside" in text or "tuning" in text:
+            work.say(text)
+
+    runner = PairRunner(file, work.runs, "full", (), False, work.workers, Budget(), heard)
+    shown: dict[str, int] = {}
+    recorded = True
+    while True:
+        ledger, found, _ = judged(file, work.runs, "full")
+        contrasts = [
+            _judged_contrast(e, sides[0], named[e["name"]], q, scale, m.better == "higher", found[e["name"]][0])
+            for e in ledger["claims"]
+        ]
+        for c, e in zip(contrasts, ledger["claims"], strict=True):
+            if e["parts"][0]["pairs"] > shown.get(e["name"], 0) and not recorded:
+                work.say(_pair_line(c, found[e["name"]][0].values, e["parts"][0]["looks"]))
+            shown[e["name"]] = e["parts"][0]["pairs"]
+        following = None if work.out_of_time else runner.next()
+        if following is None:
+            break
+        recorded = False
+        work.spent += len(following[1])
+        if code := runner.do(*following):
+            from albert_ablate.referee.runners import Stopped
+
+            raise Stopped(code - 128)
+    if broken := [c for c in contrasts if c.decision == UNDECIDED and not work.out_of_time]:
+        why = next((t for t in reversed(said) if "set aside" in t), "")
+        if why:
+            contrasts = [replace(c, decision=INADMISSIBLE, reason=why) if c in broken else c for c in contrasts]
+    notes = [] if q.tune else ["At the learning rates that were given: --tune tunes both sides alike."]
+    notes += [n for e in ledger["claims"] for n in e["notes"] if "differs" in n or "correct" in n]
+    spent = 0.0 if recorded else clock() - work.begun
+    return Answer("compare", contrasts, str(folder), work.spent, spent, recorded, list(dict.fromkeys(notes)))
+
+
+def _judged_contrast(
+    e: Mapping[str, Any], a: Side, b: Side, q: Question, scale: Scale, higher: bool, found: Any
+) -> Contrast:
+    part, word = e["parts"][0], e["verdict"]
+    decision = DECISIONS.get(word, UNDECIDED)
+    missing = sorted({j.seed for j in found.jobs})
+    return Contrast(
+        a.text, b.text, decision, _reason(word, e["reason"]), q.metric, higher, scale.relative, scale.margin,
+        *(float(part[k]) for k in ("mean", "low", "high")), part["pairs"], q.max_pairs, float(e["p_effect"]), ALPHA,
+        int(part["control_diverged"][0]), int(part["treatment_diverged"][0]),
+        missing[0] if missing and word in OPEN else None,
+    )  # fmt: skip
+
+
+def _reason(word: str, reason: str) -> str:
+    if word == "supported":
+        return "The candidate is better."
+    if word == "refuted":
+        return "The candidate is worse."
+    return reason
+
+
+def _pair_line(c: Contrast, values: Any, looks: Sequence[Mapping[str, Any]]) -> str:
+    """One line after a pair: its values, the change so far, the interval, where the boundary is."""
+    out = f"{c.candidate}: pair {c.pairs} of at most {c.max_pairs}"
+    if values and values[0]:
+        out += f": {values[0][-1]:.5g} against {values[1][-1]:.5g}"
+    if math.isfinite(c.mean):
+        out += f"; {c.metric} {c.change(c.mean):+.3g}{c.unit}"
+    ends = [c.change(x) for x in (c.low, c.high)]
+    if all(map(math.isfinite, ends)):
+        out += f" ({min(ends):+.3g} to {max(ends):+.3g})"
+    if looks:
+        last = looks[-1]
+        out += f"; {last['test']} {last['statistic']:.2f}, decides at {last['boundary']:.2f}"
+    return out
+
+
+# --- commands and refs: a ledger -------------------------------------------------------------------------------------
+
+
+def _commanded(q: Question, scale: Scale, sides: Sequence[Side], folder: Path, work: Work) -> Answer:
+    book = Ledger(folder)
+    with book.lock():
+        if not book.entries:
+            book.add(
+                "claim", version=1, sides=[s.kept() for s in sides], metric=q.metric, margin=q.margin,
+                higher=q.higher, max_pairs=q.max_pairs, family=len(sides) - 1,
+                statement=[f"{s.text} is better than {sides[0].text}." for s in sides[1:]],
+            )  # fmt: skip
+        trees = Worktrees(work.repository, folder / "worktrees")
+        runner = Commands(q.metric, work.limit, q.crash_is_outcome, trees, work.workers)
+        return _run_commands(q, scale, sides, book, runner, work)
+
+
+def _run_commands(
+    q: Question, scale: Scale, sides: Sequence[Side], book: Ledger, runner: Commands, work: Work
+) -> Answer:
+    names = [str(i) for i in range(len(sides))]
+
+    def values() -> dict[str, dict[int, float]]:
+        out: dict[str, dict[int, float]] = {n: {} for n in names}
+        for e in book.of("run"):
+            out[e["role"]][e["seed"]] = math.inf if e["value"] is None else e["value"]
+        return out
+
+    def answer(contrasts: Sequence[Contrast], recorded: bool) -> Answer:
+        spent = 0.0 if recorded else clock() - work.begun
+        return Answer("compare", contrasts, str(book.folder), work.spent, spent, recorded)
+
+    recorded = True
+    while True:
+        metric = q.metric or next((e["metric"] for e in book.of("run")), "")
+        texts, seeds = [s.text for s in sides], range(q.max_pairs)
+        contrasts = judge_values(values(), names, texts, scale, q.max_pairs, metric, seeds)
+        open_ = [i for i, c in enumerate(contrasts, 1) if c.next_seed is not None]
+        if not open_ or work.out_of_time:
+            return answer(contrasts, recorded)
+        seed = min(c.next_seed for c in contrasts if c.next_seed is not None)
+        asked = [n for n in names if n == "0" or int(n) in open_ and contrasts[int(n) - 1].next_seed == seed]
+        roles = [n for n in (asked if seed % 2 == 0 else asked[::-1]) if seed not in values()[n]]
+        try:
+            for o in runner.pair(dict(zip(names, sides, strict=True)), [seed], 0, roles, book.folder):
+                work.spent += 1
+                value = o.value if math.isfinite(o.value) else None
+                book.add("run", role=o.role, seed=seed, metric=o.metric, value=value, seconds=round(o.seconds, 3))
+        except Crash as error:
+            text = sides[int(error.args[1])].text if len(error.args) > 1 else "A run"
+            book.add("crash", role=error.args[1] if len(error.args) > 1 else "", seed=seed, reason=str(error.args[0]))
+            why = f"{text} failed with seed {seed}: {error.args[0]}. Asked again, it is tried again."
+            return answer([replace(c, decision=INADMISSIBLE, reason=why) if i in open_ else c
+                           for i, c in enumerate(contrasts, 1)], False)  # fmt: skip
+        recorded = False
+        found = values()
+        metric = q.metric or next(e["metric"] for e in book.of("run"))
+        for c, n in zip(judge_values(found, names, texts, scale, q.max_pairs, metric, seeds), names[1:], strict=True):
+            if n in asked:
+                d = _differences(found, n, scale, seeds)[0]
+                work.say(_pair_line(c, ([found[n][seed]], [found["0"][seed]]), _last_look(d, c)))
+
+
+def _last_look(d: Sequence[float], c: Contrast) -> list[dict[str, Any]]:
+    x = np.asarray(d, float)
+    if len(x) < FIRST or not np.isfinite(x).all() or not x.std():
+        return []
+    t = float(x.mean() / (x.std(ddof=1) / math.sqrt(len(x))))
+    return [{"test": "t", "statistic": t, "boundary": critical(len(x), c.max_pairs, c.level or ALPHA)}]
+
+
+def _differences(
+    values: Mapping[str, Mapping[int, float]], name: str, scale: Scale, seeds: Sequence[int]
+) -> tuple[list[float], int | None, int]:
+    """Differences of the gapless prefix of the seeds, the seed that comes next, and how many pairs wait behind it."""
+    base, own, d = values["0"], values[name], list[float]()
+    for i, seed in enumerate(seeds):
+        if seed not in base or seed not in own:
+            return d, seed, sum(s in base and s in own for s in seeds[i + 1 :])
+        d.append(scale.difference(base[seed], own[seed]))
+    return d, None, 0
+
+
+def judge_values(
+    values: Mapping[str, Mapping[int, float]], names: Sequence[str], texts: Sequence[str], scale: Scale, N: int,
+    metric: str, seeds: Sequence[int],
+) -> list[Contrast]:  # fmt: skip
+    """Contrasts of sides "1", "2", ... against "0" from their values by seed, one family."""
+    found = [_differences(values, n, scale, list(seeds)[:N]) for n in names[1:]]
+    judged: list[Verdict] = verdicts([Claim([Differences(d, scale.margin)], N) for d, _, _ in found], len(found))
+    out = []
+    for v, text, (d, following, waiting) in zip(judged, texts[1:], found, strict=True):
+        part, x = v.parts[0], np.asarray(d, float)
+        decision = DECISIONS.get(v.verdict, UNDECIDED)
+        reason = _reason(v.verdict, v.reason)
+        more = v.verdict in OPEN and following is not None
+        if more and waiting:
+            reason = f"{waiting} pairs wait behind seed {following}, which one side lacks: run it next."
+        both = int(np.isnan(x).sum())
+        out.append(Contrast(
+            texts[0], text, decision, reason, metric, scale.higher, scale.relative, scale.margin, float(part.mean),
+            float(part.low), float(part.high), part.pairs, N, v.p_effect, v.level_effect,
+            int((x == math.inf).sum()) + both, int((x == -math.inf).sum()) + both, following if more else None,
+        ))  # fmt: skip
+    return out
+
+
+# --- a table that is there ------------------------------------------------------------------------------------------
+
+
+def compare_table(path: Path, question: Question) -> Answer:
+    """What a CSV file with the columns arm, seed and the metric says, and which pair to run next."""
+    q, scale = question, read_margin(question.margin, question.higher)
+    try:
+        rows = list(csv.DictReader(path.read_text().splitlines()))
+    except (OSError, UnicodeDecodeError) as error:
+        raise Inadmissible(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+    columns = list(rows[0]) if rows else []
+    for column in ("arm", "seed", q.metric):
+        if column not in columns:
+            raise Inadmissible(f"{path} has no column {column}: it has {', '.join(map(str, columns)) or 'no row'}.")
+    arms = list(dict.fromkeys(r["arm"] for r in rows))
+    texts = list(q.sides) or arms
+    if len(texts) < 2:
+        raise Inadmissible(f"{path} has one arm only ({arms[0]}): a comparison needs two.")
+    if unknown := [t for t in texts if t not in arms]:
+        raise Inadmissible(f"{path} has no arm {unknown[0]}: it has {nearest(unknown[0], arms)}.")
+    values: dict[str, dict[int, float]] = {str(i): {} for i in range(len(texts))}
+    for n, row in enumerate(rows, 2):
+        if row["arm"] not in texts or not (row[q.metric] or "").strip():
+            continue  # an empty cell is a run that is not there
+        try:
+            seed, cell = int(row["seed"]), (row[q.metric] or "").strip()
+            value = math.inf if cell.lower() in DIVERGED else float(cell)
+        except (TypeError, ValueError):
+            raise Inadmissible(f"{path}, line {n}: seed and {q.metric} must be numbers, or diverged.") from None
+        own = values[str(texts.index(row["arm"]))]
+        if seed in own:
+            raise Inadmissible(f"{path}, line {n}: {row['arm']} has seed {seed} twice.")
+        own[seed] = value
+    known = sorted({s for own in values.values() for s in own})
+    seeds = [*known, *range(known[-1] + 1, known[-1] + 1 + q.max_pairs)]
+    contrasts = judge_values(values, [*values], texts, scale, q.max_pairs, q.metric, seeds)
+    open_ = [c for c in contrasts if c.next_seed is not None]
+    notes = [f"Run next: seed {c.next_seed} of {c.baseline} and {c.candidate}." for c in open_]
+    notes.append("Exploratory: the table was there before the question.")
+    return Answer("compare", contrasts, str(path), recorded=True, notes=notes)
