@@ -348,7 +348,7 @@ def _no_contrast(arms: Sequence[_Arm]) -> str:
     """Why these arms cannot be compared whatever their runs say, or "": nothing has to be trained to see it."""
     wanted = [significant(composed(a.overrides)) for a in arms]
     for (a, x), (b, y) in combinations(zip(arms, wanted, strict=True), 2):
-        if x == y:
+        if x == y and a.rate == b.rate:
             return f"{a.name} and {b.name} are the same arm: nothing differs."
         for key in sorted(x.keys() | y.keys()):
             if key.partition(".")[0] in TEXT and x.get(key) != y.get(key):

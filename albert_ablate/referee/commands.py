@@ -1,9 +1,11 @@
 """`albert-ablate compare` and `gate`: from two sides to one answer, for people and programs."""
 
+import contextlib
 import json
+import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -140,6 +142,20 @@ def _held(book: Any, ask: Callable[[], Any]) -> Any:
         return ask()
 
 
+@contextlib.contextmanager
+def _output_to_stderr() -> Iterator[None]:
+    """What workers print while they train: the standard output is for the answer alone."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
 def _answered(command: str, ask: Callable[[Callable[[str], None]], Any], as_json: bool, markdown: bool) -> int:
     """Ask, print the answer in the wanted form, and give its exit code; what is not an answer is 2, 75, 130 or 143."""
     from albert_ablate.config.secrets import masked
@@ -150,7 +166,8 @@ def _answered(command: str, ask: Callable[[Callable[[str], None]], Any], as_json
         print(masked(text), file=sys.stderr if as_json or markdown else sys.stdout, flush=True)
 
     try:
-        answer = ask(say)
+        with _output_to_stderr() if as_json or markdown else contextlib.nullcontext():
+            answer = ask(say)
     except ConfigError as error:
         if as_json:
             print(json.dumps(inadmissible(command, masked(str(error))).document(), indent=1))

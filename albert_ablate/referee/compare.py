@@ -121,7 +121,8 @@ def _trained(q: Question, scale: Scale, sides: Sequence[Side], folder: Path, wor
     shown: dict[str, int] = {}
     recorded = True
     while True:
-        ledger, found, _ = judged(file, work.runs, "full")
+        now = judged(file, work.runs, "full")
+        ledger, found = now.ledger, now.found
         contrasts = [
             _judged_contrast(e, sides[0], named[e["name"]], q, scale, m.better == "higher", found[e["name"]][0])
             for e in ledger["claims"]
@@ -157,8 +158,8 @@ def _judged_contrast(
     missing = sorted({j.seed for j in found.jobs})
     return Contrast(
         a.text, b.text, decision, _reason(word, e["reason"]), q.metric, higher, scale.relative, scale.margin,
-        *(float(part[k]) for k in ("mean", "low", "high")), part["pairs"], q.max_pairs, float(e["p_effect"]), ALPHA,
-        int(part["control_diverged"][0]), int(part["treatment_diverged"][0]),
+        float(part["mean"]), float(part["low"]), float(part["high"]), part["pairs"], q.max_pairs,
+        float(e["p_effect"]), ALPHA, int(part["control_diverged"][0]), int(part["treatment_diverged"][0]),
         missing[0] if missing and word in OPEN else None,
     )  # fmt: skip
 

@@ -152,14 +152,14 @@ def write_claim(
 ) -> None:  # fmt: skip
     """A claims file of one claim a candidate, each against the baseline: what `albert-ablate judge` reads too."""
     n = len(common)
-    arms = {"baseline": list(baseline.overrides[n:])} | {k: list(v.overrides[n:]) for k, v in candidates.items()}
+    arms = {side.text: list(side.overrides[n:]) for side in (baseline, *candidates.values())}
     if unknown := [e for e in equal if e not in EQUAL]:
         raise ConfigError(f"--equal={unknown[0]} is not allowed: it is one or more of {', '.join(EQUAL)}.")
     claims = [
         {
             "name": name,
             "statement": f"{side.text} is better than {baseline.text} by {measure}.",
-            "parts": [{"treatment": name, "control": "baseline", "measure": measure, "margin": margin}],
+            "parts": [{"treatment": side.text, "control": baseline.text, "measure": measure, "margin": margin}],
             "full": {"regime": "asked", "N": pairs},
             "equal": {e: EQUAL[e] for e in equal},
             "tuned": ["optimizer.lr"] if tune else [],
@@ -168,7 +168,11 @@ def write_claim(
         for name, side in candidates.items()
     ]
     regime = {"text": " ".join(common) or "at the defaults", "overrides": list(common)}
-    tree = {"family": {"name": path.stem, "size": len(claims)}, "arms": arms, "regimes": {"asked": regime}}
+    tree = {
+        "family": {"name": f"{path.parent.name}-{path.stem}", "size": len(claims)},
+        "arms": arms,
+        "regimes": {"asked": regime},
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     from albert_ablate.records.atomic import replace_file
 

@@ -339,7 +339,7 @@ class Session:
         )  # fmt: skip
 
     def claim(self, number: int) -> Path:
-        return self.place.folder / "claims" / f"proposal{number}.yaml"
+        return self.place.folder / f"proposal{number}.yaml"
 
     def check_runs(self, number: int, kind: str) -> None:
         """Refuse to go on where runs of overrides that the ledger names are gone."""

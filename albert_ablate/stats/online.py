@@ -48,7 +48,7 @@ CONTROLS = ("fwer", "fdr")
 
 @cache
 def share(j: int) -> float:
-    """Share of the budget of proposal j = 1, 2, ...: .72 for the first, then .28 (j - 1)^-1.6 / zeta(1.6); sums to 1."""
+    """Share of proposal j = 1, 2, ...: .72 of the budget for the first, then .28 (j - 1)^-1.6 / zeta(1.6)."""
     from scipy.special import zeta
 
     return FIRST_SHARE if j == 1 else (1 - FIRST_SHARE) * (j - 1) ** -DECAY / float(zeta(DECAY))
@@ -88,8 +88,8 @@ def lord_level(
 
 
 def level_of(control: str, accepted: Sequence[bool], alpha: float = ALPHA) -> float:
-    """Level of the next proposal under `control`, fwer or fdr: 3 % less than the rule allows, since `overall`, by which a
-    proposal is tested, is within 3 % of the truth."""
+    """Level of the next proposal under `control`, fwer or fdr: 3 % less than the rule allows, since the formula of the
+    sequential p, `overall`, is within 3 % of the truth."""
     if control not in CONTROLS:
         raise ValueError(f"The error is controlled as one of {', '.join(CONTROLS)}, got {control!r}.")
     return EXACT * (spending_level if control == "fwer" else lord_level)(accepted, alpha)

@@ -546,7 +546,7 @@ def test_the_same_records_give_the_same_ledger_byte_for_byte(bench, capsys):
 
 
 def lacking_of(path, runs, only=()):
-    return _Runner(read_claims(path), runs, "screen", (), False, 1, Budget(), print)._lacking(only)
+    return PairRunner(read_claims(path), runs, "screen", (), False, 1, Budget(), print)._lacking(only)
 
 
 def family(bench, *claims, **family):
