@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from albert_ablate.config import options
-from albert_ablate.training.main import main
+from run import main
 
 RUN = Path(__file__).parent.parent / "run.py"
 TINY = (
@@ -156,7 +156,7 @@ def test_a_run_asked_for_again_is_found_at_once_and_forced_is_compared(command, 
 
 def test_help_is_read_from_the_folder_and_imports_nothing_heavy():
     script = (
-        "import sys; sys.argv = ['run.py', '--help']; from albert_ablate.training.main import main; code = main();"
+        "import sys; sys.argv = ['run.py', '--help']; from run import main; code = main();"
         "assert code == 0; heavy = {'torch', 'hydra', 'omegaconf', 'pytorch_lightning', 'numpy', 'pandas'};"
         "print('HEAVY', sorted(heavy & set(sys.modules)))"
     )

@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from albert_ablate.evaluations.commands import show_evaluations
+
 
 def count(n: float) -> str:
     """1_234_567 -> 1.23 M."""
@@ -73,6 +75,26 @@ def _show_decisions(record: Mapping) -> None:
         figures = [summary.get(f"{prefix}{name}") for name in ("macro_f1", "accuracy")]
         table.add_row(title, *("-" if x is None else f"{x:.3f}" for x in figures))
     Console(file=sys.stdout, highlight=False).print(table)
+
+
+def show_record(record: Mapping) -> None:
+    """What `run.py` prints at the end of a job: how it ended, its results, its folder."""
+    if record.get("found"):
+        print(f"{record['label']}, seed {record['seed']}: this run is done (force=true trains it again).")
+    if record.get("reproduction"):
+        print(f"Trained again: {record['reproduction']}.")
+    if record["status"] == "stopped":
+        goes = "begins the task again" if "trunk" in record else "goes on from there"
+        print(f"Stopped at step {record['progress']['step']}; the same command {goes}.")
+    show_result(record)
+    if record.get("evaluations"):
+        show_evaluations(record["evaluations"])
+    print(record["folder"])
+
+
+def exit_code(record: Mapping) -> int:
+    """0 for a done run, 128 + the signal's number for one that a signal stopped."""
+    return 128 + record["signal"] if record["status"] == "stopped" else 0
 
 
 TOO_SHORT = "too short to beat the unigram model"

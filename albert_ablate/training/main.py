@@ -1,4 +1,4 @@
-"""The command `run.py`: Hydra composes, `run` trains or finds, a table is shown, the exit code tells what happened."""
+"""The command line of `run.py`: help, arguments, composition by Hydra, one call of `train` for each job, exit code."""
 
 import contextlib
 import io
@@ -7,7 +7,7 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from albert_ablate.config import (
@@ -20,10 +20,10 @@ from albert_ablate.config import (
     options,
     prepared,
     quoted,
-    with_choices,
 )
 from albert_ablate.config.secrets import masked
 
+Train = Callable[[Any], tuple[int, float | None]]  # of one job: exit code and objective
 HELP = """Train one arm of an ablation, or find it if it is already trained.
 
   python run.py norm=pre_ln dropout=depth_decay          one arm
@@ -57,8 +57,10 @@ def help_text() -> str:
     return HELP.format(groups="\n".join(rows))
 
 
-def main() -> int:
-    """Exit code: 0 finished or diverged; 130 Ctrl-C, 143 SIGTERM; 2 the user's mistake; 1 anything later."""
+def command(train: Train) -> int:
+    """Do what sys.argv asks for, by `train` for each job.
+
+    Exit code: 0 finished or diverged; 130 Ctrl-C, 143 SIGTERM; 2 the user's mistake; 1 anything later."""
     arguments = sys.argv[1:]
     if "--help" in arguments or "-h" in arguments:
         print(help_text(), end="")
@@ -66,7 +68,7 @@ def main() -> int:
     debug = any(a.lower() == "debug=true" for a in arguments)
     try:
         with tempfile.TemporaryDirectory(prefix="albert_ablate_") as scratch:
-            return _compose_and_run(arguments, debug, scratch)
+            return _compose_and_run(train, arguments, debug, scratch)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except Exception as error:
@@ -77,7 +79,7 @@ def main() -> int:
         return _say(as_config_error(error), 2)
 
 
-def _compose_and_run(arguments: list[str], debug: bool, scratch: str) -> int:
+def _compose_and_run(train: Train, arguments: list[str], debug: bool, scratch: str) -> int:
     """All jobs of one command. Hydra's own files, which nobody reads, go to `scratch`."""
     import hydra
     from hydra.errors import HydraException
@@ -104,7 +106,7 @@ def _compose_and_run(arguments: list[str], debug: bool, scratch: str) -> int:
     @hydra.main(config_path=str(conf_folder()), config_name="config", version_base="1.3")
     def task(cfg: Any) -> float | None:
         begun.append(True)
-        code, objective = _one(cfg, debug)
+        code, objective = _attempted(train, cfg, debug)
         codes.append(code)
         if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
             raise KeyboardInterrupt  # the rest of a grid is left for next time
@@ -194,44 +196,19 @@ def without_lacking(arguments: list[str]) -> list[str]:
     return [a for a in arguments if a.partition("=")[0] not in left]
 
 
-def _one(cfg: Any, debug: bool) -> tuple[int, float | None]:
-    """One job: its exit code and its objective, the validation loss."""
-    from hydra.core.hydra_config import HydraConfig
-
-    from albert_ablate.evaluations.commands import show_evaluations
-    from albert_ablate.training.console import show_result
+def _attempted(train: Train, cfg: Any, debug: bool) -> tuple[int, float | None]:
+    """What `train` gives for one job; an error is printed as its sentence, and gives its exit code."""
     from albert_ablate.training.errors import RunFailed
     from albert_ablate.training.launch import is_first
-    from albert_ablate.training.swept import run_swept, with_tuned_rate
 
-    first = is_first(cfg)
     try:
-        about = HydraConfig.get()
-        overrides = about.overrides.task
-        cfg = with_tuned_rate(with_choices(cfg, about.runtime.choices, overrides), overrides)
-        record = run_swept(cfg, verbose=first)
-    except ConfigError as error:
+        return train(cfg)
+    except (ConfigError, RunFailed) as error:
         if debug:
             print(masked(traceback.format_exc()), file=sys.stderr)
-        return _say(error, 2) if first else 2, None
-    except RunFailed as error:
-        if debug:
-            print(masked(traceback.format_exc()), file=sys.stderr)
-        return _say(error, 1), None
-    if not first:
-        return 0, record["summary"]["val_loss"]
-    if record.get("found"):
-        print(f"{record['label']}, seed {record['seed']}: this run is done (force=true trains it again).")
-    if record.get("reproduction"):
-        print(f"Trained again: {record['reproduction']}.")
-    if record["status"] == "stopped":
-        goes = "begins the task again" if "trunk" in record else "goes on from there"
-        print(f"Stopped at step {record['progress']['step']}; the same command {goes}.")
-    show_result(record)
-    if record.get("evaluations"):
-        show_evaluations(record["evaluations"])
-    print(record["folder"])
-    return (128 + record["signal"] if record["status"] == "stopped" else 0), record["summary"]["val_loss"]
+        if isinstance(error, RunFailed):
+            return _say(error, 1), None
+        return _say(error, 2) if is_first(cfg) else 2, None  # every rank meets the same mistake
 
 
 def _say(error: object, code: int) -> int:

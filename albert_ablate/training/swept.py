@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from albert_ablate.config import check
+from albert_ablate.config import check, with_choices
 from albert_ablate.records.folder import Busy
 from albert_ablate.records.tuning import LEARNING_RATE, read_tuning
 from albert_ablate.trackers.base import joined
@@ -16,6 +16,15 @@ from albert_ablate.training.prepare import identified
 from albert_ablate.training.run import run
 
 POLL = 2.0  # seconds between looks at a run that somebody else is training
+
+
+def composed(cfg: Any) -> Mapping:
+    """What Hydra composed for this job, with the options it took; under a W&B agent with the arm's tuned rate."""
+    from hydra.core.hydra_config import HydraConfig
+
+    about = HydraConfig.get()
+    overrides = about.overrides.task
+    return with_tuned_rate(with_choices(cfg, about.runtime.choices, overrides), overrides)
 
 
 def with_tuned_rate(cfg: Mapping, overrides: Iterable[str]) -> Mapping:

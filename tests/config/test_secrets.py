@@ -23,6 +23,7 @@ from albert_ablate.studies.wandb_agent.agent import Agent
 from albert_ablate.trackers.base import AXES, Tracker, reason
 from albert_ablate.training import main as training
 from albert_ablate.training.run import run
+from run import main as run_main
 
 PASSWORD, TOKEN, ENVIRONMENT = "hunter2-Xy", "hf_" + "aB3" * 12, "q9Zr-environment-key-77"
 
@@ -161,7 +162,7 @@ def test_no_secret_of_an_error_is_printed(kind, code, monkeypatch, capsys):
     if kind is ConfigError:
         monkeypatch.setattr(training, "_compose_and_run", refuse)
         monkeypatch.setattr("sys.argv", ["run.py", "seed=1"])
-        assert training.main() == 2
+        assert run_main() == 2
     assert set(capsys.readouterr().err.splitlines()) == {f"{HIDDEN} is not allowed."}
 
 
@@ -197,7 +198,7 @@ def test_no_secret_is_left_in_a_run_folder_its_report_or_the_output(tmp_path, ca
         codes = []
         for more in ([], [], ["logger.mlflow.experiment=1{"], ["logger.mlflow.nothing=1"], [f"model.width={TOKEN}"]):
             sys.argv = ["run.py", *given, *more]
-            codes.append(training.main())
+            codes.append(run_main())
         os.environ["MLFLOW_TRACKING_URI"] = uri
         folder = next(runs.glob("*/seed0"))
         reads = [

@@ -396,7 +396,7 @@ def test_a_folder_of_this_machine_is_no_dataset_of_the_hub(tmp_path, monkeypatch
 
 
 def test_run_py_refuses_what_a_sweep_server_may_not_decide(tmp_path, monkeypatch, capsys):
-    from albert_ablate.training.main import main
+    from run import main
 
     monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
     monkeypatch.setattr(sys, "argv", ["run.py", "norm=pre_ln", f"paths.runs={tmp_path}/x"])

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from forking import Child, arguments, nano, train, write_text
 
-from albert_ablate.training.main import main
+from run import main
 
 pytestmark = pytest.mark.slow
 
