@@ -198,11 +198,16 @@ def component_arguments(node: Mapping) -> dict:
         if name in HYDRA_KEYS:
             continue
         annotation, default = known[name]
-        if any(a is Elsewhere for a in typing.get_args(annotation)[1:]):
+        if is_place(annotation):
             continue
         if default is MISSING or value != (list(default) if isinstance(default, tuple) else default):
             out[name] = value
     return out
+
+
+def is_place(annotation: Any) -> bool:
+    """Whether an argument says where something lies, not what it is."""
+    return any(a is Elsewhere for a in typing.get_args(annotation)[1:])
 
 
 def conf_folder() -> Path:

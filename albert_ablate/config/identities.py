@@ -1,13 +1,15 @@
 """Which run a configuration asks for: the hashes of its arm, its setting and its run."""
 
 import json
+import os
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from albert_ablate.config.checking import check
-from albert_ablate.config.components import component_arguments
+from albert_ablate.config.components import component_arguments, component_with_defaults, is_place, parameters_of
+from albert_ablate.config.errors import ConfigError
 from albert_ablate.config.rules import normalizes
 from albert_ablate.config.schema import COMPONENTS, NEUTRAL
 from albert_ablate.streams import digest
@@ -27,6 +29,7 @@ SIGNIFICANT = [
     "data",
 ]
 SIGNIFICANT += ["tokenizer", "task", "budget"]
+TEXT = ("data", "tokenizer", "task")  # what is read in training
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,10 @@ def corrections(record: Mapping) -> list[str]:
 
 def significant(cfg: Mapping, fingerprint: str) -> dict:
     """All that determines the weights besides the seed, as a plain dictionary. `fingerprint` stands for the text."""
-    cfg = check(cfg)
+    return _significant(check(cfg), fingerprint)
+
+
+def _significant(cfg: Mapping, fingerprint: str) -> dict:
     out: dict[str, Any] = {}
     for key in SIGNIFICANT:
         node = cfg[key]
@@ -143,12 +149,54 @@ class Identity:
 
 def identity(cfg: Mapping, fingerprint: str) -> Identity:
     """Who a run is. Equal for configurations that lead to the same weights."""
-    parts = significant(cfg, fingerprint)
+    return _identity(significant(cfg, fingerprint), cfg["seed"])
+
+
+def keys_of(cfg: Mapping) -> Identity:
+    """`identity` without the text: from the configuration alone, so that records and arms are matched without data.
+
+    cfg: checked, or a record's `config`, which an older release may have written: arguments it lacks have their
+    defaults. In place of the text's fingerprint stands where the text lies (`places`), so that on one text two
+    configurations have equal keys exactly where they have the same folder. Nothing is read from a disk. Raises
+    ConfigError for what is not a configuration of this release. Imports the components, and with them torch.
+    """
+    whole = dict(cfg) | {"trainer": {"precision": "32-true", "compile": False, **(cfg.get("trainer") or {})}}
+    for key, target in NEUTRAL.items():  # a configuration from before there was the group
+        whole.setdefault(key, {"_target_": target})
+    if missing := [key for key in SIGNIFICANT if not isinstance(whole.get(key), Mapping)]:
+        raise ConfigError(f"{missing[0]} is missing.")
+    for key in SIGNIFICANT:
+        if key in COMPONENTS:
+            whole[key] = component_with_defaults(whole[key], key)
+    return _identity(_significant(whole, json.dumps(places(whole), sort_keys=True)), whole.get("seed", 0))
+
+
+def places(cfg: Mapping) -> dict[str, Any]:
+    """Where a checked configuration's text, tokenizer and labels lie, by dotted key; defaults are left out.
+
+    Spellings of one path are one: t.txt, ./t.txt and the absolute path of t.txt in the working directory.
+    """
+    found = {}
+    for key in TEXT:
+        for name, (annotation, default) in parameters_of(cfg[key]["_target_"]).items():
+            value = cfg[key].get(name, default)
+            if is_place(annotation) and value != default:
+                found[f"{key}.{name}"] = _plain_path(value) if name == "path" else value
+    return found
+
+
+def _plain_path(path: str) -> str:
+    """Relative to the working directory where it lies below it."""
+    path, here = os.path.normpath(os.path.expanduser(path)), os.getcwd()
+    return os.path.relpath(path, here) if path.startswith(f"{here}{os.sep}") else path
+
+
+def _identity(parts: dict[str, Any], seed: int) -> Identity:
     setting = _hash(parts)
     for dotted in NUISANCE:
         group, name = dotted.split(".")
         parts[group] = {k: v for k, v in parts[group].items() if k != name}
-    return Identity(arm=_hash(parts), setting=setting, run=run_identity(setting, cfg["seed"]))
+    return Identity(arm=_hash(parts), setting=setting, run=run_identity(setting, seed))
 
 
 def run_identity(setting: str, seed: int) -> str:

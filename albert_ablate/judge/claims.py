@@ -10,33 +10,19 @@
         parts: [{treatment: pre, control: post, measure: test_loss}]
         screen: {regime: short, N: 12}
 
-Everything is composed by Hydra alone, so that judging imports no torch; values are checked when they are trained.
+Arms are composed and checked when a ledger is made or a price is asked for (records/keys.py).
 """
 
-import ast
 import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from albert_ablate.analysis.registry import Evidence, Measure, measure
-from albert_ablate.config import (
-    HYDRA_KEYS,
-    NUISANCE,
-    SIGNIFICANT,
-    ConfigError,
-    as_config_error,
-    composition,
-    nearest,
-    prepared,
-    read_yaml,
-)
-from albert_ablate.records.naming import same_value
+from albert_ablate.analysis.registry import Measure, measure
+from albert_ablate.config import ConfigError, nearest, read_yaml
 from albert_ablate.stats.learning_rate import LEAST_RATES, log_step
 from albert_ablate.stats.sequential import ALPHA, FIRST, MOST_PAIRS
 
@@ -351,132 +337,6 @@ def _number(where: str, value: Any) -> float:
         return float(value)
     except (TypeError, ValueError):
         raise ConfigError(f"{where}={value} is not allowed: it must be a number.") from None
-
-
-# --- arms and the runs on disk ---------------------------------------------------------------------------------------
-
-
-@lru_cache(4096)
-def composed(overrides: tuple[str, ...]) -> dict[str, Any]:
-    """What an arm's overrides compose to, without importing a component. ConfigError for an unknown option or key."""
-    ready = prepared(overrides)
-    known = _flat(_container([o for o in ready if not o.startswith("++")]))
-    found = _container(ready)
-    for key in _flat(found):
-        if key not in known and not any(k.startswith(f"{key}.") or key.startswith(f"{k}.") for k in known):
-            raise ConfigError(f"{key} is unknown: near it are {nearest(key, known)}.")
-    return found
-
-
-def _container(overrides: Sequence[str]) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-
-    try:
-        found = OmegaConf.to_container(composition(overrides)[0], resolve=True)
-    except Exception as error:
-        raise as_config_error(error) from None
-    assert isinstance(found, dict)
-    return {str(key): value for key, value in found.items()}
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, Mapping):
-        return {prefix[:-1]: tree}
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        if key not in HYDRA_KEYS - {"_target_"}:
-            out |= _flat(value, f"{prefix}{key}.")
-    return out
-
-
-def significant(cfg: Mapping[str, Any], overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """What makes an arm, by dotted key: no seed, no learning rate."""
-    out = _flat({key: cfg[key] for key in SIGNIFICANT if key in cfg})
-    trainer = cfg.get("trainer") or {}
-    out["precision"], out["compile"] = trainer.get("precision", "32-true"), bool(trainer.get("compile", False))
-    return {key: value for key, value in out.items() if key not in NUISANCE}
-
-
-def is_arm(found: Mapping[str, Any], wanted: Mapping[str, Any], explicit: Sequence[str]) -> bool:
-    """Whether a run with `found` as its significant settings is of the arm that composes to `wanted`.
-
-    A key the run lacks is of an option younger than the run, which did nothing then: it counts as the default unless
-    the arm sets it itself.
-    """
-    for key, value in wanted.items():
-        if key not in found:
-            group = key.partition(".")[0]
-            if key in explicit or group in explicit and not any(k.startswith(f"{group}.") for k in found):
-                return False
-        elif not same_value(found[key], value):
-            return False
-    for key in set(found) - set(wanted):  # an argument that its YAML leaves to the signature
-        group, _, name = key.rpartition(".")
-        if f"{group}._target_" not in wanted or not same_value(
-            found[key], signature_default(wanted[f"{group}._target_"], name)
-        ):
-            return False
-    return True
-
-
-@lru_cache(4096)
-def signature_default(target: str, name: str) -> Any:
-    """The default of an argument of a component, read from its source, so that no component is imported."""
-    module, _, component = target.rpartition(".")
-    try:
-        return _default(module, component, name)
-    except (LookupError, ValueError, ImportError, OSError, SyntaxError):  # not said in so many words
-        from albert_ablate.config import parameters_of
-
-        return parameters_of(target).get(name, (None, None))[1]
-
-
-def _default(module: str, component: str, name: str) -> Any:
-    """The literal that stands as the default of `name` in the component or in one of its bases."""
-    spec = find_spec(module)
-    if spec is None or spec.origin is None:
-        raise LookupError(module)
-    tree = ast.parse(Path(spec.origin).read_text())
-    for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and any((a.asname or a.name) == component for a in node.names):
-            return _default(
-                str(node.module), next(a.name for a in node.names if (a.asname or a.name) == component), name
-            )
-        if not isinstance(node, ast.ClassDef | ast.FunctionDef) or node.name != component:
-            continue
-        makers = (
-            [node] if isinstance(node, ast.FunctionDef) else [x for x in node.body if isinstance(x, ast.FunctionDef)]
-        )
-        for maker in makers:
-            if maker is not node and maker.name != "__init__":
-                continue
-            args = [*maker.args.posonlyargs, *maker.args.args]
-            pairs = [*zip(args[len(args) - len(maker.args.defaults) :], maker.args.defaults, strict=True)]
-            pairs += [
-                (a, d) for a, d in zip(maker.args.kwonlyargs, maker.args.kw_defaults, strict=True) if d is not None
-            ]
-            for argument, default in pairs:
-                if argument.arg == name:
-                    return ast.literal_eval(default)
-        for base in node.bases if isinstance(node, ast.ClassDef) else ():
-            if isinstance(base, ast.Name):
-                return _default(module, base.id, name)
-    raise LookupError(name)
-
-
-def runs_of(records: Sequence[Evidence], overrides: tuple[str, ...]) -> list[Evidence]:
-    """The runs, of any seed and rate, of an arm."""
-    wanted = significant(composed(overrides))
-    explicit = [o.lstrip("+").partition("=")[0] for o in overrides]
-    return [r for r in records if is_arm(_significant_of(r), wanted, explicit)]
-
-
-def _significant_of(run: Evidence) -> dict[str, Any]:
-    """Kept with the run: each of a file's arms asks every run."""
-    kept = run.__dict__
-    if "significant" not in kept:
-        kept["significant"] = significant(run.record["config"])
-    return kept["significant"]
 
 
 def measure_of(part: Part) -> Measure:

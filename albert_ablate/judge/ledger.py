@@ -5,6 +5,7 @@ The same claims and records give the same ledger, byte for byte: nothing in it d
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
@@ -14,23 +15,13 @@ from typing import Any
 import numpy as np
 
 from albert_ablate.analysis.registry import Evidence, Measure, Missing, Unusable
-from albert_ablate.config import ConfigError, corrections, nearest, unwritable
+from albert_ablate.config import TEXT, ConfigError, corrections, nearest, unwritable
 from albert_ablate.judge import admission, registration
-from albert_ablate.judge.claims import (
-    FORMS,
-    ClaimsFile,
-    ClaimText,
-    Form,
-    Part,
-    arms_of,
-    composed,
-    measure_of,
-    runs_of,
-    significant,
-)
+from albert_ablate.judge.claims import FORMS, ClaimsFile, ClaimText, Form, Part, arms_of, measure_of
 from albert_ablate.records import store
 from albert_ablate.records.checked import write_checked
 from albert_ablate.records.folder import DONE
+from albert_ablate.records.keys import Arm, Keys
 from albert_ablate.records.tuning import read_tuning
 from albert_ablate.stats import effects
 from albert_ablate.stats.learning_rate import pairs_missing, pairs_to_margin, slack_bound
@@ -51,7 +42,6 @@ DECIDED = ("supported", "refuted", "no effect", "mixed", "within tuning slack")
 UNDECIDED = ("inconclusive", "undecided")
 ATTEMPTS = 3
 EVALUATED = ("tokens", "every")  # of the evaluations during training: their sample, and how often they are
-TEXT = ("data", "tokenizer", "task")  # groups in which the arms of a contrast must agree
 NOT_PROVENANCE = ("created", "command")
 
 
@@ -91,13 +81,14 @@ class _Arm:
 
     def __init__(self, name: str, overrides: tuple[str, ...], bench: "Bench", tuned: bool, factor: float):
         self.name, self.overrides = name, overrides
-        self.runs, self.outdated = bench.runs_of(overrides), runs_of(bench.outdated, overrides)
+        self.composed = bench.arm(overrides)
+        self.runs, self.outdated = bench.runs_of(overrides), bench.runs_of(overrides, outdated=True)
         # what decides is tuned as a language model
         trunk = tuple(o for o in overrides if o.partition("=")[0].split(".")[0] != "task")
         ids = sorted({r.record["arm"] for r in bench.runs_of(trunk) if r.record.get("arm")})
         found = [t for t in (read_tuning(bench.root, i) for i in ids) if t]
         self.tuning: Mapping[str, Any] | None = found[0] if found else None
-        own = float(composed(overrides)["optimizer"]["lr"])
+        own = float(self.composed.cfg["optimizer"]["lr"])
         self.rate = float(self.tuning["rate"] if tuned and self.tuning else own) * factor
         self.known = bool(self.tuning) or not tuned  # False: to be tuned, or tuned further
 
@@ -128,22 +119,35 @@ class Bench:
     """All runs below a folder, and which arm they are of."""
 
     def __init__(self, root: Path):
-        self.root, self.evidence, self.unreadable = root, list[Evidence](), list[str]()
-        self.outdated = list[Evidence]()  # made by a component that was corrected since: no evidence about today's
-        self._arms: dict[tuple[str, ...], list[Evidence]] = {}
+        self.root, self.keys = root, Keys(root)
         self.seen = set[tuple[str, str]]()  # claims and forms of which a pair was judged before
-        for folder in store.run_folders(root) if root.is_dir() else ():
-            place = f"{folder.parent.name}/{folder.name}"
-            record = store.read(folder)
-            if isinstance(record, store.Record):
-                if record.learning_rate is None:
-                    self.unreadable.append(f"{place}/record.json cannot be read: it has no config.optimizer.lr")
-                else:
-                    (self.outdated if corrections(record) else self.evidence).append(Evidence(folder, record))
-            elif not record.missing:  # else begun, nothing committed
-                self.unreadable.append(f"{place}/{record.reason}")
+        self._read: dict[str, tuple[Any, Evidence | str | None]] = {}  # by folder: when it was written, what it holds
+        self.update()
 
+    def update(self) -> None:
+        """Read the records that are new or were written since."""
+        self.evidence, self.unreadable = list[Evidence](), list[str]()
+        self.outdated = list[Evidence]()  # made by a component that was corrected since: no evidence about today's
+        for folder in store.run_folders(self.root) if self.root.is_dir() else ():
+            place, written = f"{folder.parent.name}/{folder.name}", _written(folder)
+            before, found = self._read.get(place, (None, None))
+            if before != written:
+                found = _evidence(folder, place)
+                self._read[place] = written, found
+            if isinstance(found, str):
+                self.unreadable.append(found)
+            elif found is not None:
+                (self.outdated if corrections(found.record) else self.evidence).append(found)
         self._admit()
+        self._by_arm = dict[bool, dict[str, list[Evidence]]]()
+
+    def _arms(self, runs: Sequence[Evidence]) -> dict[str, list[Evidence]]:
+        """The runs of each arm, by its key."""
+        out: dict[str, list[Evidence]] = {}
+        for run, keys in zip(runs, self.keys.of_records([r.record for r in runs]), strict=True):
+            if keys is not None:
+                out.setdefault(keys.arm, []).append(run)
+        return out
 
     def _admit(self) -> None:
         """Keep what is evidence; what is not stands beside the unreadable records."""
@@ -155,10 +159,37 @@ class Bench:
                 admitted.append(run)
         self.evidence = admitted
 
-    def runs_of(self, overrides: tuple[str, ...]) -> list[Evidence]:
-        if overrides not in self._arms:
-            self._arms[overrides] = runs_of(self.evidence, overrides)
-        return self._arms[overrides]
+    def arm(self, overrides: Sequence[str]) -> Arm:
+        """What overrides compose to; ConfigError for what is not allowed."""
+        return self.keys.arm(overrides)
+
+    def runs_of(self, overrides: Sequence[str], outdated: bool = False) -> list[Evidence]:
+        """The runs, of any seed and rate, of an arm."""
+        if outdated not in self._by_arm:
+            self._by_arm[outdated] = self._arms(self.outdated if outdated else self.evidence)
+        return self._by_arm[outdated].get(self.arm(overrides).keys.arm, [])
+
+
+def _written(folder: Path) -> list[Any]:
+    """When and how large a run's record and its evaluations were last written."""
+    out: list[Any] = []
+    for name in (store.FILE, "evaluations.json"):
+        try:
+            about = os.stat(folder / name)
+            out.append((about.st_mtime_ns, about.st_size, about.st_ino))
+        except OSError:
+            out.append(None)
+    return out
+
+
+def _evidence(folder: Path, place: str) -> Evidence | str | None:
+    """A run's record, why it cannot be read, or None where it is begun and nothing was committed."""
+    record = store.read(folder)
+    if isinstance(record, store.Record):
+        if record.learning_rate is None:
+            return f"{place}/record.json cannot be read: it has no config.optimizer.lr"
+        return Evidence(folder, record)
+    return None if record.missing else f"{place}/{record.reason}"
 
 
 def judge(file: ClaimsFile, runs: Path, form: str = "screen") -> dict[str, Any]:
@@ -176,9 +207,12 @@ class Judged:
     registration: dict[str, Any]
 
 
-def judged(file: ClaimsFile, runs: Path, form: str) -> Judged:
-    """All claims of a form, together with those of another form that has been looked at: both share the level."""
-    bench = Bench(runs)
+def judged(file: ClaimsFile, runs: Path, form: str, bench: Bench | None = None) -> Judged:
+    """All claims of a form, together with those of another form that has been looked at: both share the level.
+
+    bench: of the same runs, read before.
+    """
+    bench = bench or Bench(runs)
     chosen = [c for c in file.claims if form in c.forms]
     if not chosen:
         raise ConfigError(f"{file.path} has no claim with the form {form}.")
@@ -203,6 +237,7 @@ def judged(file: ClaimsFile, runs: Path, form: str) -> Judged:
         _entry(file, c, form, bench, found[c.name], beside[c.name], decided.get((form, c.name)), kept, tests)
         for c in chosen
     ]
+    bench.keys.save()
     refused = [f"{e['name']}: {e['reason']}" for e in entries if e["verdict"] == "inadmissible"]
     gone = registration.gone(file, kept)
     ledger = {
@@ -346,22 +381,29 @@ def _not_counted(arm: _Arm) -> str:
 
 def _no_contrast(arms: Sequence[_Arm]) -> str:
     """Why these arms cannot be compared whatever their runs say, or "": nothing has to be trained to see it."""
-    wanted = [significant(composed(a.overrides)) for a in arms]
-    for (a, x), (b, y) in combinations(zip(arms, wanted, strict=True), 2):
-        if x == y and a.rate == b.rate:
+    for a, b in combinations(arms, 2):
+        x, y = a.composed, b.composed
+        if x.keys.arm == y.keys.arm and a.rate == b.rate:
             return f"{a.name} and {b.name} are the same arm: nothing differs."
-        for key in sorted(x.keys() | y.keys()):
-            if key.partition(".")[0] in TEXT and x.get(key) != y.get(key):
-                name, values = key.removesuffix("._target_"), [str(z.get(key)) for z in (x, y)]
+        one, other = _text_of(x), _text_of(y)
+        for key in sorted(one.keys() | other.keys()):
+            if one.get(key) != other.get(key):
+                name, values = key.removesuffix("._target_"), [str(z.get(key)) for z in (one, other)]
                 if name != key:  # a component, by its last name
                     values = [v.rpartition(".")[2] for v in values]
                 return f"Different data: {name} is {values[0]} in {a.name} and {values[1]} in {b.name}."
-    looked = [composed(a.overrides).get("evaluation") or {} for a in arms]
-    for (a, x), (b, y) in combinations(zip(arms, looked, strict=True), 2):
+    for a, b in combinations(arms, 2):
+        looked = [z.composed.cfg.get("evaluation") or {} for z in (a, b)]
         for key in (*EVALUATED, "weights"):
-            if x.get(key) != y.get(key):
-                return f"Measured unlike: evaluation.{key} is {x.get(key)} in {a.name} and {y.get(key)} in {b.name}."
+            if looked[0].get(key) != looked[1].get(key):
+                p, q = (found.get(key) for found in looked)
+                return f"Measured unlike: evaluation.{key} is {p} in {a.name} and {q} in {b.name}."
     return ""
+
+
+def _text_of(arm: Arm) -> dict[str, Any]:
+    """What an arm is trained on, by dotted key: the arms of a contrast must agree in it."""
+    return {f"{group}.{name}": value for group in TEXT for name, value in arm.cfg[group].items()} | dict(arm.places)
 
 
 RULES = {  # what must be equal in how the arms were tuned, and its words

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from albert_ablate.config import NEUTRAL, ConfigError, Identity, revisions, steps_of
+from albert_ablate.config import NEUTRAL, ConfigError, Identity, keys_of, revisions, steps_of
 from albert_ablate.config.secrets import masked
 from albert_ablate.records.naming import name_of
 from albert_ablate.records.provenance import provenance
@@ -17,6 +17,7 @@ def new_record(cfg: Mapping, run_id: Identity, text: Mapping, threads: int, rank
     cfg: checked. text: what `Packed.described` says of its text, with the number of training `blocks`.
     """
     steps, per_step = steps_of(cfg), cfg["data"]["batch"] * cfg["model"]["context"]
+    key = keys_of(cfg)
     return {
         "status": "running",
         "label": label(cfg),
@@ -24,6 +25,7 @@ def new_record(cfg: Mapping, run_id: Identity, text: Mapping, threads: int, rank
         "arm": run_id.arm,
         "setting": run_id.setting,
         "identity": run_id.run,
+        "key": {"arm": key.arm, "setting": key.setting},
         "seed": cfg["seed"],
         "role": role(cfg["seed"]),
         "choices": cfg["choices"],

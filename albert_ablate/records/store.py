@@ -27,7 +27,7 @@ FORMAT = 2  # 1: before there were versions and checksums
 STATES = ("running", "finished", "diverged", "failed", "stopped")
 DONE = ("finished", "diverged")  # outcomes: never trained again. running, stopped and failed go on
 # what is refused where its checksum is wrong; the rest (label, choices, times) carries no result
-CHECKED = ("seed", "arm", "role", "config", "revisions", "budget", "data", "model", "summary", "proof",
+CHECKED = ("seed", "arm", "key", "role", "config", "revisions", "budget", "data", "model", "summary", "proof",
            "provenance", "cost", "histories", "trunk")  # fmt: skip
 LARGEST_FILE = 1 << 28  # bytes; a model of a million parameters' names would have a record of this size
 _SUMS = b',\n "checksums": '
@@ -50,6 +50,7 @@ class Record(Mapping[str, Any]):
     arm: str | None = None  # id of the configuration without seed and learning rate
     setting: str | None = None  # id of the configuration without seed
     identity: str | None = None  # id of the run
+    key: Mapping[str, str] = field(default_factory=dict)  # of arm and setting, without the text (config.keys_of)
     role: str | None = None  # confirmation, tuning or calibration
     error: str | None = None  # of a failed run, with its traceback
     choices: Mapping[str, Any] = field(default_factory=dict)  # option by group
@@ -445,6 +446,7 @@ _FIELDS: dict[str, Check] = {
     "status": _status,
     "seed": _seed,
     **dict.fromkeys(("name", "label", "arm", "setting", "identity", "role", "error"), _text),
+    "key": _object(_text),
     "choices": _object(_choice),
     "config": _groups,
     "revisions": _object(_count),

@@ -88,14 +88,15 @@ class Training:
 
     def one(self, side: Side, seed: int, role: str) -> Outcome:
         from albert_ablate.analysis.registry import measure
-        from albert_ablate.judge.claims import composed
         from albert_ablate.judge.ledger import Bench, Job
         from albert_ablate.records.folder import DONE
 
-        rate = float(composed(side.overrides)["optimizer"]["lr"])
+        bench = Bench(self.runs)
+        rate = float(bench.arm(side.overrides).cfg["optimizer"]["lr"])
 
         def there() -> Any:
-            found = Bench(self.runs).runs_of(side.overrides)
+            bench.update()
+            found = bench.runs_of(side.overrides)
             same = (r for r in found if r.record["seed"] == seed and math.isclose(r.lr, rate, rel_tol=1e-9))
             return next((r for r in same if r.record["status"] in DONE), None)
 

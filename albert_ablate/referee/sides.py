@@ -72,13 +72,13 @@ def read_side(text: str, common: Sequence[str] = (), command: str = "", reposito
 
 
 def _overrides_side(text: str, overrides: tuple[str, ...]) -> Side:
-    from albert_ablate.judge.claims import composed, significant
+    from albert_ablate.config import check, compose, keys_of
 
     for o in overrides:
         if o.lstrip("+").partition("=")[0] in ("seed", "paths.runs"):
             raise Inadmissible(f"{o} is not allowed in a side: the seeds and the folder are chosen by this command.")
-    cfg = composed(overrides)
-    kept = {**significant(cfg), "lr": cfg["optimizer"]["lr"], "budget": cfg["budget"], "evaluation": cfg["evaluation"]}
+    cfg = check(compose([*overrides]))
+    kept = {"setting": keys_of(cfg).setting, "evaluation": cfg["evaluation"]}
     return Side("overrides", text, _hash("overrides", json.dumps(kept, sort_keys=True, default=str)), overrides)
 
 

@@ -125,6 +125,7 @@ class PairRunner:
         self.file, self.runs, self.form, self.only, self.secondary = file, runs, form, only, secondary
         self.workers, self.budget, self.say = workers, budget, say
         self.begun, self.tokens = time.monotonic(), 0.0
+        self.bench: Any = None  # the records below `runs`, each read again only when it was written again
         self.broken = set[str]()  # claims whose next pair cannot be had
 
     def go(self) -> int:
@@ -160,7 +161,7 @@ class PairRunner:
         from albert_ablate.judge.ledger import OPEN, judged
 
         out = {}
-        now = judged(self.file, self.runs, self.form)
+        now = judged(self.file, self.runs, self.form, self._updated())
         registration.write(self.file, self.runs, now.registration)
         found, beside = now.found, now.beside
         for entry in now.ledger["claims"]:
@@ -174,12 +175,21 @@ class PairRunner:
             out[name] = (list(dict.fromkeys(primary)), list(dict.fromkeys(secondary)))
         return out
 
+    def _updated(self) -> Any:
+        from albert_ablate.judge.ledger import Bench
+
+        if self.bench is None:
+            self.bench = Bench(self.runs)
+        else:
+            self.bench.update()
+        return self.bench
+
     def _price(self, name: str, jobs: Sequence[Any]) -> float:
         """Tokens times the size of the model, tuning included, in a unit that orders claims."""
         from albert_ablate.stats.learning_rate import tuning_price
 
         tuning = tuning_price(self._form(name).rates).expected
-        return sum(work(j.overrides) * (1 if j.rate else tuning) for j in jobs)
+        return sum(work(self.bench.arm(j.overrides).cfg) * (1 if j.rate else tuning) for j in jobs)
 
     def _form(self, name: str) -> Any:
         return next(c for c in self.file.claims if c.name == name).forms[self.form]
@@ -288,9 +298,6 @@ def tune_arms(arms: Mapping[tuple[str, ...], str], runs: Path, workers: int, for
     return tune_together(sweeps, runs, workers, (), form.rates, form.step, objective=objective, say=say)
 
 
-def work(overrides: tuple[str, ...]) -> float:
+def work(cfg: Mapping[str, Any]) -> float:
     """Tokens times layers times the square of the width: what orders runs by their price without building one."""
-    from albert_ablate.judge.claims import composed
-
-    cfg: Mapping[str, Any] = composed(overrides)
     return float(cfg["budget"]["tokens"]) * cfg["model"]["layers"] * cfg["model"]["width"] ** 2

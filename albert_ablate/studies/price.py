@@ -1,6 +1,6 @@
 """What claims cost before anything is trained."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,18 @@ def show_price(file: Any, runs: Path, only: Sequence[str] = ()) -> None:
     print(f"{'':<10}{'':>8}{'tuning':>18}")
     print(f"{'at most':<10}{'runs':>8}{'expected':>9}{'at most':>9}{'tokens':>10}{'FLOPs':>10}{'hours':>10}")
 
-    speed = _speed(Bench(runs))
+    bench = Bench(runs)
+    speed = _speed(bench)
     every: dict[str, dict[Any, Price]] = {"screen": {}, "full": {}}
     for claim in file.claims:
         if only and claim.name not in only:
             continue
         print(claim.name)
         for form in claim.forms:
-            jobs = price(file, claim, form)
+            jobs = price(file, claim, form, bench)
             every[form] |= jobs
             print(_row(form, jobs, speed))
+    bench.keys.save()
     print("all of these, runs that they share once")
     for form, jobs in every.items():
         if jobs:
@@ -38,12 +40,12 @@ def show_price(file: Any, runs: Path, only: Sequence[str] = ()) -> None:
         print(f"No run below {runs} is done: hours are unknown until one is.")
 
 
-def price(file: Any, claim: Any, form: str) -> dict[Any, Price]:
+def price(file: Any, claim: Any, form: str, bench: Any) -> dict[Any, Price]:
     """Runs that a claim takes: what is trained -> its price.
 
     Of its primary contrasts, as `judge --run` trains them: secondary ones stand beside where their runs are there.
     """
-    from albert_ablate.judge.claims import arms_of, composed, measure_of
+    from albert_ablate.judge.claims import arms_of, measure_of
     from albert_ablate.stats.learning_rate import tuning_price
 
     f = claim.forms[form]
@@ -52,8 +54,9 @@ def price(file: Any, claim: Any, form: str) -> dict[Any, Price]:
         m = measure_of(part)
         for arm in arms_of(part):
             overrides = file.overrides(claim, part, form, arm)
-            tokens = float(composed(overrides)["budget"]["tokens"])
-            flops = tokens * _flops_per_token(overrides)
+            cfg = bench.arm(overrides).cfg
+            tokens = float(cfg["budget"]["tokens"])
+            flops = tokens * _flops_per_token(cfg)
             if m.kind == "grid":
                 out |= {
                     (overrides, seed, rate): (1.0, tokens, flops, 1.0) for seed in claim.seeds[: f.N] for rate in f.grid
@@ -79,18 +82,15 @@ def _row(form: str, jobs: dict[Any, Price], speed: float | None) -> str:
 _FLOPS: dict[str, float] = {}
 
 
-def _flops_per_token(overrides: tuple[str, ...]) -> float:
+def _flops_per_token(cfg: Mapping[str, Any]) -> float:
     """Counted once for each model, norm and attention; dropout, optimizer and clipping add none that are counted."""
     import json
 
-    from albert_ablate.config import check, compose
-    from albert_ablate.judge.claims import composed
     from albert_ablate.training.cost import flops_per_token
 
-    cfg = composed(overrides)
     key = json.dumps([cfg[k] for k in ("model", "norm", "norm_type", "attention", "loss")], sort_keys=True)
     if key not in _FLOPS:
-        _FLOPS[key] = flops_per_token(check(compose([*overrides])))
+        _FLOPS[key] = flops_per_token(cfg)
     return _FLOPS[key]
 
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import types
+from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -15,20 +16,13 @@ import pyarrow.ipc
 import pytest
 import scipy.stats
 import yaml
+from checkpoints import gpt2
 
 from albert_ablate.analysis import registry
 from albert_ablate.analysis.registry import MEASURES, Evidence, Missing
 from albert_ablate.cli import main
-from albert_ablate.config import ConfigError, run_identity
-from albert_ablate.judge.claims import (
-    arms_of,
-    composed,
-    is_arm,
-    read_claims,
-    runs_of,
-    signature_default,
-    significant,
-)
+from albert_ablate.config import ConfigError, check, compose, run_identity
+from albert_ablate.judge.claims import arms_of, read_claims
 from albert_ablate.judge.ledger import Bench, judge, judge_and_register, ratio_words
 from albert_ablate.records.history import SCHEMAS
 from albert_ablate.stats import sequential as statistics
@@ -51,6 +45,11 @@ FILE = {
 
 def arm(norm):
     return (*SHORT["overrides"], f"norm={norm}")
+
+
+@lru_cache
+def composed(overrides):
+    return check(compose([*overrides]))
 
 
 @pytest.fixture
@@ -743,7 +742,11 @@ def test_mistakes_in_a_claim_are_one_sentence(bench, capsys, change, said):
 
 
 @pytest.mark.parametrize(
-    "norm, said", [("norm=nrom", "norm=nrom is not an option"), ("model.layer=2", "model.layer is unknown")]
+    "norm, said",
+    [
+        ("norm=nrom", "norm=nrom is not an option"),
+        ("model.layer=2", "model.layer=2 is unknown: model=nano takes layers"),
+    ],
 )
 def test_an_arm_that_does_not_compose_is_one_sentence(bench, capsys, norm, said):
     bench.pairs([2.0], [2.0])
@@ -1058,56 +1061,35 @@ def test_the_fifteen_claims_are_read_and_screens_are_small():
     ]
 
 
-def test_defaults_are_read_from_source_as_the_signature_has_them():
-    from dataclasses import MISSING
-
-    from albert_ablate.config import component_with_defaults, parameters_of
-
-    cfg = composed(arm("pre_ln"))
-    read = 0
-    for group in (
-        "model",
-        "norm",
-        "norm_type",
-        "attention",
-        "dropout",
-        "optimizer",
-        "schedule",
-        "clip",
-        "loss",
-        "data",
-    ):
-        target = cfg[group]["_target_"]
-        for name in set(component_with_defaults(cfg[group], group)) - set(cfg[group]):
-            default = parameters_of(target)[name][1]
-            assert default is not MISSING
-            assert signature_default(target, name) == default
-            read += 1
-    assert read  # a record has arguments that its YAML leaves out
-
-
-def test_an_argument_that_the_yaml_leaves_out_is_the_arm_s_only_at_its_default():
-    from albert_ablate.config import check, compose
-
-    wanted = significant(composed(arm("pre_ln")))
-    plain = check(compose([*arm("pre_ln"), "seed=3", "optimizer.lr=0.7"]))
-    other = copy.deepcopy(plain)
-    other["attention"]["rotary_base"] = 123.0
-    assert is_arm(significant(plain), wanted, ())
-    assert not is_arm(significant(other), wanted, ())
-
-
 @pytest.mark.slow
 def test_every_arm_of_every_claim_composes():
-    from albert_ablate.config import compose
-
     file = read_claims("sweeps/claims.yaml")
     for overrides in {
         file.overrides(c, p, form, a)
         for c in file.claims for form in c.forms for p in (*c.parts, *c.secondary) for a in arms_of(p)
     }:  # fmt: skip
-        compose(list(overrides))
         composed(overrides)
+
+
+@pytest.mark.slow
+def test_a_claim_on_a_checkpoint_is_priced_run_and_judged(tmp_path, capsys):
+    """Two fine-tunings of one small GPT-2, with and without dropout; its folder spelled in two ways is one arm."""
+    there = gpt2(tmp_path / "gpt2")
+    short = ["model=pretrained", f"model.path={there}", "data=markov", "data.length=60_000", "data.symbols=8",
+             "budget.tokens=4096", "optimizer.lr=0.001", "evaluation.tokens=512"]  # fmt: skip
+    arms = {"plain": ["norm=pre_ln"], "dropped": ["dropout=uniform"], "again": [f"model.path={tmp_path}/./gpt2"]}
+    claim = CLAIM | {"screen": {"regime": "short", "N": 4}, "parts": [CLAIM["parts"][0] | {"margin": 0.0}]}
+    claim["parts"][0] |= {"treatment": "dropped", "control": "plain"}
+    same = CLAIM | {"name": "same", "parts": [claim["parts"][0] | {"treatment": "again"}]}
+    tree = {"arms": arms, "regimes": {"short": {"text": "short", "overrides": short}}, "claims": [claim, same]}
+    file, runs = tmp_path / "claims.yaml", tmp_path / "runs"
+    file.write_text(yaml.safe_dump(tree))
+    assert main(["judge", str(file), "--runs", str(runs), "--dry-run"]) == 0
+    assert re.search(r"screen +8 +0 +0 +3.3e\+04", capsys.readouterr().out)  # 8 runs of 4096 tokens, none for tuning
+    assert main(["judge", str(file), "--runs", str(runs), "--run", "--workers", "1"]) == 0
+    ledger = json.loads((runs / "ledger.json").read_text())["claims"]
+    assert [c["parts"][0]["seeds"] for c in ledger] == [[0, 1, 2, 3], []] and len([*runs.glob("*/seed*")]) == 8
+    assert ledger[0]["verdict"] not in ("open", "inadmissible") and "same arm" in ledger[1]["reason"]
 
 
 @pytest.mark.slow
@@ -1149,5 +1131,5 @@ def test_runs_made_before_a_component_was_corrected_are_not_its_arm_s(tmp_path):
         bench.run("t_fixup", seed + 10, 2.0, revisions={"norm": 2})
         bench.run("pre_ln", seed + 10, 2.1)
     read = Bench(bench.runs)
-    assert [r.record["seed"] for r in runs_of(read.evidence, arm("t_fixup"))] == [10, 11, 12, 13, 14]
-    assert [r.record["seed"] for r in runs_of(read.outdated, arm("t_fixup"))] == [0, 1, 2, 3, 4]
+    assert [r.record["seed"] for r in read.runs_of(arm("t_fixup"))] == [10, 11, 12, 13, 14]
+    assert [r.record["seed"] for r in read.runs_of(arm("t_fixup"), outdated=True)] == [0, 1, 2, 3, 4]

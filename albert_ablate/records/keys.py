@@ -1,0 +1,172 @@
+"""Which arm and which setting records and overrides are of: each composed once, and kept in a file beside the runs.
+
+Keys (`config.keys_of`) need the signatures of the components, whose import takes seconds, and composing takes a tenth
+of a second an arm. So what was found once is kept in RUNS/.keys, a line each, as long as neither conf/ nor the package
+has changed. The file may be lost at any time.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from albert_ablate.config import (
+    SIGNIFICANT,
+    ConfigError,
+    Identity,
+    check,
+    compose,
+    conf_folder,
+    is_outdated,
+    keys_of,
+    places,
+)
+from albert_ablate.config.components import TRUST
+from albert_ablate.config.secrets import masked
+from albert_ablate.records.atomic import replace_file
+
+FILE = ".keys"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What overrides compose to, checked, its keys, and where its text lies (`config.places`)."""
+
+    cfg: Mapping[str, Any]
+    keys: Identity
+    places: Mapping[str, Any]
+
+
+class Keys:
+    """The keys of records and of overrides, kept in the folder of runs `root`.
+
+    apart: compute in another process what is not kept, so that this one imports no torch.
+    """
+
+    def __init__(self, root: Path, apart: bool = False):
+        self.file, self.apart, self.fresh = root / FILE, apart, 0
+        self.lines = _read(self.file)
+        self.arms: dict[tuple[str, ...], Arm] = {}
+
+    def arm(self, overrides: Sequence[str]) -> Arm:
+        """An arm, composed once. Raises ConfigError for what is not allowed."""
+        overrides = tuple(overrides)
+        if overrides not in self.arms:
+            kept = _name(["arm", os.getcwd(), *overrides])
+            found = self.lines.get(kept)
+            if found is None:
+                found = _arm(overrides)
+                if "weights" not in found["cfg"]["model"]:  # else it follows from a checkpoint, which may change
+                    self._keep(kept, found)
+            self.arms[overrides] = Arm(found["cfg"], Identity(*found["keys"]), found["places"])
+        return self.arms[overrides]
+
+    def of_overrides(self, several: Sequence[Sequence[str]]) -> list[Identity | None]:
+        """The keys that each of several lists of overrides composes to; None where they are not allowed."""
+        names = [_name(["overrides", os.getcwd(), *overrides]) for overrides in several]
+        return self._found(dict(zip(names, ({"overrides": [*o]} for o in several), strict=True)), names)
+
+    def of_records(self, records: Sequence[Mapping[str, Any]]) -> list[Identity | None]:
+        """The keys of each record; None where its configuration is not one of this release.
+
+        Those that training wrote into it, and else those of its configuration. A run made by a component that was
+        corrected since has the keys of today's.
+        """
+        out: list[Identity | None] = []
+        names, jobs = list[str](), dict[str, Any]()
+        for record in records:
+            kept = record.get("key") or {}
+            if "arm" in kept and "setting" in kept and not is_outdated(record):
+                out.append(Identity(kept["arm"], kept["setting"], ""))
+                continue
+            config = record.get("config") or {}
+            parts = {key: config.get(key) for key in (*SIGNIFICANT, "trainer")}
+            names.append(_name(["config", os.getcwd(), json.dumps(parts, sort_keys=True)]))
+            jobs.setdefault(names[-1], {"config": parts})
+            out.append(None)
+        found = iter(self._found(jobs, names))
+        return [keys if keys is not None else next(found) for keys in out]
+
+    def _found(self, jobs: Mapping[str, Any], names: Sequence[str]) -> list[Identity | None]:
+        lacking = [name for name in jobs if name not in self.lines]
+        if lacking:
+            done = (_apart if self.apart else _computed)([jobs[name] for name in lacking])
+            for name, keys in zip(lacking, done, strict=True):
+                self._keep(name, keys)
+        return [Identity(*self.lines[name]) if self.lines[name] else None for name in names]
+
+    def _keep(self, name: str, value: Any) -> None:
+        self.lines[name] = value
+        self.fresh += 1
+
+    def save(self) -> None:
+        """Write the file, if something was computed."""
+        if not self.fresh or not self.file.parent.is_dir():
+            return
+        body = "".join(f"{name}\t{json.dumps(value)}\n" for name, value in self.lines.items())
+        with contextlib.suppress(OSError):  # somebody else's folder, a full disk
+            replace_file(self.file, f"{_head(body)}\n{body}".encode())
+            self.fresh = 0
+
+
+def _name(parts: Sequence[str]) -> str:
+    return hashlib.blake2b("\0".join(parts).encode(), digest_size=12).hexdigest()
+
+
+def _arm(overrides: Sequence[str]) -> dict[str, Any]:
+    cfg = dict(check(compose([*overrides])))
+    keys = keys_of(cfg)
+    return {"keys": [keys.arm, keys.setting, keys.run], "cfg": masked(cfg), "places": places(cfg)}
+
+
+def _computed(jobs: Sequence[Mapping[str, Any]]) -> list[list[str] | None]:
+    out: list[list[str] | None] = []
+    for job in jobs:
+        try:
+            keys = keys_of(job["config"] if "config" in job else check(compose(job["overrides"])))
+            out.append([keys.arm, keys.setting, keys.run])
+        except (ConfigError, KeyError, TypeError, ValueError, AttributeError):  # of another release, or not allowed
+            out.append(None)
+    return out
+
+
+def _apart(jobs: Sequence[Mapping[str, Any]]) -> list[list[str] | None]:
+    command = [sys.executable, "-m", __name__]
+    done = subprocess.run(command, input=json.dumps(jobs), capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """What is kept; nothing where the file is damaged or of other sources."""
+    try:
+        head, _, body = file.read_text(encoding="utf-8").partition("\n") if file.is_file() else ("", "", "")
+        if head != _head(body):
+            return {}
+        return {name: json.loads(text) for name, text in (line.split("\t") for line in body.split("\n")[:-1])}
+    except (OSError, ValueError):
+        return {}
+
+
+def _head(body: str) -> str:
+    return f"{_sources()} {zlib.crc32(body.encode()):08x}"
+
+
+@cache
+def _sources() -> str:
+    """Of the files that keys follow from: those of conf/ and of the package, by size and time of change."""
+    folders = ((conf_folder(), "*.yaml"), (Path(__file__).parent.parent, "*.py"))
+    files = sorted(file for folder, kind in folders for file in folder.rglob(kind))
+    parts = [f"{file} {(about := file.stat()).st_mtime_ns} {about.st_size}" for file in files]
+    return _name([*parts, os.environ.get(TRUST, "")])
+
+
+if __name__ == "__main__":
+    json.dump(_computed(json.load(sys.stdin)), sys.stdout)
