@@ -10,8 +10,8 @@ format:
 	ruff check --fix .
 	ruff format .
 
-test:
-	pytest -n auto --dist loadfile
+test:  ## all that start no processes
+	pytest -n auto --dist loadfile -m "not process"
 
 slow:  ## hundreds of kills, long simulations
 	pytest -m slow

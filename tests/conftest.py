@@ -1,10 +1,37 @@
-"""What all tests share: one thread, and a cache of their own."""
+"""What all tests share: one thread, a cache of their own, what the marks `slow` and `process` mean."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Slow tests run only where -m names them, also with -m "not process"."""
+    if "slow" not in config.option.markexpr:
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("slow")])
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+
+
+@pytest.fixture(autouse=True)
+def no_process_unless_marked(request, monkeypatch):
+    """A test that starts another Python or forks carries the mark `process`."""
+    if request.node.get_closest_marker("process"):
+        return
+    start = subprocess.Popen.__init__
+
+    def forbidden(*args, **kwargs):
+        pytest.fail("this test starts a process: mark it @pytest.mark.process")
+
+    def started(self, args, *more, **kwargs):
+        own = isinstance(args, (list, tuple)) and sys.executable in map(str, args)
+        return (forbidden if own else start)(self, args, *more, **kwargs)
+
+    monkeypatch.setattr(os, "fork", forbidden)
+    monkeypatch.setattr(subprocess.Popen, "__init__", started)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,8 +51,6 @@ def text(tmp_path_factory):
 @pytest.fixture(scope="session")
 def untracked(text, tmp_path_factory):
     """The run of the tests of trackers without one: its record. It is read, never written to."""
-    import sys
-
     from forking import forked
     from tracked import configured
 

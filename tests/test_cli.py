@@ -4,7 +4,6 @@ import errno
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -143,26 +142,26 @@ def test_one_bad_seed_does_not_stop_the_others(command, tiny, tmp_path):
     ]
 
 
-def test_a_run_asked_for_again_is_found_at_once_and_forced_is_compared(command, tiny):
+def test_a_run_asked_for_again_is_found_at_once_and_forced_is_compared(command, tiny, monkeypatch):
     code, first, _ = command(*tiny)
     assert code == 0 and "validation loss" in first
-    began = time.perf_counter()
-    code, second, _ = command(*tiny)
-    assert code == 0 and "seed 0: this run is done" in second and time.perf_counter() - began < 5
+    with monkeypatch.context() as patch:
+        patch.setattr("albert_ablate.training.fit.fit", None)  # training it would raise
+        code, second, _ = command(*tiny)
+    assert code == 0 and "seed 0: this run is done" in second
     assert first.splitlines()[-1] == second.splitlines()[-1]
     code, third, _ = command(*tiny, "force=true")
     assert code == 0 and "Trained again: reproduced." in third
 
 
+@pytest.mark.process
 def test_help_is_read_from_the_folder_and_imports_nothing_heavy():
     script = (
         "import sys; sys.argv = ['run.py', '--help']; from run import main; code = main();"
         "assert code == 0; heavy = {'torch', 'hydra', 'omegaconf', 'pytorch_lightning', 'numpy', 'pandas'};"
         "print('HEAVY', sorted(heavy & set(sys.modules)))"
     )
-    began = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert time.perf_counter() - began < 2  # 0.1 s on an idle machine
     assert done.stdout.splitlines()[-1] == "HEAVY []" and not done.stderr
     lines = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line.startswith("  ")}
     for group, names in options().items():
@@ -171,6 +170,7 @@ def test_help_is_read_from_the_folder_and_imports_nothing_heavy():
     assert "python run.py norm=pre_ln dropout=depth_decay" in done.stdout and " -m " in done.stdout
 
 
+@pytest.mark.process
 def test_a_grid_from_the_shell_trains_every_arm_and_seed_and_leaves_nothing_beside_the_runs(tiny, tmp_path):
     here, scratch = tmp_path / "cwd", tmp_path / "tmp"
     here.mkdir()

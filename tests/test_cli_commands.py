@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -24,13 +23,12 @@ ALL = methods()
 HEAVY = "{'torch', 'hydra', 'omegaconf', 'pytorch_lightning', 'numpy', 'pandas', 'wandb', 'pyarrow'}"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("arguments", [["--help"], ["methods"], ["sync", "--help"]])
 def test_help_and_the_list_of_methods_load_nothing_heavy(arguments):
     script = f"import sys; from albert_ablate.cli import main; code = main({arguments}); print('HEAVY', code, "
     script += f"sorted({HEAVY} & set(sys.modules)))"
-    began = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert time.perf_counter() - began < 3  # 0.2 and 0.5 s on an idle machine
     assert done.stdout.splitlines()[-1] == "HEAVY 0 []" and not done.stderr
 
 

@@ -50,6 +50,7 @@ def test_imports_go_to_lower_layers_only(file):
             assert other == parts[0] or RANK[other] < RANK[parts[0]], other
 
 
+@pytest.mark.process
 def test_records_and_reports_are_read_without_torch():
     rooms = ("config", "records", "trackers", "stats", "analysis", "report")
     modules = [f"albert_ablate.{'.'.join(f.relative_to(ROOT / 'albert_ablate').with_suffix('').parts)}" for f in FILES]

@@ -16,6 +16,8 @@ from albert_ablate import load_runs
 from albert_ablate.config import ConfigError
 from albert_ablate.training.run import run
 
+pytestmark = pytest.mark.process
+
 SHARED = {
     "val_loss",
     "test_loss",

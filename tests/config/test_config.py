@@ -136,6 +136,7 @@ def test_a_path_in_the_home_folder_can_be_written_as_it_is():
     assert "needs quotes" in refusal(compose, ["data=text_files", "data.path=a~;b"])
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -82,6 +82,7 @@ def test_mlflow_goes_where_the_environment_says_unless_the_configuration_does(mo
     assert MLflow().uri is None
 
 
+@pytest.mark.process
 def test_a_tracker_password_is_read_again_on_resume_and_sync(text, tmp_path, capfd):
     """A killed run goes on from the settings of its record, then is sent once more: the password is in no file."""
     pytest.importorskip("mlflow", reason="pip install 'albert_ablate[mlflow]'")
@@ -166,6 +167,7 @@ def test_no_secret_of_an_error_is_printed(kind, code, monkeypatch, capsys):
     assert set(capsys.readouterr().err.splitlines()) == {f"{HIDDEN} is not allowed."}
 
 
+@pytest.mark.process
 def test_no_secret_is_left_in_a_run_folder_its_report_or_the_output(tmp_path, capfd):
     """A run, one that goes wrong, and all that reads them, with secrets of every kind planted."""
     pytest.importorskip("mlflow", reason="pip install 'albert_ablate[mlflow]'")

@@ -107,6 +107,7 @@ BUILDING = ("generate FOLDER --tokens 2", "evaluate FOLDER clean", "evaluate RUN
 READING = ("show FOLDER", "status RUNS", "report RUNS", "sync RUNS --to tensorboard", "judge CLAIMS --runs RUNS")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", TARGETS)
 def test_commands_that_build_refuse_a_folder_that_names_something_else(name, done, traps, capsys):
     folder = planted(done, traps, aimed(TARGETS[name], traps))
@@ -122,6 +123,7 @@ def test_commands_that_build_refuse_a_folder_that_names_something_else(name, don
     assert unharmed(traps)
 
 
+@pytest.mark.process
 def test_commands_that_only_read_build_nothing(done, traps, capsys):
     folder = planted(done, traps, aimed(TARGETS["joblib"], traps))
     for key, name in (("norm", "os"), ("logger", "torch"), ("model", "shutil")):
@@ -134,6 +136,7 @@ def test_commands_that_only_read_build_nothing(done, traps, capsys):
     assert unharmed(traps)
 
 
+@pytest.mark.process
 def test_a_planted_run_that_is_not_done_goes_on_by_the_users_configuration_alone(done, traps):
     cfg = nano(done.parent.parent.parent / "text.txt", traps / "runs", "budget.tokens=1024")
     planted(done, traps, aimed(TARGETS["joblib"], traps), status="stopped")
@@ -141,6 +144,7 @@ def test_a_planted_run_that_is_not_done_goes_on_by_the_users_configuration_alone
     assert unharmed(traps)
 
 
+@pytest.mark.process
 def test_a_task_on_a_planted_trunk_is_built_by_the_users_configuration_alone(done, traps):
     pytest.importorskip("sklearn", reason="pip install 'albert_ablate[classify]'")
     rows = "".join(f"{word} {i},{word}\n" for i in range(60) for word in ("fish", "bird"))
@@ -181,6 +185,7 @@ def test_no_place_in_a_configuration_takes_another_target(name, form, traps, che
     assert unharmed(traps)
 
 
+@pytest.mark.process
 def test_interpolations_in_a_folder_are_text(done, tmp_path, monkeypatch):
     monkeypatch.setenv("PLANTED", "secret")
     asked: list[str] = []
@@ -196,6 +201,7 @@ def test_interpolations_in_a_folder_are_text(done, tmp_path, monkeypatch):
         assert "secret" not in str(refused.value) and not asked
 
 
+@pytest.mark.process
 def test_config_yaml_of_a_folder_is_for_people_alone(done, tmp_path, capsys):
     shutil.copytree(done, tmp_path / "kept")
     ask = ["generate", str(tmp_path / "kept"), "--tokens", "20", "--temperature", "0"]

@@ -650,6 +650,7 @@ def test_what_is_written_is_on_the_disk_before_it_has_its_name(text_file, tmp_pa
     assert order[-2:] == [str(folder), str(folder.parent)]
 
 
+@pytest.mark.process
 def test_several_processes_mend_a_damaged_cache_together(text_file, tmp_path):
     first = pack(TextFiles(path=str(text_file)), Bytes(), tmp_path)
     (first.folder / "test.npy").unlink()

@@ -1071,6 +1071,7 @@ def test_every_arm_of_every_claim_composes():
         composed(overrides)
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_a_claim_on_a_checkpoint_is_priced_run_and_judged(tmp_path, capsys):
     """Two fine-tunings of one small GPT-2, with and without dropout; its folder spelled in two ways is one arm."""

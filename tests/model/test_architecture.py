@@ -327,6 +327,7 @@ print(before.read(torch.device("cpu")))
 """
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_recomputation_lowers_the_peak_memory():
     peak = [int(subprocess.check_output([sys.executable, "-c", PEAK, arg], text=True)) for arg in "01"]

@@ -113,6 +113,7 @@ def test_shapes_over_time_follow_their_formulas():
     assert ratio == p((math.exp(0.3 * math.log(2)) - 1) / (math.exp(0.8 * math.log(2)) - 1))
 
 
+@pytest.mark.process
 def test_depth_and_time_combine_and_the_history_shows_the_rate_in_force(tmp_path):
     text = write_text(tmp_path / "text.txt")
     more = ("dropout=depth_decay", "dropout.mean=0.1", "dropout_time=early", "dropout_time.until=0.5")
@@ -133,6 +134,7 @@ def test_the_rate_in_force_is_that_of_sites_in_the_sublayer(sites, rates):
     assert {tuple(block.rate_now(part) for part in ("attention", "mlp")) for block in model.stack} == {rates}
 
 
+@pytest.mark.process
 def test_the_factor_in_force_reaches_every_mask():
     model, plain = model_of("dropout=uniform", "dropout.mean=0.2", "dropout_time=late"), model_of()
     expected = plain(tokens())
@@ -185,6 +187,7 @@ def test_skips_are_nested_shared_by_the_ranks_and_as_frequent_as_the_rate():
 KINDS = ["token", "head", "drop_path", "stochastic_depth", "layer_drop"]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_rate_of_zero_does_nothing_and_evaluation_is_as_it_should(kind):
     expected = model_of()(tokens())
@@ -205,6 +208,7 @@ def test_stochastic_depth_scales_branches_by_survival_in_evaluation():
     assert [block.rate for block in model.stack] == pytest.approx([0.15, 0.3, 0.45])
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("kind", "norm"),
     [("layer_drop", norm) for norm in options()["norm"]]
@@ -229,6 +233,7 @@ def test_kinds_go_with_every_placement_and_a_skipped_block_is_the_identity(kind,
     assert bool(skipped) == (kind != "drop_path")
 
 
+@pytest.mark.process
 def test_skipping_saves_work_in_proportion_and_zeroing_does_not():
     def flops(*overrides, micro_batch=0):
         model = model_of(*overrides, "model.layers=8").train()
@@ -249,6 +254,7 @@ def test_skipping_saves_work_in_proportion_and_zeroing_does_not():
         assert flops("dropout=uniform", "dropout.mean=0.5", f"dropout.sites=[{kind}]")[0] >= whole
 
 
+@pytest.mark.process
 def test_recomputed_blocks_draw_the_same_masks():
     sites = "dropout.sites=[residual,hidden,attention,head,drop_path,layer_drop]"
     model = model_of("dropout=uniform", "dropout.mean=0.3", sites).train()

@@ -224,6 +224,7 @@ LEAKS = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("options", "leaks"), LEAKS.items())
 def test_what_a_token_sees_in_training(options, leaks):
     """A later token of its sequence and a token of another sequence, changed one at a time."""
@@ -259,6 +260,7 @@ def test_statistics_are_filled_kept_in_checkpoints_and_hashed(option):
     assert weights_hash(model) != before == weights_hash(build_model(cfg))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("option", ["batch_norm", "power_norm"])
 def test_a_run_killed_and_one_with_an_estimate_before_it_end_with_the_same_statistics(option, tmp_path):
     text = write_text(tmp_path / "text.txt")

@@ -314,6 +314,7 @@ def text(tmp_path_factory):
 SKIPPING = ["clip=skip_step", "clip.after=4", "clip.window=8", "clip.sigma=1.5"]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "soap"])
 def test_a_skipped_step_moves_nothing_and_the_schedule_goes_on(optimizer, text, tmp_path):
     def watched():
@@ -352,6 +353,7 @@ def equal(a, b):
     return a == b
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "options",
     [

@@ -743,6 +743,7 @@ def test_schedule_free_refuses_a_decaying_schedule():
             compose(["optimizer=schedule_free", f"schedule={shape}"])
 
 
+@pytest.mark.process
 def test_a_schedule_free_run_evaluates_and_keeps_its_averages_and_is_not_moved_by_looking(tmp_path):
     text = write_text(tmp_path / "text.txt")
     options = ["optimizer=schedule_free", "schedule=constant", "optimizer.lr=0.01"]

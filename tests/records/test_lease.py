@@ -13,6 +13,8 @@ from albert_ablate.records.folder import Busy, RunFolder
 from albert_ablate.studies.states import is_held
 from albert_ablate.training.run import run
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(params=[errno.ENOLCK, errno.ENOTSUP], ids=["ENOLCK", "ENOTSUP"])
 def lockless(request, monkeypatch):

@@ -134,6 +134,7 @@ def test_a_file_that_cannot_be_replaced_stays_as_it_was(tmp_path, monkeypatch, b
     assert file.read_bytes() == b"old" and os.listdir(tmp_path) == ["record.json"]
 
 
+@pytest.mark.process
 def test_what_a_killed_writer_left_is_overwritten(tmp_path):
     def half(file):
         file.write(b"half")
@@ -203,6 +204,7 @@ def folder(tmp_path) -> RunFolder:
     return folder
 
 
+@pytest.mark.process
 def test_another_process_is_kept_out_and_told_by_whom(folder):
     def attempt() -> str:
         with pytest.raises(Busy) as caught, folder.lock():
@@ -216,6 +218,7 @@ def test_another_process_is_kept_out_and_told_by_whom(folder):
     assert not forked(lambda: locked(folder))
 
 
+@pytest.mark.process
 def test_another_thread_is_kept_out_and_its_attempt_frees_nothing(folder):
     answers = []
     with folder.lock():
@@ -249,6 +252,7 @@ def test_of_many_threads_one_gets_in(folder):
     assert len(done) == 4 and set(most) == {1}
 
 
+@pytest.mark.process
 def test_the_kernel_frees_a_dead_process_s_lock(folder):
     reader, writer = os.pipe()
 
@@ -265,6 +269,7 @@ def test_the_kernel_frees_a_dead_process_s_lock(folder):
     assert not locked(folder)
 
 
+@pytest.mark.process
 def test_a_fork_of_the_holder_holds_nothing_and_cannot_get_in_before_the_holder_is_out(folder):
     go, gone = os.pipe()
 
@@ -283,6 +288,7 @@ def test_a_fork_of_the_holder_holds_nothing_and_cannot_get_in_before_the_holder_
     assert kind == "value" and not after
 
 
+@pytest.mark.process
 def test_a_folder_in_use_is_left_as_it_is_by_the_next_one(folder):
     with folder.lock():
         before = {f: f.stat().st_mtime_ns for f in [folder.path, *folder.path.rglob("*")]}

@@ -284,6 +284,7 @@ COMMAND = 'sleep 0.01; echo "METRIC loss=$(( ({seed} * 7919) %% 97 + 1000 )).%s"
 KILLED = "import sys; from albert_ablate.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_a_killed_session_goes_on_to_the_same_ledger(tmp_path, monkeypatch):
     options = ["gate", "--session", "s", "--margin", "60", "--baseline", COMMAND % 1, "--candidate", COMMAND % 2]

@@ -99,6 +99,7 @@ def test_a_full_disk_leaves_the_ledger_as_it_was(book, monkeypatch):
     assert [e["value"] for e in Ledger(book.folder).entries] == [1.5, 2.5, 3.5, 4.5]
 
 
+@pytest.mark.process
 def test_a_killed_writer_leaves_a_whole_ledger_and_no_lock(tmp_path):
     last = 0
     for pause in (0.02, 0.1):

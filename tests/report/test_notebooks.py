@@ -87,12 +87,14 @@ def test_a_notebook_runs_on_these_records_cell_by_cell(records, notebook, monkey
     assert all(len(v) for v in shown if isinstance(v, pd.DataFrame))
 
 
+@pytest.mark.process
 def test_nbmake_runs_a_notebook(records):
     pytest.importorskip("nbmake", reason="pip install 'albert_ablate[test]'")
     made = nbmake(records, ROOT / "analysis" / "05_verdicts.ipynb")
     assert made.returncode == 0 and "1 passed" in made.stdout, made.stdout
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_nbmake_runs_every_notebook_and_sees_one_fail(records, tmp_path):
     pytest.importorskip("nbmake", reason="pip install 'albert_ablate[test]'")

@@ -342,6 +342,7 @@ def test_rank_test_that_cannot_reach_its_level_is_refused():
         s.nominal(5, 20)
 
 
+@pytest.mark.process
 def test_import_costs_only_numpy():
     code = (
         "import sys, albert_ablate.stats.sequential, albert_ablate.stats.effects, "

@@ -154,6 +154,7 @@ DENIED = [
 ]
 
 
+@pytest.mark.process
 def test_a_sweep_that_decides_too_much_is_refused_before_any_run(tmp_path, capfd):
     def work(url):
         enter(environment(tmp_path, url))
@@ -171,6 +172,7 @@ def test_a_sweep_that_decides_too_much_is_refused_before_any_run(tmp_path, capfd
     assert [f.name for f in place(tmp_path, "here").iterdir()] == ["run.py"]
 
 
+@pytest.mark.process
 def test_without_a_key_a_project_or_a_server_a_sentence_says_so(tmp_path, capfd):
     def work(key, *names, **more):
         def inner():
@@ -192,6 +194,7 @@ def test_without_a_key_a_project_or_a_server_a_sentence_says_so(tmp_path, capfd)
 # --- runs ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_the_agent_trains_what_it_is_handed_and_a_run_that_is_refused_sinks_nothing(tmp_path):
     """The first draw holds two values that do not go together."""
@@ -219,6 +222,7 @@ def test_the_agent_trains_what_it_is_handed_and_a_run_that_is_refused_sinks_noth
     assert not [f for f in folder.rglob("*") if f.is_file() and KEY.encode() in f.read_bytes()]
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_the_smoke_sweep_ends_alike_in_all_three_ways(tmp_path):
     with Server() as server:
@@ -252,6 +256,7 @@ def test_the_smoke_sweep_ends_alike_in_all_three_ways(tmp_path):
         assert all(state(here / run)["sessions"] == 1 for run in records(here))
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_wandbs_own_agent_in_a_function_gives_the_run_the_same_name_and_result(tmp_path):
     """`wandb.agent(ID, function)`, as in a notebook."""
@@ -276,6 +281,7 @@ def test_wandbs_own_agent_in_a_function_gives_the_run_the_same_name_and_result(t
     assert json.loads(run["config"])["identity"]["value"] == state(folder / next(iter(records(folder))))["identity"]
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_run_py_under_wandb_agent_refuses_values_that_a_server_may_not_decide(tmp_path):
     with Server() as server:
@@ -312,6 +318,7 @@ def long_sweep(**parameters):
     return tree | {"parameters": tree["parameters"] | LONG}
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_a_signal_stops_the_agent_and_the_same_command_goes_on(tmp_path):
     with Server() as server:
@@ -332,6 +339,7 @@ def test_a_signal_stops_the_agent_and_the_same_command_goes_on(tmp_path):
         assert steps == list(range(len(steps))) and len(server.runs) == 1
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_a_killed_run_is_recorded_and_sinks_nothing_and_a_lost_server_is_waited_for(tmp_path):
     with Server() as server:
@@ -355,6 +363,7 @@ def test_a_killed_run_is_recorded_and_sinks_nothing_and_a_lost_server_is_waited_
         assert state(run)["status"] == "finished" and state(other)["sessions"] == 1
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_a_run_that_exceeds_memory_is_recorded_as_failed_with_the_reason(tmp_path):
     def limit():

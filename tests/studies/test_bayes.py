@@ -198,6 +198,7 @@ def text(tmp_path_factory) -> Path:
     return write_text(tmp_path_factory.mktemp("text") / "words.txt")
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_a_search_that_was_stopped_goes_on_and_ends_as_one_that_was_not(text, tmp_path, capfd):
     given = arguments(text, tmp_path / "runs", "budget.tokens=1024", "checkpoint.seconds=1000")

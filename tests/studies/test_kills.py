@@ -15,6 +15,8 @@ from albert_ablate.config import compose
 from albert_ablate.studies.states import state
 from albert_ablate.training.cost import training_flops
 
+pytestmark = pytest.mark.process
+
 RUNS = 24
 
 

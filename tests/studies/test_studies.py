@@ -71,6 +71,7 @@ def statuses(tmp_path):
     return [state(f)["status"] for f in folders(tmp_path)]
 
 
+@pytest.mark.process
 def test_a_sweep_trains_what_is_missing_and_nothing_else(text, given, tmp_path, capfd):
     file = sweep_file(tmp_path)
     assert sweep(tmp_path, file, BASIC, *given, "--dry-run") == 0
@@ -96,6 +97,7 @@ def test_a_sweep_trains_what_is_missing_and_nothing_else(text, given, tmp_path, 
     assert len(folders(tmp_path)) == 6  # what the file no longer names stays
 
 
+@pytest.mark.process
 def test_a_failing_run_does_not_sink_the_others(given, tmp_path, capfd):
     file = sweep_file(tmp_path, seeds="0", norms="post_ln, pre_ln")
 
@@ -121,6 +123,7 @@ def test_a_failing_run_does_not_sink_the_others(given, tmp_path, capfd):
     assert not any(s == "failed" for s in statuses(tmp_path))
 
 
+@pytest.mark.process
 def test_a_run_that_kills_its_process_is_tried_three_times_and_takes_none_with_it(given, tmp_path, capfd):
     file = sweep_file(tmp_path, seeds="0", norms="post_ln, pre_ln, rezero")
 
@@ -150,6 +153,7 @@ def test_a_run_that_kills_its_process_is_tried_three_times_and_takes_none_with_i
     assert sweep(tmp_path, file, BASIC, *given) == 0  # three more of the next command
 
 
+@pytest.mark.process
 def test_a_full_disk_is_a_sentence_and_the_command_goes_on_when_there_is_room(text, given, tmp_path, capfd):
     file = sweep_file(tmp_path, seeds="0")
 
@@ -188,6 +192,7 @@ def test_a_full_disk_is_a_sentence_and_the_command_goes_on_when_there_is_room(te
     )
 
 
+@pytest.mark.process
 def test_a_stopped_sweep_goes_on_where_it_was(text, given, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     file = sweep_file(tmp_path)
@@ -211,6 +216,7 @@ def test_a_stopped_sweep_goes_on_where_it_was(text, given, tmp_path):
     assert [outcome(f) for f in folders(parts)] == [outcome(f) for f in folders(whole)]
 
 
+@pytest.mark.process
 def test_a_run_that_another_process_trains_is_left_to_it(text, given, tmp_path, capfd):
     file = sweep_file(tmp_path, seeds="0", norms="pre_ln")
     cfg = nano(text, tmp_path / "runs", "budget.tokens=2048", "norm=pre_ln", "trainer.threads=1")
@@ -237,6 +243,7 @@ def test_a_run_that_another_process_trains_is_left_to_it(text, given, tmp_path, 
     assert "being trained by another process" in capfd.readouterr().out
 
 
+@pytest.mark.process
 def test_a_setting_that_is_not_allowed_is_said_before_anything_is_trained(given, tmp_path, capfd):
     file = sweep_file(tmp_path, norms="pre_ln, none", more="  norm_type: {value: rms_norm}\n")
     assert sweep(tmp_path, file, BASIC, *given) == 2
@@ -245,12 +252,14 @@ def test_a_setting_that_is_not_allowed_is_said_before_anything_is_trained(given,
     assert not folders(tmp_path)
 
 
+@pytest.mark.process
 def test_a_folder_that_cannot_be_written_to_is_the_users_mistake(given, tmp_path, capfd):
     (tmp_path / "runs").write_text("a file")
     assert sweep(tmp_path, sweep_file(tmp_path), BASIC, *given) == 2
     assert f"--runs={tmp_path}/runs cannot be written to: Not a directory" in capfd.readouterr().err
 
 
+@pytest.mark.process
 def test_a_job_hands_back_its_result_and_no_configuration(given, tmp_path):
     """A command keeps the results of a launch until its end: in its process, and as another process sends them."""
     planned = plan(read_sweep(sweep_file(tmp_path, seeds="0, 1, 2")), [{"seed": s} for s in range(3)], tmp_path, given)
@@ -265,6 +274,7 @@ def test_a_job_hands_back_its_result_and_no_configuration(given, tmp_path):
     assert results == [{"status": "stopped"}] * 3 and max(sizes) < 2_000 and kept == [None, None]
 
 
+@pytest.mark.process
 def test_the_launcher_failing_is_said_and_ends_the_sweep(given, tmp_path, capfd):
     def broken():
         from hydra._internal.core_plugins.basic_launcher import BasicLauncher
@@ -281,6 +291,7 @@ def test_the_launcher_failing_is_said_and_ends_the_sweep(given, tmp_path, capfd)
 # --- signals ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_every_worker_at_a_step_and_the_command_goes_on(number, given, tmp_path):
@@ -298,6 +309,7 @@ def test_a_signal_stops_every_worker_at_a_step_and_the_command_goes_on(number, g
     assert statuses(tmp_path) == ["stopped", "stopped"]
 
 
+@pytest.mark.process
 def test_a_worker_whose_command_was_killed_ends_with_its_run(monkeypatch):
     monkeypatch.setattr(jobs, "LOOK", 0.01)
     reader, writer = os.pipe()
@@ -306,20 +318,26 @@ def test_a_worker_whose_command_was_killed_ends_with_its_run(monkeypatch):
         parent = os.getpid()
         if os.fork() == 0:
             jobs._busy.set()
-            threading.Timer(0.3, jobs._busy.clear).start()
+
+            def end():
+                os.write(writer, b"x")
+                jobs._busy.clear()
+
+            threading.Timer(0.3, end).start()
             jobs._leave_after(parent)
         os.kill(parent, signal.SIGKILL)
 
-    began = time.monotonic()
     owner = Child(command)
     os.close(writer)
-    assert os.read(reader, 1) == b"" and time.monotonic() - began >= 0.3  # the last to have it open has ended
+    assert os.read(reader, 1) == b"x"  # written when the worker's run ends, and not before it does
+    assert os.read(reader, 1) == b""  # the last to have it open has ended
     assert owner.wait() == ("killed", signal.SIGKILL)
 
 
 # --- status ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_the_table_shows_every_run_of_the_file(text, given, tmp_path, capfd):
     file = sweep_file(tmp_path)
     runs = tmp_path / "runs"
@@ -356,6 +374,7 @@ def test_the_table_shows_every_run_of_the_file(text, given, tmp_path, capfd):
     assert ("norm=pre_ln", 1, folders(tmp_path)[0]) in planned
 
 
+@pytest.mark.process
 def test_a_state_is_what_the_record_and_the_lock_say(tmp_path):
     folder = RunFolder(tmp_path / "abc" / "seed0")
     folder.create()
@@ -382,6 +401,7 @@ def test_a_state_is_what_the_record_and_the_lock_say(tmp_path):
     assert state(folder.path)["status"] == "unreadable"
 
 
+@pytest.mark.process
 def test_status_reads_records_with_torch_blocked_and_says_why_a_run_failed(tmp_path):
     for seed, status in enumerate(("finished", "failed")):
         folder = RunFolder(tmp_path / "abc" / f"seed{seed}")

@@ -59,6 +59,7 @@ def mlflow_of(store: Path, identity: str) -> tuple[dict[tuple[str, int], float],
     return {key: v for key, v in found.items() if key not in rest}, rest, run
 
 
+@pytest.mark.process
 def test_a_killed_run_gone_on_with_has_every_row_once_in_each(text, untracked, tmp_path, elsewhere, capfd):
     for name in INSTALLED.values():
         pytest.importorskip(name, reason=f"pip install 'albert_ablate[{name}]'")
@@ -202,6 +203,7 @@ def test_a_tracker_that_fails_says_so_once_and_the_others_go_on(at, capsys):
     assert capsys.readouterr().err == "Faulty failed and the run goes on (OSError: no luck).\n"
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_a_run_whose_tracker_cannot_write_ends_as_without_it(text, untracked, tmp_path, elsewhere, capfd):
     pytest.importorskip("tensorboard", reason="pip install 'albert_ablate[tensorboard]'")
@@ -251,6 +253,7 @@ def test_a_wrong_list_of_loggers_is_refused_in_one_sentence(overrides, sentence)
     assert sentence in str(refused.value) and str(refused.value).count("\n") == 0
 
 
+@pytest.mark.process
 def test_trackers_are_imported_only_where_asked_for():
     code = "import sys; sys.modules['torch'] = None\n"
     code += "\n".join(f"import albert_ablate.trackers.{m}" for m in ("base", "tensorboard", "mlflow", "wandb", "sync"))
@@ -288,6 +291,7 @@ def notes(runs: Path) -> list[str]:
     return sorted(f.parent.parent.name for f in runs.rglob("synced.json"))
 
 
+@pytest.mark.process
 def test_sync_sends_each_finished_run_once_and_mends_a_loss(runs, elsewhere, capfd):
     lost = {"b"}
 
@@ -320,6 +324,7 @@ def test_sync_sends_each_finished_run_once_and_mends_a_loss(runs, elsewhere, cap
     assert nothing_leaked(runs, elsewhere)
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_sync_where_the_server_has_part_of_a_run_sends_the_rest(text, runs, untracked, tmp_path, elsewhere):
     with Server() as server:
@@ -335,6 +340,7 @@ def test_sync_where_the_server_has_part_of_a_run_sends_the_rest(text, runs, untr
     (Path(untracked["folder"]) / "synced.json").unlink()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("mode", "key", "code", "sentence"),
     [
@@ -351,6 +357,7 @@ def test_a_failed_sync_is_one_sentence_and_marks_nothing(mode, key, code, senten
     assert notes(runs) == []
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("to", INSTALLED)
 def test_sync_to_a_local_tracker_gives_what_a_live_one_has(to, runs, capsys):
     pytest.importorskip(INSTALLED[to], reason=f"pip install 'albert_ablate[{to}]'")
@@ -361,6 +368,7 @@ def test_sync_to_a_local_tracker_gives_what_a_live_one_has(to, runs, capsys):
     assert found == pytest.approx(points(folder), rel=1e-6)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -49,6 +49,7 @@ def done(place) -> dict:
     return train(configured(place))
 
 
+@pytest.mark.process
 def test_a_decision_is_a_run_on_top_of_the_language_model_of_the_same_configuration(done, place):
     folder = Path(done["folder"])
     record = json.loads((folder / "record.json").read_text(), parse_constant=pytest.fail)
@@ -69,6 +70,7 @@ def test_a_decision_is_a_run_on_top_of_the_language_model_of_the_same_configurat
     assert table["macro_f1"].notna().sum() == 1 and len(table) == 2
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_the_same_numbers_again_and_a_done_run_is_found(done, place):
     again = train(configured(place, runs="elsewhere"))
@@ -78,6 +80,7 @@ def test_the_same_numbers_again_and_a_done_run_is_found(done, place):
     assert forced["reproduction"] == "reproduced"
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_a_signal_stops_it_and_it_ends_with_the_same_numbers(done, place):
     def stopped_then_again():
@@ -101,6 +104,7 @@ def test_a_signal_stops_it_and_it_ends_with_the_same_numbers(done, place):
     assert second["proof"] == done["proof"] and second["summary"] == done["summary"]
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_a_trunk_that_is_not_finite_is_an_outcome(place):
     record = train(configured(place, "optimizer.lr=1e30", "task.weights=last"))
@@ -108,6 +112,7 @@ def test_a_trunk_that_is_not_finite_is_an_outcome(place):
     assert record["summary"]["macro_f1"] is None and record["summary"]["baseline_tfidf_macro_f1"] == 1
 
 
+@pytest.mark.process
 def test_the_probe_leaves_the_trunk_as_it_is(place):
     from albert_ablate.model.weights import load_checkpoint, weights_hash
     from albert_ablate.training.classify import Classifier
@@ -123,6 +128,7 @@ def test_the_probe_leaves_the_trunk_as_it_is(place):
     assert weights_hash(Classifier(model, 2, "mean", 0)) == record["proof"]["final_weights"]
 
 
+@pytest.mark.process
 def test_a_sweep_looks_for_the_folder_that_the_run_has(done, place):
     from albert_ablate.data.packed import cache_folder, pack
 
@@ -209,6 +215,7 @@ def test_mistakes_are_one_sentence_before_any_work(place, tmp_path, change, more
     assert not (place / tmp_path.name).exists()
 
 
+@pytest.mark.process
 def test_a_trunk_without_its_weights_is_refused(place):
     cfg = configured(place, "seed=5")
     record = train(language_model(cfg))

@@ -53,6 +53,7 @@ def seen(model, given, activation="gelu"):
 # --- the forward pass ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "more",
     [
@@ -122,6 +123,7 @@ def test_figures_of_a_pass_are_what_their_definitions_give(more):
         assert found[layer, "mlp"]["dead"] == near((a.abs() < 1e-6).all(0).float().mean())
 
 
+@pytest.mark.process
 def test_uniform_causal_attention_has_the_entropy_ln_T_factorial_over_T():
     model, _ = model_of()
     with torch.no_grad():
@@ -130,6 +132,7 @@ def test_uniform_causal_attention_has_the_entropy_ln_T_factorial_over_T():
     assert figures["entropy"] == pytest.approx(math.lgamma(13) / 12, rel=1e-6) and figures["max_logit"] == 0
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_dead_and_saturated_units_are_counted(activation):
     """Three quarters of the units are pushed far into a tail of the activation, by a bias."""
@@ -162,6 +165,7 @@ def test_the_edges_are_where_the_slope_falls_below_a_thousandth(activation):
     assert (slope(-edge + 1e-3) < 1e-3) == both
 
 
+@pytest.mark.process
 def test_a_stream_whose_squares_overflow_has_its_size():
     model, _ = model_of("norm=none")
     with torch.no_grad():
@@ -170,6 +174,7 @@ def test_a_stream_whose_squares_overflow_has_its_size():
     assert 1e20 < figures[0, "attention"]["input_rms"] < 1e27
 
 
+@pytest.mark.process
 def test_of_a_pass_that_is_not_finite_no_unit_is_called_alive_and_an_entropy_of_zero_has_no_sign():
     model, _ = model_of()
     with torch.no_grad():
@@ -185,6 +190,7 @@ def test_of_a_pass_that_is_not_finite_no_unit_is_called_alive_and_an_entropy_of_
 # --- gradients, clipping, the step -----------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_norms_changes_and_ratios_are_those_of_the_parameters():
     model, _ = model_of("norm=rezero")
     with torch.no_grad():
@@ -217,6 +223,7 @@ def test_norms_changes_and_ratios_are_those_of_the_parameters():
     assert math.sqrt(blocks + rest) == pytest.approx(norm.item(), rel=1e-5)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "clip", ["agc", "value clip.max_value=1e-4", "per_layer clip.max_norm=0.02", "adagc clip.absolute=0.1"]
 )
@@ -255,6 +262,7 @@ def test_a_fine_rule_s_share_and_ratio_by_sublayer_are_those_of_its_gradients(cl
         assert figures["clip_ratio"] == pytest.approx(math.sqrt(left) / size, rel=1e-5)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("clip", "share"),
     [
@@ -305,6 +313,7 @@ def test_the_noise_scale_is_that_of_gradients_with_known_noise():
     assert S == pytest.approx(50 * std**2, rel=0.03) and square == pytest.approx(50 * 0.04, rel=0.15)
 
 
+@pytest.mark.process
 def test_a_batch_in_one_piece_has_a_noise_scale_from_the_gradient_of_its_first_sequences(text, tmp_path, monkeypatch):
     """Step 1 again, from the initial weights: |g|^2 of one of the four sequences, and of all."""
     asked = []
@@ -340,6 +349,7 @@ ARMS = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("arm", [pytest.param(a, marks=pytest.mark.slow if a == "r_drop" else ()) for a in ARMS])
 def test_losses_and_weights_are_the_same_bit_for_bit_with_and_without(arm, text, tmp_path):
     off, on = (train(nano(text, tmp_path / str(n), *SHORT, *ARMS[arm], f"diagnostics.every={n}")) for n in (0, 1))
@@ -355,6 +365,7 @@ def test_losses_and_weights_are_the_same_bit_for_bit_with_and_without(arm, text,
     assert len(watched["rows"]["layers"]) == 4 * 9
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_compiled_blocks_are_measured_beside_and_the_training_is_the_same(text, tmp_path):
     compiled = [*SHORT, "trainer.compile=true", "norm_type=batch_norm", "dropout=uniform", "attention.qk_clip=0.5"]
@@ -418,6 +429,7 @@ def test_a_tracker_gets_the_initialization_with_the_first_step_and_no_row_twice(
 # --- cost ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_phases_add_up_and_operations_of_skipped_blocks_are_not_counted(text, tmp_path):
     dropped = ["dropout=uniform", "dropout.mean=0.5", "dropout.sites=[layer_drop]", "model.layers=4"]
     cfg = nano(text, tmp_path, "budget.tokens=4096", *dropped)
@@ -439,6 +451,7 @@ def test_phases_add_up_and_operations_of_skipped_blocks_are_not_counted(text, tm
     )
 
 
+@pytest.mark.process
 def test_spike_scores_of_runs_are_those_of_their_steps(text, tmp_path):
     from albert_ablate import load_runs
 

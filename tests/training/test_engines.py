@@ -15,7 +15,7 @@ from forking import arguments, forked, nano, write_text
 from albert_ablate.studies.states import state
 from albert_ablate.training.run import run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.process, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
 DONE = ("finished", "diverged")
 

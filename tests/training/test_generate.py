@@ -104,6 +104,7 @@ def text_of(run, **more):
     return "".join(continuation(run, **{"prompt": "the", "tokens": 40, **more}))
 
 
+@pytest.mark.process
 def test_the_seed_and_nothing_else_decides(run):
     assert text_of(run) == text_of(run) and text_of(run) != text_of(run, seed=1)
     torch.manual_seed(7)
@@ -112,6 +113,7 @@ def test_the_seed_and_nothing_else_decides(run):
     assert text_of(run, temperature=1.0, top_k=256, top_p=1.0) == text_of(run)
 
 
+@pytest.mark.process
 def test_greedy_takes_the_likeliest_of_a_window_that_slides(run):
     _, model = load_kept(run, "best")
     seen = list(b"the")
@@ -121,6 +123,7 @@ def test_greedy_takes_the_likeliest_of_a_window_that_slides(run):
     assert text_of(run, top_k=1, seed=3) == text_of(run, temperature=0)
 
 
+@pytest.mark.process
 def test_the_command_prints_the_text(run, capsys):
     arguments = ["generate", str(run), "--tokens", "20", "--seed", "4"]
     assert main([*arguments, "--prompt", "the"]) == 0
@@ -130,6 +133,7 @@ def test_the_command_prints_the_text(run, capsys):
     assert capsys.readouterr().out
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
@@ -146,6 +150,7 @@ def test_settings_that_make_no_sense_are_refused(run, more, sentence, capsys):
     assert sentence in found.err and len(found.err.splitlines()) == 1 and not found.out
 
 
+@pytest.mark.process
 def test_runs_that_cannot_write_are_refused(run, tmp_path, capsys):
     import shutil
 
@@ -170,6 +175,7 @@ def test_runs_that_cannot_write_are_refused(run, tmp_path, capsys):
         list(continuation(copy))
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_byte_pairs_go_on_too_and_nothing_imports_lightning(place):
     cfg = nano(place / "text.txt", place / "runs", "tokenizer=bpe", "tokenizer.vocabulary=300", "budget.tokens=1024")

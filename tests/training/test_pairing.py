@@ -12,6 +12,8 @@ from albert_ablate.model.build import assemble
 from albert_ablate.model.decoder import initial_draw
 from albert_ablate.streams import digest, stream_seed
 
+pytestmark = pytest.mark.process
+
 ARMS = {
     "pre": ["norm=pre_ln"],
     "post": ["norm=post_ln", "norm_type=rms_norm", "optimizer=sgd", "optimizer.lr=0.1", "dropout=uniform"],

@@ -18,6 +18,8 @@ from forking import Child, arguments, nano, train, write_text
 
 from run import main
 
+pytestmark = pytest.mark.process
+
 pytestmark = pytest.mark.slow
 
 

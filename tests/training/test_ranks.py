@@ -89,6 +89,7 @@ def terminate():
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("kind", "more"),
     [
@@ -121,15 +122,14 @@ def test_two_ranks_give_the_losses_of_one_process_and_pair_with_it(alone, text, 
             ), column
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("kind", [pytest.param(DDP, id="ddp"), pytest.param(FSDP, id="fsdp", marks=pytest.mark.slow)])
 def test_a_rank_that_dies_ends_the_other_and_the_run_resumes(text, tmp_path, kind):
     """The second rank dies, and in the next session the first one."""
     more = ("dropout=uniform", "dropout.mean=0.2", *kind)
     whole = together(nano(text, tmp_path / "whole", *more))[0][1]
     cfg = nano(text, tmp_path / "cut", *more)
-    began = time.monotonic()
     (first, error), (second, number) = together(cfg, 7, kill)
-    assert time.monotonic() - began < 60, "the other rank hung"
     assert (second, number) == ("killed", signal.SIGKILL) and first == "error" and isinstance(error, RunFailed)
     folder = next((tmp_path / "cut").glob("*/seed0"))
     record = RunFolder(folder).record()
@@ -140,6 +140,7 @@ def test_a_rank_that_dies_ends_the_other_and_the_run_resumes(text, tmp_path, kin
     assert outcome(folder) == outcome(whole["folder"])
 
 
+@pytest.mark.process
 def test_a_signal_to_any_rank_stops_all_at_one_boundary(stopped):
     _, results = stopped
     assert [kind for kind, _ in results] == ["value", "value"]
@@ -147,6 +148,7 @@ def test_a_signal_to_any_rank_stops_all_at_one_boundary(stopped):
     assert record["status"] == "stopped" and record["signal"] == signal.SIGTERM and record["progress"]["step"] == 9
 
 
+@pytest.mark.process
 def test_a_checkpoint_that_cannot_be_gone_on_with_is_told_by_all_ranks_in_one_sentence(stopped, tmp_path):
     cfg, _ = stopped
     shutil.copytree(cfg["paths"]["runs"], tmp_path, dirs_exist_ok=True, symlinks=True)
@@ -158,6 +160,7 @@ def test_a_checkpoint_that_cannot_be_gone_on_with_is_told_by_all_ranks_in_one_se
     assert all(isinstance(e, ConfigError) and "another version" in str(e) for _, e in results)
 
 
+@pytest.mark.process
 def test_a_done_run_is_found_and_a_mistake_is_told_by_all_ranks(stopped):
     cfg, _ = stopped
     first = together(cfg)[0][1]
@@ -231,6 +234,7 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
+@pytest.mark.process
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_launcher_starts_its_ranks_and_hands_signals_on(text, tmp_path):
     cfg = nano(text, tmp_path, *DDP, "budget.tokens=400_000", "evaluation.every=1_000_000")
@@ -256,6 +260,7 @@ def test_a_launcher_starts_its_ranks_and_hands_signals_on(text, tmp_path):
         assert not any(Path(f"/proc/{pid}").exists() for pid in children)
 
 
+@pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("victim", ["a rank", "the launcher"])

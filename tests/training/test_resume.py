@@ -86,6 +86,7 @@ def killed_at(cfg: dict, moments: list[int], verbose: bool = False) -> int:
     return ends.count(("killed", signal.SIGKILL))
 
 
+@pytest.mark.process
 def test_a_run_killed_in_an_evaluation_a_commit_or_at_its_end(reference, text, tmp_path):
     expected, log = reference("masks")
     commits = [i + 1 for i, name in enumerate(log) if name == "replace"]
@@ -96,6 +97,7 @@ def test_a_run_killed_in_an_evaluation_a_commit_or_at_its_end(reference, text, t
         assert outcome(train(cfg)["folder"]) == expected
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(reference, text, tmp_path):
     expected, _ = reference("masks")
@@ -106,6 +108,7 @@ def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(reference, text
     assert record["sessions"] >= 3
 
 
+@pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("trial", range(4))
@@ -129,6 +132,7 @@ def test_random_kills(variant, trial, reference, text, tmp_path):
     print(f"{variant} {trial}: {kills} kills, {record['sessions']} sessions after the first commit, {commit}")
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_a_kill_at_every_moment_of_the_finalization_and_of_the_first_commits(reference, text, tmp_path):
     expected, log = reference("plain")
@@ -138,6 +142,7 @@ def test_a_kill_at_every_moment_of_the_finalization_and_of_the_first_commits(ref
         assert outcome(train(cfg)["folder"]) == expected, at
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_resume_is_exact_with_two_threads(text, tmp_path):
     expected = outcome(train(configured("masks", text, tmp_path / "whole", "trainer.threads=2"))["folder"])
@@ -146,6 +151,7 @@ def test_resume_is_exact_with_two_threads(text, tmp_path):
     assert outcome(train(cfg)["folder"]) == expected
 
 
+@pytest.mark.process
 def test_a_signal_stops_the_run_at_the_next_step_and_it_goes_on_exactly(reference, text, tmp_path, capsys):
     expected, log = reference("masks")
     cfg = configured("masks", text, tmp_path)
@@ -162,12 +168,14 @@ def test_a_signal_stops_the_run_at_the_next_step_and_it_goes_on_exactly(referenc
     assert finished["signal"] is None and finished["sessions"] == 3
 
 
+@pytest.mark.process
 def test_a_signal_in_the_finalization_lets_it_end(reference, text, tmp_path):
     expected, log = reference("masks")
     record = forked(lambda: ambushed(configured("masks", text, tmp_path, RARELY), len(log) - 20, signal.SIGTERM))
     assert record["signal"] is None and outcome(record["folder"]) == expected
 
 
+@pytest.mark.process
 def test_a_second_signal_stops_at_once(reference, text, tmp_path):
     expected, _ = reference("masks")
     cfg = configured("masks", text, tmp_path)
@@ -185,6 +193,7 @@ def test_a_second_signal_stops_at_once(reference, text, tmp_path):
     assert outcome(train(cfg)["folder"]) == expected
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("how", ["forked", pytest.param("started", marks=pytest.mark.slow)])
 def test_a_signal_ends_the_command_with_its_exit_code(how, number, text, tmp_path, capfd):
@@ -214,6 +223,7 @@ def plain(row, without):
     return {k: v for k, v in row.items() if k not in without}
 
 
+@pytest.mark.process
 def test_how_a_run_is_watched_may_change_between_its_sessions(reference, cut, text, tmp_path):
     expected, _ = reference("masks")
     cut(tmp_path)
@@ -230,6 +240,7 @@ def test_how_a_run_is_watched_may_change_between_its_sessions(reference, cut, te
     assert (record["summary"]["best_val_loss"], result["weights"]["best.ckpt"]["step"]) == best
 
 
+@pytest.mark.process
 def test_best_weights_belong_to_a_step_that_was_committed(text, tmp_path):
     """Killed after an evaluation that was the best, on the point of its commit: the third of these commits."""
     cfg = configured("plain", text, tmp_path, RARELY)
@@ -253,12 +264,14 @@ def test_best_weights_belong_to_a_step_that_was_committed(text, tmp_path):
     assert load_checkpoint(checkpoints / "best.ckpt")["step"] == 11
 
 
+@pytest.mark.process
 def test_the_evaluation_sample_of_an_unfinished_run_stays(cut, text, tmp_path):
     cut(tmp_path)
     with pytest.raises(ConfigError, match="evaluation.tokens=1024 is not allowed: this run was begun with 512"):
         train(configured("masks", text, tmp_path, "evaluation.tokens=1024"))
 
 
+@pytest.mark.process
 def test_a_checkpoint_that_the_disk_has_spoilt_makes_the_run_begin_again(text, tmp_path, capfd):
     (whole,) = (text.parent / "first").glob("*/seed0")
     spoilt = tmp_path / whole.parent.name / whole.name
@@ -271,11 +284,12 @@ def test_a_checkpoint_that_the_disk_has_spoilt_makes_the_run_begin_again(text, t
     assert outcome(spoilt) == outcome(whole)
 
 
+@pytest.mark.process
 def test_costs_add_up_over_sessions(text, tmp_path):
     cfg = configured("plain", text, tmp_path)
     first = forked(lambda: ambushed(cfg, 500, signal.SIGTERM))
     last = train(cfg)
-    assert 0 < first["cost"]["seconds"] < last["cost"]["seconds"] < 60
+    assert 0 < first["cost"]["seconds"] < last["cost"]["seconds"]
     assert 0 < first["cost"]["training_seconds"] < last["cost"]["training_seconds"] < last["cost"]["seconds"]
     assert first["cost"]["flops"] < last["cost"]["flops"] == last["budget"]["flops"]
     assert last["cost"]["tokens_per_second"] == pytest.approx(4096 / last["cost"]["training_seconds"])
@@ -299,6 +313,7 @@ DAMAGE = [
 ]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name, how", [pytest.param(*d, marks=[pytest.mark.slow] * (d not in QUICK)) for d in DAMAGE])
 def test_a_damaged_commit_is_said_and_the_run_ends_the_same(name, how, reference, cut, text, tmp_path, capfd):
     expected, _ = reference("masks")
@@ -319,6 +334,7 @@ def test_a_damaged_commit_is_said_and_the_run_ends_the_same(name, how, reference
     assert silent or f"{file} cannot be read" in err and said == 1
 
 
+@pytest.mark.process
 def test_a_run_goes_on_from_the_commit_before_a_damaged_one(reference, text, tmp_path, capfd):
     expected, _ = reference("masks")
     cfg = configured("masks", text, tmp_path)
@@ -334,6 +350,7 @@ def test_a_run_goes_on_from_the_commit_before_a_damaged_one(reference, text, tmp
     assert not list(newest.parent.glob("*.previous.ckpt"))
 
 
+@pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["bit", "another run's"])
 def test_a_run_without_a_whole_commit_begins_again(how, reference, text, tmp_path, capfd):
@@ -411,6 +428,7 @@ def awkward() -> dict[str, list[str]]:
 AWKWARD = awkward()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("setting", [pytest.param(s, marks=[pytest.mark.slow] * ("+" not in s)) for s in AWKWARD])
 def test_a_setting_with_state_of_its_own_resumes_exactly(setting, text, tmp_path):
     """Killed twice. The killed sessions and the last one estimate the cost before training; the whole one does not."""
@@ -436,6 +454,7 @@ CLASSIFYING = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.slow] * (k != "stateful")) for k in CLASSIFYING])
 def test_a_killed_classification_ends_as_if_it_had_not_been(kind, text, tmp_path):
     """Killed in its language model, in fine-tuning, at its end: a fine-tuning begins again, with the same numbers."""

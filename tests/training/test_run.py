@@ -6,7 +6,6 @@ import os
 import resource
 import signal
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +60,7 @@ def losses(record: dict) -> list[dict]:
 # --- a finished run --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_a_finished_run_leaves_what_the_design_lists(done):
     folder = Path(done["folder"])
     files = {str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()}
@@ -80,6 +80,7 @@ def test_a_finished_run_leaves_what_the_design_lists(done):
     assert folder.parts[-2:] == (record["setting"], "seed0")
 
 
+@pytest.mark.process
 def test_histories_hold_a_row_a_step_an_evaluation_and_a_layer(done):
     steps, evals, layers = (rows(done["folder"], name).to_pylist() for name in ("steps", "evals", "layers"))
     assert [r["step"] for r in steps] == list(range(1, 31))
@@ -93,11 +94,13 @@ def test_histories_hold_a_row_a_step_an_evaluation_and_a_layer(done):
     assert done["summary"]["val_loss"] == [r["loss"] for r in evals if r["split"] == "validation"][-1]
 
 
+@pytest.mark.process
 def test_nothing_of_the_environment_is_in_any_file(done):
     for name, (_, content) in snapshot(done["folder"]).items():
         assert b"sentinel-of-the-environment" not in content, name
 
 
+@pytest.mark.process
 def test_asked_again_a_run_is_found_without_lightning_and_nothing_is_touched(done, text, runs):
     before = snapshot(done["folder"])
 
@@ -106,13 +109,12 @@ def test_asked_again_a_run_is_found_without_lightning_and_nothing_is_touched(don
             sys.modules[name] = None  # type: ignore[assignment]  importing it raises
         return run(nano(text, runs, *GOOD, "evaluation.every=700", "logger=wandb_offline", "debug=true"))
 
-    began = time.perf_counter()
     record = forked(again)
-    assert time.perf_counter() - began < 5
     assert record["found"] and {k: v for k, v in record.items() if k != "found"} == done
     assert snapshot(done["folder"]) == before
 
 
+@pytest.mark.process
 def test_finding_a_run_removes_what_a_kill_after_its_last_word_left(done, text, runs):
     left = Path(done["folder"]) / "checkpoints" / "resume.ckpt"
     left.touch()
@@ -123,6 +125,7 @@ def test_finding_a_run_removes_what_a_kill_after_its_last_word_left(done, text, 
 # --- bit-identical ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_the_same_configuration_in_two_folders_gives_the_same_bits(done, text, tmp_path):
     assert outcome(train(nano(text, tmp_path, *GOOD))["folder"]) == outcome(done["folder"])
 
@@ -136,6 +139,7 @@ def unwatched(text, tmp_path_factory) -> dict:
     return train(nano(text, tmp_path_factory.mktemp("unwatched"), *DROPOUT, *rarely))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("watching", ["evaluation.every=1 evaluation.tokens=2048", "diagnostics.every=1"])
 def test_watching_a_run_does_not_disturb_it(watching, unwatched, text, tmp_path):
     watched = forked(lambda: run(nano(text, tmp_path, *DROPOUT, *watching.split()), verbose=True))
@@ -144,6 +148,7 @@ def test_watching_a_run_does_not_disturb_it(watching, unwatched, text, tmp_path)
     assert watched["identity"] == unwatched["identity"]
 
 
+@pytest.mark.process
 def test_evaluations_are_on_a_fixed_sample(text, tmp_path):
     """With a learning rate too small to change a float, all evaluations agree."""
     record = train(nano(text, tmp_path, "optimizer.lr=1e-30", "budget.tokens=3840", "evaluation.every=500"))
@@ -157,6 +162,7 @@ def test_evaluations_are_on_a_fixed_sample(text, tmp_path):
 # --- once more -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_force_trains_again_beside_the_record_and_notes_whether_it_agrees(text, tmp_path):
     again = nano(text, tmp_path, *GOOD, "force=true")
     first = train(nano(text, tmp_path, *GOOD))
@@ -186,6 +192,7 @@ def ambush(cfg: dict, at: int, act=lambda: os.kill(os.getpid(), signal.SIGKILL))
 # --- two at once -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_of_two_processes_one_trains_and_the_other_leaves_everything_untouched(text, tmp_path):
     cfg = nano(text, tmp_path, *GOOD)
     waiting, woken = os.pipe()
@@ -215,6 +222,7 @@ def full(*args, **kwargs):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("moment", ["fsync", "replace", "write"])
 def test_a_full_disk_fails_the_run_which_then_goes_on(moment, done, text, tmp_path, capfd):
     cfg = nano(text, tmp_path, *GOOD)
@@ -238,6 +246,7 @@ def test_a_full_disk_fails_the_run_which_then_goes_on(moment, done, text, tmp_pa
     assert outcome(folder.path) == outcome(done["folder"])
 
 
+@pytest.mark.process
 def test_a_disk_full_for_good_leaves_the_record_of_the_last_commit(done, text, tmp_path):
     """A real limit on the size of files, lifted again."""
     cfg = nano(text, tmp_path, *GOOD)
@@ -258,6 +267,7 @@ def test_a_disk_full_for_good_leaves_the_record_of_the_last_commit(done, text, t
     assert outcome(train(cfg)["folder"]) == outcome(done["folder"])
 
 
+@pytest.mark.process
 def test_an_error_in_training_is_kept_with_its_traceback_and_the_run_goes_on(done, text, tmp_path):
     from albert_ablate.training.module import LanguageModel
 
@@ -286,6 +296,7 @@ def test_an_error_in_training_is_kept_with_its_traceback_and_the_run_goes_on(don
     assert outcome(next(tmp_path.glob("*/seed0"))) == outcome(done["folder"])
 
 
+@pytest.mark.process
 def test_an_error_before_the_first_commit_is_kept_and_a_rerun_starts_clean(done, text, tmp_path):
     cfg = nano(text, tmp_path, *GOOD)
 
@@ -309,6 +320,7 @@ def test_an_error_before_the_first_commit_is_kept_and_a_rerun_starts_clean(done,
     assert outcome(folder) == outcome(done["folder"])
 
 
+@pytest.mark.process
 def test_a_corrupt_record_is_refused_in_one_sentence(text, tmp_path):
     cfg = nano(text, tmp_path, *GOOD)
     assert Child(lambda: ambush(cfg, 200)).wait()[0] == "killed"
@@ -320,6 +332,7 @@ def test_a_corrupt_record_is_refused_in_one_sentence(text, tmp_path):
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("mistake", ["trainer=gpu", "dropout=depth_decay dropout.mean=0.6"])
 def test_a_mistake_that_only_building_shows_leaves_no_folder(mistake, text, tmp_path):
     if mistake == "trainer=gpu" and torch.cuda.is_available():
@@ -332,6 +345,7 @@ def test_a_mistake_that_only_building_shows_leaves_no_folder(mistake, text, tmp_
 # --- divergence ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "kind, overrides",
     [
@@ -368,6 +382,7 @@ def test_divergence_is_an_outcome_with_its_kind(kind, overrides, text, tmp_path,
     assert ("not finite" in table) == (kind == "non_finite")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("given", ["optimizer=sgd optimizer.lr=300 clip=none", "optimizer.lr=1e-6 budget.tokens=10240"])
 def test_a_run_that_diverged_is_killed_and_resumed_like_any_other(given, text, tmp_path):
     overrides = ["schedule=constant", "budget.tokens=5120", *given.split()]
@@ -413,6 +428,7 @@ def test_a_run_is_stuck_only_where_it_has_stopped_falling():
     assert midway(79) == () and midway(80) == (40, 60) and midway(97) == (49, 73)
 
 
+@pytest.mark.process
 def test_the_noise_of_batches_does_not_decide_whether_a_run_is_stuck(text, tmp_path, monkeypatch):
     """A rate of 1e-6 moves nothing, and the batches seem to fall, as by chance in a seed of post_ln at 96 layers."""
     plain = Recorder.on_train_batch_end
@@ -428,6 +444,7 @@ def test_the_noise_of_batches_does_not_decide_whether_a_run_is_stuck(text, tmp_p
     assert record["summary"]["divergence"] == "stuck"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("norm", ["pre_ln", "none"])
 def test_a_short_run_is_finished_and_says_that_it_was_too_short(norm, tmp_path, capsys):
     given = f"model=nano norm={norm} budget.tokens=16_000 trainer=cpu trainer.threads=1 evaluation.tokens=512"
@@ -438,6 +455,7 @@ def test_a_short_run_is_finished_and_says_that_it_was_too_short(norm, tmp_path, 
     assert "finished, too short to beat the unigram model" in capsys.readouterr().out
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_post_ln_of_96_layers_is_stuck_and_a_longer_run_of_the_plain_network_is_not(tmp_path):
     deep = "model=deep_96 norm=post_ln budget.tokens=50_000"  # with seed 1 the batches seem to fall
@@ -447,6 +465,7 @@ def test_post_ln_of_96_layers_is_stuck_and_a_longer_run_of_the_plain_network_is_
         assert record["summary"]["below_unigram"] is (kind is None)
 
 
+@pytest.mark.process
 def test_evaluations_and_layer_rows_default_to_twenty_and_about_forty_over_any_budget(text, tmp_path):
     for steps, times in ((1, 1), (7, 7), (20, 20), (97, 20), (10_000, 20)):
         at = [s for s in range(1, steps + 1) if due(s, steps, 512, None)]
@@ -464,6 +483,7 @@ def test_evaluations_and_layer_rows_default_to_twenty_and_about_forty_over_any_b
 # --- proof and memory ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_the_hash_of_the_final_weights_is_that_of_the_last_checkpoint(done, text, runs):
     from albert_ablate.model.build import build_model
 
@@ -480,6 +500,7 @@ def test_the_hash_of_the_final_weights_is_that_of_the_last_checkpoint(done, text
     assert forked(rebuilt) == done["proof"]["final_weights"]
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_memory_and_time_a_step_do_not_grow(text, tmp_path):
     def work() -> tuple[list[int], dict]:
