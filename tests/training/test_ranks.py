@@ -18,7 +18,7 @@ from forking import Child, arguments, nano, outcome, rows, train, write_text
 from albert_ablate import compose
 from albert_ablate.config import ConfigError, check
 from albert_ablate.records.folder import RunFolder
-from albert_ablate.training import ranks
+from albert_ablate.training import launch, rank_main
 from albert_ablate.training.checkpoint import load_checkpoint
 from albert_ablate.training.errors import RunFailed
 from albert_ablate.training.launch import is_first
@@ -200,7 +200,7 @@ class Forked:
     """A rank as `launch` starts it, but forked from this process, so that it imports nothing anew."""
 
     def __init__(self, command, env, stdin, stdout, start_new_session):
-        assert command[1:] == ["-m", "albert_ablate.training.ranks"] and start_new_session
+        assert command[1:] == ["-m", launch.RANK_MAIN] == ["-m", rank_main.__name__] and start_new_session
         reader, writer = os.pipe()
         self.pid, self.returncode = os.fork(), None
         if self.pid == 0:
@@ -211,7 +211,7 @@ class Forked:
                 os.dup2(reader, 0)
                 sys.stdin = open(0)
                 os.environ.update(env)
-                code = ranks._work()
+                code = rank_main.main()
             finally:
                 os._exit(code)
         os.close(reader)
@@ -240,7 +240,7 @@ def test_a_launcher_starts_its_ranks_and_hands_signals_on(text, tmp_path):
     cfg = nano(text, tmp_path, *DDP, "budget.tokens=400_000", "evaluation.every=1_000_000")
 
     def launched():
-        ranks.subprocess = SimpleNamespace(Popen=Forked, PIPE=subprocess.PIPE, DEVNULL=subprocess.DEVNULL)
+        launch.subprocess = SimpleNamespace(Popen=Forked, PIPE=subprocess.PIPE, DEVNULL=subprocess.DEVNULL)
         return run(cfg)
 
     for victim, step in (("a rank", 3), ("none", 8)):
