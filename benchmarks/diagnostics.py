@@ -27,7 +27,7 @@ def overhead(model: str, steps: int, every: int) -> dict:
 
     def mark(self, batch, batch_idx):
         marks.append(time.process_time())
-        return -1 if self.halt else None
+        return -1 if self.stop_requested else None
 
     original = LanguageModel.on_train_batch_start
     LanguageModel.on_train_batch_start = mark  # type: ignore[method-assign]

@@ -79,7 +79,7 @@ def compare_time(model: str, steps: int) -> dict:
                 ours.append((began - mark[0]) / SEGMENT)
                 bare.append((now - began) / SEGMENT)
                 mark[0] = time.perf_counter()
-            return -1 if self.halt else None
+            return -1 if self.stop_requested else None
 
         original = LanguageModel.on_train_batch_start
         LanguageModel.on_train_batch_start = interleave  # type: ignore[method-assign]

@@ -1,12 +1,9 @@
 """Train one session of a run: model, module, recorder and Lightning's Trainer, then `Trainer.fit`."""
 
 import logging
-import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from albert_ablate.data.packed import Order, Packed, block_count, take_blocks
 from albert_ablate.data.tasks import is_language
 from albert_ablate.model.build import assemble, build, initialized
 from albert_ablate.model.loss import objective
+from albert_ablate.records.signals import StopSignal
 from albert_ablate.trackers.base import joined
 from albert_ablate.training.checkpoint import AtomicCheckpointIO
 from albert_ablate.training.console import Progress, banner
@@ -57,6 +55,7 @@ def fit(job: Job, record: dict[str, Any], resume: Path | None, ranks: Ranks) -> 
     if ranks.first:
         folder.write_config(cfg)
     module = LanguageModel(model, cfg, steps, sharded=ranks.size > 1 and cfg["trainer"]["strategy"] == "fsdp")
+    stop = StopSignal()
     recorder = Recorder(
         cfg,
         folder,
@@ -67,6 +66,7 @@ def fit(job: Job, record: dict[str, Any], resume: Path | None, ranks: Ranks) -> 
         Progress(steps, batch * context, shown=job.verbose),
         flops,
         ranks,
+        stop,
     )
     if not dataset.reversible and ranks.first:
         print("The tokenizer does not give the text back: bits per byte are left out.", file=sys.stderr)
@@ -97,12 +97,12 @@ def fit(job: Job, record: dict[str, Any], resume: Path | None, ranks: Ranks) -> 
         print(banner(record, estimated_seconds(module, dataset, order, context, steps - start)), flush=True)
     data = TextData(Blocks(dataset, order, context, cfg["data"].get("accumulate", 1), start, ranks.rank, ranks.size))
     try:
-        with _signals(recorder):
+        with stop.heeded():
             trainer.fit(module, datamodule=data, ckpt_path=None if resume is None else str(resume))
         if not ranks.first:
             pass
         elif recorder.outcome == "stopped":
-            record |= {"status": "stopped", "signal": recorder.signal}
+            record |= {"status": "stopped", "signal": stop.number}
             folder.write(record)
         else:
             folder.tidy()
@@ -137,14 +137,3 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     warnings.filterwarnings("ignore", module="lightning_fabric")
-
-
-@contextmanager
-def _signals(recorder: Any) -> Iterator[None]:
-    """Ctrl-C and SIGTERM stop the run at the next boundary, committed and resumable; a second one stops it at once."""
-    before = recorder.listen()
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,4 +1,7 @@
-"""The LightningModule and its data: one optimizer step is `accumulate` micro-batches."""
+"""The LightningModule of language modeling and its data. One optimizer step is `accumulate` micro-batches.
+
+The order in which Lightning calls its hooks and the recorder's in one step is written in step_watch.py.
+"""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
@@ -20,8 +23,8 @@ from albert_ablate.optim.adaptive import SophiaG
 from albert_ablate.optim.clipping import global_norm
 from albert_ablate.optim.groups import assert_covers, decay_groups
 from albert_ablate.streams import stream_seed
-from albert_ablate.training.cost import Phases
-from albert_ablate.training.diagnostics import Probe, Weights, interval, undisturbed
+from albert_ablate.training.diagnostics import Weights, undisturbed
+from albert_ablate.training.step_watch import StepWatch
 
 
 class LanguageModel(pl.LightningModule):
@@ -36,21 +39,10 @@ class LanguageModel(pl.LightningModule):
         self.order: list[str] | None = None  # of the parameters in the optimizer, and in the one that was saved
         self.saved_order: list[str] | None = None
         self.evaluating = False  # the model holds the weights to evaluate
-        self.halt = False  # set by the recorder: take no further step
-        self.losses: list[Tensor] = []  # of the micro-batches of this step
-        self.logit_squares: list[Tensor] = []  # means of the squared logits, likewise
-        self.grad_norm = self.grad_norm_clipped = self.clipped = torch.zeros(())
-        self.lr = 0.0  # of this step
-        self.sophia: SophiaG | None = None  # the optimizer, where it is one that asks for predictions
+        self.stop_requested = False  # by the recorder: take no further step
+        self.curvature: SophiaG | None = None  # the optimizer, where it estimates curvature from predictions
         self.predictions: Tensor | None = None  # logits of this micro-batch, where it does
-        self.phases = Phases()
-        self.every = interval(cfg["diagnostics"]["every"], steps)  # steps between those that are logged from inside
-        self.watched = False  # this step is
-        self.probe = Probe(model, cfg["model"]["activation"])
-        self.weights: Weights | None = None  # of the blocks, over a watched step
-        self.rows: Tensor | None = None  # of the batch, whose gradient is wanted apart
-        self.part = 1.0  # the share of this rank's batch whose gradient is taken apart
-        self.small: Tensor | None = None  # its squared norm
+        self.watch = StepWatch(model, cfg, steps)
 
     def configure_model(self) -> None:
         if self.sharded:
@@ -71,103 +63,89 @@ class LanguageModel(pl.LightningModule):
             )
 
     def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> int | None:
-        return -1 if self.halt else None
+        return -1 if self.stop_requested else None
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        accumulate = self.cfg["data"].get("accumulate", 1)
-        step, micro = divmod(self.micro_batches, accumulate)
+        watch = self.watch
+        step, micro = divmod(self.micro_batches, watch.accumulate)
         self.model.clock.set(self.micro_batches, self.global_rank, step, self.steps)
         self.micro_batches += 1
         if micro == 0:
-            self.watched = step == 0 or bool(self.every) and (step + 1) % self.every == 0
-            self.small, self.rows = None, None
-            if accumulate > 1:
-                self.part = 1 / accumulate
-            elif step == 0 or self.watched and (step + 1) % (2 * self.every) == 0:
-                self._set_apart(batch)
-        watching: Any = nullcontext()
-        if self.watched and micro == 0:
-            if self.cfg["trainer"]["compile"]:
-                self.probe.beside(batch[:, :-1])
-            else:
-                watching = self.probe.watching()
-        with watching:
+            watch.begin(step, batch, self.trainer.world_size, self.sharded)
+        measured = watch.detailed and micro == 0
+        with watch.measured_forward(batch) if measured else nullcontext():
             total, plain = objective(self.loss, self._logits, batch)
-        self.losses.append(plain.detach())
-        self.phases.mark("forward")
-        if self.watched and micro == 0:
-            self.phases.move("forward", "diagnostics", self.probe.seconds)
-        if self.sophia is not None and self.predictions is not None:
-            self._sample(self.sophia, self.predictions)
+        watch.losses.append(plain.detach())
+        watch.phases.mark("forward")
+        if measured:
+            watch.phases.move("forward", "diagnostics", watch.probe.seconds)
+        if self.curvature is not None and self.predictions is not None:
+            self._sample_labels(self.curvature, self.predictions)
             self.predictions = None
-            self.phases.mark("optimizer")
+            watch.phases.mark("optimizer")
         return total
 
     def _logits(self, tokens: Tensor) -> Tensor:
         logits = self.model(tokens)
         with torch.no_grad():
             wide = torch.float32 if logits.dtype in (torch.bfloat16, torch.float16) else logits.dtype
-            self.logit_squares.append(torch.linalg.vector_norm(logits, dtype=wide).square() / logits.numel())
-        if self.sophia is not None and self.sophia.due:
+            mean_square = torch.linalg.vector_norm(logits, dtype=wide).square() / logits.numel()
+            self.watch.logit_mean_squares.append(mean_square)
+        if self.curvature is not None and self.curvature.due:
             self.predictions = logits
         return logits
 
-    def _sample(self, optimizer: SophiaG, logits: Tensor) -> None:
-        """The numbers that draw this rank's labels: those that one process would have for the same sequences."""
+    def _sample_labels(self, optimizer: SophiaG, logits: Tensor) -> None:
+        """Hand the optimizer predictions, and the numbers that draw this rank's labels from them: those that one
+        process would have for the same sequences."""
         generator = torch.Generator().manual_seed(stream_seed(self.cfg["seed"], "labels", self.model.clock.micro_batch))
         (rows, length), ranks = logits.shape[:2], self.trainer.world_size
         uniform = torch.rand(rows * ranks, length, generator=generator)
         optimizer.sample(logits, uniform.chunk(ranks)[self.global_rank])
 
     def on_after_backward(self) -> None:
-        self.phases.mark("backward")
-        accumulate = self.cfg["data"].get("accumulate", 1)
-        scaled = self.cfg["trainer"]["precision"] == "16-mixed"  # the gradients still are
-        if not self.watched or scaled:
+        watch = self.watch
+        watch.phases.mark("backward")
+        scaled = self.cfg["trainer"]["precision"] == "16-mixed"  # the gradients still are, by the loss scale
+        if not watch.detailed or scaled:
             return
         gradients: list[Tensor | None] = []
-        if accumulate > 1 and self.micro_batches % accumulate == 1:
+        if watch.accumulate > 1 and self.micro_batches % watch.accumulate == 1:
             gradients = [p.grad for _, p in self.named]
-        elif self.rows is not None:
+        elif watch.gns_rows is not None:
             with undisturbed(self.model):
                 with self.trainer.precision_plugin.forward_context():
-                    total, _ = objective(self.loss, self.model, self.rows)
+                    total, _ = objective(self.loss, self.model, watch.gns_rows)
                 gradients = list(torch.autograd.grad(total, [p for _, p in self.named], allow_unused=True))
         if gradients:
             norm, _ = global_norm([g for g in gradients if g is not None])
-            self.small = (accumulate * norm).square()
-        self.phases.mark("diagnostics")
-
-    def _set_apart(self, batch: Tensor) -> None:
-        """An eighth of a batch that comes in one piece, for the gradient noise scale: its gradient costs a pass of its
-        own, so that it is taken on every other logged step. Shards of weights cannot be asked for one."""
-        rows = batch[: max(1, len(batch) // 8)]
-        if not self.sharded and len(rows) < len(batch) * self.trainer.world_size:
-            self.rows, self.part = rows, len(rows) / len(batch)
+            watch.gns_grad_sq = (watch.accumulate * norm).square()
+        watch.phases.mark("diagnostics")
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        watch = self.watch
         with torch.no_grad():
             graded = [(name, p.grad) for name, p in self.named if p.grad is not None]
             names, gradients = [name for name, _ in graded], [gradient for _, gradient in graded]
-            self.grad_norm, before = global_norm(gradients)
+            watch.grad_norm, before = global_norm(gradients)
             loss = None
             if self.clip.uses_loss:  # the mean over processes, which must all decide alike
-                loss = self.trainer.strategy.reduce(torch.stack(self.losses).mean(), reduce_op="mean")
-            self.clip.watched = self.watched
-            self.clipped = self.clip(self.named, self.grad_norm, loss)
-            if self.clip.common is not None:
+                loss = self.trainer.strategy.reduce(torch.stack(watch.losses).mean(), reduce_op="mean")
+            self.clip.watched = watch.detailed
+            watch.clipped = self.clip(self.named, watch.grad_norm, loss)
+            if self.clip.common is not None:  # one factor for all: no second norm is needed
                 after = None
-                self.grad_norm_clipped = self.grad_norm * self.clip.common
+                watch.grad_norm_clipped = watch.grad_norm * self.clip.common
             else:
-                self.grad_norm_clipped, after = global_norm(gradients)
-            if self.watched:
-                self.phases.mark("optimizer")
-                self.weights = Weights(self.named)
-                self.weights.begin()
+                watch.grad_norm_clipped, after = global_norm(gradients)
+            if watch.detailed:
+                watch.phases.mark("optimizer")
+                watch.weights = Weights(self.named)
+                watch.weights.begin()
                 ends = None if after is None else dict(zip(names, after, strict=True))
-                self.weights.gradients(dict(zip(names, before, strict=True)), ends, self.clip)
-                self.phases.mark("diagnostics")
-        self.lr = optimizer.param_groups[0]["lr"]
+                watch.weights.gradients(dict(zip(names, before, strict=True)), ends, self.clip)
+                watch.phases.mark("diagnostics")
+        watch.lr = optimizer.param_groups[0]["lr"]
 
     def configure_optimizers(self):
         self.named = list(self.model.named_parameters())  # by now those that fully_shard has put in place
@@ -176,7 +154,7 @@ class LanguageModel(pl.LightningModule):
         fused = self.cfg["trainer"]["precision"] != "16-mixed" and not self.sharded
         optimizer = build(self.cfg["optimizer"], decay_groups(self.model), fused)
         assert_covers(optimizer, self.model)
-        self.sophia = optimizer if isinstance(optimizer, SophiaG) else None
+        self.curvature = optimizer if isinstance(optimizer, SophiaG) else None
         names = {id(p): name for name, p in self.named}
         self.order = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
         self._check_order()
@@ -188,10 +166,10 @@ class LanguageModel(pl.LightningModule):
         super().optimizer_step(*args, **more)
         if any(p.grad is not None for _, p in self.named):  # else the clipping rule wanted no step
             self.model.after_step()
-        if self.watched and self.weights is not None:
-            self.phases.mark("optimizer")
-            self.weights.end()
-            self.phases.mark("diagnostics")
+        if self.watch.detailed and self.watch.weights is not None:
+            self.watch.phases.mark("optimizer")
+            self.watch.weights.end()
+            self.watch.phases.mark("diagnostics")
 
     @contextmanager
     def evaluated_weights(self) -> Iterator[None]:
@@ -247,7 +225,7 @@ class Blocks(IterableDataset):
 
 
 class TextData(pl.LightningDataModule):
-    """The training stream as Lightning wants it. Evaluation has its own fixed samples (evaluation.py)."""
+    """The training stream as Lightning wants it. Evaluation has its own fixed samples (validation.py)."""
 
     def __init__(self, blocks: Blocks):
         super().__init__()

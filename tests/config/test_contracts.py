@@ -376,10 +376,10 @@ def test_a_measuring_pass_leaves_nothing_in_model_or_optimizer(pair, more):
     assert unchanged(evaluate) > 0
     batch = micro_batch(cfg, order, 0)
     module.training_step(batch, 0).backward()  # another has begun: its gradients and statistics must stay
-    unchanged(lambda: module.probe.beside(batch[:, :-1]))
-    module.watched, module.rows = True, batch[:1]
+    unchanged(lambda: module.watch.probe.beside(batch[:, :-1]))
+    module.watch.detailed, module.watch.gns_rows = True, batch[:1]
     unchanged(module.on_after_backward)
-    assert module.small is not None or cfg["data"]["accumulate"] > 1
+    assert module.watch.gns_grad_sq is not None or cfg["data"]["accumulate"] > 1
 
 
 def micro_batch(cfg, order, number):

@@ -324,7 +324,7 @@ def test_a_skipped_step_moves_nothing_and_the_schedule_goes_on(optimizer, text, 
             held = (self.model, self.trainer.optimizers[0])
             before = copy.deepcopy([x.state_dict() for x in held])
             plain(self, epoch, batch_idx, optimizer, closure)
-            seen.append((float(self.clipped), equal(before, [x.state_dict() for x in held])))
+            seen.append((float(self.watch.clipped), equal(before, [x.state_dict() for x in held])))
 
         LanguageModel.optimizer_step = step
         Decoder.after_step = lambda self: self.head.weight.data.mul_(0.999)  # nor is that to happen
@@ -396,7 +396,7 @@ class Norms(pl.Callback):
     def on_train_batch_end(self, trainer, module, *_):
         if trainer.fit_loop.epoch_loop._should_accumulate():
             return
-        self.seen.append((float(module.grad_norm), float(module.grad_norm_clipped)))
+        self.seen.append((float(module.watch.grad_norm), float(module.watch.grad_norm_clipped)))
 
 
 def test_what_is_clipped_are_accumulated_gradients_without_the_loss_scale_of_half_precision():

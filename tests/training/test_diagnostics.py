@@ -20,7 +20,7 @@ from albert_ablate.model.decoder import ACTIVATIONS
 from albert_ablate.optim.clipping import NoClip, global_norm
 from albert_ablate.records.history import SCHEMAS, History, read_history
 from albert_ablate.trackers.base import merged
-from albert_ablate.training import recorder
+from albert_ablate.training import step_stats
 from albert_ablate.training.cost import flops_per_token, training_flops
 from albert_ablate.training.diagnostics import FLAT, Probe, Weights, noise_parts
 from albert_ablate.training.run import run
@@ -317,7 +317,7 @@ def test_the_noise_scale_is_that_of_gradients_with_known_noise():
 def test_a_batch_in_one_piece_has_a_noise_scale_from_the_gradient_of_its_first_sequences(text, tmp_path, monkeypatch):
     """Step 1 again, from the initial weights: |g|^2 of one of the four sequences, and of all."""
     asked = []
-    monkeypatch.setattr(recorder, "noise_parts", lambda *given: asked.append(given) or noise_parts(*given))
+    monkeypatch.setattr(step_stats, "noise_parts", lambda *given: asked.append(given) or noise_parts(*given))
     cfg = check(nano(text, tmp_path, *SHORT, "diagnostics.every=2"))
     record = run(cfg)
     noise = {r["step"]: r["noise_scale"] for r in rows(record["folder"], "steps").to_pylist()}

@@ -434,7 +434,7 @@ def test_the_noise_of_batches_does_not_decide_whether_a_run_is_stuck(text, tmp_p
     plain = Recorder.on_train_batch_end
 
     def easier(self, trainer, module, *args):
-        module.losses[:] = [loss - 0.01 * self.step for loss in module.losses]
+        module.watch.losses[:] = [loss - 0.01 * self.step for loss in module.watch.losses]
         plain(self, trainer, module, *args)
 
     monkeypatch.setattr(Recorder, "on_train_batch_end", easier)

@@ -1,0 +1,158 @@
+"""Steps taken so far, what they cost, and running statistics over them: all that a resumed run must go on from."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from albert_ablate.data.packed import Order, chain
+from albert_ablate.model.decoder import Decoder
+from albert_ablate.records.history import SCHEMAS
+from albert_ablate.streams import digest
+from albert_ablate.training.cost import Phases
+from albert_ablate.training.diagnostics import noise_parts
+from albert_ablate.training.module import LanguageModel
+from albert_ablate.training.ranks import Ranks
+from albert_ablate.training.step_watch import StepWatch
+
+NOISE_DECAY = 0.9  # of the means of the gradient noise scale's two parts, at each step at which they are measured
+LAYER_COLUMNS = [f.name for f in SCHEMAS["layers"] if pa.types.is_floating(f.type)]
+
+
+class StepStats:
+    """Turns the measurements of a step (`StepWatch`) into the rows of the histories `steps` and `layers`.
+
+    step: optimizer steps taken. order_hash: hash of the training text and of all batches drawn from it. grad_norm: of
+    the latest step, before clipping. flops_left_out: operations of blocks that dropout skipped. noise: means of the two
+    parts of the gradient noise scale. phases: seconds over all sessions.
+
+    fingerprint: of the training text. flops: per token, all and of each block (`training_flops`).
+    """
+
+    SAVED = ("step", "order_hash", "grad_norm", "flops_left_out", "noise")
+
+    def __init__(
+        self,
+        order: Order,
+        fingerprint: str,
+        tokens_per_step: int,
+        flops: tuple[float, list[float]],
+        accumulate: int,
+        ranks: Ranks,
+    ):
+        self.order, self.tokens_per_step, self.ranks = order, tokens_per_step, ranks
+        whole, blocks = flops
+        self.flops_per_step = whole * tokens_per_step  # with nothing left out
+        self.flops_of_block = [flops * tokens_per_step / accumulate for flops in blocks]  # in a micro-batch
+        self.step = 0
+        self.order_hash = digest(fingerprint.encode())
+        self.grad_norm: float | None = None
+        self.flops_left_out = 0.0
+        self.noise: list[float] | None = None
+        self.phases = Phases()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**{name: getattr(self, name) for name in self.SAVED}, "phases": dict(self.phases.seconds)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in self.SAVED:
+            setattr(self, name, state.get(name, getattr(self, name)))  # older checkpoints have fewer
+        self.phases.seconds |= state.get("phases", {"evaluation": state.get("seconds", 0.0)})
+
+    def count_skipped(self, model: Decoder) -> None:
+        """Count the operations of the blocks that dropout has left out of this micro-batch."""
+        for block, flops in zip(model.stack, self.flops_of_block, strict=True):
+            if block.skip.rate and block.skip.skips():
+                self.flops_left_out += flops
+
+    def take(self, watch: StepWatch, sharded: bool) -> dict[str, float]:
+        """Count a step that has been taken: its row of the history `steps`."""
+        # one transfer from the device for all numbers of the step
+        loss, norm, clipped, after, squares = torch.stack(
+            [
+                torch.stack(watch.losses).mean(),
+                watch.grad_norm,
+                watch.clipped.to(watch.grad_norm),
+                watch.grad_norm_clipped,
+                torch.stack(watch.logit_mean_squares).mean().to(watch.grad_norm),
+            ]
+        ).tolist()
+        small = None if watch.gns_grad_sq is None else watch.gns_grad_sq.item()
+        loss, squares, small_mean = self.ranks.means([loss, squares, small or 0.0])
+        watch.end()
+        self.order_hash = chain(self.order_hash, self.order.indices(self.step))
+        self.step += 1
+        self.grad_norm = norm
+        self.phases.mark("optimizer")
+        return {
+            **self.axes(),
+            "loss": loss,
+            "lr": watch.lr,
+            "grad_norm": norm,
+            "clipped": clipped,
+            "grad_norm_clipped": after,
+            "noise_scale": math.nan if small is None else self._noise_scale(watch, sharded, small_mean, norm * norm),
+            "logit_rms": math.sqrt(squares),
+        }
+
+    def layer_rows(self, module: LanguageModel, clipped: float) -> Iterator[dict[str, Any]]:
+        """The rows of a detailed step by block and sublayer; the first step's are those of step 0 too, as it begins at
+        the initial weights. clipped: the step's own."""
+        watch = module.watch
+        assert watch.weights is not None
+        factor = None if module.clip.common is None else float(module.clip.common)
+        inside, weights = watch.probe.figures(), watch.weights.figures(clipped, factor)
+        logged = watch.every and self.step % watch.every == 0
+        for step in [0] * (self.step == 1) + [self.step] * bool(logged):
+            axes = self.axes(step, None if step else 0.0)
+            for layer, block in enumerate(module.model.stack):
+                for sublayer in ("attention", "mlp"):
+                    values = weights.get((layer, sublayer), {}) | inside.get((layer, sublayer), {})
+                    values["dropout"] = block.rate_now(sublayer)
+                    if step == 0:
+                        values["update_ratio"] = math.nan
+                    columns = {name: values.get(name, math.nan) for name in LAYER_COLUMNS if name not in axes}
+                    yield {**axes, "layer": layer, "sublayer": sublayer, **columns}
+
+    def _noise_scale(self, watch: StepWatch, sharded: bool, small: float, large: float) -> float:
+        """The gradient noise scale in tokens, from means over the steps so far that forget by a tenth a step.
+
+        small, large: squared gradient norms of the part of the batch and of the batch."""
+        ranks = 1 if sharded else self.ranks.size  # shards hold sums over the ranks already
+        parts = noise_parts(small, large, watch.gns_fraction * self.tokens_per_step / ranks, self.tokens_per_step)
+        if all(map(math.isfinite, parts)):
+            before = self.noise or list(parts)
+            self.noise = [
+                NOISE_DECAY * mean + (1 - NOISE_DECAY) * part for mean, part in zip(before, parts, strict=True)
+            ]
+        if self.noise is None or self.noise[1] <= 0:
+            return math.nan
+        return self.noise[0] / self.noise[1]
+
+    @property
+    def flops(self) -> float:
+        """Of training so far."""
+        return self.step * self.flops_per_step - self.flops_left_out
+
+    def axes(self, step: int | None = None, flops: float | None = None) -> dict[str, float]:
+        """What a row of any history can be drawn over: step, tokens, seconds, flops; those of now."""
+        step = self.step if step is None else step
+        return {
+            "step": step,
+            "tokens": step * self.tokens_per_step,
+            "seconds": self.phases.total,
+            "flops": self.flops if flops is None else flops,
+        }
+
+    def cost(self) -> dict[str, Any]:
+        """The part `cost` of the record, but for memory."""
+        training = self.phases.training
+        return {
+            "seconds": self.phases.total,
+            "training_seconds": training,
+            "phases": dict(self.phases.seconds),
+            "flops": self.flops,
+            "tokens_per_second": self.step * self.tokens_per_step / training if training else None,
+        }
