@@ -24,7 +24,7 @@ from typing import Any
 from albert_ablate.analysis.registry import Measure, measure
 from albert_ablate.config import ConfigError, nearest, read_yaml
 from albert_ablate.stats.learning_rate import LEAST_RATES, log_step
-from albert_ablate.stats.sequential import ALPHA, FIRST, MOST_PAIRS
+from albert_ablate.stats.sequential import ALPHA, FIRST, FIRST_CORRECTED, MOST_PAIRS, TESTS
 
 SCREEN_PAIRS, SCREEN_RATES, SCREEN_STEP = 12, 5, 3.16  # a few rates must reach far, or the best lies at their edge
 EQUAL = {"tokens": 0.0, "parameters": 0.02, "flops": 0.05}
@@ -68,6 +68,7 @@ class ClaimText:
     equal: Mapping[str, float] = field(default_factory=lambda: dict(EQUAL))
     tuned: tuple[str, ...] = TUNED
     seeds: tuple[int, ...] = ()
+    test: str = "t"  # of `stats.sequential.TESTS`
 
     def contrasts(self, form: str) -> tuple[Part, ...]:
         """The primary contrasts of a form."""
@@ -123,6 +124,8 @@ class ClaimsFile:
             "tuned": claim.tuned, "seeds": claim.seeds,
             "family": [self.family, self.size, self.alpha, *([self.named_forms] if self.named_forms else [])],
         }  # fmt: skip
+        if claim.test != "t":
+            kept["test"] = claim.test
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -174,7 +177,7 @@ def _file(path: Path, tree: Any) -> ClaimsFile:
     return ClaimsFile(path, str(family.get("name", path.stem)), size, alpha, arms, regimes, claims, tuple(forms))
 
 
-CLAIM_KEYS = ("name", "statement", "needs", "parts", "secondary", "screen", "full", "equal", "tuned", "seeds")
+CLAIM_KEYS = ("name", "statement", "needs", "parts", "secondary", "screen", "full", "equal", "tuned", "seeds", "test")
 
 
 def _claim(tree: Any, arms: Mapping, regimes: Mapping) -> ClaimText:
@@ -217,13 +220,21 @@ def _claim(tree: Any, arms: Mapping, regimes: Mapping) -> ClaimText:
     tuned = tuple(tree.get("tuned", TUNED))
     if bad := [t for t in tuned if t not in TUNED]:
         raise ConfigError(f"{where}: tuned={bad[0]} is not allowed: only {', '.join(TUNED)} is tuned.")
+    test = tree.get("test", "t")
+    if test not in TESTS:
+        raise ConfigError(f"{where}: test={test} is not allowed: it is one of {nearest(str(test), TESTS)}.")
+    if test == "skew_corrected" and (few := [f.N for f in forms.values() if f.N < FIRST_CORRECTED]):
+        raise ConfigError(f"{where}: test={test} needs N of {FIRST_CORRECTED} or more, got {few[0]}.")
+    if test == "moderated" and not tuned:
+        raise ConfigError(f"{where}: test={test} takes its spread from tuning runs: it needs tuned: [optimizer.lr].")
     most = max(f.N for f in forms.values())
     seeds = tree.get("seeds", list(range(most)))
     whole = isinstance(seeds, list) and all(isinstance(s, int) and 0 <= s < 1_000_000 for s in seeds)
     if not whole or len(set(seeds)) < len(seeds) or len(seeds) < most:
         raise ConfigError(f"{where}.seeds must name {most} or more different seeds from 0 to 999,999, in order.")
+    equal = {k: _number(f"{where}.equal.{k}", v) for k, v in equal.items()}
     return ClaimText(name, " ".join(str(tree["statement"]).split()), needs, parts, lists["secondary"], forms,
-                     {k: _number(f"{where}.equal.{k}", v) for k, v in equal.items()}, tuned, tuple(seeds))  # fmt: skip
+                     equal, tuned, tuple(seeds), test)  # fmt: skip
 
 
 def _form(where: str, tree: Any, regimes: Mapping, form: str) -> Form:

@@ -24,8 +24,8 @@ from albert_ablate.records.folder import DONE
 from albert_ablate.records.keys import Arm, Keys
 from albert_ablate.records.tuning import read_tuning
 from albert_ablate.stats import effects
-from albert_ablate.stats.learning_rate import pairs_missing, pairs_to_margin, slack_bound
-from albert_ablate.stats.sequential import FIRST, MOST_PAIRS, nominal
+from albert_ablate.stats.learning_rate import TUNING_SEEDS, pairs_missing, pairs_to_margin, slack_bound
+from albert_ablate.stats.sequential import FIRST, MOST_PAIRS, Test, nominal, skew, skew_error
 from albert_ablate.stats.verdicts import (
     NULLS,
     OPPOSITE,
@@ -41,6 +41,10 @@ OPEN = ("open", "undecided")  # verdicts that another pair may change
 DECIDED = ("supported", "refuted", "no effect", "mixed", "within tuning slack")
 UNDECIDED = ("inconclusive", "undecided")
 ATTEMPTS = 3
+TEST_WORDS = {
+    "skew_corrected": "Judged by the t test and Johnson's modified t, which must agree, from pair 8 on.",
+    "moderated": "Judged by the moderated t, whose spread is partly that of tuning runs, from pair 3 on.",
+}
 EVALUATED = ("tokens", "every")  # of the evaluations during training: their sample, and how often they are
 NOT_PROVENANCE = ("created", "command")
 
@@ -69,6 +73,7 @@ class Found:
     waiting: str = ""  # why the next pair is not there yet
     mixed: str = ""
     slack: float = 0.0  # bound on the tuning slack of the arms together; nan: unknown
+    prior: float = 0.0  # variance of the paired differences of tuning runs, for the moderated t; 0: there is none
     untuned: bool = False  # an arm is to be tuned, or tuned further, which `--run` does
     notes: list[str] = field(default_factory=list)
     used: dict[str, Evidence] = field(default_factory=dict)
@@ -225,7 +230,7 @@ def judged(file: ClaimsFile, runs: Path, form: str, bench: Bench | None = None) 
             parts = c.contrasts(f)
             own = every[f, c.name] = [gather(file, c, p, f, bench) for p in parts]
             if not _refusals(own) and measure_of(parts[0]).kind != "exact":
-                asked[f, c.name] = Claim(_contrasts(parts, own), c.forms[f].N, c.needs)  # type: ignore[arg-type]
+                asked[f, c.name] = Claim(_contrasts(parts, own, c.test), c.forms[f].N, c.needs)  # type: ignore[arg-type]
             if any(x.seeds for x in own):
                 kept["claims"][c.name]["forms"][f]["seen"] = True
     found = {c.name: every[form, c.name] for c in chosen}
@@ -275,11 +280,16 @@ def refuse_unknown(file: ClaimsFile, only: Sequence[str]) -> None:
         raise ConfigError(f"{file.path} has no claim {bad[0]}: it has {nearest(bad[0], names)}.")
 
 
-def _contrasts(parts: Sequence[Part], found: Sequence[Found]) -> list[Contrast]:
-    return [
-        Contrast(f.d, p.margin, p.null, f.slack, f.mixed, measure_of(p).discrete)
-        for p, f in zip(parts, found, strict=True)
-    ]
+def _contrasts(parts: Sequence[Part], found: Sequence[Found], test: str) -> list[Contrast]:
+    return [_contrast_of(p, f, test) for p, f in zip(parts, found, strict=True)]
+
+
+def _contrast_of(part: Part, found: Found, test: str) -> Contrast:
+    discrete = measure_of(part).discrete
+    if discrete or (test == "moderated" and not found.prior):
+        test = "t"
+    own = Test(test, found.prior if test == "moderated" else 0.0)
+    return Contrast(found.d, part.margin, part.null, found.slack, found.mixed, own, discrete)
 
 
 def _refusals(found: Sequence[Found]) -> list[str]:
@@ -349,6 +359,13 @@ def gather(file: ClaimsFile, claim: ClaimText, part: Part, form: str, bench: Ben
     if m.looks and out.used:
         out.notes += _resolution([*out.used.values()][0], m)
     _notes(out, kept)
+    if claim.test == "moderated":
+        out.prior = _prior(arms[treatment], arms[part.control], part, m)
+        if not out.prior:
+            out.notes.append(
+                f"{treatment} against {part.control} is judged by the t test: no spread of {m.name} can be taken from "
+                "tuning runs."
+            )
     if m.loss and m.log and out.values[1] and tuned:
         level = _mean(out.values[1])
         slacks = {a.name: slack_bound(a.tuning) for a in kept if a.tuning and a.tuning.get("trained", True)}
@@ -358,6 +375,40 @@ def gather(file: ClaimsFile, claim: ClaimText, part: Part, form: str, bench: Ben
                 f"The tuning slack of {' and '.join(unknown)} is unknown: it is not held against the verdict."
             )
     return out
+
+
+def _prior(treatment: _Arm, control: _Arm, part: Part, m: Measure) -> float:
+    """Mean over the best rate of each arm and its two neighbors of the variance over tuning seeds of the difference.
+
+    0 where it cannot be had: another measure than of one run, another rate than the tuned one, runs that diverged.
+    """
+    if m.kind != "run" or m.discrete or part.singles or part.rate_factor != 1:
+        return 0.0
+    sides = [_around_best(arm) for arm in (treatment, control)]
+    seeds = sorted({r.record["seed"] for r in treatment.runs if r.record.get("role") == "tuning"})[:TUNING_SEEDS]
+    if not all(sides) or len(seeds) < TUNING_SEEDS:
+        return 0.0
+    found = []
+    for rates in zip(*sides, strict=True):
+        runs = [[arm.at(s, rate) for s in seeds] for arm, rate in zip((treatment, control), rates, strict=True)]
+        if any(r is None or r.record["status"] != "finished" for side in runs for r in side):
+            return 0.0
+        try:
+            values = [[float(m.of(r)) for r in side] for side in runs]
+            d = effects.signed_difference(*values, part.direction, m.log)  # type: ignore[arg-type]
+        except (Missing, Unusable, ValueError):
+            return 0.0
+        found.append(d.var(ddof=1))
+    return float(np.mean(found))
+
+
+def _around_best(arm: _Arm) -> list[float]:
+    """The best rate at the full budget and its neighbors."""
+    curve = [c for c in (arm.tuning or {"curve": ()})["curve"] if c["tokens"] == arm.tuning["tokens"]]  # type: ignore[index]
+    means = {c["rate"]: math.inf if c["mean"] is None else c["mean"] for c in curve}
+    rates = sorted(means)
+    best = rates.index(min(means, key=lambda r: means[r])) if means else 0
+    return rates[best - 1 : best + 2] if 0 < best < len(rates) - 1 else []
 
 
 def _chosen(part: Part, arms: Mapping[str, _Arm], out: Found, claim: ClaimText) -> str | None:
@@ -670,7 +721,7 @@ def _entry(file: ClaimsFile, claim: ClaimText, form: str, bench: Bench, found: S
             f"Part {i + 1} fails, {_named(primary[i], found[i])}: {how}." for i, how in verdict.failed.items()
         )
     parts = [
-        _shown(p, x, f, file.alpha, verdict.parts[i] if verdict else None)
+        _shown(p, x, f, file.alpha, claim.test, verdict.parts[i] if verdict else None)
         for i, (p, x) in enumerate(zip(primary, found, strict=True))
     ]
     for p, x in zip(parts, found, strict=True):
@@ -684,13 +735,15 @@ def _entry(file: ClaimsFile, claim: ClaimText, form: str, bench: Bench, found: S
             after = [v for v in x.d[p["decided_at"] :] if math.isfinite(v)]
             p["after"] = float(np.mean(after)) if p["decided_at"] and after else None
     secondary = [
-        _shown(p, x, f, file.alpha) | ({"notes": [x.refusal]} if x.refusal else {})
+        _shown(p, x, f, file.alpha, claim.test) | ({"notes": [x.refusal]} if x.refusal else {})
         for p, x in zip(claim.beside(form), beside, strict=True)
     ]
     used = {place: run for x in (*found, *beside) for place, run in x.used.items()}
+    judged_by = {p["test"] for p in parts} - {"t"}
     notes = list(dict.fromkeys([*waiting, *(n for x in found for n in x.notes)]))
     if word not in OPEN and any(p["pairs"] < 8 for p in parts) and word != "inadmissible" and not exact:
         notes.append("Below 8 pairs a verdict rests on normal differences.")
+    notes += [TEST_WORDS[name] for name in sorted(judged_by)]
     if verdict and not refused and not exact and any(p["pairs"] >= FIRST for p in parts):
         notes += [*_all_looks(file.alpha, tests, verdict, word), *(t for p in parts if (t := _step_words(p, word)))]
         notes += [t for p, r in zip(parts, verdict.parts, strict=True) if (t := margin_words(p, r, len(parts) > 1))]
@@ -804,11 +857,13 @@ def _exactly(part: Part, found: Found) -> tuple[str, str]:
         return "inadmissible", str(error)
 
 
-def _shown(part: Part, found: Found, f: Form, alpha: float, result: PartResult | None = None) -> dict[str, Any]:
+def _shown(
+    part: Part, found: Found, f: Form, alpha: float, test: str, result: PartResult | None = None
+) -> dict[str, Any]:
     m, n = measure_of(part), len(found.d)
     exact = m.kind == "exact" and len(set(found.d)) == 1  # skipped blocks make operations random
     if result is None and not exact:
-        alone = Contrast(found.d, part.margin, part.null, discrete=m.discrete)
+        alone = _contrast_of(part, found, test)
         result = verdicts([Claim([alone], f.N)], 1, alpha)[0].parts[0]
     mean, low, high = (result.mean, result.low, result.high) if result else ((found.d[0] if exact else math.nan),) * 3
     level = nominal(0.05, f.N)
@@ -840,12 +895,22 @@ def _shown(part: Part, found: Found, f: Form, alpha: float, result: PartResult |
         "control_diverged": rates[1],
         "correlation": _try(lambda: list(effects.correlation(*found.values))),
         "pairs_to_margin": _try(lambda: list(pairs_to_margin(found.d, part.margin))) if not exact else None,
+        "skew": _skew(found.d),
         "rank": result.rank if result else "not tested",
         "looks": [asdict(look) for look in result.looks] if result else [],
         "seeds": found.seeds,
         "d": found.d,
+        "test": _contrast_of(part, found, test).test.name,
         "tuning_slack": "unknown" if math.isnan(found.slack) else found.slack,
     }
+
+
+def _skew(d: Sequence[float]) -> list[float] | None:
+    """Skew of the finite differences and its standard error under normal ones; None of fewer than FIRST."""
+    finite = np.asarray(d, float)
+    finite = finite[np.isfinite(finite)]
+    found = float(skew(finite)) if len(finite) >= FIRST else math.nan
+    return [found, skew_error(len(finite))] if math.isfinite(found) else None
 
 
 def _missing(claim: ClaimText, N: int, part: Mapping[str, Any], d: Sequence[float],
@@ -855,7 +920,7 @@ def _missing(claim: ClaimText, N: int, part: Mapping[str, Any], d: Sequence[floa
     At the Holm steps that the claim stands at. None where a run diverged, before the first look, and where the mean
     lies on what it is to be told from.
     """
-    if len(d) < FIRST or not np.isfinite(d).all():
+    if len(d) < FIRST or not np.isfinite(d).all() or part["test"] != "t":
         return None
     mean, margin, parts = float(np.mean(d)), part["margin"], len(verdict.parts)
     shift = NULLS[part["null"]] * margin

@@ -18,12 +18,16 @@ from albert_ablate.stats.sequential import (
     FUTILE,
     FUTILE_FROM,
     PAIRS,
+    PLAIN,
     Look,
     Sequential,
+    Test,
     critical,
+    fisher,
     holm,
     inside_from,
     looks,
+    nominal,
     rank_check,
     rank_pairs,
     refuse_unusable,
@@ -44,6 +48,7 @@ class Contrast:
     null: str = "0"  # "margin": better by the margin; "-margin": not worse than the margin
     slack: float = 0.0  # tuning slack of the two arms together, in the unit of d
     mixed: str = ""  # why no clean verdict is possible, such as a factorial cell that diverges in every seed
+    test: Test = PLAIN
     discrete: bool = False  # the measure has few values, such as a share of five rates: equal differences are evidence
 
     def __post_init__(self) -> None:
@@ -113,7 +118,8 @@ def verdicts(claims: Sequence[Claim], m: int, alpha: float = ALPHA) -> list[Verd
     """Verdict of every claim of a family of m, named before; the same differences give the same ledger."""
     refused = [inadmissible(c) for c in claims]
     tests = [
-        [Sequential(*map(float, sequential(x.d, x.margin, c.N, x.shift, x.discrete))) for x in c.parts] for c in claims
+        [Sequential(*map(float, sequential(x.d, x.margin, c.N, x.shift, x.discrete, x.test))) for x in c.parts]
+        for c in claims
     ]
     joint = [combine(p, c.needs) for p, c in zip(tests, claims, strict=True)]
     effect, effect_level = holm([1.0 if r else j.effect for j, r in zip(joint, refused, strict=True)], m, alpha)
@@ -188,14 +194,19 @@ def inadmissible(claim: Claim) -> str:
             except ValueError as sentence:
                 return str(sentence)
         usable = claim.N - int(np.sum(np.isnan(d) | (d == 0)))
-        if not np.isfinite(d).all() and usable < (need := rank_pairs(claim.N)):
-            tried = sequential(d, x.margin, claim.N, x.shift, x.discrete)
+        if not np.isfinite(d).all() and usable < (need := rank_pairs(claim.N)) and not _fisher_can(d, claim.N):
+            tried = sequential(d, x.margin, claim.N, x.shift, x.discrete, x.test)
             if min(tried.effect, tried.inside) > ALPHA:
                 return (
                     f"Runs diverged, and the signed rank needs {need} pairs that say something to reach the level; "
-                    f"with N = {claim.N} at most {usable} can come."
+                    f"with N = {claim.N} at most {usable} can come, nor can Fisher's exact test on the diverged runs."
                 )
     return ""
+
+
+def _fisher_can(d: np.ndarray, N: int) -> bool:
+    """Whether Fisher's test can still reach the level: all further pairs lose one arm's run alone."""
+    return any(fisher(np.r_[d, np.full(N - len(d), end)]) <= nominal(ALPHA, N) for end in (inf, -inf))
 
 
 def _word(claim: Claim, joint: Combined, effect: bool, inside: bool) -> tuple[str, str]:
@@ -234,9 +245,9 @@ def within_reach(claim: Claim) -> bool:
         if len(d) < FUTILE_FROM or not np.isfinite(d).all():
             return True
         mean, error = d.mean(), FUTILE * d.std(ddof=1) / sqrt(claim.N)
-        up.append(mean - x.shift >= error * critical(claim.N, claim.N, ALPHA))
-        down.append(x.shift - mean >= error * critical(claim.N, claim.N, ALPHA))
-        inside.append(x.shift >= 0 and x.margin - abs(mean) >= error * critical(claim.N, claim.N, 2 * ALPHA))
+        up.append(mean - x.shift >= error * critical(claim.N, claim.N, ALPHA, x.test))
+        down.append(x.shift - mean >= error * critical(claim.N, claim.N, ALPHA, x.test))
+        inside.append(x.shift >= 0 and x.margin - abs(mean) >= error * critical(claim.N, claim.N, 2 * ALPHA, x.test))
     if claim.needs == "all":
         return all(up) or any(down) or any(inside)
     return any(up) or all(down) or all(inside)
@@ -244,9 +255,9 @@ def within_reach(claim: Claim) -> bool:
 
 def _part(x: Contrast, claim: Claim, p: Sequential, level: float, inside_level: float) -> PartResult:
     d = np.asarray(x.d, float)[: claim.N]
-    mean, low, high = running_interval(d, claim.N)
-    steps = looks(d, x.margin, claim.N, level, inside_level, x.shift, x.discrete)
-    _, step_low, step_high = running_interval(d, claim.N, level)
+    mean, low, high = running_interval(d, claim.N, test=x.test)
+    steps = looks(d, x.margin, claim.N, level, inside_level, x.shift, x.discrete, x.test)
+    _, step_low, step_high = running_interval(d, claim.N, level, x.test)
     return PartResult(
         len(d),
         mean,
@@ -255,11 +266,11 @@ def _part(x: Contrast, claim: Claim, p: Sequential, level: float, inside_level: 
         int(np.isfinite(d).sum()),
         _lost(d),
         p,
-        rank_check(d - x.shift, claim.N, discrete=x.discrete),
+        rank_check(d - x.shift, claim.N, discrete=x.discrete, test=x.test),
         steps,
         step_low,
         step_high,
-        inside_from(d, claim.N, inside_level) if x.shift >= 0 else inf,
+        inside_from(d, claim.N, inside_level, x.test) if x.shift >= 0 else inf,
     )
 
 

@@ -219,7 +219,7 @@ def test_the_detail_says_what_a_verdict_leaves_open(bench, effect, parts, word, 
         assert found["reason"] == f"Part 2 fails, {names}, test_loss: {how}."
 
 
-def test_p_stands_beside_the_level_it_needed_and_the_margin_s_part_is_said(bench):
+def test_p_stands_beside_the_level_it_needed(bench):
     d = 0.005 + 0.006 * FLAT
     bench.pairs(2.0 * np.exp(-d), 2.0 + 0 * FLAT)
     tree = copy.deepcopy(FILE) | {"family": {"name": "mine", "size": 15}}
@@ -240,7 +240,7 @@ def test_p_stands_beside_the_level_it_needed_and_the_margin_s_part_is_said(bench
 
 
 @pytest.mark.parametrize("effect", [0.0, 0.012])
-def test_the_least_margin_of_no_effect_is_where_the_verdict_turns(bench, effect):
+def test_the_verdict_turns_at_the_margin_that_is_said(bench, effect):
     bench.pairs(2.0 * np.exp(-effect - 0.004 * FLAT), 2.0 + 0 * FLAT)
 
     def judged(margin):
@@ -255,7 +255,7 @@ def test_the_least_margin_of_no_effect_is_where_the_verdict_turns(bench, effect)
     assert ("an effect for every margin below" in note) == (judged(0.99 * turn)[0] == "supported")
 
 
-def test_margins_up_to_which_it_is_better_and_from_which_it_is_not_worse(bench):
+def test_margins_of_better_and_not_worse(bench):
     bench.pairs(2.0 * np.exp(-0.02 - 0.004 * FLAT), 2.0 + 0 * FLAT)
     for null, sign, words in (
         ("margin", 1, "better by any margin up to"),
@@ -269,6 +269,48 @@ def test_margins_up_to_which_it_is_better_and_from_which_it_is_not_worse(bench):
         for factor, supported in ((1 - 0.01 * sign, True), (1 + 0.01 * sign, False)):
             found = bench.judged(parts=[part | {"margin": float(factor * turn)}])
             assert (found["verdict"] == "supported") == supported
+
+
+def test_the_moderated_test_takes_its_spread_from_tuning_runs(bench):
+    own = composed(arm("pre_ln"))["optimizer"]["lr"]
+    noise = np.random.default_rng(3).normal(size=(2, 3, 3))
+    rates = [own / 2, own, 2 * own]
+    for side, (norm, level) in enumerate((("pre_ln", 2.0), ("post_ln", 2.2))):
+        losses = level * np.exp(0.01 * noise[side])
+        for (seed, rate), loss in np.ndenumerate(losses):
+            bench.run(norm, 1_000_000 + seed, float(loss), lr=rates[rate], role="tuning")
+        curve = [
+            {"rate": r, "losses": [level] * 3, "mean": level + (r != own), "tokens": 20_000} for r in rates
+        ]  # fmt: skip
+        write_tuning(bench, norm, own, curve=curve)
+    bench.pairs(2.0 * np.exp(0.003 * FLAT[:3]), 2.2 + 0 * FLAT[:3])
+    claim = {"tuned": ["optimizer.lr"], "test": "moderated"}
+    found = bench.judged(**claim)
+    part = found["parts"][0]
+    prior = (0.01 * (noise[1] - noise[0])).var(0, ddof=1).mean()
+    d = np.log(2.2 / 2.0) - 0.003 * FLAT[:3]
+    t = d.mean() / np.sqrt((3 * prior + 2 * d.var(ddof=1)) / 5 / 3)
+    assert part["looks"][0]["statistic"] == pytest.approx(t, rel=1e-6) and part["looks"][0]["pairs"] == 3
+    assert found["verdict"] == "supported" and any(n.startswith("Judged by the moderated t") for n in found["notes"])
+    for file in bench.runs.glob("pre_ln*/seed1000001"):
+        shutil.rmtree(file)
+    found = bench.judged(**claim)  # by the t test, from the fourth pair on
+    assert found["verdict"] == "undecided" and found["parts"][0]["test"] == "t"
+    assert any("no spread of test_loss can be taken from tuning runs" in n for n in found["notes"])
+
+
+def test_skew_is_printed_and_its_test_can_be_asked_for(bench, capsys):
+    d = 0.02 + 0.01 * np.random.default_rng(4).exponential(size=12)
+    bench.pairs(2.0 * np.exp(-d), 2.0 + 0 * d)
+    assert bench.command() == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    skew = scipy.stats.skew(d, bias=False)
+    assert f"skew of the differences {skew:+.1f} (standard error 0.6)" in shown
+    found = bench.judged(test="skew_corrected")
+    assert found["parts"][0]["looks"][0]["pairs"] == 8 and found["parts"][0]["test"] == "skew_corrected"
+    assert "Judged by the t test and Johnson's modified t, which must agree, from pair 8 on." in found["notes"]
+    discrete = CLAIM["parts"][0] | {"measure": "parameters", "margin": 0.01}
+    assert bench.judged(parts=[discrete], test="skew_corrected")["verdict"] == "no effect"
 
 
 def test_the_statement_and_the_detail_are_printed(bench, capsys):
@@ -575,7 +617,7 @@ def test_a_claim_is_registered_before_its_runs_or_is_exploratory(bench):
     assert how(path, bench)["first"] == "registered with 24 of 24 runs there (exploratory)"
 
 
-def test_runs_of_the_control_alone_are_counted_and_leave_a_claim_no_exploration(bench):
+def test_runs_of_the_control_alone_are_not_exploration(bench):
     bench.pairs([], 2.2 + 0 * NOISE)
     path = family(bench, {})
     assert how(path, bench, register=False)["first"] == how(path, bench)["first"]  # the same ledger before and after
@@ -606,7 +648,7 @@ def test_what_is_changed_after_a_judged_pair_is_marked(bench, capsys):
     assert size == "edited since it was registered (what it compares)"
 
 
-def test_registrations_of_single_claims_by_older_versions_are_read(bench):
+def test_older_registrations_of_single_claims_are_read(bench):
     bench.pairs(2.0 + 0.01 * NOISE, 2.2 + 0 * NOISE)
     path = family(bench, {"full": {"regime": "short", "N": 20}})
     file = read_claims(path)
@@ -666,7 +708,7 @@ def test_only_shows_some_and_judges_all(bench, capsys):
     assert list(lacking_of(path, bench.runs, ["second"])) == ["second"]
 
 
-def test_verify_trains_runs_again_and_counts_those_that_end_alike(bench, capsys, monkeypatch):
+def test_verify_counts_the_runs_that_end_alike(bench, capsys, monkeypatch):
     bench.pairs(2.0 + 0.01 * NOISE, 2.2 + 0 * NOISE)
     asked = []
 
@@ -720,6 +762,9 @@ def test_a_claim_is_frozen_by_its_first_judged_pair_and_not_by_runs_or_advice(be
         ({"screen": {"regime": "shrt"}}, "regime=shrt is unknown: it is one of short"),
         ({"needs": "all"}, "needs=all is not allowed with 1 parts"),
         ({"markin": 1}, "markin is unknown"),
+        ({"test": "moderatd"}, "test=moderatd is not allowed: it is one of moderated"),
+        ({"test": "skew_corrected", "screen": {"regime": "short", "N": 6}}, "needs N of 8 or more, got 6"),
+        ({"test": "moderated"}, "takes its spread from tuning runs"),
         ({"seeds": [0, 1]}, "must name 12 or more different seeds"),
         ({"tuned": ["clip.factor"]}, "only optimizer.lr is tuned"),
         ({"tuned": "optimizer.lr"}, "it is a list"),

@@ -272,6 +272,92 @@ def test_ledger_statistics_are_scipys():
     assert six.statistic == 1 + 2 + 3 + 4 - 5 + 6 and six.boundary == inf and six.inside == -inf
 
 
+# --- other tests -----------------------------------------------------------------------------------------------------
+
+MODERATED, CORRECTED = s.Test("moderated", 0.7), s.Test("skew_corrected")
+
+
+def test_fisher_is_scipys_on_every_table():
+    for n in (3, 5, 8, 12):
+        for control, treatment in product(range(n + 1), repeat=2):
+            both = min(control, treatment) // 2
+            lost = [nan] * both + [inf] * (control - both) + [-inf] * (treatment - both)
+            if len(lost) <= n:
+                d = np.array(lost + [0.3] * (n - len(lost)))
+                table = [[control, n - control], [treatment, n - treatment]]
+                assert s.fisher(d) == pytest.approx(stats.fisher_exact(table).pvalue, rel=1e-9)
+
+
+def test_pairs_that_fisher_needs_where_a_control_always_diverges():
+    for N, level, needed in ((12, 0.05, 5), (20, 0.05, 5), (40, 0.05, 6), (12, 0.05 / 15, 7), (20, 0.05 / 15, 8)):
+        before, there = (s.sequential(np.full(n, inf), 0.1, N) for n in (needed - 1, needed))
+        assert there.effect <= level < before.effect and there.sign == before.sign == 1.0
+    assert s.sequential(np.full(5, -inf), 0.1, 20).sign == -1.0
+    (four, five) = s.looks(np.full(5, inf), 0.1, 20)
+    assert (five.test, five.statistic, five.boundary) == ("Fisher's exact test", 5.0, 5.0)
+    assert four.p == pytest.approx(2 / 70) and four.boundary == inf
+
+
+def test_skew_is_scipys_and_its_error_is_that_of_normal_samples():
+    d = np.random.default_rng(0).gamma(2, size=(20_000, 9))
+    assert s.skew(d) == pytest.approx(stats.skew(d, axis=-1, bias=False), rel=1e-9)
+    normal = s.skew(np.random.default_rng(1).standard_normal((20_000, 9)))
+    assert normal.std() == pytest.approx(s.skew_error(9), rel=0.03)
+    assert np.isnan(s.skew(np.full(5, 2.0)))
+
+
+def test_johnsons_t_by_hand():
+    d = np.array([0.1, 0.4, 0.2, 0.3, 1.9, 0.2, 0.5, 0.1])
+    t, g = stats.ttest_1samp(d, 0).statistic, stats.skew(d, bias=False)
+    modified = t + g * (1 / 6 + t**2 / 3) / sqrt(8)
+    assert s.p_johnson(d) == pytest.approx(2 * stats.t.sf(modified, 7))
+    assert s.p_johnson(-d) == s.p_johnson(d) == pytest.approx(s.p_johnson(d + 3, 3))
+    low = d - 1.2  # the mean lies away from the tail, which makes t too large
+    assert s.p_johnson(low) > s.p_effect(low) == pytest.approx(stats.ttest_1samp(low, 0).pvalue)
+    assert s.p_effect(low, test=CORRECTED) == s.p_johnson(low)
+    assert s.sequential(5 + d[:7], 0.1, 20, test=CORRECTED).effect == 1 and CORRECTED.first == 8
+
+
+def test_moderated_t_by_hand():
+    d = np.array([0.3, 0.5, 0.1])
+    spread = (3 * 0.7 + 2 * d.var(ddof=1)) / 5
+    t = d.mean() / sqrt(spread / 3)
+    assert s.p_effect(d, test=MODERATED) == pytest.approx(2 * stats.t.sf(t, 5))
+    inside = (0.9 - d.mean()) / sqrt(spread / 3)
+    assert s.p_inside(d, 0.9, MODERATED) == pytest.approx(2 * stats.t.sf(inside, 5))
+    half = stats.t.isf(s.nominal(0.05, 20, MODERATED) / 2, 5) * sqrt(spread / 3)
+    assert s.interval(d, 20, test=MODERATED) == pytest.approx((0.3, 0.3 - half, 0.3 + half))
+    assert s.sequential(d, 0.1, 20, test=MODERATED).effect == s.overall(s.p_effect(d, test=MODERATED), 20, MODERATED)
+    assert s.p_effect(np.full(3, 0.2), test=MODERATED) == 1  # equal differences are no random measure here either
+
+
+@pytest.mark.parametrize("N, level", [(4, 0.05), (12, 0.05), (20, 0.05), (20, 0.0033), (50, 0.1)])
+def test_level_of_the_moderated_t_is_inverted(N, level):
+    a = s.nominal(level, N, MODERATED)
+    assert s.overall(a, N, MODERATED) == pytest.approx(level, rel=1e-6) and a < level
+    assert s.overall(1e-9, N, MODERATED) < s.overall(1e-7, N, MODERATED) < s.overall(6e-5, N, MODERATED)
+
+
+@pytest.mark.parametrize("name, prior", [("t", 1.0), ("moderated", 0.0), ("moderated", nan), ("moderatd", 1.0)])
+def test_tests_that_do_not_exist_are_refused(name, prior):
+    with pytest.raises(ValueError, match="A test is one of|cannot have a prior"):
+        s.Test(name, prior)
+
+
+@QUICK
+@given(differences(3), st.sampled_from([MODERATED, CORRECTED]))
+def test_looks_of_other_tests_show_each_crossing(d, test):
+    a, wide = s.nominal(0.05, 20, test), s.nominal(0.1, 20, test)
+    steps = s.looks(d, 5.0, 20, test=test)
+    assert [x.pairs for x in steps] == list(range(test.first, len(d) + 1))
+    for x in steps:
+        assert x.p == s.p_effect(d[: x.pairs], test=test)
+        if abs(x.p / a - 1) > 1e-9:
+            assert (abs(x.statistic) >= x.boundary) == (x.p <= a)
+        if abs((p := s.p_inside(d[: x.pairs], 5.0, test)) / wide - 1) > 1e-9:
+            assert (x.inside >= x.inside_boundary) == (p <= wide)
+
+
 def test_signed_rank_floors_of_the_specification():
     assert (s.rank_pairs(20), s.rank_pairs(40), s.rank_pairs(20, 0.05 / 15)) == (8, 9, 13)
     assert s.signed_rank(np.arange(1.0, 9)) <= s.nominal(0.05, 20) < s.signed_rank(np.arange(1.0, 8))

@@ -59,6 +59,46 @@ def test_peeking_with_the_naive_level_does_not():
     assert (p <= 0.05).any(1).mean() > 0.15
 
 
+def tuning_spread(rng, studies, share):
+    """Variance of paired differences of three seeds at three rates, of whose noise a seed has a share in common."""
+    own = rng.standard_normal((studies, 3, 3)) * sqrt(1 - share)
+    return (own + rng.standard_normal((studies, 3, 1)) * sqrt(share)).var(1, ddof=1).mean(-1)
+
+
+def moderated(rng, studies, N, share, effect=0.0, level=0.05):
+    """(found, pairs used) of each study by the moderated t, each with a prior of its own."""
+    from scipy.special import stdtr
+
+    prior, d = tuning_spread(rng, studies, share), rng.standard_normal((studies, N)) + effect
+    a, found = s.nominal(level, N, s.Test("moderated", 1.0)), []
+    for n in range(3, N + 1):
+        x = d[:, :n]
+        se = np.sqrt((3 * prior + (n - 1) * x.var(1, ddof=1)) / (n + 2) / n)
+        found.append(2 * stdtr(n + 2, -abs(x.mean(1)) / se) <= a)
+    found = np.stack(found, -1)
+    return found.any(1), np.where(found.any(1), found.argmax(1) + 3, N)
+
+
+@pytest.mark.parametrize("N, share, expected", [(12, 0.9, 0.05), (25, 0.9, 0.05), (20, 0.5, 0.0408), (20, 0.0, 0.037)])
+def test_the_moderated_t_keeps_its_level(N, share, expected):
+    found, _ = moderated(np.random.default_rng(N), 20_000, N, share)
+    assert close(found.mean(), expected, 20_000, rounding=0.001)
+
+
+@pytest.mark.parametrize("effect, pairs", [(1.0, 10.2), (2.0, 4.8), (3.0, 3.6)])
+def test_the_moderated_t_needs_fewer_pairs(effect, pairs):
+    found, used = moderated(np.random.default_rng(0), 4000, 20, 0.5, effect)
+    assert used.mean() <= pairs < stop(np.random.default_rng(0).standard_normal((4000, 20)) + effect)[1].mean()
+
+
+def test_two_tests_that_must_agree_keep_the_level_at_skew_two():
+    d = np.random.default_rng(0).exponential(size=(20_000, 20)) - 1
+    test = s.Test("skew_corrected")
+    p = np.stack([s.p_effect(d[:, :n], test=test) for n in range(8, 21)], -1)
+    assert close((p <= s.nominal(0.05, 20)).any(1).mean(), 0.045, 20_000, rounding=0.002)
+    assert stop(d[:4000])[0].mean() > 0.14  # today's t test alone
+
+
 def test_heavy_tails_are_conservative():
     rng = np.random.default_rng(1)
     assert close(stop(rng.standard_t(3, (MANY, 20)))[0].mean(), 0.034, MANY)

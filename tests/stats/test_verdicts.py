@@ -39,11 +39,13 @@ def judge(d, margin=0.1, N=20, m=1, needs="one", **contrast):
         (np.r_[-3 + WAVE[:12], inf], "mixed"),
         (np.r_[-3 + WAVE[:12], -inf], "refuted"),
         (np.full(8, inf), "supported"),  # only the control diverges, on every seed
-        (np.full(7, inf), "undecided"),
+        (np.full(5, inf), "supported"),  # by Fisher's test, which the signed rank needs 8 pairs for
+        (np.full(4, inf), "undecided"),
         (np.tile([inf, -inf], 4), "undecided"),
         (np.tile([inf, -inf], 10), "inconclusive"),
         (np.r_[np.zeros(12), inf], "undecided"),
-        (np.r_[np.zeros(13), inf], "inadmissible"),  # at most 7 pairs that say something are left
+        (np.r_[np.zeros(13), inf], "undecided"),  # 8 diverged of 20 would do
+        (np.r_[np.zeros(15), inf], "inadmissible"),  # at most 5 pairs that say something are left
         (np.r_[0.35 + WAVE, np.full(9, 99.0)], "inconclusive"),  # pairs beyond N are not looked at
     ],
 )
@@ -209,6 +211,21 @@ def test_a_claim_decided_alone_never_prints_an_interval_that_holds_its_null_valu
         assert deciding_look(part, found.verdict) == 4 + [x <= s.nominal(0.05, 20) for x in p].index(True)
     elif found.verdict != "no effect":
         assert part.low <= shift <= part.high
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 10**6), st.floats(-1.5, 1.5), st.integers(3, 20), st.sampled_from(["moderated", "skew_corrected"])
+)
+def test_intervals_of_other_tests_agree_with_their_verdicts(seed, effect, n, name):
+    rng = np.random.default_rng(seed)
+    d = np.r_[effect + rng.standard_normal(n), rng.standard_normal(20 - n) - effect]
+    found = judge(d, margin=0.3, test=s.Test(name, 1.0 if name == "moderated" else 0.0))
+    part = found.parts[0]
+    if found.verdict in ("supported", "refuted"):
+        assert not part.low <= 0 <= part.high and deciding_look(part, found.verdict) >= part.looks[0].pairs
+    elif found.verdict != "no effect" and name == "moderated":
+        assert part.low <= 0 <= part.high
 
 
 def test_an_interval_is_what_the_intervals_of_all_looks_have_in_common():
