@@ -36,7 +36,7 @@ FORMS = ("screen", "full")
 class Part:
     """One contrast: positive differences are what the claim says."""
 
-    treatment: tuple[str, ...]  # arms; of several the one with the least loss on tuning seeds is judged
+    treatment: tuple[str, ...]  # arms; of several the one with the least loss on tuning seeds, or with other_end all
     control: str
     measure: str
     direction: str
@@ -45,6 +45,7 @@ class Part:
     rate_factor: float = 1.0  # times the tuned learning rate
     singles: tuple[str, ...] = ()  # arms with one factor each: treatment + (k - 1) control - singles is judged
     regime: str = ""  # another than the claim's
+    other_end: str = ""  # an arm: the mean of all treatments is judged against the better one of control and this
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,8 @@ class ClaimsFile:
     def hash(self, claim: ClaimText, form: str) -> str:
         """Of what must not change once a run has been seen: contrasts, measures, margins, N, family, seeds, arms."""
         parts = [
-            {**asdict(p), "arms": {a: self.overrides(claim, p, form, a) for a in arms_of(p)}}
+            {k: v for k, v in asdict(p).items() if k != "other_end" or v}
+            | {"arms": {a: self.overrides(claim, p, form, a) for a in arms_of(p)}}
             for p in claim.contrasts(form)
         ]
         kept = {
@@ -130,7 +132,7 @@ class ClaimsFile:
 
 
 def arms_of(part: Part) -> list[str]:
-    return list(dict.fromkeys([*part.treatment, part.control, *part.singles]))
+    return list(dict.fromkeys([*part.treatment, part.control, *part.singles, *filter(None, [part.other_end])]))
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -273,7 +275,8 @@ def _unlike(asked: Measure, instead: Measure) -> str | None:
     )
 
 
-PART_KEYS = ("treatment", "control", "measure", "direction", "margin", "null", "rate_factor", "singles", "regime")
+PART_KEYS = ("treatment", "control", "measure", "direction", "margin", "null", "rate_factor", "singles", "regime",
+             "other_end")  # fmt: skip
 
 
 def _part(where: str, tree: Any, arms: Mapping, regimes: Mapping) -> Part:
@@ -282,12 +285,22 @@ def _part(where: str, tree: Any, arms: Mapping, regimes: Mapping) -> Part:
     _keys(where, tree, PART_KEYS, ("treatment", "control", "measure"))
     several = tree["treatment"] if isinstance(tree["treatment"], list) else [tree["treatment"]]
     singles = tree.get("singles") or []
-    for role, names in (("treatment", several), ("control", [tree["control"]]), ("singles", singles)):
+    end = [tree["other_end"]] if tree.get("other_end") else []
+    for role, names in (
+        ("treatment", several),
+        ("control", [tree["control"]]),
+        ("singles", singles),
+        ("other_end", end),
+    ):
         for arm in names:
             if arm not in arms:
                 raise ConfigError(f"{where}: {role}={arm} is unknown: an arm is one of {_near(arm, arms)}.")
     if tree["control"] in several:
         raise ConfigError(f"{where}: {tree['control']} is the control: it cannot be a treatment too.")
+    if end and (end[0] in (*several, tree["control"]) or singles):
+        raise ConfigError(
+            f"{where}: other_end={end[0]} is not allowed: an arm beside treatment and control, no singles."
+        )
     m = measure(str(tree["measure"]))
     direction = tree.get("direction", m.better)
     if direction not in ("lower", "higher"):
@@ -300,15 +313,15 @@ def _part(where: str, tree: Any, arms: Mapping, regimes: Mapping) -> Part:
         raise ConfigError(f"{where}: null={null} is not allowed: it is one of 0, margin, -margin.")
     if margin < 0 or not math.isfinite(margin) or (margin == 0 and null != "0"):
         raise ConfigError(f"{where}: margin={margin:g} is not allowed: a number above 0.")
-    if singles and m.kind != "run":
-        raise ConfigError(f"{where}: singles need a measure of one run, not {m.name}.")
+    for key in (k for k, given in (("singles", singles), ("other_end", end)) if given and m.kind != "run"):
+        raise ConfigError(f"{where}: {key} needs a measure of one run, not {m.name}.")
     regime = str(tree.get("regime", ""))
     if regime and regime not in regimes:
         raise ConfigError(f"{where}: regime={regime} is unknown: it is one of {_near(regime, regimes)}.")
     factor = _number(f"{where}.rate_factor", tree.get("rate_factor", 1.0))
     if not 0 < factor < math.inf:
         raise ConfigError(f"{where}: rate_factor={factor:g} is not allowed: a number above 0.")
-    return Part(tuple(several), tree["control"], m.name, direction, margin, null, factor, tuple(singles), regime)
+    return Part(tuple(several), tree["control"], m.name, direction, margin, null, factor, tuple(singles), regime, *end)
 
 
 def _near(word: Any, allowed: Mapping) -> str:

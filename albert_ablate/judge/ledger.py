@@ -308,7 +308,7 @@ def gather(file: ClaimsFile, claim: ClaimText, part: Part, form: str, bench: Ben
     if treatment is None:
         return out
     out.treatment = treatment
-    kept = [arms[a] for a in dict.fromkeys([treatment, part.control, *part.singles])]
+    kept = [arms[a] for a in (arms_of(part) if part.other_end else [treatment, part.control, *part.singles])]
     if refusal := _no_contrast(kept):
         out.refusal = refusal
         return out
@@ -360,7 +360,8 @@ def gather(file: ClaimsFile, claim: ClaimText, part: Part, form: str, bench: Ben
         out.notes += _resolution([*out.used.values()][0], m)
     _notes(out, kept)
     if claim.test == "moderated":
-        out.prior = _prior(arms[treatment], arms[part.control], part, m)
+        plain = m.kind == "run" and not (m.discrete or part.singles or part.other_end) and part.rate_factor == 1
+        out.prior = _prior(arms[treatment], arms[part.control], part, m) if plain else 0.0
         if not out.prior:
             out.notes.append(
                 f"{treatment} against {part.control} is judged by the t test: no spread of {m.name} can be taken from "
@@ -369,6 +370,8 @@ def gather(file: ClaimsFile, claim: ClaimText, part: Part, form: str, bench: Ben
     if m.loss and m.log and out.values[1] and tuned:
         level = _mean(out.values[1])
         slacks = {a.name: slack_bound(a.tuning) for a in kept if a.tuning and a.tuning.get("trained", True)}
+        if part.other_end:  # of a mean of arms, and at most of the one end that counts
+            slacks = {a: x / len(part.treatment) if a in part.treatment else x for a, x in slacks.items()}
         out.slack = float(sum(slacks.values()) / level) if slacks and math.isfinite(level) else 0.0
         if unknown := [name for name, slack in slacks.items() if math.isnan(slack)]:
             out.notes.append(
@@ -380,10 +383,8 @@ def gather(file: ClaimsFile, claim: ClaimText, part: Part, form: str, bench: Ben
 def _prior(treatment: _Arm, control: _Arm, part: Part, m: Measure) -> float:
     """Mean over the best rate of each arm and its two neighbors of the variance over tuning seeds of the difference.
 
-    0 where it cannot be had: another measure than of one run, another rate than the tuned one, runs that diverged.
+    0 where it cannot be had: a rate is missing, a run diverged, or the tuning runs lack the measure.
     """
-    if m.kind != "run" or m.discrete or part.singles or part.rate_factor != 1:
-        return 0.0
     sides = [_around_best(arm) for arm in (treatment, control)]
     seeds = sorted({r.record["seed"] for r in treatment.runs if r.record.get("role") == "tuning"})[:TUNING_SEEDS]
     if not all(sides) or len(seeds) < TUNING_SEEDS:
@@ -395,7 +396,7 @@ def _prior(treatment: _Arm, control: _Arm, part: Part, m: Measure) -> float:
             return 0.0
         try:
             values = [[float(m.of(r)) for r in side] for side in runs]
-            d = effects.signed_difference(*values, part.direction, m.log)  # type: ignore[arg-type]
+            d = effects.signed_difference(values[0], values[1], part.direction, m.log)  # type: ignore[arg-type]
         except (Missing, Unusable, ValueError):
             return 0.0
         found.append(d.var(ddof=1))
@@ -413,8 +414,8 @@ def _around_best(arm: _Arm) -> list[float]:
 
 def _chosen(part: Part, arms: Mapping[str, _Arm], out: Found, claim: ClaimText) -> str | None:
     """The treatment, of several levels the one that is best on tuning seeds."""
-    if len(part.treatment) == 1:
-        return part.treatment[0]
+    if len(part.treatment) == 1 or part.other_end:
+        return part.treatment[0] if len(part.treatment) == 1 else f"the mean of {_and(part.treatment)}"
     if lacking := [a for a in part.treatment if arms[a].tuning is None]:
         out.waiting = f"The level is chosen on tuning seeds, and {', '.join(lacking)} has not been tuned."
         out.treatment = "|".join(part.treatment)
@@ -423,6 +424,14 @@ def _chosen(part: Part, arms: Mapping[str, _Arm], out: Found, claim: ClaimText) 
     best = min(part.treatment, key=lambda a: arms[a].tuned_loss())
     out.notes.append(f"Of {', '.join(part.treatment)} tuning seeds chose {best}.")
     return best
+
+
+def _and(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
+
+
+def _control(part: Part) -> str:
+    return f"the better of {part.control} and {part.other_end}" if part.other_end else part.control
 
 
 def _not_counted(arm: _Arm) -> str:
@@ -618,8 +627,11 @@ def _same_order(a: Evidence, b: Evidence) -> bool:
 
 
 def _add_pair(out: Found, m: Measure, part: Part, treatment: str, runs: Mapping[str, Sequence[Evidence]]) -> None:
-    t, c = runs[treatment], runs[part.control]
     better = part.direction
+    if part.other_end:
+        _add_curve(out, m, part, runs)
+        return
+    t, c = runs[treatment], runs[part.control]
     if m.kind == "initial":
         lost = [not math.isfinite(m.of(side[0])) for side in (t, c)]
     else:
@@ -651,6 +663,25 @@ def _add_pair(out: Found, m: Measure, part: Part, treatment: str, runs: Mapping[
     out.values[1].append(other)
     for side, gone in zip(out.diverged, lost, strict=True):
         side.append(gone)
+
+
+def _add_curve(out: Found, m: Measure, part: Part, runs: Mapping[str, Sequence[Evidence]]) -> None:
+    """The mean of the treatments against the better one of the two ends of the curve, both of this seed.
+
+    The better end is chosen after the fact, which only makes the difference smaller: E min <= min E. So where the mean
+    of these differences is above a margin, the treatments' mean is better than either end by it, and so is the best.
+    """
+    sign = 1 if part.direction == "lower" else -1
+    lost = {a: runs[a][0].diverged for a in runs}
+    x = {
+        a: math.inf if lost[a] else sign * (math.log(v) if m.log else v)
+        for a in runs for v in [1.0 if lost[a] else _finite(m, runs[a][0], runs[a][0])]
+    }  # fmt: skip
+    inner, end = float(np.mean([x[a] for a in part.treatment])), min(x[part.control], x[part.other_end])
+    out.d.append(math.nan if math.isinf(inner) and math.isinf(end) else end - inner)
+    for side, gone, value in zip((0, 1), (math.isinf(inner), math.isinf(end)), (inner, end), strict=True):
+        out.values[side].append(math.nan if gone else math.exp(sign * value) if m.log else sign * value)
+        out.diverged[side].append(gone)
 
 
 def _finite(m: Measure, what: Any, run: Evidence) -> float:
@@ -775,7 +806,7 @@ def _entry(file: ClaimsFile, claim: ClaimText, form: str, bench: Bench, found: S
 
 
 def _named(part: Part, found: Found) -> str:
-    return f"{found.treatment or '|'.join(part.treatment)} against {part.control}, {part.measure}"
+    return f"{found.treatment or '|'.join(part.treatment)} against {_control(part)}, {part.measure}"
 
 
 def _never_trains(word: str, claim: ClaimText, found: Sequence[Found], form: str) -> str:
@@ -872,7 +903,7 @@ def _shown(
     ]
     return {
         "treatment": found.treatment or "|".join(part.treatment),
-        "control": part.control,
+        "control": _control(part),
         "singles": list(part.singles),
         "measure": m.name,
         "unit": m.unit,

@@ -462,6 +462,36 @@ def test_of_several_levels_tuning_seeds_choose(bench):
     assert found["verdict"] == "supported"
 
 
+def test_the_inside_of_a_curve_against_the_better_of_its_ends(bench):
+    tree = copy.deepcopy(FILE)
+    tree["arms"] |= {"zero": ["norm=rezero"], "end": ["norm=none"], "low": ["norm=deepnorm"]}
+    part = {"treatment": ["pre", "post"], "control": "zero", "other_end": "end", "measure": "test_loss"}
+    tree["claims"][0]["parts"] = [part | {"null": "margin", "margin": 0.02}]
+    path = bench.folder / "claims.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    losses = {"pre_ln": 2.0 + 0.01 * NOISE, "post_ln": 2.1 + 0 * NOISE, "rezero": 2.3 - 0.02 * NOISE,
+              "none": 2.3 + 0.03 * NOISE}  # fmt: skip
+    for norm, values in losses.items():
+        for seed, loss in enumerate(values):
+            bench.run(norm, seed, float(loss))
+    found = judge(read_claims(path), bench.runs)["claims"][0]
+    logs = {norm: np.log(values) for norm, values in losses.items()}
+    d = np.minimum(logs["rezero"], logs["none"]) - (logs["pre_ln"] + logs["post_ln"]) / 2
+    assert found["parts"][0]["d"] == pytest.approx(d) and found["verdict"] == "supported"
+    assert "the mean of pre and post changed test_loss against the better of zero and end by -" in found["sentence"]
+    bench.run("none", 0, None, "diverged")  # the worse end, which another can be
+    bench.run("rezero", 1, None, "diverged")
+    d = judge(read_claims(path), bench.runs)["claims"][0]["parts"][0]["d"]
+    assert d[:2] == pytest.approx([logs[n][i] - (logs["pre_ln"] + logs["post_ln"])[i] / 2
+                                   for i, n in enumerate(("rezero", "none"))])  # fmt: skip
+    bench.run("post_ln", 2, None, "diverged")
+    assert judge(read_claims(path), bench.runs)["claims"][0]["parts"][0]["d"][2] == -INF
+    tree["claims"][0]["parts"] = [part | {"other_end": "zero"}]
+    path.write_text(yaml.safe_dump(tree))
+    with pytest.raises(ConfigError, match="other_end=zero is not allowed"):
+        read_claims(path)
+
+
 def test_a_measure_without_noise_is_compared_exactly(bench):
     bench.pairs([2.0] * 4, [2.0] * 4)
     part = {"treatment": "pre", "control": "post", "measure": "flops_per_token", "margin": 0.01}
