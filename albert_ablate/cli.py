@@ -19,6 +19,7 @@ from albert_ablate.referee import commands as referee
 from albert_ablate.report import commands as analysis
 from albert_ablate.studies import commands as studies
 from albert_ablate.studies.judge_run import judge
+from albert_ablate.studies.plan import plan
 from albert_ablate.training.generate import generate
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
@@ -74,6 +75,7 @@ app.command("tune")(studies.tune)
 app.command("calibrate")(studies.calibrate)
 app.command("judge")(judge)
 app.command("compare")(referee.compare)
+app.command("plan")(plan)
 app.command("gate")(referee.gate)
 
 

@@ -360,8 +360,7 @@ def gather(file: ClaimsFile, claim: ClaimText, part: Part, form: str, bench: Ben
         out.notes += _resolution([*out.used.values()][0], m)
     _notes(out, kept)
     if claim.test == "moderated":
-        plain = m.kind == "run" and not (m.discrete or part.singles or part.other_end) and part.rate_factor == 1
-        out.prior = _prior(arms[treatment], arms[part.control], part, m) if plain else 0.0
+        out.prior = _prior(arms, part, m)
         if not out.prior:
             out.notes.append(
                 f"{treatment} against {part.control} is judged by the t test: no spread of {m.name} can be taken from "
@@ -380,11 +379,21 @@ def gather(file: ClaimsFile, claim: ClaimText, part: Part, form: str, bench: Ben
     return out
 
 
-def _prior(treatment: _Arm, control: _Arm, part: Part, m: Measure) -> float:
+def tuning_variance(file: ClaimsFile, claim: ClaimText, part: Part, form: str, bench: Bench) -> float:
+    """Variance of a pair's difference as the tuning runs have it; 0 where it cannot be had."""
+    arms = {a: _Arm(a, file.overrides(claim, part, form, a), bench, True, 1.0) for a in arms_of(part)}
+    return _prior(arms, part, measure_of(part))
+
+
+def _prior(arms: Mapping[str, _Arm], part: Part, m: Measure) -> float:
     """Mean over the best rate of each arm and its two neighbors of the variance over tuning seeds of the difference.
 
     0 where it cannot be had: a rate is missing, a run diverged, or the tuning runs lack the measure.
     """
+    plain = m.kind == "run" and not m.discrete and not part.singles and part.rate_factor == 1
+    if not plain or len(part.treatment) > 1:
+        return 0.0
+    treatment, control = arms[part.treatment[0]], arms[part.control]
     sides = [_around_best(arm) for arm in (treatment, control)]
     seeds = sorted({r.record["seed"] for r in treatment.runs if r.record.get("role") == "tuning"})[:TUNING_SEEDS]
     if not all(sides) or len(seeds) < TUNING_SEEDS:

@@ -12,7 +12,8 @@ Why this is valid:
 3. The same nominal level gives the repeated interval mean +- t(1 - a/2, n - 1) s / sqrt(n), right at all looks at once,
    and so is what all of them have in common: an interval that never again holds what a look has excluded.
 4. The signed-rank p may use the same formula, because its own curve lies below that of the t test.
-It assumes differences symmetric about their mean, as exchangeable arms have; skew 1 makes 5 % into 8 %.
+It assumes differences symmetric about their mean, as exchangeable arms have; skew 1 makes 5 % into 8 %, and skew 2 into
+16 %; in a family of 15 into 15 and 52 % (docs/verdicts.md; `Test` has what to do about it).
 """
 
 from collections.abc import Sequence
@@ -180,8 +181,8 @@ def skew_error(n: int) -> float:
 def p_effect(d, discrete: bool = False, test: Test = PLAIN):
     """Nominal two-sided p of one look: paired t while every pair has two finished runs.
 
-    Once a run diverged the smaller one of `signed_rank` and `fisher`: with all of a look's alternatives together the
-    error is at most 4.9 % of 5 %, and a control that always diverges is told after 5 pairs instead of 8.
+    Once a run diverged the smaller one of `signed_rank` and `fisher`: in at most 4.9 % of simulated studies that finds
+    what is not there, and a control that always diverges is told after 5 pairs instead of 8.
 
     Equal differences are not a random measure and give 1; but of a discrete one (a share of five rates, a count), where
     they are the strongest evidence there is, they go to `signed_rank`. On differences of three values the t test errs

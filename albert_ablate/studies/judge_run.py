@@ -1,6 +1,7 @@
 """`albert-ablate judge`: print the ledger, price the claims, or train what the undecided ones lack, cheapest first."""
 
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,14 @@ def judge(
     ] = False,
     workers: Annotated[int, typer.Option(min=1, help="With --run: processes, one thread each.")] = 2,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="The price of each claim in both forms.")] = False,
+    format: Annotated[
+        Literal["latex", "md", "csv"] | None,
+        typer.Option(help="Print a table, with a paragraph on the method, in place of the ledger.", show_default=False),
+    ] = None,
+    plot: Annotated[
+        Literal["png", "svg", "html"] | None,
+        typer.Option(help="Draw each claim to RUNS/claims/plots.", show_default=False),
+    ] = None,
     verify: Annotated[
         int, typer.Option(min=0, help="Train so many of the runs again, drawn at random, and compare.")
     ] = 0,
@@ -66,8 +75,18 @@ def judge(
     ledger = judge_and_register(file, runs, form)
     place = json or runs / "ledger.json"
     write_ledger(ledger, place)
-    show_ledger(ledger, only or ())
-    print(place)
+    if format:
+        from albert_ablate.judge.export import exported
+
+        print(exported(ledger, format, only or ()), end="")
+    else:
+        show_ledger(ledger, only or ())
+        print(place)
+    if plot:
+        from albert_ablate.report.claims import draw_claims
+
+        for drawn in draw_claims(ledger, place.parent / "claims" / "plots", plot, only or ()):
+            print(drawn, file=sys.stderr if format else sys.stdout)
     return code or (verify_runs(file, runs, form, only or (), verify, print) if verify else 0)
 
 

@@ -1,6 +1,8 @@
 """`albert-ablate judge` on records made by hand: every verdict, every refusal, and the claims file of the project."""
 
 import copy
+import csv
+import io
 import json
 import math
 import re
@@ -17,6 +19,7 @@ import pytest
 import scipy.stats
 import yaml
 from checkpoints import gpt2
+from statsmodels.stats.multitest import multipletests
 
 from albert_ablate.analysis import registry
 from albert_ablate.analysis.registry import MEASURES, Evidence, Missing
@@ -25,6 +28,7 @@ from albert_ablate.config import ConfigError, check, compose, run_identity
 from albert_ablate.judge.claims import arms_of, read_claims
 from albert_ablate.judge.ledger import Bench, judge, judge_and_register, ratio_words
 from albert_ablate.records.history import SCHEMAS
+from albert_ablate.report.claims import draw_claims
 from albert_ablate.stats import sequential as statistics
 from albert_ablate.studies.judge_run import Budget, PairRunner
 
@@ -269,6 +273,50 @@ def test_margins_of_better_and_not_worse(bench):
         for factor, supported in ((1 - 0.01 * sign, True), (1 + 0.01 * sign, False)):
             found = bench.judged(parts=[part | {"margin": float(factor * turn)}])
             assert (found["verdict"] == "supported") == supported
+
+
+def test_the_ledger_as_a_table_for_papers(bench, capsys):
+    bench.pairs(2.0 + 0.01 * NOISE, 2.2 + 0 * NOISE)
+    path = family(bench, {"statement": "50 % & more"}, {"name": "second", "parts": [BETTER | {"margin": 0.3}]}, size=3)
+    shown = {}
+    for form in ("latex", "md", "csv"):
+        assert main(["judge", str(path), "--runs", str(bench.runs), "--format", form]) == 0
+        shown[form] = capsys.readouterr().out
+    ledger = json.loads((bench.runs / "ledger.json").read_text())
+    assert r"50 \% \& more & supported" in shown["latex"] and r"test\_loss" in shown["latex"]
+    assert shown["latex"].count(r"\\") == 3 and "| 50 % & more | supported |" in shown["md"]
+    assert "2 claims were judged" in shown["md"] and "over 3 named tests was kept at 5 %" in shown["md"]
+    rows = [*csv.DictReader(io.StringIO(shown["csv"]))]
+    assert [float(r["mean"]) for r in rows] == [c["parts"][0]["mean"] for c in ledger["claims"]]
+    p = [float(r["p_effect"]) for r in rows]
+    expected = multipletests([*p, 1.0], method="holm")[1][:2]
+    assert [float(r["p_adjusted"]) for r in rows] == pytest.approx(expected)
+
+
+def test_a_claim_is_drawn_with_its_pairs_and_looks(bench):
+    bench.pairs([*(2.0 + 0.02 * NOISE[:10]), 2.0, INF], [*(2.1 + 0 * NOISE[:10]), INF, 2.1])
+    ledger = judge(read_claims(bench.file()), bench.runs)
+    (file,) = draw_claims(ledger, bench.folder / "plots", "svg")
+    text = file.read_text()
+    assert file.name == "first.svg" and "Pre-norm is better." in text and "test_loss: better as claimed (%)" in text
+    assert text.count("word: diverged") == 2  # both pairs with a diverged run
+
+
+def test_a_plan_has_the_pairs_of_the_published_table(bench, capsys, monkeypatch):
+    monkeypatch.setattr("albert_ablate.studies.price._flops_per_token", lambda cfg: 1e6)
+    bench.run("pre_ln", 0, 2.0)
+    path = bench.file(screen={"regime": "short", "N": 12})
+    spread = ["--spread", "0.5%", "--effect", "0.5%", "--effect", "1%"]
+    assert main(["plan", str(path), "--runs", str(bench.runs), *spread]) == 0
+    shown = capsys.readouterr().out
+    pairs = [(float(a), int(b)) for a, b in re.findall(r"([0-9.]+) pairs, found in ([0-9]+) %", shown)]
+    for (n, power), (expected, found) in zip(pairs, ((8.8, 75), (5.3, 100)), strict=True):
+        assert abs(n - expected) < 0.15 and abs(power - found) <= 2
+    half = scipy.stats.t.isf(statistics.nominal(0.1, 12) / 2, 11) * math.log(1.005) / math.sqrt(12)
+    assert f"the least is about {100 * math.expm1(half):.2g} %" in shown
+    assert main(["plan", str(path), "--runs", str(bench.runs)]) == 0
+    assert "its spread is unknown: tune the arms, run 4 pairs" in capsys.readouterr().out
+    assert main(["plan", str(path), "--runs", str(bench.runs), "--spread", "0.5"]) == 2
 
 
 def test_the_moderated_test_takes_its_spread_from_tuning_runs(bench):
