@@ -77,6 +77,7 @@ app.command("judge")(judge)
 app.command("compare")(referee.compare)
 app.command("plan")(plan)
 app.command("gate")(referee.gate)
+app.command("mcp")(referee.mcp)
 
 
 def main(arguments: list[str] | None = None) -> int:

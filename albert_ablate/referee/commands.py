@@ -137,6 +137,14 @@ def gate(
     return _answered("gate", ask, as_json, markdown)
 
 
+def mcp(runs: RUNS = Path("runs")) -> int:
+    """Serve runs, comparisons, sessions and methods to an agent over MCP (stdio); it only reads."""
+    from albert_ablate.referee.mcp_server import server
+
+    server(runs.resolve()).run("stdio")
+    return 0
+
+
 def _held(book: Any, ask: Callable[[], Any]) -> Any:
     with book.lock():
         return ask()
@@ -159,6 +167,7 @@ def _output_to_stderr() -> Iterator[None]:
 def _answered(command: str, ask: Callable[[Callable[[str], None]], Any], as_json: bool, markdown: bool) -> int:
     """Ask, print the answer in the wanted form, and give its exit code; what is not an answer is 2, 75, 130 or 143."""
     from albert_ablate.config.secrets import masked
+    from albert_ablate.records.atomic import replace_file
     from albert_ablate.referee.answer import EXIT_CODES, INADMISSIBLE, UNDECIDED, inadmissible
     from albert_ablate.referee.runners import Stopped
 
@@ -168,6 +177,9 @@ def _answered(command: str, ask: Callable[[Callable[[str], None]], Any], as_json
     try:
         with _output_to_stderr() if as_json or markdown else contextlib.nullcontext():
             answer = ask(say)
+        document = json.dumps(answer.document(), indent=1, allow_nan=False)
+        if command == "compare" and Path(answer.folder).is_dir():
+            replace_file(Path(answer.folder) / "answer.json", f"{document}\n".encode())
     except ConfigError as error:
         if as_json:
             print(json.dumps(inadmissible(command, masked(str(error))).document(), indent=1))
@@ -184,7 +196,7 @@ def _answered(command: str, ask: Callable[[Callable[[str], None]], Any], as_json
         traceback.print_exc()
         return EXIT_CODES[UNDECIDED]
     if as_json:
-        print(json.dumps(answer.document(), indent=1, allow_nan=False))
+        print(document)
     elif markdown:
         print(answer.markdown(), end="")
     else:

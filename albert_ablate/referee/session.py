@@ -32,7 +32,6 @@ from albert_ablate.stats.sequential import ALPHA, FIRST, MOST_PAIRS
 
 NOISE_PAIRS = 4
 BLOCK, BLOCKS, FIRST_SEED = 100, 9_980, 1_000  # seeds of a proposal, so that none has another's or a user's own
-ATTEMPTS = 3
 WORDS = {"accept": ACCEPT, "reject": REJECT, "no effect": NO_EFFECT, "undecided": UNDECIDED}
 ROLES = ("baseline", "candidate")
 

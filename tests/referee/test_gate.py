@@ -317,3 +317,25 @@ def test_pairs_follow_the_level_unless_they_are_named(ask, calls, tmp_path):
     assert [e["max_pairs"] for e in book(tmp_path).of("level")] == [
         12, 12, pairs_for(level_of("fwer", [True, False]))
     ]  # fmt: skip
+
+
+BAD_OUTPUT = {
+    "no metric": ("echo done", "printed no line METRIC loss=value"),
+    "twice": ("echo METRIC loss=1; echo METRIC loss=2", "2 times: give it once"),
+    "text": ("echo METRIC loss=low", "loss=low, which is not a number"),
+    "a crash": ("echo broken; exit 4", "exit code 4: broken"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_OUTPUT)
+def test_a_candidate_without_a_metric_is_one_sentence(ask, tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+    command, sentence = BAD_OUTPUT[kind]
+    base = "echo METRIC loss=$(( ({seed} * 7919) % 97 + 1000 ))"
+    options = ["--metric", "loss", "--baseline", base, "--candidate", f"{command} # {{seed}}"]
+    code, answer, said = ask(*options, margin="50%")
+    assert code == 2 and sentence in answer["sentence"] and "Traceback" not in said
+    kinds = [e["kind"] for e in book(tmp_path).entries]  # reads and checks the chain
+    assert kinds == ["session", *["run"] * 8, "noise", "proposal", *["crash"] * (kind == "a crash")]
+    good = "echo METRIC loss=$(( ({seed} * 7919) % 97 + 100 ))"
+    assert ask("--metric", "loss", "--candidate", good, margin="50%")[0] == 0
