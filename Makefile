@@ -1,4 +1,4 @@
-.PHONY: check format test slow
+.PHONY: check diagram format test slow
 
 check:  ## what a commit must pass
 	ruff check .
@@ -12,6 +12,9 @@ format:
 
 test:  ## all that start no processes
 	pytest -n auto --dist loadfile -m "not process"
+
+diagram:
+	python docs/packages.py
 
 slow:  ## hundreds of kills, long simulations
 	pytest -m slow

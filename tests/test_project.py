@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,10 @@ def test_a_run_can_be_drawn(finished, tmp_path, kind):
 def test_the_run_folder_says_nothing_of_the_environment(finished):
     files = [f for f in Path(finished["folder"]).rglob("*") if f.is_file()]
     assert len(files) >= 7 and not any(SECRET.encode() in f.read_bytes() for f in files)
+
+
+def test_the_diagram_of_packages_is_what_they_import():
+    spec = spec_from_file_location("packages", ROOT / "docs" / "packages.py")
+    packages = module_from_spec(spec)
+    spec.loader.exec_module(packages)
+    assert packages.diagram() in packages.PAGE.read_text(), "run `make diagram`"

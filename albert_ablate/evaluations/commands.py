@@ -25,10 +25,10 @@ def evaluate(
 
 def evaluate_runs(path: Path, names: Sequence[str], weights: Literal["last", "best"], force: bool) -> None:
     """Do what is missing for every run at or below `path`, and show it; of several, the unfinished are named."""
-    from albert_ablate.trackers.sync import run_folders
+    from albert_ablate.records.folder import recorded_folders
 
     nodes = chosen(names)
-    folders = run_folders(path)
+    folders = recorded_folders(path)
     if len(folders) > 1:
         done = [folder for folder in folders if _done(folder)]
         if not done:

@@ -137,3 +137,11 @@ class RunFolder:
         for pattern in ("*.arrows", "checkpoints/resume.ckpt", "checkpoints/*.previous.ckpt", "checkpoints/.*.tmp"):
             for file in self.path.glob(pattern):
                 file.unlink(missing_ok=True)
+
+
+def recorded_folders(path: Path) -> list[Path]:
+    """The run folders at `path` or below it that hold a record: RUN, runs/<setting> or runs. ConfigError where none."""
+    found = [f.parent for pattern in ("", "seed*/", "*/seed*/") for f in path.glob(f"{pattern}record.json")]
+    if not found:
+        raise ConfigError(f"{path} holds no run: runs lie in {path}/<setting>/seed<N>/.")
+    return sorted(found)

@@ -9,20 +9,12 @@ from pathlib import Path
 from albert_ablate.config import ConfigError
 from albert_ablate.config.secrets import masked
 from albert_ablate.records.checked import read_checked, write_checked
-from albert_ablate.records.folder import DONE, RunFolder
+from albert_ablate.records.folder import DONE, RunFolder, recorded_folders
 from albert_ablate.records.history import SCHEMAS, read_history
 from albert_ablate.records.naming import display_name
 from albert_ablate.trackers.base import Rows, Tracker, lists, reason
 
 NOTE = "synced.json"  # destination -> when
-
-
-def run_folders(path: Path) -> list[Path]:
-    """The run folders at or below `path`, those with a record."""
-    found = [f.parent for pattern in ("", "seed*/", "*/seed*/") for f in path.glob(f"{pattern}record.json")]
-    if not found:
-        raise ConfigError(f"{path} holds no run: runs lie in {path}/<setting>/seed<N>/.")
-    return sorted(found)
 
 
 def sync_runs(
@@ -33,7 +25,7 @@ def sync_runs(
     Unfinished runs are named and left. A run is noted as sent when the tracker has taken all of it. Raises ConfigError
     before anything is sent, RuntimeError with one sentence where the tracker fails.
     """
-    folders = [RunFolder(folder) for folder in run_folders(path)]
+    folders = [RunFolder(folder) for folder in recorded_folders(path)]
     with tempfile.TemporaryDirectory(prefix="albert_ablate_") as scratch:
         send, destination = SENDERS[to](project, entity, Path(scratch))
         sent = there = 0
