@@ -38,7 +38,7 @@ def test_help_and_the_list_of_methods_load_nothing_heavy(arguments):
         (["synk"], "No such command 'synk'"),
         (["sync"], "Missing argument 'runs'"),
         (["methods", "--jsn"], "No such option"),
-        (["methods", "nrm"], "nrm is no group of options: there are norm"),
+        (["methods", "nrm"], "nrm is not a group of options: there are norm"),
         (["methods", "norm", "--plot", "x.png"], "--plot draws dropout and norm"),
         (["methods", "--plot", "x.jpg"], "its name must end in .png, .svg or .html"),
         (["methods", "--plot", "nowhere/x.png"], "there is no folder nowhere"),

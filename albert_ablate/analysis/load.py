@@ -151,7 +151,7 @@ def load_runs(path: str | Path) -> Runs:
 
         return _collected(offline_rows([root]))
     if not root.is_dir():
-        raise ConfigError(f"{path} is no folder of runs.")
+        raise ConfigError(f"{path} is not a folder of runs.")
     rows = [_row(folder) for folder in store.run_folders(root)]
     if not rows and (files := [*root.rglob("*.wandb")]):
         from albert_ablate.analysis.wandb_reader import offline_rows

@@ -225,7 +225,7 @@ def _file_rows(task: Classify) -> tuple[list, list]:
     for name, column in (("text", task.text), ("label", task.label)):
         if column not in table:
             columns = ", ".join(map(str, table.columns))
-            raise ConfigError(f"task.{name}={column} is no column of {task.path}: its columns are {columns}.")
+            raise ConfigError(f"task.{name}={column} is not a column of {task.path}: its columns are {columns}.")
     if task.text == task.label:
         raise ConfigError(f"task.label={task.label} is the column of the text itself.")
     labels = table[task.label].astype(object)

@@ -217,7 +217,7 @@ class TokenizerFile:
         try:
             codec = Codec(Tokenizer.from_str(self._content))
         except Exception as error:  # the library raises plain Exception
-            raise ConfigError(f"tokenizer.path={self.path} is no tokenizer.json: {error}.") from None
+            raise ConfigError(f"tokenizer.path={self.path} is not a tokenizer.json: {error}.") from None
         if not 0 < codec.vocabulary <= LARGEST_VOCABULARY:
             raise ConfigError(
                 f"tokenizer.path={self.path} needs a vocabulary of {codec.vocabulary} tokens, its highest number + 1: "

@@ -39,7 +39,7 @@ class Domains(Evaluation):
         for name in cfg["evaluation"]["domains"]["corpora"] or ():
             if name not in there:
                 raise ConfigError(
-                    f"evaluation.domains.corpora={name} is no corpus: it is one of {nearest(name, there)}."
+                    f"evaluation.domains.corpora={name} is not a corpus: it is one of {nearest(name, there)}."
                 )
 
     def settings(self, subject: Subject) -> dict[str, Any]:

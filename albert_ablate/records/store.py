@@ -220,7 +220,7 @@ def _bytes(path: str) -> bytes:
         if stat.S_ISDIR(about.st_mode):
             raise IsADirectoryError(21, "it is a folder")
         if not stat.S_ISREG(about.st_mode) or about.st_size > LARGEST_FILE:
-            raise ValueError("it is no plain file" if about.st_size <= LARGEST_FILE else "it is larger than 256 MiB")
+            raise ValueError("it is not a plain file" if about.st_size <= LARGEST_FILE else "it is larger than 256 MiB")
         parts = []
         while part := os.read(fd, max(about.st_size, 4096) + 1):
             parts.append(part)
@@ -257,7 +257,7 @@ def _compare(found: dict[str, Any]) -> str | None:
     """Raise Wrong where a part that holds results is not what was written; gives a note on the others."""
     sums = found["checksums"]
     if not isinstance(sums, dict):
-        raise Wrong("its checksums are no object")
+        raise Wrong("its checksums are not an object")
     for key in CHECKED:
         if key in sums and key in found and checksum(found[key]) != sums[key]:
             raise Wrong(
@@ -277,7 +277,7 @@ class Wrong(ValueError):
 
 
 def _constant(word: str) -> None:
-    raise Wrong(f"it holds {word}, which is no number of JSON")
+    raise Wrong(f"it holds {word}, which is not a number of JSON")
 
 
 def _parsed(raw: bytes, folder: str) -> Record:

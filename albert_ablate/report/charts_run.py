@@ -155,7 +155,7 @@ def heat_map(
         values=round_values(low, high, log),
     )
     depth = depth or int(cells["layer"].max())
-    # within the scale: a logarithm of 0 is no color, and the largest logit may even be negative
+    # within the scale: a logarithm of 0 is not a color, and the largest logit may even be negative
     cells = cells.assign(top=cells["layer"] + 0.5, bottom=cells["layer"] - 0.5, shade=cells["value"].clip(low, high))
     color = alt.Color("shade:Q", scale=scale, legend=gradient if legend else None)
     x = alt.X(

@@ -15,7 +15,7 @@ def read_ledger(file: Path, needed: bool) -> Mapping[str, Any] | None:
     try:
         found = read_checked(file)
         if not isinstance(found["claims"], list):
-            raise ValueError("its claims are no list")
+            raise ValueError("its claims are not a list")
         for claim in found["claims"]:
             claim["verdict"], claim["name"]
             for part in (*claim["parts"], *(claim.get("secondary") or ())):

@@ -132,7 +132,7 @@ def _best_first(m: Material) -> list[str]:
 
 def factors(settings: pd.DataFrame) -> list[str]:
     """Settings of two levels or more in all arms, those with most levels first; of several that change together the
-    first, since a setting that comes with a choice is no factor of its own."""
+    first, since a setting that comes with a choice is not a factor of its own."""
     keys = settings.map(key_of)
     levels = keys.nunique()
     varied = [c for c in settings if settings[c].notna().all() and 2 <= levels[c] <= LEVELS]

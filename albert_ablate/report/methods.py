@@ -43,7 +43,7 @@ def methods(kind: str | None = None) -> list[Method]:
     """Every option on disk, or those of one group."""
     groups = options()
     if kind is not None and kind not in groups:
-        raise ConfigError(f"{kind} is no group of options: there are {nearest(kind, groups)}.")
+        raise ConfigError(f"{kind} is not a group of options: there are {nearest(kind, groups)}.")
     return [_method(group, name) for group in ([kind] if kind else groups) for name in groups[group]]
 
 

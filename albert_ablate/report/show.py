@@ -81,7 +81,7 @@ def read_run(folder: Path) -> OneRun:
     if isinstance(record, store.Unreadable):
         inside = sorted(folder.glob("**/record.json"))
         hint = f": a run in it is {inside[0].parent}, and `albert-ablate report` takes all of them" if inside else ""
-        raise ConfigError(f"{folder} is no run folder, it holds no record.json{hint}.")
+        raise ConfigError(f"{folder} is not a run folder, it holds no record.json{hint}.")
     tables = {}
     for name in SCHEMAS:
         try:

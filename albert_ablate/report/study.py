@@ -68,7 +68,7 @@ def read_study(root: Path, wanted: str | None = None) -> Study:
     """The runs below `root` that may be compared, of several such sets that with most finished runs.
 
     wanted: the arm to compare the others with; without one, that nearest to the defaults (`tables.baseline`)."""
-    # how runs ended is no choice that tells arms apart
+    # how runs ended is not a choice that tells arms apart
     bench, summary = Bench(root), load_runs(root).summary.drop(columns="divergence", errors="ignore")
     notes = [f"{len(bench.unreadable)} records cannot be read."] if bench.unreadable else []
     done = [r for r in bench.evidence if r.record["status"] in DONE and r.record.get("role") == "confirmation"]

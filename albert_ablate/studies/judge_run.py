@@ -69,7 +69,7 @@ def judge(
     if run:
         code = PairRunner(file, runs, form, only or (), secondary, workers, limit, print).go()
     elif not runs.is_dir():
-        raise ConfigError(f"{runs} is no folder of runs: --run trains them, --dry-run says what they cost.")
+        raise ConfigError(f"{runs} is not a folder of runs: --run trains them, --dry-run says what they cost.")
     elif not any(runs.glob("*/seed*")):
         raise ConfigError(f"{runs} holds no run: --run trains them, --dry-run says what they cost.")
     ledger = judge_and_register(file, runs, form)

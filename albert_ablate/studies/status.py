@@ -16,7 +16,7 @@ from albert_ablate.training.console import duration
 def read_states(root: Path, configured: bool = True) -> list[dict[str, Any]]:
     """What the records below `root` say, with each run's folder; see `states`."""
     if not root.is_dir():
-        raise ConfigError(f"{root} is no folder of runs.")
+        raise ConfigError(f"{root} is not a folder of runs.")
     return states(root, configured)
 
 

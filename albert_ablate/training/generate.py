@@ -160,7 +160,7 @@ def load_kept(run: Path, weights: str) -> tuple[dict, Any]:
 def _record(run: Path) -> Mapping[str, Any]:
     record = RunFolder(run).record()
     if record is None:
-        raise ConfigError(f"{run} is no run folder: it has no record.json.")
+        raise ConfigError(f"{run} is not a run folder: it has no record.json.")
     if record["status"] not in ("finished", "diverged"):
         raise ConfigError(f"{run} is {record['status']}, not finished: the command that began it goes on with it.")
     require(run, record, "config", "provenance.threads", "data.fingerprint")

@@ -333,7 +333,7 @@ def test_a_bad_tokenizer_file_gets_one_sentence(tmp_path, content):
     file = tmp_path / "t.json"
     if content:
         file.write_text(content)
-    with pytest.raises(ConfigError, match="tokenizer.path=.*(cannot be read|is no tokenizer.json)"):
+    with pytest.raises(ConfigError, match="tokenizer.path=.*(cannot be read|is not a tokenizer.json)"):
         TokenizerFile(str(file)).vocabulary  # noqa: B018
 
 

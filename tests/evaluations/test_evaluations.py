@@ -109,7 +109,7 @@ def test_a_uniform_model_needs_eight_bits_a_byte_in_every_domain_and_synthetic_o
     missing = {row["corpus"]: row["missing"] for row in result.rows}
     assert result.summary == {} and "airportsdata is not installed: pip install" in missing["airports"]
     assert asked.settings(subject) != there and set(asked.settings(subject)["missing"]) == {"airports", "bible"}
-    with pytest.raises(ConfigError, match="corpora=markov is no corpus"):
+    with pytest.raises(ConfigError, match="corpora=markov is not a corpus"):
         compose(["evaluation=domains", "evaluation.domains.corpora=[markov]"])
 
 

@@ -137,7 +137,7 @@ def test_colors_hold_zeros_and_negative_values_and_the_axes_what_is_not_finite()
     )
     entropy = charts.heat_map(cells.iloc[2:], "entropy").to_dict(validate=False)["encoding"]["color"]["scale"]
     assert entropy["type"] == "linear" and entropy["domain"][0] == 0
-    assert charts.color_range([1, 1.0001, 0.9999]) == pytest.approx([0.95, 1.05], abs=1e-3)  # noise is no pattern
+    assert charts.color_range([1, 1.0001, 0.9999]) == pytest.approx([0.95, 1.05], abs=1e-3)  # noise is not a pattern
     assert charts.color_range([0, 0]) == [0, 1] and charts.color_range([-4, -3, -2]) == pytest.approx([-3.98, -2.04])
 
 
@@ -252,7 +252,7 @@ def test_what_cannot_be_drawn_is_one_sentence_and_exit_code_2(tmp_path, capsys):
     assert "no folder of runs" in said("report", str(tmp_path / "nowhere"))
     assert "no run that can be read" in said("report", str(tmp_path), "-o", out)
     assert "There is no ledger" in said("report", str(tmp_path), "-o", out, "--ledger", str(tmp_path / "l.json"))
-    assert "afile is no folder of runs" in said("report", str(tmp_path / "afile"), "-o", out)
+    assert "afile is not a folder of runs" in said("report", str(tmp_path / "afile"), "-o", out)
     assert "it is a file" in said("report", str(tmp_path), "--format", "csv", "-o", str(tmp_path / "afile"))
     assert "must end in .md" in said("report", str(tmp_path), "--format", "md", "-o", out)
     (tmp_path / "l.json").write_text('{"claims": 3}')
@@ -265,7 +265,7 @@ def test_what_cannot_be_drawn_is_one_sentence_and_exit_code_2(tmp_path, capsys):
 def test_no_text_from_elsewhere_is_markup(page_file):
     text = page_file.read_text()
     assert text.count("</script>") == 3 and "<img src=x" not in text and "window.hacked=1</script>" not in text
-    assert "{{ 7*7 }}" in text  # a name is no template
+    assert "{{ 7*7 }}" in text  # a name is not a template
     content = re.search(r'id="content">(.*?)</script>', text, re.S).group(1)
     assert not set("<>&") & set(content) and any(EVIL in arm for arm in json.loads(content)["arms"])
     tuning = next(c for c in json.loads(content)["charts"] if "learning rate" in json.dumps(c))

@@ -420,7 +420,7 @@ def test_status_reads_records_with_torch_blocked_and_says_why_a_run_failed(tmp_p
 
 def test_no_folder_of_runs_is_said(tmp_path, capsys):
     assert main(["status", str(tmp_path / "nowhere")]) == 2
-    assert "is no folder of runs" in capsys.readouterr().err
+    assert "is not a folder of runs" in capsys.readouterr().err
 
 
 def test_an_index_of_records_is_never_believed_over_them(tmp_path):

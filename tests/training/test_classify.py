@@ -189,7 +189,7 @@ def test_csv_parquet_and_jsonl_of_the_same_rows_are_the_same_data(tmp_path):
 @pytest.mark.parametrize(
     ("change", "more", "sentence"),
     [
-        (None, ["task.label=topic"], "task.label=topic is no column of .*: its columns are text, label"),
+        (None, ["task.label=topic"], "task.label=topic is not a column of .*: its columns are text, label"),
         (lambda t: t.assign(label="one"), [], "holds one class only, one"),
         (lambda t: t[:7], [], "holds 7 labelled documents: at least 20"),
         (lambda t: t.assign(label=t.index), [], "holds 120 classes"),

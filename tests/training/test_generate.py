@@ -155,7 +155,7 @@ def test_runs_that_cannot_write_are_refused(run, tmp_path, capsys):
     import shutil
 
     assert main(["generate", str(tmp_path)]) == 2
-    assert "is no run folder" in capsys.readouterr().err
+    assert "is not a run folder" in capsys.readouterr().err
     copy = shutil.copytree(run, tmp_path / "copy")
     weights = torch.load(copy / "checkpoints" / "last.ckpt", weights_only=True)
     weights["state_dict"]["head.weight"].fill_(math.nan)
