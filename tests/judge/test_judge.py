@@ -239,6 +239,8 @@ def test_p_stands_beside_the_level_it_needed(bench):
     assert at_step[1] < 0 < found["parts"][0]["low"]
     said = f"At the level that the family leaves this claim, the interval of pre against post is {low} to {high}."
     assert said in found["notes"]
+    both = bench.judged(needs="all", parts=[BETTER, BETTER | {"null": "margin"}])  # the first part alone would do
+    assert both["verdict"] == "inconclusive" and not any(n.startswith("At the level that") for n in both["notes"])
     alone = bench.judged()
     assert any(n.startswith(f"p = {p:.2g} with all looks counted; 0.05 was needed.") for n in alone["notes"])
 
