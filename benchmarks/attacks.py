@@ -112,7 +112,7 @@ def child(repo: Path, place: Path) -> None:
     with contextlib.suppress(ImportError, AttributeError):  # of an earlier state of the code
         from albert_ablate.studies import states
 
-        states.WORTH_WRITING = 1  # an index for however few runs
+        states.INDEX_WRITE_THRESHOLD = 1  # an index for however few runs
     quoted = "[" + ", ".join(f'"{o}"' for o in overrides) + "]"
     (place / "claims.yaml").write_text(CLAIMS.replace("OVERRIDES", quoted))
     with contextlib.redirect_stdout(io.StringIO()):

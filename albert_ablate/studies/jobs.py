@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 KILLED = "Its process was killed, which a lack of memory does"
-LOOK = 2.0  # seconds between a worker's looks at whether its command is still there
+PARENT_CHECK_SECONDS = 2.0  # seconds between a worker's looks at whether its command is still there
 
 _warm = False
 _busy = threading.Event()  # a run is being trained
@@ -93,7 +93,7 @@ def _watch(desk: Path, ended: threading.Event) -> None:
 def _leave_after(parent: int) -> None:
     """End this worker when the process that started it is gone and its run done: joblib's would wait for ever."""
     while os.getppid() == parent or _busy.is_set():
-        time.sleep(LOOK)
+        time.sleep(PARENT_CHECK_SECONDS)
     os._exit(0)
 
 

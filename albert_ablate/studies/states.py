@@ -20,7 +20,7 @@ from albert_ablate.records.store import last_line as last_line
 from albert_ablate.records.store import run_folders as run_folders
 
 INDEX, VERSION = ".status", "4"
-WORTH_WRITING = 200  # records newly read
+INDEX_WRITE_THRESHOLD = 200  # records newly read
 BRIEF = "status label name arm setting identity seed role error updated created progress sessions cost summary".split()
 BRIEF += ["revisions"]
 
@@ -87,7 +87,7 @@ def _states(root: Path, configured: bool) -> list[dict[str, Any]]:
         entries.append("\t".join([name, *entry]))
         record = json.loads(entry[1]) | (json.loads(entry[2]) if configured else {})
         found.append(_judged(record, folder) | {"folder": str(folder)})
-    if read >= WORTH_WRITING:
+    if read >= INDEX_WRITE_THRESHOLD:
         _write_index(root / INDEX, "\n".join([*entries, ""]))
     return found
 

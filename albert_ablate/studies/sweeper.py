@@ -25,8 +25,8 @@ from albert_ablate.studies.states import has_ended, is_done, is_held, last_line,
 from albert_ablate.studies.sweepfile import REFUSALS, Sweep, overrides_of, own_overrides, varied_labels
 
 ATTEMPTS = 3
-POLL = 2.0  # seconds between looks at runs that others are training
-FRESH = 60.0  # seconds within which a launch has written down what it is of
+POLL_SECONDS = 2.0  # seconds between looks at runs that others are training
+FRESH_LAUNCH_SECONDS = 60.0  # seconds within which a launch has written down what it is of
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ class Study:
                 if not waiting:
                     self.say(f"{len(open_)} runs are being trained by another process; waiting for them.")
                 waiting = True
-                time.sleep(POLL)
+                time.sleep(POLL_SECONDS)
                 continue
             # a run that was in the air when workers died flies alone the third time, so that it takes none with it and
             # none takes it; not sooner, since a node of a cluster that dies has many in the air
@@ -324,7 +324,7 @@ def _clear_desks(root: Path) -> None:
     for desk in root.glob("*"):
         with contextlib.suppress(OSError, ValueError):
             listed = desk / "folders.json"
-            if not listed.exists() and time.time() - desk.stat().st_mtime < FRESH:
+            if not listed.exists() and time.time() - desk.stat().st_mtime < FRESH_LAUNCH_SECONDS:
                 continue  # somebody is about to write it
             folders = json.loads(listed.read_text()) if listed.exists() else []
             begun = [Path(folders[int(f.stem)]) for f in desk.glob("*.begun")]

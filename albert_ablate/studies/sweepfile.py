@@ -21,8 +21,8 @@ PROGRAM = "run.py"
 # where a command takes a run's values, in the forms that run.py reads under `wandb agent`
 ARGUMENTS = ("${args}", "${args_no_hyphens}", "${args_append_hydra}", "${args_override_hydra}")
 REFUSALS = 50  # draws or proposals in a row that are refused, before no more are tried
-EDGE = 1e-6  # of the cumulative probability: the ends of a distribution
-MOST = 10_000  # values of one parameter of a grid
+TAIL_PROBABILITY = 1e-6  # of the cumulative probability: the ends of a distribution
+MAX_GRID_VALUES = 10_000  # values of one parameter of a grid
 NUMBER = re.compile(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 
 
@@ -289,7 +289,7 @@ def _parameter(name: str, spec: Any) -> Parameter:
     _check_arguments(name, distribution, arguments)
     found = Parameter(name, distribution=distribution, arguments=arguments)
     with contextlib.suppress(OverflowError):
-        if all(math.isfinite(found.at(u)) for u in (EDGE, 1 - EDGE)):
+        if all(math.isfinite(found.at(u)) for u in (TAIL_PROBABILITY, 1 - TAIL_PROBABILITY)):
             return found
     raise ConfigError(f"{name}: {distribution} of {arguments} has values that no number can hold.")
 
@@ -304,8 +304,8 @@ def _all_values(parameter: Parameter) -> Parameter:
     if parameter.distribution not in ("int_uniform", "q_uniform"):
         raise ConfigError(f"{name} has a distribution: method=grid needs value, values, int_uniform or q_uniform.")
     step = given.get("q", 1)
-    if (given["max"] - given["min"]) / step > MOST:
-        raise ConfigError(f"{name} has more than {MOST:,} values, which no grid goes through.")
+    if (given["max"] - given["min"]) / step > MAX_GRID_VALUES:
+        raise ConfigError(f"{name} has more than {MAX_GRID_VALUES:,} values, which no grid goes through.")
     import numpy as np
 
     end = given["max"] + 1 if parameter.distribution == "int_uniform" else given["max"]

@@ -28,8 +28,8 @@ Rows = Mapping[str, list[Mapping]]  # by history
 # Seconds. All trackers of a run may hold it up so long, of which the second at its beginning; letting go of what hangs
 # costs a few more.
 LIMIT, LIMIT_AT_BEGINNING = 25.0, 15.0
-SLOW = 2.0  # a server that has failed after as long is not asked again by this process for a while
-PAUSE = 600.0
+SLOW_FAILURE_SECONDS = 2.0  # a server that has failed after as long is not asked again by this process for a while
+RETRY_PAUSE_SECONDS = 600.0
 _unanswered: dict[str, float] = {}  # address of such a server -> when it may be asked again
 
 
@@ -159,13 +159,13 @@ class Tracker(NoLogger):
         try:
             yield
         except Exception:
-            if time.monotonic() - began > SLOW:
+            if time.monotonic() - began > SLOW_FAILURE_SECONDS:
                 self._pause()
             raise
 
     def _pause(self) -> None:
         if address := self.address():
-            _unanswered[address] = time.monotonic() + PAUSE
+            _unanswered[address] = time.monotonic() + RETRY_PAUSE_SECONDS
 
     def _ask(self, act: Callable, *args: Any) -> threading.Event:
         done = threading.Event()

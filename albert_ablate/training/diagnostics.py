@@ -41,9 +41,9 @@ from albert_ablate.model.decoder import Decoder
 from albert_ablate.model.dropout import Dropout
 from albert_ablate.optim.clipping import Clip, tensor_norms
 
-TIMES = 40  # that a run is looked at, about, where diagnostics.every is null
+DEFAULT_LOGGED_STEPS = 40  # that a run is looked at, about, where diagnostics.every is null
 SEQUENCES = 2  # whose attention weights are computed
-DEAD = 1e-6
+DEAD_UNIT_THRESHOLD = 1e-6
 FLAT = {  # (edge, both sides): |a'(z)| < 1e-3 where z < edge, or where |z| > |edge|
     "relu": (0.0, False),
     "relu2": (5e-4, False),
@@ -59,7 +59,7 @@ Figures = dict[str, float]
 
 def interval(every: int | None, steps: int) -> int:
     """Steps between logged ones, 0 for none: diagnostics.every, or a fortieth of the budget where that is None."""
-    return max(1, round(steps / TIMES)) if every is None else every
+    return max(1, round(steps / DEFAULT_LOGGED_STEPS)) if every is None else every
 
 
 class Probe:
@@ -183,7 +183,7 @@ class Probe:
     def _units(self, place: Place, z: Tensor, a: Tensor) -> None:
         z, a = (_plain(x).flatten(0, 1) for x in (z, a))
         share = 1 / a.shape[1]
-        dead = (a.amax(0) < DEAD) & (a.amin(0) > -DEAD)
+        dead = (a.amax(0) < DEAD_UNIT_THRESHOLD) & (a.amin(0) > -DEAD_UNIT_THRESHOLD)
         self._keep(place, "dead", dead.sum(), share)
         if self.flat is not None:
             edge, both = self.flat

@@ -15,7 +15,7 @@ from albert_ablate.training.launch import is_first
 from albert_ablate.training.prepare import identified
 from albert_ablate.training.run import run
 
-POLL = 2.0  # seconds between looks at a run that somebody else is training
+POLL_SECONDS = 2.0  # seconds between looks at a run that somebody else is training
 
 
 def composed(cfg: Any) -> Mapping:
@@ -50,7 +50,7 @@ def run_swept(cfg: Mapping, verbose: bool = False) -> dict[str, Any]:
             if not waiting:
                 print(f"{error} Waiting for its result.", file=sys.stderr, flush=True)
             waiting = True
-            time.sleep(POLL)
+            time.sleep(POLL_SECONDS)
     if record.get("found") and is_first(cfg):
         from albert_ablate.model.build import build
 

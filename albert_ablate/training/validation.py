@@ -15,7 +15,7 @@ from torchmetrics.text import Perplexity
 from albert_ablate.data.packed import Packed, held_out_sample, take_blocks
 from albert_ablate.training.ranks import Ranks
 
-TIMES = 20  # evaluations over the budget, where evaluation.every is null
+DEFAULT_EVALUATIONS = 20  # evaluations over the budget, where evaluation.every is null
 BATCH_TOKENS = 2048  # a constant, so that results depend on nothing but weights and text
 
 
@@ -23,7 +23,7 @@ def due(step: int, steps: int, tokens_per_step: int, every: int | None) -> bool:
     """Whether `step`, from 1, is one to evaluate after: the tokens so far pass a multiple of `every`, or of a twentieth
     of the budget where that is None."""
     if every is None:
-        return TIMES * step // steps > TIMES * (step - 1) // steps
+        return DEFAULT_EVALUATIONS * step // steps > DEFAULT_EVALUATIONS * (step - 1) // steps
     return step * tokens_per_step // every > (step - 1) * tokens_per_step // every
 
 

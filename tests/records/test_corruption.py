@@ -202,7 +202,7 @@ def test_the_record_of_another_run_is_refused(whole, tmp_path):
 def test_a_damaged_status_index_is_made_anew(whole, tmp_path, monkeypatch):
     from albert_ablate.studies import states
 
-    monkeypatch.setattr(states, "WORTH_WRITING", 1)
+    monkeypatch.setattr(states, "INDEX_WRITE_THRESHOLD", 1)
     shutil.copytree(whole, tmp_path / whole.parent.name / "seed0", ignore=shutil.ignore_patterns("checkpoints"))
     wanted, index = states.states(tmp_path), tmp_path / states.INDEX
     good = index.read_bytes()

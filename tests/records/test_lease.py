@@ -23,7 +23,7 @@ def lockless(request, monkeypatch):
 
     monkeypatch.setattr(fcntl, "lockf", fail)
     monkeypatch.setattr(fcntl, "fcntl", fail)
-    for name, seconds in (("BEAT", 0.05), ("EXPIRY", 0.6), ("SETTLE", 0.15)):
+    for name, seconds in (("BEAT", 0.05), ("EXPIRY", 0.6), ("SETTLE_SECONDS", 0.15)):
         monkeypatch.setattr(lease, name, seconds)
 
 

@@ -249,7 +249,7 @@ def test_what_cannot_be_drawn_is_one_sentence_and_exit_code_2(tmp_path, capsys):
     (folder / "record.json").write_text("{")
     assert "cannot be read" in said("show", str(folder), "-o", out)
     (tmp_path / "afile").touch()
-    assert "no folder of runs" in said("report", str(tmp_path / "nowhere"))
+    assert "not a folder of runs" in said("report", str(tmp_path / "nowhere"))
     assert "no run that can be read" in said("report", str(tmp_path), "-o", out)
     assert "There is no ledger" in said("report", str(tmp_path), "-o", out, "--ledger", str(tmp_path / "l.json"))
     assert "afile is not a folder of runs" in said("report", str(tmp_path / "afile"), "-o", out)

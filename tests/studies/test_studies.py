@@ -17,7 +17,7 @@ from albert_ablate.cli import main
 from albert_ablate.config import compose
 from albert_ablate.records.folder import RunFolder
 from albert_ablate.studies import jobs
-from albert_ablate.studies.states import INDEX, WORTH_WRITING, has_ended, is_held, run_folders, state
+from albert_ablate.studies.states import INDEX, INDEX_WRITE_THRESHOLD, has_ended, is_held, run_folders, state
 from albert_ablate.studies.status import arms, cell, read_states
 from albert_ablate.studies.sweeper import _desk, _launcher, plan
 from albert_ablate.studies.sweepfile import read_sweep
@@ -311,7 +311,7 @@ def test_a_signal_stops_every_worker_at_a_step_and_the_command_goes_on(number, g
 
 @pytest.mark.process
 def test_a_worker_whose_command_was_killed_ends_with_its_run(monkeypatch):
-    monkeypatch.setattr(jobs, "LOOK", 0.01)
+    monkeypatch.setattr(jobs, "PARENT_CHECK_SECONDS", 0.01)
     reader, writer = os.pipe()
 
     def command():
@@ -430,20 +430,20 @@ def test_an_index_of_records_is_never_believed_over_them(tmp_path):
         about = {"status": status, "label": "norm=x", "config": {"optimizer": {"lr": 0.5}}, "choices": {"norm": "x"}}
         folder.write({**about, "summary": {"val_loss": float(seed)}, "cost": {}, "proof": {"a": "b"}, **more})
 
-    for seed in range(WORTH_WRITING):
+    for seed in range(INDEX_WRITE_THRESHOLD):
         write(seed, "finished")
     first = read_states(tmp_path)
-    assert (tmp_path / INDEX).exists() and len(first) == WORTH_WRITING
+    assert (tmp_path / INDEX).exists() and len(first) == INDEX_WRITE_THRESHOLD
     assert first[3]["config"] == {"optimizer": {"lr": 0.5}} and first[3]["lr"] == 0.5 and "proof" not in first[3]
     assert read_states(tmp_path) == first
     write(3, "failed", error="OSError:\ttab\nline")
-    write(WORTH_WRITING, "running")
+    write(INDEX_WRITE_THRESHOLD, "running")
     by = {Path(r["folder"]).name: r for r in read_states(tmp_path, configured=False)}
     assert by["seed3"]["status"] == "failed" and by["seed3"]["error"] == "OSError:\ttab\nline"
-    assert by[f"seed{WORTH_WRITING}"]["status"] == "orphaned" and "config" not in by["seed3"]
+    assert by[f"seed{INDEX_WRITE_THRESHOLD}"]["status"] == "orphaned" and "config" not in by["seed3"]
     (tmp_path / "abc" / "seed5" / "record.json").unlink()
     assert {Path(r["folder"]).name: r["status"] for r in read_states(tmp_path)}["seed5"] == "pending"
     write(5, "finished")
-    assert all(has_ended(f) == (f.name not in ("seed3", f"seed{WORTH_WRITING}")) for f in run_folders(tmp_path))
+    assert all(has_ended(f) == (f.name not in ("seed3", f"seed{INDEX_WRITE_THRESHOLD}")) for f in run_folders(tmp_path))
     (tmp_path / INDEX).write_text("1\ngarbage\nabc/seed1\t1 2 3")
-    assert len(read_states(tmp_path)) == WORTH_WRITING + 1
+    assert len(read_states(tmp_path)) == INDEX_WRITE_THRESHOLD + 1

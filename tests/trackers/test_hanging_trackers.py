@@ -57,7 +57,7 @@ def test_a_tracker_that_hangs_is_given_up_in_one_sentence_that_names_the_sync_co
 
 @pytest.mark.parametrize("at", ["begin", "push", "end"])
 def test_a_dead_server_is_waited_for_once_in_a_process(at, monkeypatch, capsys):
-    monkeypatch.setattr(tracker, "SLOW", 0.0)
+    monkeypatch.setattr(tracker, "SLOW_FAILURE_SECONDS", 0.0)
     monkeypatch.setattr(tracker, "_unanswered", {})
     asked: list[str] = []
 
@@ -84,7 +84,7 @@ def test_a_dead_server_is_waited_for_once_in_a_process(at, monkeypatch, capsys):
         session(server)
     assert asked == ["a", "b"]
     assert capsys.readouterr().err.count("albert-ablate sync x --to wandb") == 4  # each run's is missing
-    monkeypatch.setattr(tracker, "PAUSE", -1.0)
+    monkeypatch.setattr(tracker, "RETRY_PAUSE_SECONDS", -1.0)
     tracker._unanswered.clear()
     for _ in range(2):
         session("a")
