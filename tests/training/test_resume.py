@@ -16,8 +16,8 @@ from albert_ablate.records.folder import RunFolder
 from albert_ablate.records.history import SCHEMAS
 from albert_ablate.training.checkpoint import load_checkpoint
 from albert_ablate.training.console import show_result
-from albert_ablate.training.main import main
 from albert_ablate.training.run import run
+from run import main
 
 VARIANTS = {
     "plain": [],
