@@ -18,7 +18,6 @@ from albert_ablate.stats.effects import signed_difference
 from albert_ablate.stats.sequential import paired_interval
 
 OUTSIDE = ("trainer.precision", "trainer.compile")  # settings that determine the weights, beside the groups that do
-PAIRED = ["arm", "seed", "d"]
 
 # --- arms ------------------------------------------------------------------------------------------------------------
 
@@ -159,18 +158,13 @@ def paired(
     runs: arm, seed, value, diverged. Finished runs without a finite value are left out.
     """
     runs = runs[runs["diverged"] | np.isfinite(runs["value"])]
-    own = {arm: rows.drop_duplicates("seed").set_index("seed") for arm, rows in runs.groupby("arm", sort=False)}
-    if control not in own:
-        return pd.DataFrame(columns=PAIRED)
-    c, parts = own[control], []
-    for arm, t in own.items():
-        seeds = t.index.intersection(c.index).sort_values()
-        if arm == control or not len(seeds):
-            continue
-        a, b = t.loc[seeds], c.loc[seeds]
-        d = signed_difference(a["value"], b["value"], better, log, a["diverged"], b["diverged"])
-        parts.append(pd.DataFrame({"arm": arm, "seed": seeds, "d": d}))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=PAIRED)
+    runs = runs.drop_duplicates(["arm", "seed"])
+    is_control = runs["arm"] == control
+    order = {arm: i for i, arm in enumerate(runs["arm"].unique())}
+    both = runs[~is_control].merge(runs[is_control], on="seed", suffixes=("", "_control"))
+    both = both.sort_values(["arm", "seed"], key=lambda c: c.map(order) if c.name == "arm" else c, ignore_index=True)
+    lost = both["diverged"], both["diverged_control"]
+    return both[["arm", "seed"]].assign(d=signed_difference(both["value"], both["value_control"], better, log, *lost))
 
 
 def percent(d: Any) -> Any:

@@ -31,12 +31,14 @@ def thinned(values: Sequence[float] | np.ndarray, points: int = STEPS_OF_A_CURVE
     at = np.flatnonzero(np.isfinite(y))
     if len(at) <= points:
         return at
-    edges = np.linspace(0, len(at), max(1, (points - 2) // 2) + 1).astype(int)
-    kept = [at[0], at[-1]]
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
-        part = y[at[low:high]]
-        kept += [at[low + part.argmin()], at[low + part.argmax()]]
-    return np.unique(kept)
+    buckets = max(1, (points - 2) // 2)
+    edges = np.linspace(0, len(at), buckets + 1).astype(int)
+    bucket, part = np.repeat(np.arange(buckets), np.diff(edges)), y[at]
+    kept = [np.array([0, len(at) - 1])]
+    for extreme in (np.minimum, np.maximum):
+        found = np.flatnonzero(part == extreme.reduceat(part, edges[:-1])[bucket])
+        kept.append(found[np.unique(bucket[found], return_index=True)[1]])  # the first of each bucket
+    return at[np.unique(np.concatenate(kept))]
 
 
 def columns_of_time(steps: np.ndarray, columns: int = CELLS) -> np.ndarray:
@@ -57,37 +59,47 @@ def depth_map(layers: pd.DataFrame, quantity: str, columns: int = CELLS, until: 
     empty = pd.DataFrame({"tokens": [], "end": [], "layer": [], "value": []})
     if quantity not in layers or layers.empty:
         return empty
-    x = layers[[c for c in ("step", "tokens", "layer", "sublayer", "weight_norm", quantity) if c in layers]]
-    x = x[np.isfinite(x[quantity])]
-    if x.empty:
+    x = layers[quantity].to_numpy(float)
+    logged, first, time = np.unique(layers["step"].to_numpy(), return_index=True, return_inverse=True)
+    column = columns_of_time(logged, columns)
+    starts = layers["tokens"].to_numpy(float)[first][np.unique(column, return_index=True)[1]]
+    fine = np.isfinite(x)
+    if not fine.any():
         return empty
-    keys = [x["step"], x["tokens"], x["layer"]]
-    if "sublayer" not in x:
-        block = x.set_index(["step", "tokens", "layer"])[quantity]
-    elif quantity == "grad_norm":
-        block = np.sqrt((x[quantity] ** 2).groupby(keys).sum())
-    elif quantity == "update_ratio" and "weight_norm" in x:
-        changed = ((x[quantity] * x["weight_norm"]) ** 2).groupby(keys).sum()
-        block = np.sqrt(changed / (x["weight_norm"] ** 2).groupby(keys).sum())
-    elif quantity == "residual_rms":
-        block = x[quantity].groupby(keys).last()
-    elif quantity.endswith("_rms"):
-        block = np.sqrt((x[quantity] ** 2).groupby(keys).mean())
-    else:
-        block = x[quantity].groupby(keys).agg("min" if quantity in LOWEST else "max")
-    block = block.rename("value").reset_index()
-    times = layers[["step", "tokens"]].drop_duplicates("step").sort_values("step")
-    column = columns_of_time(times["step"].to_numpy(), columns)
-    starts = times["tokens"].to_numpy()[np.unique(column, return_index=True)[1]].astype(float)
+    x, time, layer = x[fine], time[fine], layers["layer"].to_numpy(int)[fine]
+    depth = int(layer.max()) + 1
+    weights = layers["weight_norm"].to_numpy(float)[fine] if "weight_norm" in layers else None
+    joined = _of_blocks(x, time * depth + layer, len(logged) * depth, quantity, "sublayer" in layers, weights)
+    worst = np.fmin if quantity in LOWEST else np.fmax
+    value = np.full((column[-1] + 1, depth), np.nan)
+    with np.errstate(invalid="ignore"):
+        worst.at(value, column, joined.reshape(len(logged), depth))
     width = np.diff(starts).mean() if len(starts) > 1 else max(1.0, float(starts[0]))
     ends = np.append(starts[1:], starts[-1] + width if until is None or until <= starts[-1] else until)
-    block["column"] = block["step"].map(dict(zip(times["step"], column, strict=True)))
-    worst = block.groupby(["column", "layer"])["value"].agg("min" if quantity in LOWEST else "max").reset_index()
-    return pd.DataFrame(
-        {
-            "tokens": starts[worst["column"]],
-            "end": ends[worst["column"]],
-            "layer": worst["layer"] + 1,
-            "value": worst["value"],
-        }
-    )
+    at, block = np.nonzero(~np.isnan(value))
+    return pd.DataFrame({"tokens": starts[at], "end": ends[at], "layer": block + 1, "value": value[at, block]})
+
+
+def _of_blocks(
+    x: np.ndarray, key: np.ndarray, size: int, quantity: str, sublayers: bool, weights: np.ndarray | None
+) -> np.ndarray:
+    """The values of each block's sublayers joined, by key; nan for keys without a value."""
+
+    def total(values: np.ndarray) -> np.ndarray:
+        return np.bincount(key, np.nan_to_num(values, nan=0.0, posinf=np.inf, neginf=-np.inf), size)
+
+    there = np.bincount(key, minlength=size)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        if quantity == "residual_rms" or not sublayers:
+            joined = np.full(size, np.nan)
+            joined[key] = x  # of several the last
+        elif quantity == "grad_norm":
+            joined = np.sqrt(total(x**2))
+        elif quantity == "update_ratio" and weights is not None:
+            joined = np.sqrt(total((x * weights) ** 2) / total(weights**2))
+        elif quantity.endswith("_rms"):
+            joined = np.sqrt(total(x**2) / there)
+        else:
+            joined = np.full(size, np.nan)
+            (np.fmin if quantity in LOWEST else np.fmax).at(joined, key, x)
+    return np.where(there > 0, joined, np.nan)

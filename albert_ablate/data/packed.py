@@ -25,6 +25,7 @@ import numpy as np
 from albert_ablate.config import ConfigError
 from albert_ablate.data.corpora import SPLITS, Corpus
 from albert_ablate.data.tokenizers import Bytes
+from albert_ablate.records.cache import cache_folder as cache_folder  # by which components find it here
 from albert_ablate.streams import digest, stream_seed
 
 PARTIAL = "partial-"  # begins the name of a folder that is being written
@@ -98,13 +99,6 @@ class Packed:
             most = int(len(self.train) * self.bytes_per_token["train"])
             raise ConfigError(f"data.train_size={size} is more than the {most} bytes of training text there are.")
         return replace(self, train=self.train[:tokens])
-
-
-def cache_folder(configured: str | None) -> Path:
-    """paths.cache, or the user's cache folder."""
-    if configured is not None:
-        return Path(configured).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "albert_ablate"
 
 
 class Damaged(Exception):

@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,9 @@ from albert_ablate.analysis.load import Runs, load_runs
 from albert_ablate.analysis.numbers import human, visible
 from albert_ablate.analysis.tables import baseline, key_of, paired, settings_and_names
 from albert_ablate.config import ConfigError
-from albert_ablate.records import store
-from albert_ablate.records.history import read_history
 from albert_ablate.report import style
 from albert_ablate.report.contrasts import read_ledger
+from albert_ablate.report.histories import Histories, read_histories
 from albert_ablate.report.page import Section
 
 LEVELS = 12  # of a factor; more are a search, not a factorial
@@ -54,7 +54,6 @@ class Material:
     notes: list[str]
     remote: Mapping[str, Any]  # folder -> its histories, of runs that lie elsewhere
     mixed: Sequence[str] = ()  # of data, tokenizer, task, text: in what the runs' losses are of different things
-    both: pd.DataFrame | None = None  # arm, run, seed, tokens, train, validation
     baseline: str = ""  # the arm that others are compared with
 
     @property
@@ -81,11 +80,31 @@ class Material:
         """A run's folder below the root: a page to be mailed names no folder of its maker."""
         return visible(str(folder).removeprefix(f"{self.root}/"))
 
-    @property
+    @cached_property
+    def histories(self) -> Histories:
+        """The curves of `rows`, by the number of the row."""
+        return read_histories(self.root, self.rows, self.remote)
+
+    def of_runs(self, table: pd.DataFrame) -> pd.DataFrame:
+        """The table of runs by number with the arm and seed of each row's run."""
+        run = table["run"].to_numpy()
+        own = {"arm": self.rows["name"].to_numpy()[run], "seed": self.rows["seed"].to_numpy(int)[run]}
+        return table.assign(**own)
+
+    @cached_property
+    def paired_losses(self) -> pd.DataFrame:
+        """arm, seed, d: the log ratio of the compared loss of runs of one seed (`tables.paired`)."""
+        column, done = self.compared[0], self.done
+        if column not in done:
+            return pd.DataFrame(columns=["arm", "seed", "d"])
+        runs = pd.DataFrame({"arm": done["name"], "seed": done["seed"].astype(int), "value": done[column]})
+        return paired(runs.assign(diverged=(done["status"] == "diverged").to_numpy()), self.baseline)
+
+    @cached_property
     def done(self) -> pd.DataFrame:
         return self.rows[self.rows["status"].isin(["finished", "diverged"])]
 
-    @property
+    @cached_property
     def finished(self) -> pd.DataFrame:
         return self.rows[self.rows["status"] == "finished"]
 
@@ -162,33 +181,10 @@ def counted(n: int, what: str) -> str:
     return f"{n:,} {what}{'s' * (n != 1)}"
 
 
-def paired_losses(m: Material) -> pd.DataFrame:
-    """arm, seed, d: the log ratio of the compared loss of runs of one seed (`tables.paired`)."""
-    column = m.compared[0]
-    if column not in m.done:
-        return pd.DataFrame(columns=["arm", "seed", "d"])
-    runs = pd.DataFrame({"arm": m.done["name"], "seed": m.done["seed"].astype(int), "value": m.done[column]})
-    return paired(runs.assign(diverged=(m.done["status"] == "diverged").to_numpy()), m.baseline)
-
-
-def read_columns(m: Material, row: Any, name: str, columns: Sequence[str]) -> pd.DataFrame | None:
-    """Those of the columns that the run's history has; None where it cannot be read."""
-    try:
-        if row.folder in m.remote:
-            table = m.remote[row.folder](name)
-        else:
-            record = store.read(row.folder)
-            if isinstance(record, store.Unreadable):
-                return None
-            table = read_history(Path(row.folder), name, record.histories, record.identity)
-        return table.select([c for c in columns if c in table.column_names]).to_pandas()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
-        return None
-
-
 def warn(section: Section, sentence: str) -> None:
     """Say on the page and on the terminal what is left out: tables as CSV have no place for it."""
     section.text.append(sentence)
+    section.warnings.append(sentence)
     print(sentence, file=sys.stderr)
 
 

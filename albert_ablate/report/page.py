@@ -5,6 +5,7 @@ view. Nothing is fetched, and a policy in the page forbids it. Whatever comes fr
 """
 
 import csv
+import hashlib
 import json
 import math
 import re
@@ -132,6 +133,7 @@ class Section:
     zoom: bool = False  # whether its charts can be zoomed, which a page says and a picture need not
     cards: list[Mapping[str, Any]] = field(default_factory=list)  # claims: verdict, name, statement, sentence, details
     scales: dict[str, "ColorScale"] = field(default_factory=dict)  # group of small figures -> the one legend of all
+    warnings: list[str] = field(default_factory=list)  # of the text: what was said on the terminal too
 
     @property
     def anchor(self) -> str:
@@ -190,7 +192,6 @@ class Page:
 def html(page: Page) -> str:
     """The page as one file."""
     import jinja2
-    import vl_convert
 
     frames: dict[str, Any] = {}
     figures = [f for s in page.sections for f in (*s.figures, *(f for c in s.cards for f in c.get("figures", ())))]
@@ -220,7 +221,7 @@ def html(page: Page) -> str:
         numbers={id(f): i for i, f in enumerate(figures)},
         identity=id,
         content=safe_json(content),
-        vega=vl_convert.javascript_bundle(None),  # type: ignore[arg-type]
+        vega=render.vega_bundle(),
         light=style.LIGHT,
         dark=style.DARK,
         filter_from=2,
@@ -293,9 +294,27 @@ def _numbers(values: np.ndarray) -> list[Any]:
     ]
 
 
-def write_html(page: Page, output: Path) -> list[Path]:
-    _replace(output, html(page).encode())
+def write_html(page: Page, output: Path, inputs: str = "") -> list[Path]:
+    """inputs: a digest of all that the page was made from, by which `is_current` knows the file again."""
+    content = html(page).encode()
+    if inputs and not any(section.warnings for section in page.sections):  # which must be said again
+        content += _stamp(inputs, content)
+    _replace(output, content)
     return [output]
+
+
+def is_current(output: Path, inputs: str) -> bool:
+    """Whether the file is a page made from just these inputs, and has not been changed since."""
+    try:
+        content = output.read_bytes()
+    except OSError:
+        return False
+    stamp = _stamp(inputs, b"")
+    return content.endswith(_stamp(inputs, content[: -len(stamp)]))
+
+
+def _stamp(inputs: str, content: bytes) -> bytes:
+    return f"<!-- {inputs} {hashlib.sha256(content).hexdigest()} -->\n".encode()
 
 
 def write_markdown(page: Page, output: Path) -> list[Path]:

@@ -2,7 +2,9 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from albert_ablate.config import ConfigError
+from albert_ablate.records.cache import cache_folder, read_cached, write_cached
 from albert_ablate.report.style import HEIGHT, WIDTH, theme
 
 FORMATS = (".html", ".png", ".svg")
@@ -23,6 +26,28 @@ def require() -> None:
         import vl_convert  # noqa: F401
     except ImportError as error:
         raise ConfigError(f"Charts need {error.name}: pip install 'albert_ablate[plot]'.") from None
+
+
+def vega_bundle() -> str:
+    """The JavaScript that draws charts on a page; bundling it takes seconds, so that it is kept by its version."""
+    import vl_convert
+
+    file = cache_folder() / "report" / f"vega-{version('vl-convert-python')}.js"
+    known = read_cached(file)
+    if known is not None:
+        return known.decode()
+    made = vl_convert.javascript_bundle(None)  # type: ignore[arg-type]
+    write_cached(file, made.encode())
+    return made
+
+
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Charts made here are not compared with Altair's schema, which takes half of a report's time: tests do that."""
+    import altair as alt
+
+    with alt.utils.schemapi.debug_mode(False):
+        yield
 
 
 def specification(chart: Any) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:

@@ -6,8 +6,9 @@ An arm here is a setting, named by what it differs in from the others. Tuning ru
 from pathlib import Path
 
 from albert_ablate.report import render
+from albert_ablate.report.histories import inputs
 from albert_ablate.report.material import counted, gather
-from albert_ablate.report.page import Page, write_csv, write_html, write_markdown
+from albert_ablate.report.page import Page, is_current, write_csv, write_html, write_markdown
 from albert_ablate.report.sections.cost import cost_section
 from albert_ablate.report.sections.curves import curves_section
 from albert_ablate.report.sections.depth import depth_section
@@ -25,10 +26,9 @@ def make(root: Path, ledger: Path | None = None, baseline: str | None = None) ->
     m = gather(root, ledger, baseline)
     claims = [ledger_section(m), effects_section(m)]
     leaders = leaderboard_section(m)
-    curves = curves_section(m)  # before generalization, which draws what it read
     sections = [
         *([claims[0], leaders, claims[1]] if m.ledger else [leaders]),
-        curves,
+        curves_section(m),
         rates_section(m),
         divergence_section(m),
         depth_section(m),
@@ -49,10 +49,16 @@ def make(root: Path, ledger: Path | None = None, baseline: str | None = None) ->
 def write(
     root: Path, output: Path | None, kind: str, ledger: Path | None = None, baseline: str | None = None
 ) -> list[Path]:
-    """Write the report; gives the files."""
+    """Write the report; gives the files. A page on the same inputs that is there already stays as it is."""
     output = output or Path({"html": "report.html", "md": "report.md", "csv": "report"}[kind])
     if kind != "csv":
         render.require()
     render.writable(output, () if kind == "csv" else (f".{kind}",))
-    page = make(root, ledger, baseline)
-    return {"html": write_html, "md": write_markdown, "csv": write_csv}[kind](page, output)
+    made_from = inputs(root, ledger or root / "ledger.json", baseline) if kind == "html" and root.is_dir() else ""
+    if made_from and is_current(output, made_from):
+        return [output]
+    with render.unchecked():
+        page = make(root, ledger, baseline)
+    if kind == "html":
+        return write_html(page, output, made_from)
+    return write_markdown(page, output) if kind == "md" else write_csv(page, output)

@@ -3,47 +3,26 @@
 import numpy as np
 import pandas as pd
 
-from albert_ablate.analysis import thinning
 from albert_ablate.analysis.numbers import human
 from albert_ablate.analysis.tables import differences_by, key_of, with_mean
 from albert_ablate.report import charts_curves, style
-from albert_ablate.report.material import Material, counted, extremes, factors, read_columns, warn
+from albert_ablate.report.material import Material, counted, extremes, factors, warn
 from albert_ablate.report.page import Figure, Section
-
-POINTS = 120_000  # of training curves on the whole page
 
 
 def curves_section(m: Material) -> Section:
     section = Section("Loss curves", zoom=True)
-    evals, batches, ends, lost = [], [], [], []
-    points = max(30, min(400, POINTS // max(1, len(m.rows))))
-    for i, row in enumerate(m.rows.itertuples(index=False)):
-        own = {"arm": row.name, "run": i, "seed": int(row.seed)}
-        held = read_columns(m, row, "evals", ("tokens", "split", "loss", "bits_per_byte"))
-        steps = read_columns(m, row, "steps", ("tokens", "loss"))
-        if held is None or steps is None:
-            lost.append(m.place(row.folder))
-            continue
-        held = held[held["split"].isin(["train", "validation"])]
-        evals.append(held.assign(**own))
-        kept = steps.iloc[thinning.thinned(steps["loss"], points)]
-        batches.append(kept.assign(**own))
-        if row.status == "diverged":
-            at = held[(held["split"] == "validation") & np.isfinite(held["loss"])].tail(1)
-            tokens = steps["tokens"].iloc[-1] if len(steps) else 0
-            loss = kept["loss"].iloc[-1] if len(kept) else (at["loss"].iloc[-1] if len(at) else np.nan)
-            kind = getattr(row, "divergence", None)
-            ends.append({**own, "tokens": tokens, "loss": loss, "divergence": kind})
-    if lost:
+    histories = m.histories
+    if lost := [m.place(m.rows["folder"].iloc[i]) for i in histories.unreadable]:
         warn(
             section,
             f"Histories of {counted(len(lost), 'run')} cannot be read: {', '.join(lost[:5])}"
             f"{' …' if len(lost) > 5 else ''}.",
         )
-    if not evals or not sum(map(len, evals)):
+    if histories.evals.empty:
         section.missing.append("No run has committed an evaluation yet.")
         return section
-    held = pd.concat(evals)
+    held = m.of_runs(histories.evals)
     validation = held[held["split"] == "validation"].drop(columns="split")
     unit = "nats per token"
     if m.mixed:
@@ -52,7 +31,7 @@ def curves_section(m: Material) -> Section:
     if validation.empty:
         section.missing.append("No run has a finite validation loss.")
         return section
-    over = pd.DataFrame(ends or [], columns=["arm", "run", "seed", "tokens", "loss", "divergence"])
+    over = _ends_of_diverged(m)
     if m.mixed:  # batch losses are in nats only
         over = over.iloc[:0]
     note = (
@@ -75,7 +54,7 @@ def curves_section(m: Material) -> Section:
                 "The same, from half of the tokens on.",
             )
         )
-    training = pd.concat(batches)
+    training = m.of_runs(histories.batches)
     if len(training) and not m.mixed:
         section.figures.append(
             Figure(
@@ -85,9 +64,23 @@ def curves_section(m: Material) -> Section:
                 wide=True,
             )
         )
-    pair = held.pivot_table(index=["arm", "run", "seed", "tokens"], columns="split", values="loss").reset_index()
-    m.both = pair.dropna() if {"train", "validation"} <= {*pair} else None
     return section
+
+
+def _ends_of_diverged(m: Material) -> pd.DataFrame:
+    """arm, run, seed, tokens, loss, divergence of the diverged runs: their last tokens, and the last finite loss of a
+    batch or, without one, of the validation split."""
+    rows = []
+    for i in np.flatnonzero((m.rows["status"] == "diverged").to_numpy()).tolist():
+        run = m.histories.runs[i]
+        if run is None:
+            continue
+        held = run["eval_loss"][(run["eval_train"] == 0) & np.isfinite(run["eval_loss"])]
+        losses = np.r_[np.nan, held[-1:], run["batch_loss"][-1:]]
+        kind = m.rows["divergence"].iloc[i] if "divergence" in m.rows else None
+        rows.append((i, *(run["end_tokens"].tolist() or [0]), losses[-1], kind))
+    table = pd.DataFrame(rows, columns=["run", "tokens", "loss", "divergence"]).astype({"run": int})
+    return m.of_runs(table)
 
 
 def last_means(validation: pd.DataFrame) -> pd.DataFrame:

@@ -1,18 +1,29 @@
 """What happened in each block over training, as heat maps."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
 from albert_ablate.analysis import thinning
 from albert_ablate.analysis.numbers import human
 from albert_ablate.report import charts_curves, charts_run
-from albert_ablate.report.material import Material, read_columns
+from albert_ablate.report.histories import read_maps
+from albert_ablate.report.material import Material
 from albert_ablate.report.page import ColorScale, Figure, Section
 
 CELLS = 240_000  # of heat maps on the whole page
 MAPS = 24  # arms with heat maps
 MAPPED_SEEDS = 5  # seeds of an arm in its heat map
 MAPPED = ("grad_norm", "residual_rms", "update_ratio", "entropy")
+
+
+def _median(maps: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The median over the maps of an arm's seeds, of those whose columns of time are columns of the longest."""
+    longest = max(maps, key=lambda f: f["tokens"].nunique())
+    alike = [f for f in maps if {*f["tokens"]} <= {*longest["tokens"]}]
+    middle = pd.concat(alike).groupby(["tokens", "layer"])["value"].median().reset_index()
+    return middle.merge(longest.drop_duplicates("tokens")[["tokens", "end"]], on="tokens")
 
 
 def depth_section(m: Material) -> Section:
@@ -22,22 +33,14 @@ def depth_section(m: Material) -> Section:
     layers = m.rows["model.layers"].max() if "model.layers" in m.rows else 12
     layers = 12 if pd.isna(layers) else int(layers)
     columns = max(8, min(48, CELLS // max(1, len(chosen) * len(MAPPED) * layers)))
-    wanted = ("step", "tokens", "layer", "sublayer", "weight_norm", *MAPPED)
+    rows = pd.concat(m.rows[m.rows["name"] == arm].head(MAPPED_SEEDS) for arm in chosen)
+    each = read_maps(m.root, rows, m.remote, MAPPED, columns)
     cells: dict[str, dict[str, pd.DataFrame]] = {q: {} for q in MAPPED}
     for arm in chosen:
-        own = [
-            read_columns(m, row, "layers", wanted)
-            for row in m.rows[m.rows["name"] == arm].head(MAPPED_SEEDS).itertuples(index=False)
-        ]
+        own = [maps for maps, name in zip(each, rows["name"], strict=True) if name == arm]
         for quantity in MAPPED:
-            found = [thinning.depth_map(layer, quantity, columns) for layer in own if layer is not None]
-            found = [f for f in found if len(f)]
-            if found:
-                longest = max(found, key=lambda f: f["tokens"].nunique())
-                alike = [f for f in found if {*f["tokens"]} <= {*longest["tokens"]}]
-                over = pd.concat(alike).groupby(["tokens", "layer"])
-                ends = longest.drop_duplicates("tokens")[["tokens", "end"]]
-                cells[quantity][arm] = over["value"].median().reset_index().merge(ends, on="tokens")
+            if found := [maps[quantity] for maps in own if quantity in maps]:
+                cells[quantity][arm] = _median(found)
     for quantity, title in thinning.QUANTITIES.items():
         if quantity not in MAPPED or not cells[quantity]:
             continue

@@ -26,11 +26,12 @@ def generalization_section(m: Material) -> Section:
                 "Dots: runs; bar: mean; line: 95 % t interval from two seeds on. Both losses without dropout.",
             )
         )
-    if m.both is not None and len(m.both):
+    both = _train_and_validation(m)
+    if len(both):
         section.figures.append(
             Figure(
                 "Validation over training loss",
-                charts_curves.train_and_validation(m.both, m.arms, m.initial),
+                charts_curves.train_and_validation(both, m.arms, m.initial),
                 "At equal training loss the lower curve generalizes better; on the dashed line both are equal.",
             )
         )
@@ -65,6 +66,14 @@ def generalization_section(m: Material) -> Section:
             "Loss under missing and noisy tokens: albert-ablate evaluate RUN corruption measures it."
         )
     return section
+
+
+def _train_and_validation(m: Material) -> pd.DataFrame:
+    """arm, run, seed, tokens, train, validation of the evaluations of both splits."""
+    held = m.histories.evals.dropna(subset="loss").drop_duplicates(["run", "tokens", "split"])
+    train, validation = (held.loc[held["split"] == s, ["run", "tokens", "loss"]] for s in ("train", "validation"))
+    train, validation = train.rename(columns={"loss": "train"}), validation.rename(columns={"loss": "validation"})
+    return m.of_runs(train.merge(validation, on=["run", "tokens"]))
 
 
 def _rises(section: Section, m: Material, rows: pd.DataFrame, name: str, title: str) -> None:

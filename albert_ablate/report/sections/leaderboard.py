@@ -9,7 +9,7 @@ import pandas as pd
 from albert_ablate.analysis.numbers import human
 from albert_ablate.analysis.tables import mean_interval, means, percent
 from albert_ablate.report import charts_arms
-from albert_ablate.report.material import Material, counted, extremes, paired_losses, relative_spread
+from albert_ablate.report.material import Material, counted, extremes, relative_spread
 from albert_ablate.report.page import Figure, Section, Table
 
 SAME_COST = 0.01  # cost that differs by less is the same
@@ -19,24 +19,24 @@ def leaderboard(m: Material) -> pd.DataFrame:
     """A row an arm, the best first: runs and how many diverged, mean and standard deviation of the losses of finished
     runs, and the paired difference to the baseline in percent with its 95 % t interval (minus: better)."""
     quality, compared = m.quality[0], m.compared[0]
-    d = paired_losses(m).groupby("arm")["d"]
-    pairs = {arm: x.to_numpy(float) for arm, x in d}
+    pairs = {arm: x.to_numpy(float) for arm, x in m.paired_losses.groupby("arm")["d"]}
+    done, fine = m.done["name"].value_counts(), m.finished.groupby("name")
+    table = pd.DataFrame({"arm": m.arms, "seeds": done.reindex(m.arms, fill_value=0).to_numpy(int)})
+    table["diverged"] = table["seeds"] - fine.size().reindex(m.arms, fill_value=0).to_numpy(int)
+    for column in dict.fromkeys((quality, compared)):
+        known = column in m.finished
+        for name, what in ((column, "mean"), (f"{column}_sd", "std")):
+            table[name] = fine[column].agg(what).reindex(m.arms).to_numpy(float) if known else math.nan
     rows = []
-    done, finished = (dict(list(t.groupby("name"))) for t in (m.done, m.finished))
     for arm in m.arms:
-        own, fine = done.get(arm, m.done.iloc[:0]), finished.get(arm, m.finished.iloc[:0])
-        row: dict[str, Any] = {"arm": arm, "seeds": len(own), "diverged": len(own) - len(fine)}
-        for column in dict.fromkeys((quality, compared)):
-            x = fine[column].dropna().to_numpy(float) if column in fine else np.empty(0)
-            row |= {column: x.mean() if len(x) else math.nan, f"{column}_sd": x.std(ddof=1) if len(x) > 1 else math.nan}
         x = pairs.get(arm, np.empty(0))
         mean, low, high = mean_interval(x)
-        row |= {"difference": percent(mean), "low": percent(high), "high": percent(low)}
-        row |= {"pairs": len(x), "finished_pairs": int(np.isfinite(x).sum()), "better": int((x > 0).sum())}
-        for column in ("flops", "parameters"):
-            row[column] = float(fine[column].mean()) if column in fine and len(fine) else math.nan
-        rows.append(row)
-    return pd.DataFrame(rows)
+        row: dict[str, Any] = {"difference": percent(mean), "low": percent(high), "high": percent(low)}
+        rows.append(row | {"pairs": len(x), "finished_pairs": int(np.isfinite(x).sum()), "better": int((x > 0).sum())})
+    table = pd.concat([table, pd.DataFrame(rows)], axis=1)
+    for column in ("flops", "parameters"):
+        table[column] = fine[column].mean().reindex(m.arms).to_numpy(float) if column in m.finished else math.nan
+    return table
 
 
 def leaderboard_section(m: Material) -> Section:
@@ -71,7 +71,7 @@ def leaderboard_section(m: Material) -> Section:
                 data=extremes(over, "mean"),
             )
         )
-    d = paired_losses(m)
+    d = m.paired_losses
     d = d[np.isfinite(d["d"].astype(float))]
     if len(d):
         values = pd.DataFrame({"arm": d["arm"], "seed": d["seed"].astype(int), "value": percent(d["d"])})

@@ -1,6 +1,7 @@
 """How many runs of each arm diverged."""
 
 import math
+from functools import cache
 
 import pandas as pd
 
@@ -12,15 +13,19 @@ from albert_ablate.stats.effects import rate_interval
 
 def divergence_section(m: Material) -> Section:
     rows, shown = [], []
-    runs = dict(list(m.rows.filter(["name", "status", "divergence"]).groupby("name")))
+    interval = cache(rate_interval)  # arms with as many runs and losses have the same
+    ended = m.rows["status"].isin(["finished", "diverged"])
+    states, done, lost = (
+        _counts(m.rows[~ended], "status"),
+        m.rows.loc[ended, "name"].value_counts(),
+        m.rows.loc[m.rows["status"] == "diverged"],
+    )
+    diverged, ways = lost["name"].value_counts(), _counts(lost, "divergence")
     for arm in m.arms:
-        own = runs[arm]
-        done = own[own["status"].isin(["finished", "diverged"])]
-        lost = done[done["status"] == "diverged"]
-        share, low, high = rate_interval(len(lost), len(done)) if len(done) else (math.nan,) * 3
-        kinds = lost["divergence"].dropna().value_counts().to_dict() if "divergence" in lost else {}
-        others = own[~own.index.isin(done.index)]["status"].value_counts().to_dict()
-        counts = {"arm": arm, "seeds": len(done), "diverged": len(lost)}
+        n, k = int(done.get(arm, 0)), int(diverged.get(arm, 0))
+        share, low, high = interval(k, n) if n else (math.nan,) * 3
+        kinds, others = ways.get(arm, {}), states.get(arm, {})
+        counts = {"arm": arm, "seeds": n, "diverged": k}
         rows.append(counts | {"share": share, "low": low, "high": high} | {**kinds, **others})
         text = None if math.isnan(share) else f"{percent_text(share)} ({percent_text(low)} to {percent_text(high)})"
         said = {
@@ -36,3 +41,12 @@ def divergence_section(m: Material) -> Section:
         "are never dropped."
     )
     return Section("Divergence", tables=[Table("divergence", table, note=note, shown=pd.DataFrame(shown))])
+
+
+def _counts(rows: pd.DataFrame, column: str) -> dict[str, dict[str, int]]:
+    """arm -> value of the column -> how many of its rows have it."""
+    out: dict[str, dict[str, int]] = {}
+    if column in rows:
+        for (arm, value), n in rows.groupby(["name", column]).size().items():  # type: ignore[misc]
+            out.setdefault(str(arm), {})[str(value)] = int(n)
+    return out
