@@ -17,6 +17,8 @@ from albert_ablate.config.components import (
     options,
     parameters_of,
     target_of,
+    trait,
+    traits,
 )
 from albert_ablate.config.composing import compose, composition, each_once, given_twice, prepared, with_choices
 from albert_ablate.config.errors import (
@@ -112,6 +114,8 @@ __all__ = [  # fmt: skip
     "significant",
     "steps_of",
     "target_of",
+    "trait",
+    "traits",
     "unwritable",
     "with_choices",
 ]

@@ -5,14 +5,16 @@ import inspect
 import os
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, is_dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from albert_ablate.config.errors import ConfigError, listed, nearest, shortened, shown
 from albert_ablate.config.types import Elsewhere, checked, describe
+
+Target = TypeVar("Target")
 
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_"}
 # options of earlier releases, which records name, and packages that have moved since
@@ -106,6 +108,36 @@ def construct(node: Mapping) -> Any:
         raise ConfigError(
             f"{node['_target_']} cannot be built: {shortened(f'{type(error).__name__}: {error}')}."
         ) from error
+
+
+def traits(**declared: Any) -> Callable[[Target], Target]:
+    """Decorator: declare traits of a component that is a function; a class has them as class attributes.
+
+    Rules between components ask for traits and never for names, so that a new component only declares its own:
+
+    averages_weights        optimizer: what is evaluated are averages of the weights it trains
+    samples_predictions     optimizer: draws labels from the model's predictions, by a second backward pass
+    adam_sized_steps        optimizer: False where its steps are not of the size of Adam's
+    works_on_shards         optimizer, clip: gives on shards of a matrix what it gives on the whole
+    skips_steps             clip: may leave a step out
+    passes                  loss: how often each sequence passes through the model
+    remembers_gradients     norm type: its backward pass changes what it remembers
+    rewrites_weights        placement: changes matrices after each step
+    starts_from_zero        placement: some matrices are zero at first
+    normalizes_embedding    placement: what enters the first block is normalized by it
+    """
+
+    def declare(target: Target) -> Target:
+        for name, value in declared.items():
+            setattr(target, name, value)
+        return target
+
+    return declare
+
+
+def trait(node: Mapping, name: str, default: Any = False) -> Any:
+    """A trait of the component that a node describes, see `traits`."""
+    return getattr(target_of(node["_target_"]), name, default)
 
 
 def _constructed(value: Any) -> Any:

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from albert_ablate.config.components import component_arguments, target_of
-from albert_ablate.config.errors import ConfigError, shown
+from albert_ablate.config.components import component_arguments, conf_folder, options, target_of, trait
+from albert_ablate.config.errors import ConfigError, read_yaml, shown
 from albert_ablate.config.schema import COMPONENTS
 
 
@@ -62,18 +62,14 @@ def evaluations_of(cfg: Mapping) -> dict[str, dict]:
     return {name: dict(node) for name, node in cfg["evaluation"].items() if isinstance(node, Mapping)}
 
 
-# what works on the shards of a matrix as on the whole; the rest is refused with fsdp until shown equal on GPUs
-SHARDED = {"optimizer": ("adamw", "adam", "sgd"), "clip": ("ClipNorm", "NoClip")}
-
-
 def _check_sharded(cfg: dict) -> None:
-    for key, allowed in SHARDED.items():
-        kind = cfg[key]["_target_"].rpartition(".")[2]
-        if kind not in allowed:
-            names = {"ClipNorm": "norm", "NoClip": "none"}
+    """What is not known to work on shards is refused with fsdp, until it is shown equal on GPUs."""
+    for key in ("optimizer", "clip"):
+        if not trait(cfg[key], "works_on_shards"):
+            kind = cfg[key]["_target_"].rpartition(".")[2]
             raise ConfigError(
                 f"{key}={(cfg['choices'] or {}).get(key) or kind} needs whole matrices, which trainer.strategy=fsdp "
-                f"splits: take {key}={' or '.join(names.get(a, a) for a in allowed)}, or trainer=ddp."
+                f"splits: take {key}={' or '.join(_options_on_shards(key))}, or trainer=ddp."
             )
     if cfg["model"].get("shared"):
         raise ConfigError("model.shared=true is not allowed with trainer.strategy=fsdp, which splits block by block.")
@@ -81,6 +77,11 @@ def _check_sharded(cfg: dict) -> None:
         raise ConfigError(
             "trainer.compile=true is not allowed with trainer.strategy=fsdp: it has not been tried there."
         )
+
+
+def _options_on_shards(group: str) -> list[str]:
+    nodes = {name: read_yaml(conf_folder() / group / f"{name}.yaml") for name in options()[group]}
+    return [name for name, node in nodes.items() if "_target_" in node and trait(node, "works_on_shards")]
 
 
 def steps_of(cfg: Mapping) -> int:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from albert_ablate.config import ConfigError, Count, Positive, Range, component_arguments, target_of
+from albert_ablate.config import ConfigError, Count, Positive, Range, component_arguments, target_of, trait
 from albert_ablate.model.dropout import Dropout
 from albert_ablate.model.placements import Placement, Sublayer
 
@@ -207,8 +207,8 @@ def _verify_qk_clip(cfg: dict) -> None:
     contradictions = {
         "heads that share keys": (cfg["attention"]["kv_heads"] or cfg["model"]["heads"]) != cfg["model"]["heads"],
         "model.shared=true": cfg["model"]["shared"],
-        "optimizer=schedule_free, whose averages it would miss": cfg["optimizer"]["_target_"].endswith("schedule_free"),
-        "clip=skip_step, whose skipped steps would count": cfg["clip"]["_target_"].endswith(".SkipStep"),
+        "optimizer=schedule_free, whose averages it would miss": trait(cfg["optimizer"], "averages_weights"),
+        "clip=skip_step, whose skipped steps would count": trait(cfg["clip"], "skips_steps"),
         "trainer.strategy=fsdp, which splits the rows": cfg["trainer"]["strategy"] == "fsdp",
     }
     for what, there in contradictions.items():

@@ -227,7 +227,7 @@ class Decoder(nn.Module):
     @staticmethod
     def verify(cfg: dict) -> None:
         placement = target_of(cfg["norm"]["_target_"])
-        if cfg["model"]["embedding_norm"] and (placement.embedding_norm or placement.__name__ == "NGPT"):
+        if cfg["model"]["embedding_norm"] and placement.normalizes_embedding:
             name = (cfg["choices"] or {}).get("norm") or placement.__name__
             raise ConfigError(
                 f"model.embedding_norm=true would do nothing: norm={name} normalizes the embedding itself."

@@ -6,7 +6,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from albert_ablate.config import ConfigError, NonNegative, Positive
+from albert_ablate.config import ConfigError, NonNegative, Positive, traits
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, /, z_loss: NonNegative = 0.0) -> tuple[Tensor, Tensor]:
@@ -20,6 +20,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, /, z_loss: NonNegative = 0.0)
     return plain + z_loss * logits.logsumexp(-1).square().mean(), plain
 
 
+@traits(passes=2)
 def r_drop(logits: Tensor, targets: Tensor, /, alpha: Positive = 1.0) -> tuple[Tensor, Tensor]:
     """(objective, cross-entropy): (CE(p) + CE(q)) / 2 + alpha (KL(p || q) + KL(q || p)) / 2, means over tokens, p and
     q the model's two predictions under different dropout masks (R-Drop: Liang et al. 2021, 2106.14448).
@@ -42,7 +43,7 @@ def _verify_r_drop(cfg: dict) -> None:
         )
 
 
-r_drop.passes, r_drop.verify = 2, _verify_r_drop  # type: ignore[attr-defined]
+r_drop.verify = _verify_r_drop  # type: ignore[attr-defined]
 
 
 def passes(loss: Callable) -> int:

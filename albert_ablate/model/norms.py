@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from albert_ablate.config import ConfigError, Positive, Probability, Whole
+from albert_ablate.config import ConfigError, Positive, Probability, Whole, traits
 
 # --- of one token alone ----------------------------------------------------------------------------------------------
 
@@ -242,6 +242,7 @@ class _Power(torch.autograd.Function):
         return g * torch.rsqrt(square + ctx.eps), None, None, None, None, None
 
 
+@traits(remembers_gradients=True)
 def power_norm(
     width: int,
     /,

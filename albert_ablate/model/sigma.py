@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from albert_ablate.config import ConfigError, target_of
+from albert_ablate.config import ConfigError, trait
 
 
 class SigmaLinear(nn.Linear):
@@ -72,14 +72,13 @@ class SigmaLinear(nn.Linear):
 
 def verify_sigma(cfg: dict) -> None:
     """Refuses what changes the matrices behind the back of u and v, or begins with a matrix of zeros."""
-    norm = target_of(cfg["norm"]["_target_"]).__name__
     contradictions = {
-        "norm=ngpt, whose matrices have unit rows": norm == "NGPT",
-        "norm=fixup, which begins with matrices of zeros": norm == "Fixup",
+        "norm=ngpt, whose matrices have unit rows": trait(cfg["norm"], "rewrites_weights"),
+        "norm=fixup, which begins with matrices of zeros": trait(cfg["norm"], "starts_from_zero"),
         "attention.qk_clip, which scales rows": cfg["attention"]["qk_clip"] is not None,
-        "optimizer=schedule_free, whose averaged weights have other singular vectors": cfg["optimizer"][
-            "_target_"
-        ].endswith("schedule_free"),
+        "optimizer=schedule_free, whose averaged weights have other singular vectors": trait(
+            cfg["optimizer"], "averages_weights"
+        ),
         "trainer.strategy=fsdp, which splits the matrices": cfg["trainer"]["strategy"] == "fsdp",
     }
     for what, there in contradictions.items():

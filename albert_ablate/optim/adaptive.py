@@ -193,6 +193,8 @@ class SophiaG(Adaptive):
     clips s to a norm of 1.
     """
 
+    samples_predictions = True
+
     def __init__(self, groups: Iterable, **defaults: Any):
         super().__init__(groups, **defaults)
         self.sums: dict[Tensor, Tensor] = {}  # n s, of the predictions taken in since the last step

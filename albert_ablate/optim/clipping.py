@@ -28,6 +28,8 @@ class Clip:
 
     remembered: tuple[str, ...] = ()
     uses_loss = False
+    works_on_shards = False  # traits, see config.traits
+    skips_steps = False
     common: Tensor | None = None
     watched = False
     found: dict[str, tuple[Tensor, int]] = {}
@@ -46,6 +48,8 @@ class Clip:
 class NoClip(Clip):
     """g <- g."""
 
+    works_on_shards = True
+
     def __call__(self, named: Named, norm: Tensor, loss: Tensor | None = None) -> Tensor:
         self.common = torch.ones_like(norm)
         return torch.zeros(())
@@ -53,6 +57,8 @@ class NoClip(Clip):
 
 class ClipNorm(Clip):
     """g <- g min(1, max_norm / (||g|| + 1e-6)), one norm over all parameters (Pascanu et al. 2012, 1211.5063)."""
+
+    works_on_shards = True
 
     def __init__(self, max_norm: Positive = 1.0):
         self.max_norm = max_norm
@@ -258,6 +264,7 @@ class SkipStep(Clip):
 
     remembered = ("norms", "losses")
     uses_loss = True
+    skips_steps = True
 
     def __init__(self, sigma: Positive = 6.0, window: Annotated[int, Range(2)] = 128, after: Count = 64):
         self.sigma, self.window, self.after = sigma, window, after

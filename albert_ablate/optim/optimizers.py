@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 
-from albert_ablate.config import ConfigError, Count, NonNegative, Positive, Probability, Range, target_of
+from albert_ablate.config import ConfigError, Count, NonNegative, Positive, Probability, Range, trait, traits
 from albert_ablate.optim import adaptive
 from albert_ablate.optim.groups import DECAYED, Kinds, assert_covers, decay_groups, settled, verify_decay
 
@@ -18,6 +18,7 @@ __all__ = ["assert_covers", "decay_groups"]
 Betas = tuple[Probability, Probability]
 
 
+@traits(works_on_shards=True, adam_sized_steps=False)
 def sgd(
     groups: Iterable,
     fused: bool,
@@ -31,6 +32,7 @@ def sgd(
     return torch.optim.SGD(settled(groups, decay, lr, weight_decay), lr=lr, momentum=momentum, fused=fused)
 
 
+@traits(works_on_shards=True)
 def adam(
     groups: Iterable,
     fused: bool,
@@ -45,6 +47,7 @@ def adam(
     return torch.optim.Adam(settled(groups, decay, lr, weight_decay, eps), betas=_pair(betas), fused=fused)
 
 
+@traits(works_on_shards=True)
 def adamw(
     groups: Iterable,
     fused: bool,
@@ -117,6 +120,7 @@ def lion(
     return _resting(_library("lion").Lion)(settled(groups, decay, lr, weight_decay), lr=lr, betas=_pair(betas))
 
 
+@traits(adam_sized_steps=False)
 def adafactor(
     groups: Iterable,
     fused: bool,
@@ -138,6 +142,7 @@ def adafactor(
     return torch.optim.Adafactor(prepared, lr=lr, beta2_decay=beta2_decay, eps=(None, eps), d=d)
 
 
+@traits(adam_sized_steps=False)
 def lamb(
     groups: Iterable,
     fused: bool,
@@ -179,6 +184,7 @@ def soap(
     )
 
 
+@traits(adam_sized_steps=False)
 def muon(
     groups: Iterable,
     fused: bool,
@@ -218,6 +224,7 @@ def muon(
     )
 
 
+@traits(averages_weights=True)
 def schedule_free(
     groups: Iterable,
     fused: bool,
@@ -290,6 +297,7 @@ def spam(
     )
 
 
+@traits(samples_predictions=True)
 def sophia(
     groups: Iterable,
     fused: bool,
@@ -311,7 +319,7 @@ def sophia(
 
 def extra_backward(node: Mapping) -> float:
     """Backward passes a step takes beside its own, as a mean, by the optimizer of this node."""
-    return 1 / node["interval"] if target_of(node["_target_"]) is sophia else 0.0
+    return 1 / node["interval"] if trait(node, "samples_predictions") else 0.0
 
 
 def _pair(betas: Iterable[float]) -> tuple[float, float]:
@@ -369,10 +377,8 @@ def _verify_sophia(cfg: dict) -> None:
     verify_decay(cfg)
     trainer = cfg["trainer"]
     contradictions = {
-        "loss=r_drop, whose two passes are no independent predictions": cfg["loss"]["_target_"].endswith(".r_drop"),
-        "norm_type=power_norm, whose backward pass would count twice": cfg["norm_type"]["_target_"].endswith(
-            ".power_norm"
-        ),
+        "loss=r_drop, whose two passes are no independent predictions": trait(cfg["loss"], "passes", 1) > 1,
+        "norm_type=power_norm, whose backward pass would count twice": trait(cfg["norm_type"], "remembers_gradients"),
         "trainer.precision=16-mixed: its second backward pass has no loss scale": trainer["precision"] == "16-mixed",
         "trainer.compile=true, which allows one backward pass": trainer["compile"],
     }

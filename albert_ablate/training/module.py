@@ -19,7 +19,6 @@ from albert_ablate.data.packed import Order, Packed, take_blocks
 from albert_ablate.model.build import build
 from albert_ablate.model.decoder import Decoder
 from albert_ablate.model.loss import objective
-from albert_ablate.optim.adaptive import SophiaG
 from albert_ablate.optim.clipping import global_norm
 from albert_ablate.optim.groups import assert_covers, decay_groups
 from albert_ablate.streams import stream_seed
@@ -40,7 +39,7 @@ class LanguageModel(pl.LightningModule):
         self.saved_order: list[str] | None = None
         self.evaluating = False  # the model holds the weights to evaluate
         self.stop_requested = False  # by the recorder: take no further step
-        self.curvature: SophiaG | None = None  # the optimizer, where it estimates curvature from predictions
+        self.curvature: Any = None  # the optimizer, where it has the trait samples_predictions
         self.predictions: Tensor | None = None  # logits of this micro-batch, where it does
         self.watch = StepWatch(model, cfg, steps)
 
@@ -95,7 +94,7 @@ class LanguageModel(pl.LightningModule):
             self.predictions = logits
         return logits
 
-    def _sample_labels(self, optimizer: SophiaG, logits: Tensor) -> None:
+    def _sample_labels(self, optimizer: Any, logits: Tensor) -> None:
         """Hand the optimizer predictions, and the numbers that draw this rank's labels from them: those that one
         process would have for the same sequences."""
         generator = torch.Generator().manual_seed(stream_seed(self.cfg["seed"], "labels", self.model.clock.micro_batch))
@@ -154,7 +153,7 @@ class LanguageModel(pl.LightningModule):
         fused = self.cfg["trainer"]["precision"] != "16-mixed" and not self.sharded
         optimizer = build(self.cfg["optimizer"], decay_groups(self.model), fused)
         assert_covers(optimizer, self.model)
-        self.curvature = optimizer if isinstance(optimizer, SophiaG) else None
+        self.curvature = optimizer if getattr(optimizer, "samples_predictions", False) else None
         names = {id(p): name for name, p in self.named}
         self.order = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
         self._check_order()

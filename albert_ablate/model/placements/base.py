@@ -66,6 +66,10 @@ class Placement(nn.Module):
     uses_norm = True
     final_norm = True
     embedding_norm = False
+    # traits, see config.traits
+    normalizes_embedding = False
+    rewrites_weights = False
+    starts_from_zero = False
     scales_tied = True  # where head and embedding are one: times sqrt(D) on entry
 
     def __init__(self, site: Site, /):

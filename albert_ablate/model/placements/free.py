@@ -83,6 +83,8 @@ class Fixup(NoNorm):
     and before the head, as in the authors' Transformer.
     """
 
+    starts_from_zero = True
+
     def __init__(self, site: Site, /):
         super().__init__(site)
         self.branches = 2 * site.layers

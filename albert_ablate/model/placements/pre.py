@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from albert_ablate.config import ConfigError, Count, Positive, Range
+from albert_ablate.config import ConfigError, Count, Positive, Range, trait
 from albert_ablate.model.placements.base import LAST, Branch, Placement, Site, option_name
 
 
@@ -41,6 +41,7 @@ class PeriLN(SandwichLN):
     """
 
     embedding_norm = True
+    normalizes_embedding = True
 
 
 class ReorderedLN(Placement):
@@ -218,8 +219,8 @@ class CompleteP(PreLN):
                 f"model.tied=true contradicts norm={option_name(cfg)}, which scales embedding and head apart: leave it "
                 "out."
             )
-        optimizer = cfg["optimizer"]["_target_"].rpartition(".")[2]
-        if optimizer in ("sgd", "lamb", "adafactor", "muon"):
+        if not trait(cfg["optimizer"], "adam_sized_steps", True):
+            optimizer = cfg["optimizer"]["_target_"].rpartition(".")[2]
             warnings.warn(
                 f"norm={option_name(cfg)} scales learning rates as Adam's steps need it; those of "
                 f"optimizer={optimizer} have another size.",

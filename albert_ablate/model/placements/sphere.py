@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from albert_ablate.config import ConfigError, Positive
+from albert_ablate.config import ConfigError, Positive, trait
 from albert_ablate.model.placements.base import LAST, Branch, Placement, Site, Sublayer, refuse_qk_norm
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ class NGPT(Placement):
     """
 
     uses_norm = False  # its own
+    normalizes_embedding = True
+    rewrites_weights = True
     final_norm = False
     scales_tied = False
 
@@ -42,7 +44,7 @@ class NGPT(Placement):
     def verify(cfg: dict) -> None:
         refuse_qk_norm(cfg)
         decay, positions = cfg["optimizer"].get("weight_decay"), cfg["attention"]["positions"]
-        if cfg["optimizer"]["_target_"].endswith(".schedule_free"):
+        if trait(cfg["optimizer"], "averages_weights"):
             raise ConfigError(
                 "optimizer=schedule_free contradicts norm=ngpt: an average of weights of length 1 is shorter."
             )
