@@ -69,6 +69,7 @@ def test_an_agent_reads_sessions_and_methods_over_mcp(folder, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.process
 def test_the_server_answers_over_standard_input_and_output(folder, capsys):
     stdio = pytest.importorskip("mcp.client.stdio")
     assert main(["compare", TRAIN, f"{TRAIN} --wider", "--metric", "loss", "--json"]) == 0

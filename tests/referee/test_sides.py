@@ -35,6 +35,7 @@ def repository(tmp_path, monkeypatch):
 TRAIN = "python train.py {seed}"
 
 
+@pytest.mark.process
 def test_refs_are_compared_in_worktrees_of_their_own(repository, capsys):
     (repository / "notes.txt").write_text("mine")  # untracked: no change of the commit
     code = main(["compare", "--refs", "main", "better", "--command", TRAIN, "--runs", "out", "--json"])
