@@ -1,10 +1,12 @@
-"""A trunk decides: fine-tuning and frozen probe, beside a majority and a tf-idf baseline on the same documents."""
+"""Text classification on a pretrained decoder: fine-tuning and a linear probe, next to baselines (baselines.py).
+
+A task has no commits: one that is stopped begins again, and ends with the same numbers.
+"""
 
 import copy
 import math
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from albert_ablate.config import ConfigError, identity
 from albert_ablate.data.corpora import SPLITS
@@ -26,31 +27,12 @@ from albert_ablate.records.folder import RunFolder
 from albert_ablate.records.history import SCHEMAS, History
 from albert_ablate.records.signals import stops_handled
 from albert_ablate.streams import digest
+from albert_ablate.training.baselines import baselines, best_regression, named_scores, scores
 from albert_ablate.training.console import Progress
 from albert_ablate.training.cost import PeakMemory, flops_per_token
 
 WARMUP, MAX_NORM = 0.1, 1.0  # of fine-tuning, for every arm
 INVERSE_PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)  # scikit-learn's C, chosen on validation
-BASELINE_PENALTIES = (1.0, 10.0, 100.0)
-
-
-def require_scikit_learn() -> None:
-    """ConfigError where what fits baseline and probe is not installed."""
-    try:
-        import sklearn.linear_model  # noqa: F401
-    except ImportError:
-        raise ConfigError("task=classify needs scikit-learn: pip install 'albert_ablate[classify]'.") from None
-
-
-def scores(predicted: Sequence[int] | Tensor, classes: Sequence[int] | Tensor, count: int) -> tuple[float, float]:
-    """(macro-F1, accuracy): the mean over the `count` classes of 2 TP / (2 TP + FP + FN), and the share that is right.
-
-    A class that is neither there nor predicted is left out of the mean."""
-    p, c = torch.as_tensor(predicted), torch.as_tensor(classes)
-    return (
-        MulticlassF1Score(count, average="macro")(p, c).item(),
-        MulticlassAccuracy(count, average="micro")(p, c).item(),
-    )
 
 
 def trunk_of(cfg: dict, packed: Packed) -> tuple[dict[str, Any], Path]:
@@ -121,46 +103,6 @@ class Documents:
             yield self.take(indices.numpy())
 
 
-def best_regression(x: dict[str, Any], y: dict[str, list[int]], classes: int, penalties: Sequence[float]) -> list[int]:
-    """Test predictions of multinomial logistic regression; its penalty is the one best on validation (macro-F1)."""
-    import warnings
-
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
-    found: list[tuple[float, list[int]]] = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a fit that stopped early competes all the same
-        for c in penalties:
-            model = LogisticRegression(C=c, max_iter=300).fit(x["train"], y["train"])
-            on_validation, _ = scores(model.predict(x["validation"]), y["validation"], classes)
-            found.append((on_validation, model.predict(x["test"]).tolist()))
-    return max(found, key=lambda pair: pair[0])[1]  # the strongest penalty of equals
-
-
-def baselines(labelled: Labelled, seen: Mapping[str, list[str]]) -> dict[str, float]:
-    """Test figures of what needs no language model: the commonest class for all; tf-idf of words with logistic
-    regression, on whole documents, and (`_seen`) on what the model reads of them."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    y, classes = labelled.numbers, len(labelled.classes)
-    commonest = Counter(y["train"]).most_common(1)[0][0]
-    out = dict(_figures("baseline_majority_", *scores([commonest] * len(y["test"]), y["test"], classes)))
-    for name, texts in (("baseline_tfidf_", labelled.texts), ("baseline_tfidf_seen_", seen)):
-        words = TfidfVectorizer(sublinear_tf=True)
-        try:
-            x = {"train": words.fit_transform(texts["train"])}
-        except ValueError:
-            raise ConfigError("The documents hold no words: the tf-idf baseline has nothing to count.") from None
-        x |= {split: words.transform(texts[split]) for split in ("validation", "test")}
-        out |= _figures(name, *scores(best_regression(x, y, classes, BASELINE_PENALTIES), y["test"], classes))
-    return out
-
-
-def _figures(prefix: str, macro_f1: float, accuracy: float) -> dict[str, float]:
-    return {f"{prefix}macro_f1": macro_f1, f"{prefix}accuracy": accuracy}
-
-
 class Stopped(Exception):
     """A signal came: nothing of a fine-tuning is kept, it begins again, with the same numbers."""
 
@@ -170,21 +112,23 @@ def fit(
 ) -> dict[str, Any]:
     """The run of a task in `folder`, whose lock is held, on top of the trunk that lies beside it: its record."""
     signals: list[int] = []
-    work = _Work(cfg, packed, folder, record, signals, verbose)
+    task = ClassificationRun(cfg, packed, folder, record, signals, verbose)
     try:
         with stops_handled(lambda number, frame: signals.append(number)):
-            work.begin()
-            work.all()
+            task.begin()
+            task.all()
     except Stopped:
-        work.write("stopped")
+        task.write("stopped")
         record["signal"] = signals[0]
         folder.write(record)
     finally:
-        work.close()
+        task.close()
     return record
 
 
-class _Work:
+class ClassificationRun:
+    """Probe, fine-tuning and baselines of one task, with the run folder they are written to."""
+
     def __init__(self, cfg: dict, packed: Packed, folder: RunFolder, record: dict, signals: list[int], verbose: bool):
         self.cfg, self.task, self.folder, self.record = cfg, cfg["task"], folder, record
         self.signals, self.verbose = signals, verbose
@@ -279,7 +223,7 @@ class _Work:
         mean, deviation = features["train"].mean(0), features["train"].std(0)
         features = {split: (z - mean) / np.where(deviation > 0, deviation, 1.0) for split, z in features.items()}
         predicted = best_regression(features, classes, self.classes, INVERSE_PENALTIES)
-        self.summary |= _figures("probe_", *scores(predicted, classes["test"], self.classes))
+        self.summary |= named_scores("probe_", *scores(predicted, classes["test"], self.classes))
 
     @torch.no_grad()
     def _through(self, documents: Documents, function: Any) -> Iterator[tuple[Tensor, Tensor]]:

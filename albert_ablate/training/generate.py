@@ -165,7 +165,10 @@ def _record(run: Path) -> Mapping[str, Any]:
         raise ConfigError(f"{run} is {record['status']}, not finished: the command that began it goes on with it.")
     require(run, record, "config", "provenance.threads", "data.fingerprint")
     if record["config"].get("task", {}).get("_target_", NEUTRAL["task"]) != NEUTRAL["task"]:
-        raise ConfigError(f"{run} decides, it does not write: generate from its trunk, {record['trunk']['folder']}.")
+        raise ConfigError(
+            f"{run} is a classification run, and generate needs a language model: take its trunk, "
+            f"{record['trunk']['folder']}."
+        )
     return record
 
 

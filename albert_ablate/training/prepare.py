@@ -34,7 +34,7 @@ class Job:
 def prepare(cfg: dict, verbose: bool = False) -> Job:
     """The job of a checked configuration. ConfigError where text, labels or baselines cannot be had."""
     if not is_language(cfg):
-        from albert_ablate.training.classify import require_scikit_learn  # loads torchmetrics, too
+        from albert_ablate.training.baselines import require_scikit_learn  # loads torchmetrics, too
 
         require_scikit_learn()
     dataset, run_id = identified(cfg)

@@ -85,18 +85,18 @@ def test_the_same_numbers_again_and_a_done_run_is_found(done, place):
 def test_a_signal_stops_it_and_it_ends_with_the_same_numbers(done, place):
     def stopped_then_again():
         from albert_ablate import run
-        from albert_ablate.training.classify import _Work
+        from albert_ablate.training.classify import ClassificationRun
 
-        plain, cfg = _Work._train_step, configured(place, runs="stopped")
+        plain, cfg = ClassificationRun._train_step, configured(place, runs="stopped")
 
         def interrupted(self, *args):
             if self.step == 3:
                 os.kill(os.getpid(), signal.SIGTERM)
             return plain(self, *args)
 
-        _Work._train_step = interrupted
+        ClassificationRun._train_step = interrupted
         first = run(cfg)
-        _Work._train_step = plain
+        ClassificationRun._train_step = plain
         return first, run(cfg)
 
     first, second = forked(stopped_then_again)
@@ -149,7 +149,7 @@ def test_the_identity_of_language_models_does_not_know_of_tasks():
 
 
 def test_scores_are_those_worked_out_by_hand():
-    from albert_ablate.training.classify import scores
+    from albert_ablate.training.baselines import scores
 
     # class 0: TP 2, FP 2, FN 1 -> 4/7; class 1: TP 1, FP 1, FN 1 -> 1/2; class 2: TP 0, FN 1 -> 0
     macro_f1, accuracy = scores([0, 0, 1, 0, 1, 0], [0, 0, 0, 1, 1, 2], 3)

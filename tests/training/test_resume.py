@@ -501,6 +501,6 @@ def test_a_killed_classification_ends_as_if_it_had_not_been(kind, text, tmp_path
 
     quick = kind == "stateful"
     kills = quick or killed_at(cfg, [200]) + killed(classify, "baselines", 1) == 2
-    kills &= kind == "probe" or killed(classify._Work, "_train_step", 5)
+    kills &= kind == "probe" or killed(classify.ClassificationRun, "_train_step", 5)
     assert kills and killed(classify.History, "finish", 2)
     assert ends(train(cfg)) == expected
