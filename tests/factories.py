@@ -1,11 +1,44 @@
-"""Records and histories of runs, written by hand in the form that training leaves."""
+"""Small settings that tests share, and records and histories of runs as training writes them, without training."""
 
 import json
+from collections.abc import Mapping
 from hashlib import sha1
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+
+from albert_ablate.records import store
+
+TINY = ["model=nano", "model.layers=3", "model.width=16", "model.context=12"]
+SMALL = ["model=nano", "model.layers=2", "model.width=16", "model.context=16"]
+MARKOV = [*SMALL, "data=markov", "data.length=20_000", "trainer.threads=1"]  # a text that is made up as fast as read
+
+
+def changed(record: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with parts replaced, by dotted key written with __: summary__val_loss=2.0."""
+    content = json.loads(json.dumps(dict(record)))
+    for key, value in changes.items():
+        *path, last = key.split("__")
+        node = content
+        for name in path:
+            node = node.setdefault(name, {})
+        node[last] = value
+    return content
+
+
+def write_record(folder: Path, fields: Mapping[str, Any], **changes: Any) -> None:
+    """The record that training would write, with every field of its format; the folder is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    store.write(folder, store.Record(**changed(fields, changes)).whole())
+
+
+def edit_record(folder: Path, **changes: Any) -> dict[str, Any]:
+    """Replace parts of a record as a later session of its run would: its checksums are those of the new content."""
+    content = changed(json.loads((folder / store.FILE).read_text()), changes)
+    store.write(folder, content)
+    return content
 
 
 def write(folder: Path, name: str, columns: dict) -> None:
@@ -55,7 +88,7 @@ def make_run(root, choices, seed=0, steps=300, layers=4, level=2.0, lost=None, f
         "cost": {"flops": n * 1e6, "seconds": n * 0.01 + seed}, "histories": None, "error": None,
         "progress": {"step": n, "steps": steps},
     }  # fmt: skip
-    (folder / "record.json").write_text(json.dumps(record))
+    write_record(folder, record)
     curve = [{"kind": k, "rate": r, "loss": val + r, "rise": r} for k in ("masked", "noisy") for r in (0, 0.1, 0.3)]
     kept = {"settings": {}, "weights": "last", "weights_hash": "x"}
     if full and not lost:

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from factories import make_run
+from factories import edit_record, make_run
 
 from albert_ablate.analysis import registry, tables
 from albert_ablate.analysis.load import Runs
@@ -55,10 +55,8 @@ def test_a_spike_that_is_scored_is_drawn(tmp_path, monkeypatch, steps):
 
 def record_of(folder, **summary):
     """The run as the notebooks want it: with a budget and a test loss."""
-    file = folder / "record.json"
-    record = json.loads(file.read_text()) | {"budget": {"tokens": 1000}, "data": {"fingerprint": "x"}}
-    record["summary"] |= summary
-    file.write_text(json.dumps(record))
+    figures = {f"summary__{name}": value for name, value in summary.items()}
+    edit_record(folder, budget={"tokens": 1000}, data={"fingerprint": "x"}, **figures)
 
 
 def two_arms(root, seeds, gaps):

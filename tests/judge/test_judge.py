@@ -20,6 +20,7 @@ import scipy.stats
 import yaml
 from checkpoints import gpt2
 from statsmodels.stats.multitest import multipletests
+from factories import write_record
 
 from albert_ablate.analysis import registry
 from albert_ablate.analysis.registry import MEASURES, Evidence, Missing
@@ -79,15 +80,8 @@ class Workbench:
             "proof": {"data_order": f"order{seed}", "initial_draws": {"w": "x"}}, "provenance": {"torch": "2"},
             "cost": {"seconds": 2.0, "flops": 2e9}, "histories": None, "error": None,
         }  # fmt: skip
-        for key, value in more.items():
-            *path, last = key.split("__")
-            node = record
-            for name in path:
-                node = node[name]
-            node[last] = value
         folder = self.runs / f"{norm}-{cfg['optimizer']['lr']:g}" / f"seed{seed}"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "record.json").write_text(json.dumps(record))
+        write_record(folder, record, **more)
         return folder
 
     def pairs(self, treatment, control):

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from factories import TINY
 
 from albert_ablate import build_model, compose
 from albert_ablate.config import ConfigError, check, identity
@@ -18,8 +19,6 @@ from albert_ablate.model.loss import cross_entropy
 from albert_ablate.model.norms import layer_norm, rms_norm, zero_centred_rms_norm
 from albert_ablate.model.placements import NoNorm, Site
 from albert_ablate.training.cost import cost_table, flops_per_token, memory
-
-TINY = ["model=nano", "model.layers=3", "model.width=16", "model.context=12"]
 
 
 def attention(width=16, heads=4, context=9, layer=0, **more):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from factories import TINY
 from forking import nano, rows, train, write_text
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
@@ -19,7 +20,6 @@ from albert_ablate.model.loss import r_drop
 SHAPES = [o for o in options()["dropout"] if o != "none"]
 TIMES = [d.Constant(), d.Early(0.3), d.Early(0.3, "linear"), d.Late(0.35), d.Linear(), d.Linear(-0.5), d.Curriculum(),
          d.Exponential()]  # fmt: skip
-TINY = ["model=nano", "model.layers=3", "model.width=16", "model.context=12"]
 
 
 def tokens(batch=4, length=12):

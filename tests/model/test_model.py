@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from factories import TINY
 
 from albert_ablate import build_model, compose
 from albert_ablate.config import options
@@ -13,7 +14,6 @@ from albert_ablate.model.dropout import Clock, DepthDecay, DepthGrowth, Dropout,
 from albert_ablate.model.norms import layer_norm, rms_norm
 
 PLACEMENTS = options()["norm"]
-TINY = ["model=nano", "model.layers=3", "model.width=16", "model.context=12"]
 NEEDS = {"ngpt": ["optimizer.weight_decay=0"], "mix_ln": ["model.layers=4"]}  # what an option refuses to be without
 
 

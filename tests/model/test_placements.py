@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from factories import TINY
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -20,7 +21,6 @@ from albert_ablate.model.norms import layer_norm
 from albert_ablate.model.placements import Site
 
 PLACEMENTS = options()["norm"]
-TINY = ["model=nano", "model.layers=3", "model.width=16", "model.context=12"]
 NEEDS = {"ngpt": ["attention=rotary", "optimizer.weight_decay=0"], "mix_ln": ["model.layers=4"]}
 M = 5
 

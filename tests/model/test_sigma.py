@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from factories import SMALL
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -9,8 +10,6 @@ from albert_ablate import build_model, compose
 from albert_ablate.config import ConfigError, check
 from albert_ablate.model.sigma import SigmaLinear
 from albert_ablate.training.cost import cost_table, training_flops
-
-TINY = ["model=nano", "model.layers=2", "model.width=16", "model.context=16"]
 
 
 def linear(rows, width=12, bias=True):
@@ -61,7 +60,7 @@ def test_each_of_the_stacked_matrices_has_its_own_singular_value_and_follows_it(
 
 @pytest.mark.parametrize("more", [[], ["model.shared=true"], ["model.gated=true", "norm=post_ln"], ["norm=parallel"]])
 def test_a_model_begins_as_the_plain_one_and_one_iteration_follows_each_step(more):
-    plain, own = (build_model(compose([*TINY, *more, *extra])) for extra in ([], ["model.sigma_reparam=true"]))
+    plain, own = (build_model(compose([*SMALL, *more, *extra])) for extra in ([], ["model.sigma_reparam=true"]))
     tokens = torch.randint(0, 256, (2, 16), generator=torch.Generator().manual_seed(0))
     assert torch.allclose(plain(tokens), own(tokens), atol=1e-4) and own.initial_draws == plain.initial_draws
     matrix = own.stack[0].attention.qkv
@@ -88,10 +87,10 @@ def test_a_model_begins_as_the_plain_one_and_one_iteration_follows_each_step(mor
 )
 def test_what_it_contradicts_is_refused(more):
     with pytest.raises(ConfigError, match="model.sigma_reparam=true is not allowed with"):
-        compose([*TINY, "model.sigma_reparam=true", *more])
+        compose([*SMALL, "model.sigma_reparam=true", *more])
 
 
 def test_what_it_costs_can_be_counted_before_training():
-    plain, own = (check(compose([*TINY, *more])) for more in ([], ["model.sigma_reparam=true"]))
+    plain, own = (check(compose([*SMALL, *more])) for more in ([], ["model.sigma_reparam=true"]))
     assert training_flops(own)[0] == pytest.approx(training_flops(plain)[0], rel=0.01)
     assert "parameters" in cost_table(own)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from factories import make_run
+from factories import edit_record, make_run, write_record
 
 from albert_ablate.analysis.measures import spike_score, spikes
 from albert_ablate.analysis.numbers import human
@@ -200,28 +200,26 @@ def test_a_run_that_goes_on_is_drawn_from_what_it_committed(tmp_path):
     from albert_ablate.records.history import SCHEMAS, History
 
     folder = make_run(tmp_path, {"norm": "pre_ln"})
-    record = json.loads((folder / "record.json").read_text()) | {"status": "running", "histories": {}}
+    committed = {}
     for name in SCHEMAS:
         history = History(folder, name)
         history.cut(0)
         row = {f.name: "train" if pa.types.is_string(f.type) else 1 for f in SCHEMAS[name]}
         history.append(**row)
-        record["histories"][name] = history.commit()
+        committed[name] = history.commit()
         history.close()
         (folder / f"{name}.arrow").unlink()
-    (folder / "record.json").write_text(json.dumps(record))
+    edit_record(folder, status="running", histories=committed)
     assert main(["show", str(folder), "-o", str(tmp_path / "run.html")]) == 0
-    record["histories"] = {}
-    (folder / "record.json").write_text(json.dumps(record))
+    edit_record(folder, histories={})
     with pytest.raises(show.ConfigError, match="has committed no step"):
         show.read_run(folder)
 
 
 def test_a_run_that_classifies_has_losses_per_document_and_misses_no_layers(tmp_path):
     folder = make_run(tmp_path, {"norm": "pre_ln"}, full=False)
-    record = json.loads((folder / "record.json").read_text()) | {"data": {"task": "topic"}}
-    record["summary"] |= {"macro_f1": 0.5, "probe_macro_f1": 0.4, "baseline_tfidf_macro_f1": 0.9}
-    (folder / "record.json").write_text(json.dumps(record))
+    scores = {"macro_f1": 0.5, "probe_macro_f1": 0.4, "baseline_tfidf_macro_f1": 0.9}
+    edit_record(folder, data={"task": "topic"}, **{f"summary__{name}": score for name, score in scores.items()})
     drawn = show.page(show.read_run(folder))
     figures = dict(drawn.sections[0].tables[0].rows.itertuples(index=False))
     assert figures["macro-F1 of tf-idf and logistic regression"] == 0.9
@@ -354,10 +352,8 @@ def test_cells_of_a_factorial_have_equal_settings_elsewhere(tmp_path):
 def test_runs_on_different_texts_are_compared_in_bits_per_byte_and_the_page_says_so(tmp_path):
     for norm in ("a", "b"):
         steps = 300 if norm == "a" else 200  # the cost differs
-        record = make_run(tmp_path, {"norm": norm, "data": "text_files"}, steps=steps, full=False) / "record.json"
-        found = json.loads(record.read_text()) | {"data": {"fingerprint": norm}}
-        found["summary"]["val_bits_per_byte"] = 3.0
-        record.write_text(json.dumps(found))
+        folder = make_run(tmp_path, {"norm": norm, "data": "text_files"}, steps=steps, full=False)
+        edit_record(folder, data={"fingerprint": norm}, summary__val_bits_per_byte=3.0)
     page = report.make(tmp_path)
     assert "The runs differ in text" in page.subtitle
     titles = [f.title for s in page.sections for f in s.figures]
@@ -463,7 +459,7 @@ def test_a_thousand_runs_make_a_page_under_10_mb(tmp_path):
                 "seed": seed,
                 "choices": {"norm": f"n{arm // 10}", "dropout": f"d{arm % 10}"},
             }
-            (folder / "record.json").write_text(json.dumps(record | own))
+            write_record(folder, record, **own)
     assert main(["report", str(tmp_path / "runs"), "-o", str(tmp_path / "report.html")]) == 0
     assert (tmp_path / "report.html").stat().st_size < 10e6
 

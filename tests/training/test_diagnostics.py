@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
+from factories import TINY
 from forking import forked, nano, outcome, rows, train, write_text
 
 from albert_ablate import build_model, compose
@@ -25,7 +26,6 @@ from albert_ablate.training.cost import flops_per_token, training_flops
 from albert_ablate.training.diagnostics import FLAT, Probe, Weights, noise_parts
 from albert_ablate.training.run import run
 
-TINY = ["model=nano", "model.layers=3", "model.width=16", "model.context=12"]
 SHORT = ("budget.tokens=1024", "evaluation.every=1_000_000", "optimizer.lr=0.03")
 
 
