@@ -96,7 +96,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("arguments", "words"), MISTAKES, ids=[a for a, _ in MISTAKES])
-def test_a_mistake_gives_one_sentence_exit_code_2_and_nothing_else(arguments, words, command, tmp_path):
+def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, words, command, tmp_path):
     code, out, err = command(*arguments.split(), f"paths.runs={tmp_path}/runs", f"paths.cache={tmp_path}/cache")
     assert (code, out) == (2, "") and words in err
     assert err.count("\n") == 1 and err.endswith(".\n")
@@ -142,7 +142,7 @@ def test_one_bad_seed_does_not_stop_the_others(command, tiny, tmp_path):
     ]
 
 
-def test_a_run_asked_for_again_is_found_at_once_and_forced_is_compared(command, tiny, monkeypatch):
+def test_a_done_run_is_found_and_a_forced_one_compared(command, tiny, monkeypatch):
     code, first, _ = command(*tiny)
     assert code == 0 and "validation loss" in first
     with monkeypatch.context() as patch:
@@ -171,7 +171,7 @@ def test_help_is_read_from_the_folder_and_imports_nothing_heavy():
 
 
 @pytest.mark.process
-def test_a_grid_from_the_shell_trains_every_arm_and_seed_and_leaves_nothing_beside_the_runs(tiny, tmp_path):
+def test_a_grid_from_the_shell_trains_every_arm_and_seed(tiny, tmp_path):
     here, scratch = tmp_path / "cwd", tmp_path / "tmp"
     here.mkdir()
     scratch.mkdir()

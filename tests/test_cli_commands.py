@@ -77,7 +77,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(arguments, sentence, capsys, 
     assert sentence in said and "\n" not in said and said.endswith((".", "?"))
 
 
-def test_a_command_that_breaks_later_is_one_sentence_and_exit_code_1(monkeypatch, capsys):
+def test_a_later_failure_is_one_sentence_and_exit_code_1(monkeypatch, capsys):
     def broken(*args):
         raise RuntimeError("The server is gone.")
 
@@ -88,7 +88,7 @@ def test_a_command_that_breaks_later_is_one_sentence_and_exit_code_1(monkeypatch
 @pytest.mark.parametrize(
     ("number", "code"), [(errno.ENOSPC, 1), (errno.EMFILE, 1), (errno.EROFS, 2), (errno.EACCES, 2)]
 )
-def test_a_disk_that_is_full_or_may_not_be_written_is_one_sentence(number, code, monkeypatch, capsys, tmp_path):
+def test_a_full_or_read_only_disk_is_one_sentence(number, code, monkeypatch, capsys, tmp_path):
     """Exit code 1 where the machine has no room, 2 where the place is the user's mistake; in every command."""
     why = os.strerror(number)
 

@@ -77,7 +77,7 @@ def finished(tmp_path_factory):
         return run(compose([*tiny, f"paths.runs={runs}"]))
 
 
-def test_a_small_model_comes_near_the_entropy_rate_of_its_language(finished):
+def test_a_small_model_comes_near_the_entropy_rate(finished):
     summary = finished["summary"]
     assert finished["status"] == "finished"
     assert summary["excess_loss"] == pytest.approx(summary["val_loss"] - finished["data"]["entropy_rate"])

@@ -25,7 +25,7 @@ def runs_folder(tmp_path_factory):
     return root
 
 
-def test_every_run_is_a_row_with_its_factors_settings_metrics_and_cost(runs_folder):
+def test_every_run_is_a_row_of_factors_settings_metrics_cost(runs_folder):
     summary = load_runs(runs_folder).summary
     good = summary[summary["status"].notna()]
     assert len(good) == 4 and set(good["norm"]) == {"pre_ln", "post_ln"} and sorted(good["seed"]) == [0, 0, 1, 1]
@@ -131,7 +131,7 @@ def test_a_record_without_what_came_later_is_read(copied):
     assert len(load_runs(copied.root).steps) == 3 * 15
 
 
-def test_histories_that_were_cut_or_zeroed_are_named_and_left_out(copied):
+def test_damaged_histories_are_named_and_left_out(copied):
     def overwritten(name, change):
         file = copied(name) / "steps.arrow"
         file.write_bytes(change(file.read_bytes()))

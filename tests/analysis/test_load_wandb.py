@@ -69,7 +69,7 @@ def test_an_offline_file_gives_the_tables_of_its_run_folder(offline):
 
 
 @pytest.mark.slow
-def test_a_torn_offline_file_gives_its_rows_and_one_without_a_run_its_reason(offline, tmp_path):
+def test_a_torn_offline_file_gives_its_rows_or_the_reason(offline, tmp_path):
     (file,) = offline.rglob("*.wandb")
     content = file.read_bytes()
     (tmp_path / "run-a.wandb").write_bytes(content[: len(content) * 2 // 3])

@@ -108,7 +108,7 @@ def four_seeds(root):
             record_of(folder, test_loss=(2 + 0.1 * seed) * factor * (1 + 0.001 * seed * (norm == "post_ln")))
 
 
-def test_the_leaderboard_and_the_notebook_print_one_paired_difference(tmp_path):
+def test_leaderboard_and_notebook_print_one_paired_difference(tmp_path):
     """ln(1.01), ln(1.01 * 1.001), ln(1.01 * 1.002): by hand mean 0.010949, s = 0.0009995, and t(0.975, 2) = 4.30265."""
     four_seeds(tmp_path)
     m = gather(tmp_path, None)
@@ -127,7 +127,7 @@ def test_the_leaderboard_and_the_notebook_print_one_paired_difference(tmp_path):
     assert "Exploratory: 1 comparison with the baseline, norm=pre_ln" in text
 
 
-def test_the_difference_over_tokens_has_the_interval_of_its_pairs(tmp_path):
+def test_difference_over_tokens_has_the_interval_of_its_pairs(tmp_path):
     rng = np.random.default_rng(0)
     rows = [(arm, seed, t, 2 + 0.1 * rng.random()) for arm in "abc" for seed in range(4) for t in (10, 20)]
     curves = pd.DataFrame(rows, columns=["arm", "seed", "tokens", "loss"])
@@ -141,7 +141,7 @@ def test_the_difference_over_tokens_has_the_interval_of_its_pairs(tmp_path):
     assert set(found.index.get_level_values(0)) == {"a", "c"}
 
 
-def test_the_baseline_is_the_arm_nearest_to_the_defaults_or_the_one_that_is_named():
+def test_baseline_is_the_arm_nearest_to_the_defaults():
     settings = pd.DataFrame(
         {"norm": ["rezero", "pre_ln", "pre_ln", "none"], "dropout": ["none", "uniform", "none", "none"],
          "optimizer.lr": [0.1, 0.1, 0.2, 0.3]},
@@ -154,7 +154,7 @@ def test_the_baseline_is_the_arm_nearest_to_the_defaults_or_the_one_that_is_name
             tables.baseline(settings, wrong)
 
 
-def test_a_baseline_that_is_no_arm_is_one_sentence_and_exit_code_2(tmp_path, capsys):
+def test_an_unknown_baseline_is_one_sentence_and_exit_code_2(tmp_path, capsys):
     for norm in ("pre_ln", "post_ln"):
         make_run(tmp_path, {"norm": norm}, full=False, steps=20)
     target = tmp_path / "r.html"
@@ -165,7 +165,7 @@ def test_a_baseline_that_is_no_arm_is_one_sentence_and_exit_code_2(tmp_path, cap
     assert "with the baseline, norm=post_ln" in target.read_text()
 
 
-def test_a_factorial_of_seven_by_two_is_crossed_and_no_two_arms_look_alike(tmp_path):
+def test_a_seven_by_two_factorial_has_distinct_labels(tmp_path):
     for norm in "abcdefg":
         for dropout in ("x", "y"):
             make_run(tmp_path, {"norm": norm, "dropout": dropout}, steps=20, full=False)

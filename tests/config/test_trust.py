@@ -109,7 +109,7 @@ READING = ("show FOLDER", "status RUNS", "report RUNS", "sync RUNS --to tensorbo
 
 @pytest.mark.process
 @pytest.mark.parametrize("name", TARGETS)
-def test_commands_that_build_refuse_a_folder_that_names_something_else(name, done, traps, capsys):
+def test_commands_that_build_refuse_foreign_targets(name, done, traps, capsys):
     folder = planted(done, traps, aimed(TARGETS[name], traps))
     for command in BUILDING:
         words = [str({"FOLDER": folder, "RUNS": traps / "runs"}.get(w, w)) for w in command.split()]
@@ -137,7 +137,7 @@ def test_commands_that_only_read_build_nothing(done, traps, capsys):
 
 
 @pytest.mark.process
-def test_a_planted_run_that_is_not_done_goes_on_by_the_users_configuration_alone(done, traps):
+def test_an_unfinished_planted_run_uses_the_users_config(done, traps):
     cfg = nano(done.parent.parent.parent / "text.txt", traps / "runs", "budget.tokens=1024")
     planted(done, traps, aimed(TARGETS["joblib"], traps), status="stopped")
     assert forked(lambda: run(cfg))["status"] in DONE
@@ -145,7 +145,7 @@ def test_a_planted_run_that_is_not_done_goes_on_by_the_users_configuration_alone
 
 
 @pytest.mark.process
-def test_a_task_on_a_planted_trunk_is_built_by_the_users_configuration_alone(done, traps):
+def test_a_task_on_a_planted_trunk_uses_the_users_config(done, traps):
     pytest.importorskip("sklearn", reason="pip install 'albert_ablate[classify]'")
     rows = "".join(f"{word} {i},{word}\n" for i in range(60) for word in ("fish", "bird"))
     (traps / "labels.csv").write_text(f"text,label\n{rows}")

@@ -40,7 +40,7 @@ def text_file(tmp_path):
 # --- corpora ---------------------------------------------------------------------------------------------------------
 
 
-def test_default_corpus_is_split_by_article_and_no_article_is_in_two_splits():
+def test_default_corpus_splits_by_article_without_overlap():
     split = WikipediaLeads().split()
     sets = {name: set(found) for name, found in split.items()}
     assert not sets["train"] & sets["validation"] and not sets["train"] & sets["test"]
@@ -91,7 +91,7 @@ def test_standard_library_is_split_by_file_without_tests():
     assert sum(map(len, library.documents())) > 8e6
 
 
-def test_splitting_ignores_order_and_keeps_equal_documents_in_one_split():
+def test_splitting_ignores_order_and_keeps_duplicates_together():
     documents = [f"document {i % 150}" for i in range(300)]
     a, b = split_by_document(documents), split_by_document(documents[::-1])
     assert a == b
@@ -172,7 +172,7 @@ def test_another_encoding_is_named(tmp_path, content, says):
         TextFiles(path=str(tmp_path / "t.txt")).documents()
 
 
-def test_a_pattern_that_cannot_match_and_a_path_that_is_not_a_file_get_one_sentence(tmp_path):
+def test_a_pattern_without_match_or_no_file_is_one_sentence(tmp_path):
     for pattern in ("/etc/*.txt", ""):
         with pytest.raises(ConfigError, match=f"data.pattern={re.escape(pattern)} is not allowed"):
             TextFiles(path=str(tmp_path), pattern=pattern).documents()
@@ -248,9 +248,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("streaming", [True, False])
-def test_a_second_file_that_is_cut_off_or_of_another_kind_is_named_with_its_row(
-    tmp_path, name, streaming, monkeypatch, capfd
-):
+def test_a_damaged_second_file_is_named_with_its_row(tmp_path, name, streaming, monkeypatch, capfd):
     content, says = OTHERS[name]
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     folder, suffix = tmp_path / "files", name.partition(".")[2]
@@ -299,7 +297,7 @@ def test_a_folder_named_like_a_format_is_read_as_a_folder(tmp_path, monkeypatch)
     assert len(HubDataset(name="json").documents()) == len(ROWS)
 
 
-def test_what_would_do_nothing_with_a_saved_dataset_or_a_folder_is_refused(tmp_path, rows):
+def test_settings_that_do_nothing_for_a_folder_are_refused(tmp_path, rows):
     rows.save_to_disk(tmp_path / "saved")
     saved = str(tmp_path / "saved")
     with pytest.raises(ConfigError, match="data.part=validation is not allowed: .* was saved without parts"):
@@ -318,7 +316,7 @@ def test_bytes_round_trip():
     assert Bytes().decode(Bytes().encode(text)) == text and len(Bytes().encode(text)) == len(text.encode())
 
 
-def test_byte_pairs_are_trained_on_training_text_only_and_round_trip(tmp_path):
+def test_byte_pairs_are_trained_on_training_text_and_round_trip(tmp_path):
     train, unseen = ["the cat sat on the mat. " * 50], "a dog 🙂 ate\n\n the cat\t"
     codec = BytePairs(300).fit(train)
     assert codec.decode(codec.encode(unseen)) == unseen
@@ -377,7 +375,7 @@ def test_the_tokens_of_a_document_are_the_library_s_own(tmp_path, prefix):
     assert encoded.sizes.sum() == len("\n\n".join(documents).encode())
 
 
-def test_byte_pairs_encode_as_they_were_trained_on_whole_documents(tmp_path):
+def test_byte_pairs_encode_whole_documents_as_in_training(tmp_path):
     text = "def f():\n    return 1\n\n\ndef g():\n    return 2\n\n\n" * 60
     codec = BytePairs(300).fit([text])
     encoded = codec.encode_documents([text] * 3, "\n\n")
@@ -446,7 +444,7 @@ def test_bytes_of_each_byte_level_token_are_those_of_its_name(tmp_path):
     assert text_of(model, encoded.tokens).decode() == f"{PARAGRAPHS}\n\na\n\n\n{PARAGRAPHS}"
 
 
-def test_bytes_of_tokens_that_replace_spaces_and_fall_back_to_bytes(tmp_path):
+def test_bytes_of_tokens_with_space_marks_and_byte_fallback(tmp_path):
     """As SentencePiece writes it: ▁ for a space, one before the text, and <0xNN> for the bytes of what is not known."""
     from tokenizers import Tokenizer, decoders, models, normalizers
 
@@ -468,7 +466,7 @@ def test_bytes_of_tokens_that_replace_spaces_and_fall_back_to_bytes(tmp_path):
     assert two.sizes.tolist()[:3] == [1, 1, 1] and two.sizes.sum() == 4  # what stands before a text is no byte of it
 
 
-def test_a_tokenizer_that_does_not_give_the_text_back_counts_no_bytes(tmp_path):
+def test_a_lossy_tokenizer_counts_no_bytes(tmp_path):
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
     words = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "b": 2}, unk_token="[UNK]"))
@@ -537,7 +535,7 @@ def test_the_cache_is_used_again_and_a_half_written_one_is_not(text_file, tmp_pa
     assert [p.name for p in (tmp_path / "packed").iterdir()] == [first.folder.name]
 
 
-def test_a_writer_killed_at_any_file_leaves_a_cache_that_is_written_again(text_file, tmp_path, monkeypatch):
+def test_a_cache_cut_at_any_file_is_written_again(text_file, tmp_path, monkeypatch):
     corpus, real = TextFiles(path=str(text_file)), packed.os.replace
     whole = pack(corpus, Bytes(), tmp_path / "whole")
     for at in range(4):
@@ -674,7 +672,7 @@ def test_several_processes_mend_a_damaged_cache_together(text_file, tmp_path):
     assert [f.name for f in (tmp_path / "packed").iterdir()] == [first.folder.name]
 
 
-def test_several_threads_packing_one_text_all_get_the_whole_of_it(text_file, tmp_path):
+def test_threads_packing_one_text_all_get_the_whole_of_it(text_file, tmp_path):
     from concurrent.futures import ThreadPoolExecutor
 
     corpus = TextFiles(path=str(text_file))
@@ -745,7 +743,7 @@ def test_every_pass_holds_every_block_once_in_a_fresh_order(blocks, batch):
     assert len({tuple(p) for p in passes.tolist()}) > 1
 
 
-def test_order_depends_on_the_seed_and_the_number_of_blocks_alone():
+def test_order_depends_on_seed_and_number_of_blocks_alone():
     assert (Order(50, 4, 1).indices(9) == Order(50, 4, 1).indices(9)).all()
     assert not (Order(50, 4, 1).indices(9) == Order(50, 4, 2).indices(9)).all()
     big = np.concatenate([Order(50, 4, 1).indices(i) for i in range(10)])

@@ -34,7 +34,7 @@ def test_markov_text_has_the_entropies_it_claims():
     assert block_entropy(text, 3) - block_entropy(text, 2) == pytest.approx(language.entropy_rate, abs=0.01)
 
 
-def test_grammar_sentence_entropy_and_length_agree_with_its_samples():
+def test_grammar_entropy_and_length_agree_with_samples():
     language = Grammar(length=200_000)
     sentences = language.split()["train"][0].split(".")[:-1]
     probability = {(a, t): (p, b) for a, rules in enumerate(language.productions) for p, t, b in rules}
@@ -53,7 +53,7 @@ def test_grammar_sentence_entropy_and_length_agree_with_its_samples():
     assert language.entropy_rate > 0.1
 
 
-def test_recall_lines_answer_the_question_and_have_the_entropy_they_claim():
+def test_recall_lines_have_the_answer_and_entropy_they_claim():
     language = Recall(symbols=5, pairs=2, length=240_000)
     lines = language.split()["train"][0].splitlines()
     for line in lines[:2000]:
@@ -68,7 +68,7 @@ def test_recall_lines_answer_the_question_and_have_the_entropy_they_claim():
 
 
 @pytest.mark.parametrize("family", [Markov, Grammar, Recall])
-def test_splits_are_independent_samples_of_one_language_fixed_by_its_number(family):
+def test_splits_are_independent_samples_of_one_language(family):
     a, b, other = (family(length=5_000, language=k).split() for k in (0, 0, 1))
     assert a == b and a["train"] != other["train"]
     assert len(a["train"][0]) == 5_000 and len(a["test"][0]) == 500

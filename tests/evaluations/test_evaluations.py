@@ -96,7 +96,7 @@ def test_clean_losses_are_those_of_the_run_on_the_same_sample(finished, subject)
 
 
 @pytest.mark.skipif(find_spec("airportsdata") is None, reason="needs the extra corpora")
-def test_a_uniform_model_needs_eight_bits_a_byte_in_every_domain_and_synthetic_ones_are_left_out(subject, monkeypatch):
+def test_a_uniform_model_needs_eight_bits_a_byte_in_each_domain(subject, monkeypatch):
     asked = evaluation("domains", corpora=["airports", "markov", "bible"])
     result = asked(having(subject, Uniform(256)))
     assert result.summary == {"airports": pytest.approx(8, abs=1e-5), "bible": pytest.approx(8, abs=1e-5)}
@@ -129,7 +129,7 @@ def test_domains_are_encoded_by_the_run_s_own_tokenizer(tmp_path):
     assert found["airports"] == pytest.approx(math.log2(260) * len(targets) / len(text), rel=1e-6)
 
 
-def test_bits_per_byte_of_a_run_and_of_clean_are_over_the_bytes_of_the_same_tokens(tmp_path):
+def test_bits_per_byte_of_run_and_clean_share_their_tokens(tmp_path):
     words = ["tokenizer=bpe", "tokenizer.vocabulary=300", "budget.tokens=512", "data.batch=2", f"paths.runs={tmp_path}"]
     record = run(compose([*TINY, *words]))
     own = subject_of(record)
@@ -150,7 +150,7 @@ def test_bits_per_byte_of_a_run_and_of_clean_are_over_the_bytes_of_the_same_toke
 
 
 @pytest.mark.skipif(find_spec("airportsdata") is None, reason="needs the extra corpora")
-def test_a_tokenizer_that_does_not_give_the_text_back_has_no_bits_per_byte(tmp_path, capsys):
+def test_a_lossy_tokenizer_has_no_bits_per_byte(tmp_path, capsys):
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     alphabet = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
@@ -176,7 +176,7 @@ def test_swapping_exchanges_neighbors_and_leaves_an_odd_one():
     assert swapped(np.array([[1, 2, 3, 4]]), np.array([[False, True, True, False]])).tolist() == [[1, 2, 4, 3]]
 
 
-def test_substitution_takes_any_other_seen_token_equally_often_and_never_the_same():
+def test_substitution_draws_other_seen_tokens_uniformly():
     inputs, seen = np.full((1, 9000), 7), np.array([2, 7, 9, 200])
     noise = (np.arange(9000) / 9000)[None]
     out = substituted(inputs, np.ones_like(inputs, bool), noise, seen)
@@ -186,7 +186,7 @@ def test_substitution_takes_any_other_seen_token_equally_often_and_never_the_sam
     assert (substituted(inputs, np.zeros_like(inputs, bool), noise, seen) == inputs).all()
 
 
-def test_a_masked_token_is_a_zero_embedding_and_moves_only_what_follows(subject):
+def test_a_masked_token_moves_only_what_follows(subject):
     rows = subject.sample("validation", 256)
     everything = torch.ones(rows[:, :-1].shape, dtype=torch.bool)
     with zeroed_embedding(subject, everything):
@@ -207,7 +207,7 @@ def test_a_masked_token_is_a_zero_embedding_and_moves_only_what_follows(subject)
     assert not moved[:, :5].any() and moved[:, 5].all()
 
 
-def test_corruption_begins_clean_rises_and_sums_to_the_measure_of_the_analysis(subject):
+def test_corruption_begins_clean_rises_and_sums_to_the_measure(subject):
     rates = [0.0, 0.1, 0.3]
     result = evaluation("corruption", rates=rates, tokens=1024)(subject)
     rows = subject.sample("validation", 1024)
@@ -219,7 +219,7 @@ def test_corruption_begins_clean_rises_and_sums_to_the_measure_of_the_analysis(s
     assert area((0.0, 1.0), [1.0, 3.0]) == 1 and math.isnan(area((0.0, 1.0), [1.0, math.nan]))
 
 
-def test_what_is_corrupted_at_a_rate_is_corrupted_at_higher_ones_and_alike_in_all_arms(subject, monkeypatch):
+def test_corruptions_are_nested_over_rates_and_alike_in_arms(subject, monkeypatch):
     seen = []
     monkeypatch.setattr(type(subject), "loss", lambda self, rows, inputs=None, every=None: seen.append(inputs) or 0.0)
     evaluation("corruption", rates=[0.0, 0.1, 0.3], tokens=1024)(subject)
@@ -231,7 +231,7 @@ def test_what_is_corrupted_at_a_rate_is_corrupted_at_higher_ones_and_alike_in_al
     assert (subject.draws("corruption", "noisy").random(9) == subject.draws("corruption", "noisy").random(9)).all()
 
 
-def test_calibration_of_a_uniform_model_is_its_accuracy_against_one_in_all(subject):
+def test_calibration_of_a_uniform_model_by_hand(subject):
     rows = subject.sample("validation", 256)
     share = (rows[:, 1:] == 0).float().mean().item()
     found = evaluation("calibration")(having(subject, Uniform(256)))
@@ -245,7 +245,7 @@ def test_the_reliability_table_adds_up_to_torchmetrics_error(subject):
     assert len(found.rows) > 5 and gaps == pytest.approx(found.summary["error"], abs=1e-6)
 
 
-def test_verbatim_lengths_are_those_of_greedy_decoding_token_by_token(subject):
+def test_verbatim_lengths_are_those_of_greedy_decoding(subject):
     asked, rows = Memorization(prefix=4, continuation=6), subject.sample("train", 512)[:, :10]
     expected = []
     for row in rows:
@@ -269,7 +269,7 @@ def test_prefixes_are_of_blocks_the_run_has_been_trained_on(subject):
     assert taken.tolist() == [tokens[i * 16 : i * 16 + 17].tolist() for i in order]
 
 
-def test_a_model_that_knows_the_text_by_heart_continues_all_of_it(subject):
+def test_a_model_that_memorized_the_text_continues_all_of_it(subject):
     text = np.tile(np.arange(5), 200)
 
     class Cycle(Uniform):
@@ -285,7 +285,7 @@ def test_a_model_that_knows_the_text_by_heart_continues_all_of_it(subject):
 
 
 @pytest.mark.parametrize("gated", [False, True])
-def test_zeroing_all_units_is_a_model_without_mlps_and_nothing_is_left_behind(subject, gated, tmp_path):
+def test_zeroing_all_units_is_a_model_without_mlps(subject, gated, tmp_path):
     if gated:
         words = ["model.gated=true", "budget.tokens=512", "data.batch=2", f"paths.runs={tmp_path}"]
         subject = subject_of(run(compose([*TINY, *words])))
@@ -299,7 +299,7 @@ def test_zeroing_all_units_is_a_model_without_mlps_and_nothing_is_left_behind(su
     [handle.remove() for handle in handles]
 
 
-def test_units_of_a_share_are_among_those_of_a_larger_one_and_differ_by_draw_and_layer(subject):
+def test_ablated_units_are_nested_and_differ_by_draw_and_layer(subject):
     asked = Units()
     small, large, other = (asked._units(subject, *w) for w in ((0.1, 0), (0.3, 0), (0.3, 1)))
     assert [len(u) for u in small + large] == [6, 6, 19, 19]
@@ -318,7 +318,7 @@ def test_a_unit_that_nothing_reads_costs_nothing(subject):
 
 
 @pytest.mark.parametrize(("diagonal", "largest"), [([1, 3, -2], 3), ([-5, 3, 1], 3), ([-5, -3, -1], -1), ([0, 0], 0)])
-def test_power_iteration_finds_the_largest_eigenvalue_whatever_the_signs(diagonal, largest):
+def test_power_iteration_finds_the_largest_eigenvalue(diagonal, largest):
     matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
     turn, _ = torch.linalg.qr(torch.randn(len(diagonal), len(diagonal), dtype=torch.float64, generator=gen()))
     value, steps, residual = largest_eigenvalue(
@@ -345,7 +345,7 @@ def test_the_hessian_of_least_squares_is_its_gram_matrix():
     )
 
 
-def test_the_eigenvalue_of_a_decoder_is_that_of_lanczos_and_of_finite_differences(subject):
+def test_eigenvalue_of_a_decoder_is_that_of_lanczos(subject):
     asked = evaluation("sharpness", iterations=200, tolerance=1e-5, draws=1)
     found = asked(subject)
     rows, parameters = subject.sample("train", 256), list(subject.model.parameters())
@@ -375,7 +375,7 @@ def test_the_eigenvalue_of_a_decoder_is_that_of_lanczos_and_of_finite_difference
     assert found.summary["eigenvalue"] == pytest.approx(top, rel=2e-3) and top > 0.1
 
 
-def test_a_perturbation_is_a_share_of_each_row_s_length_and_is_undone_to_the_bit(subject):
+def test_a_perturbation_is_relative_and_undone_to_the_bit(subject):
     before = {n: p.detach().clone() for n, p in subject.model.named_parameters()}
     with perturbed(subject.model, 0.3, 0, 0):
         for name, p in subject.model.named_parameters():
@@ -408,7 +408,7 @@ def test_angular_distance_of_known_angles():
     assert angular_distance(a, b).tolist() == pytest.approx([0, 0.25, 0.5, 1], abs=1e-6)
 
 
-def test_streams_are_what_enters_the_first_block_and_what_the_head_reads(subject):
+def test_streams_are_first_input_and_what_the_head_reads(subject):
     rows, model = subject.sample("validation", 256), subject.model
     with streams(model) as kept, torch.no_grad():
         logits = model(rows[:, :-1])
@@ -433,7 +433,7 @@ def test_tokens_that_are_all_alike_have_no_rank_but_one(subject):
 # --- as a whole ------------------------------------------------------------------------------------------------------
 
 
-def test_every_evaluation_leaves_weights_and_the_global_generator_as_they_are(subject):
+def test_every_evaluation_leaves_weights_and_generator(subject):
     before, state = weights_hash(subject.model), torch.get_rng_state()
     for node in nodes(*NAMES).values():
         build(node)(subject)
@@ -446,7 +446,7 @@ OTHER |= {"radius": 0.5}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_argument_of_an_evaluation_stands_in_its_yaml_and_changes_its_result(subject, name):
+def test_every_evaluation_argument_is_in_yaml_and_counts(subject, name):
     node = nodes(name)[name]
     base = build(node)(subject)
     assert set(node) - {"_target_"} == set(parameters_of(node["_target_"]))
@@ -455,7 +455,7 @@ def test_every_argument_of_an_evaluation_stands_in_its_yaml_and_changes_its_resu
         assert (other.rows, other.summary) != (base.rows, base.summary), key
 
 
-def test_a_finished_run_gets_a_missing_evaluation_without_training(finished):
+def test_a_finished_run_gets_a_missing_evaluation(finished):
     folder, words = (
         Path(finished["folder"]),
         [*TINY, "optimizer.lr=1e-2", f"paths.runs={Path(finished['folder']).parents[1]}"],
@@ -546,7 +546,7 @@ SPOILED = {
 
 
 @pytest.mark.parametrize("says", SPOILED)
-def test_what_stands_in_the_way_is_one_sentence_and_exit_code_two(copy, capsys, says):
+def test_a_refused_evaluation_is_one_sentence_and_exit_code_2(copy, capsys, says):
     SPOILED[says](copy)
     assert main(["evaluate", str(copy), "units", "units.tokens=64"]) == 2
     error = capsys.readouterr().err
@@ -570,7 +570,7 @@ def test_what_cannot_be_asked_for_is_one_sentence(copy, capsys, words, says):
     assert says in error and error.count("\n") == 1
 
 
-def test_in_a_folder_of_runs_the_unfinished_are_named_and_the_others_done(copy, capsys):
+def test_in_a_folder_unfinished_runs_are_named_others_done(copy, capsys):
     import shutil
 
     other = copy.parent / "seed1"

@@ -111,7 +111,7 @@ def test_l2_qk_norm_starts_at_henry_s_gain_and_the_others_at_one():
     assert build_model(compose([*TINY, "attention=qk_norm"])).blocks[1].attention.key_norm.weight.eq(1).all()
 
 
-def test_a_window_sees_itself_and_those_just_before_and_every_nth_block_sees_all():
+def test_a_window_sees_the_last_few_and_full_blocks_see_all():
     assert band(4, 2, torch.device("cpu")).tolist() == [
         [True, False, False, False],
         [True, True, False, False],
@@ -122,7 +122,7 @@ def test_a_window_sees_itself_and_those_just_before_and_every_nth_block_sees_all
     assert [block.attention.window for block in model.blocks] == [4, None, 4]
 
 
-def test_attention_dropout_with_a_softcap_drops_in_training_and_keeps_the_mean():
+def test_attention_dropout_with_softcap_keeps_the_mean():
     made, x = attention(softcap=50.0), torch.randn(1, 9, 16, generator=torch.Generator().manual_seed(1))
     site, drawn = Dropout(0.3, "here", Clock(0)), []
     for step in range(400):
@@ -134,7 +134,7 @@ def test_attention_dropout_with_a_softcap_drops_in_training_and_keeps_the_mean()
     assert bool(((samples.mean(0) - expected).abs() < 5 * error).all())
 
 
-def test_muon_takes_grouped_queries_keys_and_values_for_three_matrices_of_their_own_rows():
+def test_muon_takes_grouped_queries_keys_values_as_matrices():
     from albert_ablate.optim import optimizers
     from albert_ablate.optim.groups import decay_groups
 
@@ -161,7 +161,7 @@ def test_grouped_rows_are_drawn_each_at_its_own_scale():
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu", "sigmoid", "identity"])
-def test_gated_mlp_computes_shazeer_s_equation_and_has_as_many_parameters(activation):
+def test_gated_mlp_is_shazeers_equation_at_equal_parameters(activation):
     gated = ["model.gated=true", f"model.activation={activation}"]
     model = build_model(compose([*TINY, "norm=none", *gated, "model.hidden=24"]))
     mlp, x = model.blocks[0].mlp, torch.randn(2, 5, 16)
@@ -198,7 +198,7 @@ def test_softcapped_logits_and_embedding_scale():
     assert not torch.equal(tied(tokens), scaled(tokens))
 
 
-def test_z_loss_adds_the_mean_square_of_log_z_whose_gradient_is_twice_log_z_times_the_softmax():
+def test_z_loss_and_its_gradient_are_those_of_log_z_squared():
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(2, 5, 7, generator=generator, dtype=torch.float64) + 1
     targets = torch.randint(0, 7, (2, 5), generator=generator)
@@ -210,7 +210,7 @@ def test_z_loss_adds_the_mean_square_of_log_z_whose_gradient_is_twice_log_z_time
     torch.testing.assert_close(gradient, 0.3 * 2 * log_z * logits.detach().softmax(-1) / 10)
 
 
-def test_zero_centred_rms_norm_is_rms_norm_with_its_gain_shifted_by_one():
+def test_zero_centred_rms_norm_is_rms_norm_with_shifted_gain():
     x = torch.randn(3, 8)
     ours, theirs = zero_centred_rms_norm(8, eps=0.1), rms_norm(8, eps=0.1)
     assert torch.equal(ours(x), theirs(x)) and ours.weight.eq(0).all()
@@ -298,13 +298,13 @@ def three_steps(*overrides):
     return losses, {n: p.grad for n, p in model.named_parameters()}
 
 
-def test_recomputed_blocks_give_the_same_bits_with_every_dropout_on():
+def test_recomputed_blocks_give_the_same_bits_under_dropout():
     plain, again = three_steps(*DROPPED), three_steps(*DROPPED, "trainer.gradient_checkpointing=true")
     assert plain[0] == again[0] and plain[0] != three_steps()[0]
     assert all(torch.equal(g, again[1][n]) for n, g in plain[1].items())
 
 
-def test_recomputation_stays_out_of_the_identity_and_compilation_does_not():
+def test_identity_ignores_recomputation_but_not_compilation():
     plain, again, made = (
         identity(compose([*TINY, *o]), "text")
         for o in ([], ["trainer.gradient_checkpointing=true"], ["trainer.compile=true"])
@@ -360,7 +360,7 @@ def test_without_a_compiler_one_sentence_says_so(monkeypatch):
 
 
 @pytest.mark.parametrize("norm", ["pre_ln", "rezero"])
-def test_a_normalized_embedding_enters_the_first_block_with_unit_variance(norm):
+def test_a_normalized_embedding_has_unit_variance(norm):
     cfg = compose(["model=nano", f"norm={norm}", "norm_type=rms_norm", "model.embedding_norm=true"])
     model, entered = build_model(cfg), []
     model.blocks[0].register_forward_pre_hook(lambda _, given: entered.append(given[0]))
@@ -369,7 +369,7 @@ def test_a_normalized_embedding_enters_the_first_block_with_unit_variance(norm):
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_qk_clip_brings_the_largest_logit_of_a_head_to_tau_and_leaves_the_others(bias):
+def test_qk_clip_brings_the_largest_logit_of_a_head_to_tau(bias):
     cfg = compose(["model=nano", "model.width=16", f"model.bias={bias}", "attention=rotary", "attention.qk_clip=1.0"])
     model = build_model(cfg).train()
     attention = model.blocks[0].attention

@@ -82,7 +82,7 @@ def test_huang_s_rule_leaves_40_of_54_blocks():
         ["loss=r_drop", "dropout=uniform", "dropout.sites=[layer_drop]"],
     ],
 )
-def test_rates_of_one_or_more_and_settings_without_effect_are_refused(overrides):
+def test_rates_of_one_and_settings_without_effect_are_refused(overrides):
     with pytest.raises(ConfigError, match=r"^[^\n]+\.$"):
         compose([*TINY, *overrides])
 
@@ -114,7 +114,7 @@ def test_shapes_over_time_follow_their_formulas():
 
 
 @pytest.mark.process
-def test_depth_and_time_combine_and_the_history_shows_the_rate_in_force(tmp_path):
+def test_depth_and_time_combine_and_histories_show_the_rate(tmp_path):
     text = write_text(tmp_path / "text.txt")
     more = ("dropout=depth_decay", "dropout.mean=0.1", "dropout_time=early", "dropout_time.until=0.5")
     cfg = nano(text, tmp_path, *more, "budget.tokens=1280", "diagnostics.every=1", "data.accumulate=2")
@@ -176,7 +176,7 @@ def test_masks_are_nested_across_rates(kind):
     assert not (low & ~high).any() and 0 < low.sum() < high.sum()
 
 
-def test_skips_are_nested_shared_by_the_ranks_and_as_frequent_as_the_rate():
+def test_skips_are_nested_shared_by_ranks_and_as_frequent():
     skips = lambda rate, rank=0: [site(d.Skip, rate, m, rank, rescale=False).skips() for m in range(4000)]  # noqa: E731
     low, high = skips(0.1), skips(0.5)
     assert all(h for a, h in zip(low, high, strict=True) if a)
@@ -189,7 +189,7 @@ KINDS = ["token", "head", "drop_path", "stochastic_depth", "layer_drop"]
 
 @pytest.mark.process
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_rate_of_zero_does_nothing_and_evaluation_is_as_it_should(kind):
+def test_a_rate_of_zero_and_evaluation_drop_nothing(kind):
     expected = model_of()(tokens())
     zero = model_of("dropout=uniform", "dropout.mean=0", f"dropout.sites=[{kind}]").train()
     assert torch.equal(zero(tokens()), expected)
@@ -199,7 +199,7 @@ def test_a_rate_of_zero_does_nothing_and_evaluation_is_as_it_should(kind):
     assert torch.equal(model.eval()(tokens()), expected) == (kind != "stochastic_depth")
 
 
-def test_stochastic_depth_scales_branches_by_survival_in_evaluation():
+def test_stochastic_depth_scales_branches_in_evaluation():
     model, plain = model_of("dropout=huang", "dropout.mean=0.3", "dropout.sites=[stochastic_depth]").eval(), model_of()
     for block in plain.stack:
         for matrix in (block.attention.output, block.mlp.down):
@@ -214,7 +214,7 @@ def test_stochastic_depth_scales_branches_by_survival_in_evaluation():
     [("layer_drop", norm) for norm in options()["norm"]]
     + [(kind, norm) for kind in ("drop_path", "stochastic_depth") for norm in ("pre_ln", "post_ln", "residual_dual")],
 )
-def test_kinds_go_with_every_placement_and_a_skipped_block_is_the_identity(kind, norm):
+def test_every_placement_drops_and_a_skipped_block_is_identity(kind, norm):
     needs = {"ngpt": ["attention=rotary", "optimizer.weight_decay=0"], "mix_ln": ["norm.share=0.5"]}.get(norm, [])
     model = model_of("dropout=uniform", "dropout.mean=0.5", f"dropout.sites=[{kind}]", f"norm={norm}", *needs).train()
     skipped = set()
@@ -273,7 +273,7 @@ def test_recomputed_blocks_draw_the_same_masks():
 # --- R-Drop ----------------------------------------------------------------------------------------------------------
 
 
-def test_r_drop_is_the_mean_loss_and_half_alpha_of_both_divergences():
+def test_r_drop_is_mean_loss_plus_half_alpha_divergences():
     logits = torch.randn(4, 3, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     targets = torch.tensor([[0, 1, 2], [3, 4, 5]])
     a, b = logits[:2].flatten(0, 1), logits[2:].flatten(0, 1)

@@ -72,7 +72,7 @@ def stream(option, layers):
     return np.array([f["residual_rms"] for (_, s), f in sorted(probe.figures().items()) if s == "mlp"])
 
 
-def test_the_stream_over_depth_keeps_its_size_behind_post_ln_and_grows_as_the_root_of_depth_before_pre_ln():
+def test_stream_size_over_depth_of_post_ln_and_pre_ln():
     """Xiong et al. 2020, lemma 2: E|x_l|^2 is d for post-LN and between (1 + l/2) d and (1 + 3l/2) d for pre-LN, both
     linear in l; ours starts from an embedding of variance 1.25 and has attention's mixing beside."""
     assert stream("post_ln", 96) == pytest.approx(np.ones(96), abs=1e-3)
@@ -88,7 +88,7 @@ def residual(x):
 
 
 @torch.no_grad()
-def test_attention_alone_collapses_to_rank_one_over_depth_and_with_residuals_it_does_not():
+def test_attention_alone_collapses_to_rank_one_over_depth():
     """Dong et al. 2021, 2103.03404: without skip connections and MLPs the distance to rank one vanishes exponentially
     or faster with depth; skip connections keep it."""
     model, tokens, _ = deep("pre_ln", 96)

@@ -88,7 +88,7 @@ def test_shared_blocks_are_one_in_training_too():
     assert model.blocks[2].rate < model.blocks[0].rate
 
 
-def test_initial_weights_have_the_scales_they_claim_and_the_loss_is_near_uniform():
+def test_initial_weights_have_their_scales_and_uniform_loss():
     model = build_model(compose(["model=mini", "norm=deepnorm"]))
     qkv = model.blocks[5].attention.qkv.weight.detach()
     xavier, beta = (2 / 128) ** 0.5, (8 * 24) ** -0.25
@@ -121,7 +121,7 @@ def test_schedules_have_the_mean_they_are_given(schedule, layers):
     assert np.mean(rates) == pytest.approx(0.2, abs=1e-12)
 
 
-def test_decay_falls_growth_is_its_reverse_and_ends_are_named_by_spread():
+def test_dropout_decay_growth_and_spread_over_depth():
     decay, growth = DepthDecay(0.1, 0.5), DepthGrowth(0.1, 0.5)
     assert [decay.rate(0, 11), decay.rate(10, 11)] == pytest.approx([0.15, 0.05])
     assert [decay.rate(i, 11) for i in range(11)] == pytest.approx([growth.rate(10 - i, 11) for i in range(11)])
@@ -134,14 +134,14 @@ def drop(rate, micro_batch=0, seed=0, name="here", training=True):
     return Dropout(rate, name, clock).train(training)(torch.ones(200, 500))
 
 
-def test_dropout_keeps_mean_and_scales_variance_as_inverted_dropout():
+def test_dropout_keeps_the_mean_and_scales_the_variance():
     y = drop(0.3)
     assert y.mean().item() == pytest.approx(1, abs=0.01)
     assert y.square().mean().item() == pytest.approx(1 / 0.7, abs=0.01)
     assert set(np.round(y.unique().tolist(), 5)) == {0.0, round(1 / 0.7, 5)}
 
 
-def test_masks_of_one_seed_are_nested_across_rates_and_named_by_site_and_micro_batch():
+def test_masks_are_nested_across_rates_and_named_by_site():
     low, high = drop(0.1) == 0, drop(0.4) == 0
     assert bool((low & ~high).sum() == 0) and 0 < low.sum() < high.sum()
     assert torch.equal(drop(0.1), drop(0.1))
@@ -168,7 +168,7 @@ def test_every_site_drops_in_training_and_none_in_evaluation(where):
 
 
 @pytest.mark.parametrize("schedule", [Uniform(0.2), DepthDecay(0.2), DepthGrowth(0.2)])
-def test_residual_variance_under_dropout_is_the_sum_of_the_branches_over_what_is_kept(schedule):
+def test_residual_variance_under_dropout_is_that_of_branches(schedule):
     """Linear, centered branches: v_L = v_0 + sum of v_branch / (1 - p_l) (inverted dropout scales a square by that)."""
     generator = torch.Generator().manual_seed(0)
     layers, width = 24, 64

@@ -128,7 +128,7 @@ def jacobian(norm, x):
     return torch.autograd.functional.jacobian(norm, x)
 
 
-def test_jacobian_of_layer_norm_has_norm_one_over_the_deviation_and_loses_two_dimensions():
+def test_jacobian_of_layer_norm_norm_and_lost_dimensions():
     x = sample(D)
     values = torch.linalg.svdvals(jacobian(norms.layer_norm(D, eps=1e-30).double(), x))
     torch.testing.assert_close(values[0], 1 / x.std(unbiased=False))
@@ -136,7 +136,7 @@ def test_jacobian_of_layer_norm_has_norm_one_over_the_deviation_and_loses_two_di
 
 
 @pytest.mark.parametrize("make", [norms.rms_norm, norms.zero_centred_rms_norm, norms.simple_rms_norm, norms.l2_norm])
-def test_jacobian_of_rms_norm_has_norm_one_over_the_rms_and_loses_one_dimension(make):
+def test_jacobian_of_rms_norm_norm_and_lost_dimension(make):
     x = sample(D)
     values = torch.linalg.svdvals(jacobian(make(D, eps=1e-30).double(), x))
     size = x.norm() if make is norms.l2_norm else x.square().mean().sqrt()
@@ -162,7 +162,7 @@ def test_a_squash_is_bounded_by_its_gain(make):
 # --- norms with statistics of several tokens -------------------------------------------------------------------------
 
 
-def test_batch_norm_takes_batch_and_time_together_and_keeps_running_averages():
+def test_batch_norm_pools_batch_and_time_and_keeps_averages():
     norm, x = norms.batch_norm(D, momentum=0.2).double(), sample(4, 6, D)
     mean, var = x.mean((0, 1)), x.var((0, 1), unbiased=False)
     torch.testing.assert_close(norm(x), (x - mean) / (var + 1e-5).sqrt())
@@ -172,7 +172,7 @@ def test_batch_norm_takes_batch_and_time_together_and_keeps_running_averages():
     torch.testing.assert_close(norm.eval()(x), expected)
 
 
-def test_causal_batch_norm_uses_the_averages_from_before_the_micro_batch():
+def test_causal_batch_norm_uses_the_averages_from_before():
     norm, other = norms.batch_norm(D, causal=True).double(), norms.batch_norm(D).double()
     for seed in range(3):
         x = sample(4, 6, D, seed=seed)
@@ -262,7 +262,7 @@ def test_statistics_are_filled_kept_in_checkpoints_and_hashed(option):
 
 @pytest.mark.process
 @pytest.mark.parametrize("option", ["batch_norm", "power_norm"])
-def test_a_run_killed_and_one_with_an_estimate_before_it_end_with_the_same_statistics(option, tmp_path):
+def test_statistics_survive_a_kill_and_a_cost_estimate(option, tmp_path):
     text = write_text(tmp_path / "text.txt")
     more = (f"norm_type={option}", "budget.tokens=2560", "evaluation.every=640")
     whole = outcome(train(nano(text, tmp_path / "whole", *more), verbose=True)["folder"])

@@ -135,7 +135,7 @@ EQUATIONS = [
 
 
 @pytest.mark.parametrize(("kind", "arguments", "equation"), EQUATIONS)
-def test_placement_computes_its_block_equation_forward_and_backward(kind, arguments, equation):
+def test_placement_computes_its_equation_and_gradient(kind, arguments, equation):
     torch.manual_seed(0)
     x = (3 * torch.randn(2, 4, 8) + 1).requires_grad_()
     first, second = pair(kind, **arguments)
@@ -155,7 +155,7 @@ def test_every_placement_on_disk_has_its_equation_here():
     assert targets == {kind.__name__ for kind, *_ in EQUATIONS}
 
 
-def test_rezero_gate_scales_both_sublayers_of_a_block_and_skipinit_has_one_for_each():
+def test_rezero_has_one_gate_a_block_and_skipinit_two():
     first, second = pair(placements.ReZero)
     with torch.no_grad():
         first.gate.fill_(0.5)
@@ -231,7 +231,7 @@ def test_draws_have_the_scales_the_placement_asks_for():
 
 
 @pytest.mark.parametrize("option", PLACEMENTS)
-def test_placement_brings_the_norms_at_the_ends_that_belong_to_it(option):
+def test_placement_brings_its_norms_at_the_ends(option):
     without = {"post_ln", "deepnorm", "admin", "admin_profiled", "keel", "ngpt"}
     without |= {"rezero", "none", "skipinit", "fixup", "t_fixup"}
     model = build_model(config(option))
@@ -401,7 +401,7 @@ def test_admin_s_closed_form_and_sum_are_admin_torch_s(layers):
     torch.testing.assert_close(ours(x, mlp), norm(residual(x, mlp(x))), rtol=1e-5, atol=1e-5)
 
 
-def test_rezero_equals_its_authors_layer_and_dropout_on_either_side_of_the_gate_is_one_thing():
+def test_rezero_equals_its_authors_layer():
     package = pytest.importorskip("rezero.transformer", reason="rezero is the reference for ReZero")
     model = shaken("rezero", "model.activation=relu", layers=1).train()
     block, gate = model.stack[0], 0.4
@@ -517,7 +517,7 @@ def test_ngpt_keeps_weights_and_stream_at_length_one():
         model.after_step()
 
 
-def test_hybrid_norm_normalizes_each_head_s_query_key_and_value_before_positions():
+def test_hybrid_norm_normalizes_heads_before_positions():
     model = build_model(config("hybrid_norm", "attention=rotary"))
     seen = {}
     around = model.blocks[1].around_attention
@@ -575,7 +575,7 @@ def test_fixup_has_its_biases_where_the_authors_put_them():
 # --- statements about depth ------------------------------------------------------------------------------------------
 
 
-def test_rezero_is_the_identity_at_first_and_only_its_gates_get_a_gradient():
+def test_rezero_is_the_identity_and_only_gates_get_gradients():
     model = build_model(compose(["model=nano", "model.layers=96", "model.width=16", "norm=rezero"]))
     tokens = torch.randint(0, 256, (2, 10))
     x = model.embedding(tokens) + model.positions.weight[:10]
@@ -624,7 +624,7 @@ def added_variance(option, layers, seed, *more):
     return ends[1] - ends[0]
 
 
-def test_gpt2_s_draw_keeps_the_added_variance_from_growing_with_depth():
+def test_gpt2s_draw_bounds_the_added_variance_over_depth():
     """Unscaled it grows about linearly."""
     depths = [6, 24, 96]
     wide = "norm.std=0.125"  # Xavier's at this width; GPT-2's 0.02 belongs to width 768
@@ -633,14 +633,14 @@ def test_gpt2_s_draw_keeps_the_added_variance_from_growing_with_depth():
     assert abs(slope(depths, scaled)) < 0.05 and slope(depths, plain) > 0.8
 
 
-def test_layernorm_scaling_slows_the_growth_of_variance_to_less_than_linear():
+def test_layernorm_scaling_grows_variance_less_than_linearly():
     """The paper's point: pre-LN grows about linearly or faster, LNS by sum of 1/l, that is logarithmically."""
     depths = [6, 18, 48]
     plain, scaled = ([added_variance(o, n, 0) for n in depths] for o in ("pre_ln", "ln_scaling"))
     assert slope(depths, scaled) < 0.45 < 0.8 < slope(depths, plain)
 
 
-def test_depth_mup_keeps_variance_bounded_and_completep_lets_it_vanish():
+def test_depth_mup_bounds_variance_and_completep_removes_it():
     """Independent branches add m_L^-2a each: 2L m_L^(-2a) is constant at a = 1/2 and falls as 1/L at a = 1."""
     depths = [6, 18, 48]
     half, one = ([added_variance(o, n, 0, "norm.base_width=64") for n in depths] for o in ("depth_mup", "completep"))
@@ -664,21 +664,21 @@ def sgd_change(option, layers, seed, lr=0.01, gains=False):
 
 
 @pytest.mark.slow
-def test_deepnorm_s_update_is_bounded_independent_of_depth_under_sgd():
+def test_deepnorms_update_is_bounded_over_depth_under_sgd():
     depths = [6, 12, 24, 48, 96]
     found = [np.mean([sgd_change("deepnorm", n, s) for s in range(4)]) for n in depths]
     assert abs(slope(depths, found)) < 0.1
 
 
 @pytest.mark.slow
-def test_deepnorm_s_update_grows_with_depth_where_gains_are_trained_too():
+def test_deepnorms_update_grows_where_gains_are_trained():
     depths = [6, 12, 24, 48, 96]
     found = slope(depths, [np.mean([sgd_change("deepnorm", n, s, gains=True) for s in range(4)]) for n in depths])
     print(f"deepnorm, gains and biases trained: slope {found:.2f}")
     assert 0.7 < found < 1.2  # the README's figure
 
 
-def test_deepnorm_s_update_does_not_grow_between_6_and_48_blocks_as_post_ln_s_does():
+def test_deepnorms_update_does_not_grow_as_post_lns_does():
     ratio = {o: sgd_change(o, 48, 0) / sgd_change(o, 6, 0) for o in ("deepnorm", "post_ln")}
     assert 0.7 < ratio["deepnorm"] < 1.4 and ratio["post_ln"] > 5
 
@@ -710,14 +710,14 @@ def markov_loss(option, lr=2e-3, steps=120):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("option", ["post_ln", "pre_ln", "deepnorm", "admin", "keel", "rezero", "t_fixup", "ngpt"])
-def test_a_deep_decoder_without_warmup_learns_where_the_papers_say_so(option):
+def test_deep_decoders_without_warmup_learn_as_papers_say(option):
     """18 blocks, Adam 2e-3, 120 steps: post-LN stays at the unigram entropy, the others come near the entropy rate."""
     loss, rate, unigram = markov_loss(option, lr=1e-2 if option == "ngpt" else 2e-3)
     assert loss > unigram - 0.1 if option == "post_ln" else loss < rate + 0.35
 
 
 @pytest.mark.slow
-def test_post_ln_stays_at_the_unigram_entropy_where_rezero_has_left_it():
+def test_post_ln_stays_at_unigram_entropy_and_rezero_leaves():
     (stuck, _, unigram), (learned, *_) = (markov_loss(o, steps=40) for o in ("post_ln", "rezero"))
     assert stuck > unigram - 0.1 and learned < unigram - 0.3
 
@@ -726,7 +726,7 @@ def test_post_ln_stays_at_the_unigram_entropy_where_rezero_has_left_it():
 
 
 @pytest.mark.parametrize("option", PLACEMENTS)
-def test_one_step_lowers_the_loss_and_evaluation_is_without_dropout(option):
+def test_one_step_lowers_the_loss_and_evaluation_has_no_masks(option):
     plain, model = (build_model(config(option, *more)) for more in ([], ["dropout=uniform", "dropout.mean=0.3"]))
     rows = torch.randint(0, 256, (4, 13), generator=torch.Generator().manual_seed(0))
 
@@ -774,7 +774,7 @@ def test_what_contradicts_a_placement_is_refused_in_one_sentence(overrides, sent
     assert sentence in str(error.value) and str(error.value).count(". ") == 0
 
 
-def test_completep_warns_of_optimizers_whose_steps_are_not_of_adam_s_size():
+def test_completep_warns_of_optimizers_unlike_adam():
     for name in ("sgd", "muon"):
         with pytest.warns(UserWarning, match=f"norm=completep scales learning rates .* optimizer={name} have another"):
             compose([*TINY, "norm=completep", f"optimizer={name}"])
@@ -783,7 +783,7 @@ def test_completep_warns_of_optimizers_whose_steps_are_not_of_adam_s_size():
         compose([*TINY, "norm=completep", "optimizer=adam"])
 
 
-def test_reordered_ln_warns_once_where_queries_and_keys_are_not_normalized():
+def test_reordered_ln_warns_once_without_qk_norm():
     with pytest.warns(UserWarning, match="norm=reordered_ln is published with QK-norm") as found:
         compose([*TINY, "norm=reordered_ln"])
     assert len(found) == 1

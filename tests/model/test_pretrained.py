@@ -70,7 +70,7 @@ def loss(logits):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_loaded_model_gives_the_logits_and_gradients_of_transformers(name, tmp_path):
+def test_a_loaded_model_has_transformers_logits_and_gradients(name, tmp_path):
     theirs = reference(name).train()
     theirs.save_pretrained(tmp_path)
     ours = load_pretrained(tmp_path).train()
@@ -102,7 +102,7 @@ def test_weights_are_read_from_a_pickle_and_from_several_files(shape, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama biased, tied"])
-def test_a_head_beside_an_embedding_that_the_config_calls_tied_is_read_as_transformers_reads_it(name, tmp_path):
+def test_a_head_called_tied_is_read_as_transformers_does(name, tmp_path):
     theirs = reference(name)
     theirs.save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
@@ -153,7 +153,7 @@ def test_what_cannot_be_mapped_is_refused_and_named(name, field, value, tmp_path
 
 
 @pytest.mark.parametrize("kind", ["linear", "llama3"])
-def test_scaled_positions_written_as_older_releases_wrote_them_are_the_same(kind, tmp_path):
+def test_scaled_positions_of_older_releases_are_the_same(kind, tmp_path):
     name = {"linear": "llama linear", "llama3": "llama 3.1"}[kind]
     reference(name).save_pretrained(tmp_path)
     expected = load_pretrained(tmp_path).eval()(tokens())
@@ -213,7 +213,7 @@ def made_tokenizer(folder):
         ("Gemma3Text", "rope_local_base_freq"),
     ],
 )
-def test_a_family_of_another_structure_is_refused_with_what_stands_in_the_way(family, setting, tmp_path):
+def test_a_family_of_another_structure_is_refused_with_why(family, setting, tmp_path):
     getattr(transformers, f"{family}Config")().save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=rf"which this model cannot be: .*{setting}"):
         load_pretrained(tmp_path)

@@ -25,7 +25,7 @@ def drift(made):
         made.gamma.mul_(1.7)
 
 
-def test_the_map_and_its_gradient_are_those_of_torchs_spectral_norm_times_gamma():
+def test_the_map_is_torchs_spectral_norm_times_gamma():
     made, x = linear([10]), torch.randn(5, 12)
     drift(made)
     theirs = nn.Linear(12, 10)
@@ -44,7 +44,7 @@ def test_the_map_and_its_gradient_are_those_of_torchs_spectral_norm_times_gamma(
     assert made.gamma.grad.item() == pytest.approx(by_hand.item(), rel=1e-5)
 
 
-def test_each_of_the_stacked_matrices_has_its_own_singular_value_and_follows_it():
+def test_each_stacked_matrix_has_its_own_singular_value():
     made = linear([8, 4, 4])
     own = [torch.linalg.matrix_norm(w, 2) for w in made.weight.split([8, 4, 4])]
     assert torch.allclose(made.gamma, torch.stack(own), rtol=1e-5)
@@ -59,7 +59,7 @@ def test_each_of_the_stacked_matrices_has_its_own_singular_value_and_follows_it(
 
 
 @pytest.mark.parametrize("more", [[], ["model.shared=true"], ["model.gated=true", "norm=post_ln"], ["norm=parallel"]])
-def test_a_model_begins_as_the_plain_one_and_one_iteration_follows_each_step(more):
+def test_a_model_begins_as_the_plain_one_then_iterates(more):
     plain, own = (build_model(compose([*SMALL, *more, *extra])) for extra in ([], ["model.sigma_reparam=true"]))
     tokens = torch.randint(0, 256, (2, 16), generator=torch.Generator().manual_seed(0))
     assert torch.allclose(plain(tokens), own(tokens), atol=1e-4) and own.initial_draws == plain.initial_draws

@@ -76,7 +76,7 @@ def test_per_layer_clips_each_tensor_by_itself():
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0])
-def test_per_layer_clips_each_block_and_each_part_of_the_trunk_by_torch_s_rule(scale):
+def test_per_layer_clips_each_block_by_torchs_rule(scale):
     model = build_model(check(compose(["model=nano", "model.layers=3"])))
     generator = torch.Generator().manual_seed(0)
     for p in model.parameters():
@@ -96,7 +96,7 @@ def test_per_layer_clips_each_block_and_each_part_of_the_trunk_by_torch_s_rule(s
 # --- global rules with a memory ---------------------------------------------------------------------------------------
 
 
-def test_autoclip_clips_at_the_percentile_of_the_norms_so_far_this_one_too():
+def test_autoclip_clips_at_the_percentile_of_norms_so_far():
     got = after_each(AutoClip(quantile=0.4, history=5))
     expected = [min(x, np.percentile(NORMS[max(0, i - 4) : i + 1], 40)) for i, x in enumerate(NORMS)]
     np.testing.assert_allclose(got[:, 0], expected, rtol=2e-6)
@@ -104,7 +104,7 @@ def test_autoclip_clips_at_the_percentile_of_the_norms_so_far_this_one_too():
     assert 0 < got[:, 1].mean() < 1
 
 
-def test_autoclip_s_threshold_is_that_of_the_package_one_step_later():
+def test_autoclips_threshold_is_the_packages_a_step_later():
     """The package leaves the present norm out of its history: its threshold is ours of the step before."""
     autoclip = pytest.importorskip("autoclip.torch", reason="the package autoclip is not installed")
     toy = Toy()
@@ -176,7 +176,7 @@ def test_adagc_before_adam_is_pytorch_optimizer_s_adagc():
     assert set(shares) == {0.0, 0.5, 1.0}
 
 
-def test_adagc_bounds_a_tensor_by_its_own_past_and_knows_one_seen_late():
+def test_adagc_bounds_a_tensor_by_its_own_past():
     toy, rule = Toy(), AdaGC(relative=1.5, absolute=1e9, beta=0.5, warmup=2)
     toy.gradients(1.0)
     toy.b.grad = None
@@ -190,7 +190,7 @@ def test_adagc_bounds_a_tensor_by_its_own_past_and_knows_one_seen_late():
     assert rule.gamma.tolist() == pytest.approx([(gamma + 1.5 * gamma) / 2, first])
 
 
-def test_adagc_does_not_freeze_a_tensor_whose_gradient_is_zero_at_first():
+def test_adagc_does_not_freeze_a_tensor_with_zero_gradient():
     """As ReZero's matrices have none while their gate is 0: the least norm so far says nothing then."""
     toy, rule, seen = Toy(), AdaGC(relative=1.5, absolute=1e9, beta=0.5, warmup=4), []
     for step in range(3):
@@ -207,7 +207,7 @@ def test_adagc_does_not_freeze_a_tensor_whose_gradient_is_zero_at_first():
 
 
 @pytest.mark.parametrize("norm", ["rezero", "skipinit", "fixup"])
-def test_a_model_whose_matrices_begin_without_gradient_trains_under_adagc(norm):
+def test_matrices_without_first_gradient_train_under_adagc(norm):
     cfg = check(compose(["model=nano", "model.layers=2", f"norm={norm}", "clip=adagc", "clip.warmup=5"]))
     model = build_model(cfg)
     rule, named = build(cfg["clip"]), list(model.named_parameters())
@@ -362,7 +362,7 @@ def equal(a, b):
     ],
     ids=["adagc schedule_free", "skip_step sophia"],
 )
-def test_a_run_killed_and_resumed_remembers_what_its_clipping_and_optimizer_knew(options, text, tmp_path):
+def test_a_resumed_run_remembers_clipping_and_optimizer(options, text, tmp_path):
     whole = outcome(train(nano(text, tmp_path / "whole", *options))["folder"])
     cfg = nano(text, tmp_path / "parts", *options)
 
@@ -399,7 +399,7 @@ class Norms(pl.Callback):
         self.seen.append((float(module.watch.grad_norm), float(module.watch.grad_norm_clipped)))
 
 
-def test_what_is_clipped_are_accumulated_gradients_without_the_loss_scale_of_half_precision():
+def test_clipping_sees_accumulated_unscaled_gradients():
     """The scaler stands in for a GPU's: with it, gradients are 2^12 times too large until the step."""
     found, weights = [], []
     for precision, scale in (("32-true", None), ("16-mixed", 2.0**12)):

@@ -75,7 +75,7 @@ def agc_by_the_paper(w, g, factor, eps):
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1e-2, 1.0])
-def test_agc_is_the_paper_s_rule_unit_by_unit_and_leaves_the_head(scale):
+def test_agc_is_the_papers_rule_and_leaves_the_head(scale):
     factor, eps = 0.03, 1e-3
     model = model_with_gradients(scale=scale)
     before = gradients(model)
@@ -93,7 +93,7 @@ def test_agc_is_the_paper_s_rule_unit_by_unit_and_leaves_the_head(scale):
     assert share == pytest.approx(clipped / units)
 
 
-def test_after_agc_no_unit_s_gradient_exceeds_factor_times_its_weight():
+def test_after_agc_no_units_gradient_exceeds_its_share():
     model = model_with_gradients(scale=100.0)
     clip(AdaptiveClip(0.01, 1e-3), model)
     for name, p in model.named_parameters():
@@ -145,7 +145,7 @@ def after_decay_alone(optimizer, steps=100):
         optimizer.step()
 
 
-def test_decay_without_gradient_shrinks_by_one_minus_lr_times_decay():
+def test_decay_without_gradient_shrinks_by_lr_times_decay():
     """(1 - 0.01 * 0.1)^100 = 0.904793; coupled Adam normalizes the decay and moves by about lr a step instead."""
     w, v = nn.Parameter(torch.ones(3, 3)), nn.Parameter(torch.ones(3, 3))
     after_decay_alone(adamw([w], True, lr=0.01, weight_decay=0.1))
@@ -160,7 +160,7 @@ def test_decay_without_gradient_shrinks_by_one_minus_lr_times_decay():
 @pytest.mark.parametrize(
     "overrides", [[], ["model.tied=true"], ["model.shared=true"], ["norm=rezero"], ["model.bias=true"]]
 )
-def test_decay_groups_hold_every_parameter_once_and_decay_matrices_only(overrides):
+def test_decay_groups_hold_each_parameter_once(overrides):
     model = build_model(compose(["model=nano", *overrides]))
     optimizer = adamw(decay_groups(model), True, lr=0.01, weight_decay=0.1)
     assert_covers(optimizer, model)
@@ -218,7 +218,7 @@ def test_a_warmup_of_the_whole_budget_rises_to_its_end(shape):
 
 @pytest.mark.parametrize("norm", ["rezero", "pre_ln"])
 @pytest.mark.parametrize("tied", [False, True])
-def test_agc_follows_the_paper_on_a_whole_model_with_gates_biases_and_embedding_rows(norm, tied):
+def test_agc_follows_the_paper_on_a_whole_model(norm, tied):
     options = ["model.layers=2", "model.bias=true", f"model.tied={str(tied).lower()}", f"norm={norm}"]
     model = build_model(compose(["model=nano", *options]))
     generator = torch.Generator().manual_seed(0)

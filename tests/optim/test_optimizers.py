@@ -249,7 +249,7 @@ def softmax_regression(seed=0):
     return x, w, p / p.sum(-1, keepdims=True)
 
 
-def test_sophia_divides_by_a_mean_of_n_squared_gradients_against_labels_of_its_own(double):
+def test_sophia_divides_by_squared_gradients_of_own_labels(double):
     """Steps 1 and 3 of interval 2, in two micro-batches, labels by inverting the cumulative probabilities."""
     x, w, _ = softmax_regression()
     weight, rng, m, h = nn.Parameter(torch.tensor(w)), np.random.default_rng(1), 0, 0
@@ -277,7 +277,7 @@ def test_sophia_divides_by_a_mean_of_n_squared_gradients_against_labels_of_its_o
     assert 0 < np.mean(np.abs(m / (30 * h)) < 1) < 1  # some coordinates are clipped, some not
 
 
-def test_sophia_s_estimate_is_the_diagonal_of_the_gauss_newton_matrix_on_average(double):
+def test_sophias_estimate_is_the_gauss_newton_diagonal(double):
     """Of a softmax regression it is the mean over predictions of p (1 - p) x^2."""
     x, w, p = softmax_regression()
     exact = np.einsum("btv,btd->vd", p * (1 - p), x**2) / 6
@@ -306,7 +306,7 @@ def test_sophia_s_further_backward_passes_count_in_the_cost():
         (["trainer=fsdp", "clip=norm"], None),
     ],
 )
-def test_what_sophia_s_second_backward_pass_does_not_go_with_is_refused(overrides, words):
+def test_settings_unfit_for_sophias_second_pass_are_refused(overrides, words):
     sentence = f"optimizer=sophia is not allowed with {words}" if words else "optimizer=sophia needs whole matrices"
     with pytest.raises(ConfigError, match=sentence):
         compose([*TINY, "optimizer=sophia", *overrides])
@@ -355,7 +355,7 @@ def test_optimizer_takes_optimi_s_steps(name, theirs, more):
     np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-7)
 
 
-def test_schedule_free_is_the_authors_in_training_and_in_evaluation():
+def test_schedule_free_is_the_authors_in_both_modes():
     schedulefree = pytest.importorskip("schedulefree", reason="the authors' package is not installed")
     got, optimizer, (p, *_) = ours(optimizers.schedule_free, (4, 3), **HALF, weight_decay=0.1)
     expected, theirs, q = other(lambda p: schedulefree.AdamWScheduleFree(p, lr=0.1, **HALF, weight_decay=0.1), (4, 3))
@@ -384,7 +384,7 @@ def test_where_pytorch_optimizer_is_not_the_paper_s_ours_is():
 
 
 @pytest.mark.parametrize(("mean", "factor"), [("gradient", 1.0), ("all", 4.0)])
-def test_the_rows_of_an_embedding_without_gradient_do_not_count_in_cautious_mean(mean, factor):
+def test_cautious_mean_ignores_embedding_rows_without_gradient(mean, factor):
     """One row of four has a gradient, and all of it agrees: AdamW's step, or by the authors' code four times that."""
     w = nn.Parameter(torch.zeros(4, 2, dtype=torch.float64))
     optimizer = optimizers.cautious([w], False, lr=0.01, eps=1e-12, weight_decay=0.0, mean=mean)
@@ -422,7 +422,7 @@ def test_spam_s_warm_up_is_the_authors():
 
 
 @pytest.mark.parametrize("name", ["adamw", "lion", "muon", "stable_adamw", "nadam", "cautious", "soap", "sophia"])
-def test_decay_without_gradient_shrinks_by_one_minus_lr_times_decay(name):
+def test_decay_without_gradient_shrinks_by_lr_times_decay(name):
     """(1 - 0.01 * 0.1)^100 = 0.904793; SOAP's first step only makes its bases."""
     w = nn.Parameter(torch.ones(3, 3))
     optimizer = getattr(optimizers, name)([w], False, lr=0.01, weight_decay=0.1)
@@ -475,7 +475,7 @@ def flat(model):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_three_steps_a_checkpoint_and_three_steps_are_six_steps_bit_for_bit(name, tmp_path):
+def test_three_steps_checkpoint_three_steps_are_six_steps(name, tmp_path):
     random_state = torch.get_rng_state()
     whole = started(name)
     advance(*whole, range(6), skipped=("blocks.1.",))
@@ -504,7 +504,7 @@ def same(a, b):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("after", [0, 3])
-def test_a_step_without_gradients_moves_no_weight_no_moment_and_no_counter(name, after):
+def test_a_step_without_gradients_changes_nothing(name, after):
     model, optimizer, schedule = started(name)
     advance(model, optimizer, schedule, range(after))
     before, state = flat(model), copy.deepcopy(optimizer.state_dict())
@@ -658,7 +658,7 @@ def test_a_group_for_each_distinct_set_of_multipliers(name, monkeypatch):
         assert (down["eps"], up["eps"]) == (cfg["eps"], 2 * cfg["eps"])
 
 
-def test_independent_decay_is_the_same_at_any_rate_and_multiplier():
+def test_independent_decay_is_the_same_at_any_rate():
     for factors in ({}, {"lr": 0.25}):
         w = nn.Parameter(torch.ones(2, 2))
         group = {"params": [w], "kind": "matrices", "factors": factors, "parts": 0}
@@ -702,7 +702,7 @@ def test_the_decay_of_a_step_under_multipliers_is_what_was_asked(name, norm):
 @pytest.mark.filterwarnings("ignore:norm=")
 @pytest.mark.parametrize("norm", ["completep", "depth_mup"])
 @pytest.mark.parametrize("name", ["adam", "lamb", "schedule_free"])
-def test_the_decay_under_multipliers_of_optimizers_whose_decay_is_no_factor_on_the_weights(name, norm):
+def test_decay_under_multipliers_where_it_is_not_a_factor(name, norm):
     """Adam's coupled decay is wd m_N w in the gradient, as in MuAdam of the package mup. LAMB's step has the length
     lr |w| whatever decays in it. Schedule-free decays z by lr wd y, and at first y = z."""
     lr, wd = 0.01, 0.1
@@ -744,7 +744,7 @@ def test_schedule_free_refuses_a_decaying_schedule():
 
 
 @pytest.mark.process
-def test_a_schedule_free_run_evaluates_and_keeps_its_averages_and_is_not_moved_by_looking(tmp_path):
+def test_a_schedule_free_run_evaluates_its_averages(tmp_path):
     text = write_text(tmp_path / "text.txt")
     options = ["optimizer=schedule_free", "schedule=constant", "optimizer.lr=0.01"]
     often, seldom = (
@@ -767,7 +767,7 @@ def test_a_schedule_free_run_evaluates_and_keeps_its_averages_and_is_not_moved_b
 
 
 @pytest.mark.parametrize("saved", [[], ["head.weight", "embedding.weight"]])
-def test_a_checkpoint_whose_optimizer_has_another_order_is_refused(saved):
+def test_a_checkpoint_of_another_parameter_order_is_refused(saved):
     """torch would hand its state to parameters of other shapes; a fused step then writes past their end."""
     from types import SimpleNamespace
 

@@ -46,7 +46,7 @@ def in_shards(folder, pickled=False):
 # --- the right logits ------------------------------------------------------------------------------------------------
 
 
-def test_an_embedding_that_another_head_stands_beside_is_not_tied_to_it(folder):
+def test_an_embedding_beside_another_head_is_not_tied(folder):
     weights = load_file(folder / "model.safetensors")
     head = torch.randn(256, 16, generator=torch.Generator().manual_seed(5))
     tied = load_pretrained(folder).eval()
@@ -62,7 +62,7 @@ def test_an_embedding_that_another_head_stands_beside_is_not_tied_to_it(folder):
     torch.testing.assert_close(load_pretrained(folder).eval()(TOKENS), untied(TOKENS), rtol=0, atol=0)
 
 
-def test_the_one_matrix_of_a_tied_head_may_stand_under_the_head_s_name(folder):
+def test_a_tied_matrix_may_stand_under_the_heads_name(folder):
     expected = load_pretrained(folder).eval()(TOKENS)
     weights = load_file(folder / "model.safetensors")
     save_file({k: v for k, v in weights.items() if k != "wte.weight"} | {"lm_head.weight": weights["wte.weight"]},
@@ -95,7 +95,7 @@ def test_fields_that_change_no_logit_are_passed_over(folder):
     torch.testing.assert_close(load_pretrained(folder).eval()(TOKENS), expected, rtol=0, atol=0)
 
 
-def test_an_embedding_with_more_rows_than_the_tokenizer_has_tokens_keeps_them(tmp_path):
+def test_an_embedding_keeps_rows_beyond_the_tokenizer(tmp_path):
     """OLMo 2 as published has 100,352 rows for 100,278 tokens. Its loss counts what the head gives for the others."""
     folder, runs = gpt2(tmp_path / "checkpoint", vocabulary=300), tmp_path / "runs"
     weights = load_file(folder / "model.safetensors")
@@ -198,7 +198,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_is_wrong_with_a_checkpoint_is_one_sentence_before_there_is_a_run(name, folder):
+def test_a_wrong_checkpoint_is_one_sentence_before_a_run(name, folder):
     make, words = WRONG[name]
     make(folder)
     for act in (lambda: load_pretrained(folder), lambda: compose(["model=pretrained", f"model.path={folder}"])):

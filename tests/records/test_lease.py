@@ -101,7 +101,7 @@ def test_an_owner_that_stood_still_for_too_long_commits_nothing(lockless, folder
     assert (folder.record() or {})["status"] == "running"
 
 
-def test_a_run_under_a_lease_that_is_lost_stops_and_leaves_the_folder_to_the_other(lockless, tmp_path):
+def test_a_run_whose_lease_is_lost_stops(lockless, tmp_path):
     text = write_text(tmp_path / "words.txt")
     cfg = nano(text, tmp_path / "runs", "budget.tokens=2048")
     expected = outcome(train(nano(text, tmp_path / "whole", "budget.tokens=2048"))["folder"])

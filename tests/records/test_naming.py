@@ -34,7 +34,7 @@ def test_a_record_from_before_there_were_names_has_its_label():
     assert display_name(named) == "norm=post_ln model.layers=2 seed=1"
 
 
-def test_links_by_name_lead_to_the_runs_and_are_not_counted_as_runs(tmp_path):
+def test_links_by_name_lead_to_runs_and_are_not_counted(tmp_path):
     runs = tmp_path / "runs"
     for setting in ("aaa", "bbb"):  # one name, two settings: other text
         folder = runs / setting / "seed0"
@@ -49,7 +49,7 @@ def test_links_by_name_lead_to_the_runs_and_are_not_counted_as_runs(tmp_path):
     assert (moved / "by-name" / links[0]).resolve() == (moved / "aaa" / "seed0").resolve()
 
 
-def test_a_link_to_a_folder_that_is_gone_is_replaced_and_a_strange_name_stays_in_its_place(tmp_path):
+def test_dead_links_are_replaced_and_strange_names_stay(tmp_path):
     first, second = tmp_path / "aaa" / "seed0", tmp_path / "bbb" / "seed0"
     first.mkdir(parents=True)
     link_by_name(first, {"name": "norm=../../x y", "seed": 0})
@@ -69,7 +69,7 @@ def test_where_links_cannot_be_made_none_is(tmp_path):
     assert (tmp_path / "by-name").read_text() == "a file of this name"
 
 
-def test_the_environment_counts_where_the_configuration_says_nothing(monkeypatch):
+def test_the_environment_counts_where_nothing_is_configured(monkeypatch):
     for name in ("WANDB_PROJECT", "WANDB_NAME", "WANDB_RUN_GROUP", "WANDB_TAGS"):
         monkeypatch.delenv(name, raising=False)
     none = Wandb()

@@ -35,9 +35,7 @@ def opened(folder: Path, length: int = 0) -> History:
 
 @given(st.lists(st.integers(0, 450), max_size=4), st.data())
 @settings(max_examples=60, deadline=None)
-def test_whatever_follows_the_committed_length_the_committed_rows_are_read_and_gone_on_from(
-    tmp_path_factory, sizes, data
-):
+def test_bytes_behind_the_committed_length_are_ignored(tmp_path_factory, sizes, data):
     folder = tmp_path_factory.mktemp("history")
     history, steps, lengths = opened(folder), 0, []
     for size in sizes:
@@ -86,7 +84,7 @@ def test_a_history_without_rows_can_be_finished_and_read(tmp_path):
     assert read_history(tmp_path, "evals", {}).num_rows == 0
 
 
-def test_a_reader_sees_committed_rows_while_the_run_goes_on_and_when_it_has_just_ended(tmp_path):
+def test_a_reader_sees_committed_rows_of_a_live_run(tmp_path):
     history = opened(tmp_path)
     history.append(**row(0))
     lengths = {"steps": history.commit()}
@@ -219,7 +217,7 @@ def test_another_process_is_kept_out_and_told_by_whom(folder):
 
 
 @pytest.mark.process
-def test_another_thread_is_kept_out_and_its_attempt_frees_nothing(folder):
+def test_another_thread_is_kept_out_and_frees_nothing(folder):
     answers = []
     with folder.lock():
         thread = threading.Thread(target=lambda: answers.append(locked(folder)))
@@ -270,7 +268,7 @@ def test_the_kernel_frees_a_dead_process_s_lock(folder):
 
 
 @pytest.mark.process
-def test_a_fork_of_the_holder_holds_nothing_and_cannot_get_in_before_the_holder_is_out(folder):
+def test_a_fork_of_the_holder_does_not_hold_the_lock(folder):
     go, gone = os.pipe()
 
     def later() -> tuple[bool, bool]:
@@ -322,7 +320,7 @@ def test_a_run_is_refused_where_it_would_write_through_a_link(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["record.json", ".record.json.tmp"])
-def test_replacing_a_file_replaces_a_link_and_not_what_it_points_to(tmp_path, name):
+def test_replacing_a_file_replaces_a_link_not_its_target(tmp_path, name):
     outside = tmp_path / "outside"
     outside.write_text("kept")
     (tmp_path / name).symlink_to(outside)

@@ -196,7 +196,7 @@ def test_without_a_key_a_project_or_a_server_a_sentence_says_so(tmp_path, capfd)
 
 @pytest.mark.process
 @pytest.mark.slow
-def test_the_agent_trains_what_it_is_handed_and_a_run_that_is_refused_sinks_nothing(tmp_path):
+def test_the_agent_trains_its_runs_and_survives_a_refused_one(tmp_path):
     """The first draw holds two values that do not go together."""
     draws = [{"norm": "none", "norm_type": "rms_norm"}, {"norm": "pre_ln"}]
     tree = sweep_of(
@@ -258,7 +258,7 @@ def test_the_smoke_sweep_ends_alike_in_all_three_ways(tmp_path):
 
 @pytest.mark.process
 @pytest.mark.slow
-def test_wandbs_own_agent_in_a_function_gives_the_run_the_same_name_and_result(tmp_path):
+def test_wandbs_own_agent_gives_the_same_name_and_result(tmp_path):
     """`wandb.agent(ID, function)`, as in a notebook."""
     code = (
         "import albert_ablate, wandb\n"
@@ -283,7 +283,7 @@ def test_wandbs_own_agent_in_a_function_gives_the_run_the_same_name_and_result(t
 
 @pytest.mark.process
 @pytest.mark.slow
-def test_run_py_under_wandb_agent_refuses_values_that_a_server_may_not_decide(tmp_path):
+def test_run_py_under_wandb_agent_refuses_server_paths(tmp_path):
     with Server() as server:
         server.add_sweep(sweep_of(norm=["pre_ln"], paths__runs=[str(tmp_path / "stolen")]))
         server.add_sweep(sweep_of(seed=["${oc.env:WANDB_API_KEY}"]))
@@ -341,7 +341,7 @@ def test_a_signal_stops_the_agent_and_the_same_command_goes_on(tmp_path):
 
 @pytest.mark.process
 @pytest.mark.slow
-def test_a_killed_run_is_recorded_and_sinks_nothing_and_a_lost_server_is_waited_for(tmp_path):
+def test_a_killed_run_is_recorded_and_a_lost_server_awaited(tmp_path):
     with Server() as server:
         name = server.add_sweep(long_sweep(seed=[0, 1]))
         folder = place(tmp_path, "here")
@@ -365,7 +365,7 @@ def test_a_killed_run_is_recorded_and_sinks_nothing_and_a_lost_server_is_waited_
 
 @pytest.mark.process
 @pytest.mark.slow
-def test_a_run_that_exceeds_memory_is_recorded_as_failed_with_the_reason(tmp_path):
+def test_a_run_out_of_memory_is_recorded_with_the_reason(tmp_path):
     def limit():
         resource.setrlimit(resource.RLIMIT_AS, (20 << 30, 20 << 30))
 

@@ -40,7 +40,7 @@ def searched(sweep, objective, trials=30, batch=1):
     return done, results
 
 
-def test_a_search_comes_closer_than_chance_and_is_the_same_each_time(tmp_path):
+def test_a_search_beats_chance_and_repeats_itself(tmp_path):
     sweep = read_sweep(bayes_file(tmp_path, RATE + "  norm: {values: [pre_ln, post_ln, deepnorm]}\n"))
 
     def bad(setting):  # the best rate is 3e-3, with deepnorm
@@ -99,7 +99,7 @@ def test_each_distribution_is_its_own_prior(tmp_path):
     assert 0.02 < np.mean([s["data.named"] == "b" for s in settings]) < 0.2
 
 
-def test_what_several_workers_get_differs_and_nothing_is_proposed_twice(tmp_path):
+def test_workers_get_different_proposals_and_none_twice(tmp_path):
     sweep = read_sweep(
         bayes_file(tmp_path, "  model.layers: {values: [2, 3, 4]}\n  model.tied: {values: [true, false]}\n")
     )
@@ -131,7 +131,7 @@ def test_a_run_that_diverged_without_a_number_is_the_worst(tmp_path):
     assert np.mean([t["setting"]["optimizer.lr"] > 1e-3 for t in cliff[20:]]) < 0.4  # 0.6 of the range lies beyond it
 
 
-def test_the_ends_of_a_range_are_tried_before_anything_is_trained(tmp_path, capfd):
+def test_the_ends_of_a_range_are_checked_before_training(tmp_path, capfd):
     sweep = read_sweep(bayes_file(tmp_path, "  dropout.mean: {min: 0.0, max: 1.5}\n  dropout: {value: uniform}\n"))
     assert {round(c["dropout.mean"], 3) for c in corners(sweep)} == {0.0, 0.75, 1.5}
     small = ["data=markov", "data.symbols=8", "data.length=60_000", BASIC]
@@ -200,7 +200,7 @@ def text(tmp_path_factory) -> Path:
 
 @pytest.mark.process
 @pytest.mark.slow
-def test_a_search_that_was_stopped_goes_on_and_ends_as_one_that_was_not(text, tmp_path, capfd):
+def test_a_stopped_search_ends_as_one_that_was_not(text, tmp_path, capfd):
     given = arguments(text, tmp_path / "runs", "budget.tokens=1024", "checkpoint.seconds=1000")
     given = [o for o in given if not o.startswith("paths.runs")]
 

@@ -124,7 +124,7 @@ def test_a_failing_run_does_not_sink_the_others(given, tmp_path, capfd):
 
 
 @pytest.mark.process
-def test_a_run_that_kills_its_process_is_tried_three_times_and_takes_none_with_it(given, tmp_path, capfd):
+def test_a_run_that_kills_its_process_is_tried_three_times(given, tmp_path, capfd):
     file = sweep_file(tmp_path, seeds="0", norms="post_ln, pre_ln, rezero")
 
     def deadly():
@@ -154,7 +154,7 @@ def test_a_run_that_kills_its_process_is_tried_three_times_and_takes_none_with_i
 
 
 @pytest.mark.process
-def test_a_full_disk_is_a_sentence_and_the_command_goes_on_when_there_is_room(text, given, tmp_path, capfd):
+def test_a_full_disk_is_a_sentence_and_the_sweep_goes_on(text, given, tmp_path, capfd):
     file = sweep_file(tmp_path, seeds="0")
 
     def full():
@@ -244,7 +244,7 @@ def test_a_run_that_another_process_trains_is_left_to_it(text, given, tmp_path, 
 
 
 @pytest.mark.process
-def test_a_setting_that_is_not_allowed_is_said_before_anything_is_trained(given, tmp_path, capfd):
+def test_a_wrong_setting_is_said_before_training(given, tmp_path, capfd):
     file = sweep_file(tmp_path, norms="pre_ln, none", more="  norm_type: {value: rms_norm}\n")
     assert sweep(tmp_path, file, BASIC, *given) == 2
     error = capfd.readouterr().err
@@ -294,7 +294,7 @@ def test_the_launcher_failing_is_said_and_ends_the_sweep(given, tmp_path, capfd)
 @pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_every_worker_at_a_step_and_the_command_goes_on(number, given, tmp_path):
+def test_a_signal_stops_every_worker_at_a_step(number, given, tmp_path):
     given = [o for o in given if not o.startswith("budget")] + ["budget.tokens=200_000"]
     file = sweep_file(tmp_path)
     command = [sys.executable, "-m", "albert_ablate.cli", "sweep", str(file), "--runs", str(tmp_path / "runs")]
@@ -402,7 +402,7 @@ def test_a_state_is_what_the_record_and_the_lock_say(tmp_path):
 
 
 @pytest.mark.process
-def test_status_reads_records_with_torch_blocked_and_says_why_a_run_failed(tmp_path):
+def test_status_reads_without_torch_and_says_why_runs_failed(tmp_path):
     for seed, status in enumerate(("finished", "failed")):
         folder = RunFolder(tmp_path / "abc" / f"seed{seed}")
         folder.create()

@@ -74,7 +74,7 @@ def test_a_grid_is_the_product_with_seeds_outermost_and_a_cap(tmp_path):
     assert found == [[*e, "model.layers=3"] for e in expected[:3]]
 
 
-def test_a_grid_of_a_range_is_all_its_values_to_the_bit_as_w_and_b_has_them(tmp_path):
+def test_a_grid_of_a_range_has_wandbs_values_to_the_bit(tmp_path):
     """As wandb's own sweeps/grid_search.py: int_uniform with both ends, q_uniform by arange and without its end."""
     text = grid(seed="{min: 0, max: 3}", optimizer__lr="{distribution: q_uniform, min: 0.1, max: 0.5, q: 0.1}")
     seed, rate = read_sweep(write(tmp_path, text)).parameters
@@ -84,7 +84,7 @@ def test_a_grid_of_a_range_is_all_its_values_to_the_bit_as_w_and_b_has_them(tmp_
     assert layers.values == (2, 4, 6) and all(isinstance(v, int) for v in layers.values)
 
 
-def test_a_text_of_any_characters_arrives_as_it_stands_in_the_file(tmp_path):
+def test_a_text_of_any_characters_arrives_unchanged(tmp_path):
     """Of one's own file; from a server texts are no paths."""
     texts = ["/a b/it's {here}, $x.txt", "ü\\'[1]", "C:\\x\\", "choice(a,b)", "a=b"]
     text = grid(data="{value: text_files}", data__path=f"{{values: {json.dumps(texts)}}}")
@@ -126,7 +126,7 @@ def test_what_the_command_fixes_holds_for_every_run(tmp_path):
         "command: ['${envvar:PYTHON}', run.py, '${args_append_hydra}']\n",
     ],
 )
-def test_any_interpreter_may_stand_before_the_program_and_no_command_is_needed(command, tmp_path):
+def test_any_interpreter_or_no_command_is_accepted(command, tmp_path):
     sweep = read_sweep(write(tmp_path, grid(seed="{values: [0, 1]}"), command))
     assert sweep.fixed == () and sweep.settings() == [{"seed": 0}, {"seed": 1}]
 
@@ -162,7 +162,7 @@ def test_the_arguments_of_each_of_wandbs_forms_are_read_alike():
             refuse_untrusted(as_settings([hostile]))
 
 
-def test_a_number_that_only_some_options_have_folds_into_the_combinations_that_differ(tmp_path):
+def test_a_number_of_some_options_folds_equal_combinations(tmp_path):
     text = grid(
         dropout="{values: [none, uniform, huang]}", dropout__mean="{values: [0.1, 0.2]}", seed="{values: [0, 1]}"
     )
@@ -190,7 +190,7 @@ def test_the_keys_of_an_option_are_those_that_its_target_takes():
             assert keys == named & parameters_of(node["_target_"]).keys(), (group, name)
 
 
-def test_a_key_given_twice_on_the_command_line_is_said_and_the_last_counts(tmp_path, capsys):
+def test_a_key_given_twice_is_said_and_the_last_counts(tmp_path, capsys):
     assert own_overrides(["seed=1", "+model=nano", "seed=2", "model=nano"]) == ["seed=2", "model=nano"]
     assert capsys.readouterr().err.splitlines() == [
         "seed stands twice on the command line: seed=2 counts.",
@@ -425,7 +425,7 @@ def test_a_random_draw_that_is_refused_is_replaced_by_the_next(tmp_path):
     assert _drawn(records, 8) == at and _drawn([None] * 40, 8) == [*range(8)]
 
 
-def test_a_random_sweep_of_which_nothing_is_allowed_says_the_first_reason(tmp_path, capsys):
+def test_a_random_sweep_without_allowed_values_says_why(tmp_path, capsys):
     text = "method: random\nrun_cap: 2\nparameters:\n  model.width: {value: 32}\n  model.heads: {values: [3, 5]}\n"
     assert cli(["sweep", str(write(tmp_path, text)), *SMALL, "--runs", str(tmp_path / "runs")]) == 2
     assert "model.heads" in capsys.readouterr().err and not (tmp_path / "runs").exists()

@@ -67,7 +67,7 @@ def results(tmp_path):
     return {f["arm"].removeprefix("norm="): f for f in found}  # an arm alone in its file is named by the file
 
 
-def test_each_arm_gets_the_optimum_of_its_curve_with_as_many_runs(tune, trained, tmp_path, capsys):
+def test_each_arm_gets_its_optimum_with_as_many_runs(tune, trained, tmp_path, capsys):
     assert tune("pre_ln, post_ln") == 0
     for norm, found in results(tmp_path).items():
         assert found["rate"] == pytest.approx(OPTIMA[norm], rel=1e-3) and found["edge"] is None and found["trained"]
@@ -95,7 +95,7 @@ def test_an_arm_is_tuned_once_and_another_grid_tunes_it_again(tune, trained, tmp
     assert found["rate"] == pytest.approx(OPTIMA["pre_ln"], rel=0.01) and found["step"] == pytest.approx(10**0.5)
 
 
-def test_a_tuning_that_was_stopped_goes_on_and_nothing_is_done_twice(tune, trained, tmp_path, monkeypatch):
+def test_a_stopped_tuning_goes_on_and_repeats_nothing(tune, trained, tmp_path, monkeypatch):
     whole = Study.complete
 
     def stopped(self, planned):
@@ -114,7 +114,7 @@ def full_rates(found):
     return sorted(c["rate"] for c in found["curve"] if c["tokens"] == found["tokens"])
 
 
-def test_a_window_moves_beyond_the_grid_and_every_arm_gets_as_many_full_runs(tune, trained, tmp_path, monkeypatch):
+def test_a_window_moves_and_arms_get_equally_many_runs(tune, trained, tmp_path, monkeypatch):
     monkeypatch.setitem(OPTIMA, "post_ln", 0.04)  # the grid around .002 ends at .008
     assert tune("pre_ln, post_ln", "--rates", "5") == 0
     found = results(tmp_path)
@@ -126,7 +126,7 @@ def test_a_window_moves_beyond_the_grid_and_every_arm_gets_as_many_full_runs(tun
     assert counted == {"pre_ln": 15, "post_ln": 15}
 
 
-def test_an_arm_tuned_before_gets_rates_when_the_window_of_a_later_one_moves(tune, trained, tmp_path, capsys):
+def test_a_tuned_arm_gets_rates_when_a_later_window_moves(tune, trained, tmp_path, capsys):
     assert tune("pre_ln", "--rates", "5") == 0
     OPTIMA["post_ln"], kept = 0.04, OPTIMA["post_ln"]
     try:
@@ -141,7 +141,7 @@ def test_an_arm_tuned_before_gets_rates_when_the_window_of_a_later_one_moves(tun
     assert "2 arms, 2 tuned, 0 to tune" in capsys.readouterr().out and len(trained) == before + 5 + 15 + 6
 
 
-def test_a_best_rate_that_is_still_an_end_after_four_moves_is_flagged(tune, trained, tmp_path, capsys, monkeypatch):
+def test_a_best_rate_at_an_end_after_four_moves_is_flagged(tune, trained, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(OPTIMA, "pre_ln", 1.0)
     assert tune("pre_ln", "--rates", "5") == 0
     found = results(tmp_path)["study"]
@@ -160,7 +160,7 @@ def test_an_arm_that_no_rate_trains_is_said_to_be_one(tune, trained, tmp_path, c
     assert "no rate trains it" in said and "(3 of 3 diverged)" in said
 
 
-def test_stuck_tuning_runs_have_their_loss_and_exploded_ones_that_with_which_they_ended():
+def test_stuck_and_exploded_tuning_runs_have_their_losses():
     def record(kind, status="diverged", **summary):
         return {"status": status, "summary": {"divergence": kind} | summary}
 
@@ -259,7 +259,7 @@ def test_what_cannot_be_tuned_is_one_sentence(tune, trained, capsys, more, sente
     assert len(said) == 1 and sentence in said[0] and not trained
 
 
-def test_a_failed_run_leaves_its_arm_untuned_and_the_others_tuned(tune, trained, tmp_path, capsys, monkeypatch):
+def test_a_failed_run_leaves_only_its_arm_untuned(tune, trained, tmp_path, capsys, monkeypatch):
     fine = Study.complete
 
     def complete(self, planned):

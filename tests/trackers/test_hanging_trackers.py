@@ -40,7 +40,7 @@ class Hanging(tracker.Tracker):
 
 
 @pytest.mark.parametrize("at", ["begin", "push", "end"])
-def test_a_tracker_that_hangs_is_given_up_in_one_sentence_that_names_the_sync_command(at, monkeypatch, capsys):
+def test_a_hanging_tracker_is_given_up_naming_sync(at, monkeypatch, capsys):
     monkeypatch.setattr(tracker, "LIMIT", 0.5)
     monkeypatch.setattr(tracker, "LIMIT_AT_BEGINNING", 0.1)
     hanging, quick = Hanging(at), Hanging("never")
@@ -147,7 +147,7 @@ def test_answers_of_a_sweep_server_have_a_deadline_and_a_limit(monkeypatch):
         ("a: " + "%" * 3000, "cannot be read"),
     ],
 )
-def test_a_sweep_whose_yaml_is_hostile_is_refused_in_a_short_sentence(text, words, monkeypatch):
+def test_a_sweep_of_hostile_yaml_is_refused(text, words, monkeypatch):
     server = SweepServer("http://nowhere", KEY, "e", "p", "s")
     monkeypatch.setattr(SweepServer, "_ask", lambda *args: {"project": {"sweep": {"config": text}}})
     with pytest.raises(ConfigError, match=words) as refused:
@@ -155,7 +155,7 @@ def test_a_sweep_whose_yaml_is_hostile_is_refused_in_a_short_sentence(text, word
     assert len(str(refused.value)) < 500 and "\n" not in str(refused.value)
 
 
-def test_a_run_that_the_server_stops_while_its_process_imports_is_not_called_killed():
+def test_a_run_stopped_while_importing_is_not_called_killed():
     said: list[str] = []
     agent = Agent(SweepServer("http://nowhere", KEY, "e", "p", "s"), None, 1, say=said.append)  # type: ignore[arg-type]
     slot = Slot(None, "agent")  # type: ignore[arg-type]

@@ -118,7 +118,7 @@ ENDS = {
 
 
 @pytest.mark.parametrize("status", ENDS)
-def test_tensorboard_holds_the_configuration_and_how_the_run_ended(status, tmp_path):
+def test_tensorboard_holds_configuration_and_outcome(status, tmp_path):
     pytest.importorskip("tensorboard", reason="pip install 'albert_ablate[tensorboard]'")
     from tensorboard.plugins.hparams import metadata
     from tensorboard.plugins.hparams.api_pb2 import Status
@@ -162,9 +162,7 @@ def test_mlflow_holds_how_the_run_ended_and_goes_on(status, tmp_path):
 
 
 @pytest.mark.parametrize("name", INSTALLED)
-def test_a_tracker_whose_package_is_missing_is_refused_in_one_sentence_before_any_work(
-    name, text, tmp_path, monkeypatch
-):
+def test_a_missing_tracker_package_is_refused_before_any_work(name, text, tmp_path, monkeypatch):
     from albert_ablate import run
 
     for module in [m for m in sys.modules if m.partition(".")[0] == INSTALLED[name]]:
@@ -220,7 +218,7 @@ def test_a_run_whose_tracker_cannot_write_ends_as_without_it(text, untracked, tm
 # --- several on the command line -------------------------------------------------------------------------------------
 
 
-def test_several_loggers_are_a_list_on_the_command_line_each_with_its_own_settings():
+def test_several_loggers_are_a_list_with_own_settings():
     cfg = compose(["logger=[wandb_offline,mlflow]", "logger.wandb_offline.project=mine", "logger.mlflow.experiment=x"])
     assert cfg.choices.logger == "[mlflow,wandb_offline]"
     assert set(cfg.logger) == {"wandb_offline", "mlflow"}

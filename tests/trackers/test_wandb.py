@@ -45,9 +45,7 @@ def test_online_a_killed_run_gone_on_with_has_every_row_once(moments, text, untr
 
 
 @pytest.mark.parametrize("mode", ["silent", pytest.param("null", marks=pytest.mark.slow)])
-def test_a_server_that_fails_at_the_start_costs_a_run_seconds_and_nothing_else(
-    mode, text, untracked, tmp_path, elsewhere, capfd
-):
+def test_a_server_that_fails_at_the_start_does_no_harm(mode, text, untracked, tmp_path, elsewhere, capfd):
     with Server(mode) as server:
         record = forked(session(configured(text, tmp_path / "runs", "wandb"), elsewhere, server.url, patience=1))
     assert outcome(record["folder"]) == outcome(untracked["folder"])
