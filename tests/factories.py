@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from hashlib import sha1
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from albert_ablate.config import ConfigError, keys_of, revisions, run_identity
 from albert_ablate.records import store
 
 TINY = ["model=nano", "model.layers=3", "model.width=16", "model.context=12"]
@@ -30,8 +32,23 @@ def changed(record: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 
 def write_record(folder: Path, fields: Mapping[str, Any], **changes: Any) -> None:
     """The record that training would write, with every field of its format; the folder is made."""
+    content = changed(fields, changes)
     folder.mkdir(parents=True, exist_ok=True)
-    store.write(folder, store.Record(**changed(fields, changes)).whole())
+    setting = content.get("setting") or folder.parent.name
+    derived = {"setting": setting, "identity": run_identity(setting, content["seed"])}
+    derived |= _about(json.dumps(content.get("config")))
+    store.write(folder, store.Record(**(derived | content)).whole())
+
+
+@cache
+def _about(config: str) -> dict[str, Any]:
+    """What training derives from a configuration; nothing where it is not a whole one."""
+    cfg = json.loads(config)
+    try:
+        keys = keys_of(cfg)
+    except (ConfigError, TypeError, AttributeError):
+        return {}
+    return {"key": {"arm": keys.arm, "setting": keys.setting}, "revisions": revisions(cfg)}
 
 
 def edit_record(folder: Path, **changes: Any) -> dict[str, Any]:

@@ -66,6 +66,12 @@ def test_readme_names_every_option_on_disk():
     assert set(missing) <= {"evaluation=standard", "loss=cross_entropy"}, missing
 
 
+def test_names_of_tests_are_at_most_sixty_characters():
+    trees = [ast.parse(file.read_text()) for file in (ROOT / "tests").rglob("test_*.py")]
+    names = [n.name for tree in trees for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
+    assert len(names) > 1000 and not [name for name in names if name.startswith("test") and len(name) > 60]
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """A short run on a language whose entropy rate is known."""

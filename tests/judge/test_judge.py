@@ -19,8 +19,8 @@ import pytest
 import scipy.stats
 import yaml
 from checkpoints import gpt2
+from factories import edit_record, write_record
 from statsmodels.stats.multitest import multipletests
-from factories import write_record
 
 from albert_ablate.analysis import registry
 from albert_ablate.analysis.registry import MEASURES, Evidence, Missing
@@ -151,7 +151,7 @@ def test_sentence_and_entry_say_what_was_found(bench):
 FLAT = np.array([1, -1, 0.5, -0.5, 0.8, -0.8, 0.2, -0.2, 0.6, -0.6, 0.9, -0.9])
 
 
-def test_the_sentence_says_what_is_missing_and_only_where_something_is(bench, capsys):
+def test_the_sentence_says_what_is_missing(bench, capsys):
     def found(effect, noise, n=12, **claim):
         bench.pairs(2.0 * np.exp(-effect + noise * FLAT[:n]), 2.0 + 0 * FLAT[:n])
         return bench.judged(**claim)
@@ -173,7 +173,7 @@ def test_the_sentence_says_what_is_missing_and_only_where_something_is(bench, ca
     assert "margin reached" not in capsys.readouterr().out
 
 
-def test_a_verdict_that_later_pairs_do_not_repeat_is_said_with_its_look_and_an_interval_that_agrees(bench, capsys):
+def test_a_verdict_that_later_pairs_do_not_repeat_is_said(bench, capsys):
     effect = np.r_[np.full(6, 0.06), np.full(6, -0.015)] + 0.008 * FLAT
     bench.pairs(2.0 * np.exp(-effect), 2.0 + 0 * FLAT)
     found = bench.judged()
@@ -455,7 +455,7 @@ def test_arms_are_judged_at_their_tuned_rates(bench):
     assert any("No parabola was fitted for pre" in n for n in bench.judged(**tuned)["notes"])
 
 
-def test_arms_tuned_unlike_or_at_an_end_are_refused_and_run_tunes_them_on(bench):
+def test_unlike_or_edge_tuning_is_refused_and_run_tunes_on(bench):
     tuned = {"tuned": ["optimizer.lr"]}
     bench.pairs(2.0 + 0.01 * NOISE, 2.2 + 0 * NOISE)
     own = composed(arm("post_ln"))["optimizer"]["lr"]
@@ -572,7 +572,7 @@ def test_a_grid_of_rates(bench):
     assert found["parts"][0]["d"] == [0.5, 0.75] * 4
 
 
-def test_a_screen_may_ask_of_the_initialization_where_how_a_run_ends_is_nothing(bench):
+def test_a_screen_may_ask_of_the_initialization(bench):
     part = {"treatment": "pre", "control": "post", "measure": "depth_imbalance", "margin": 0.1}
     for norm, first, status in (("pre_ln", 2.0, "diverged"), ("post_ln", math.nan, "finished")):
         for seed in range(12):
@@ -607,7 +607,7 @@ def test_the_price_is_of_what_run_trains(bench, monkeypatch, capsys):
     ) in shown
 
 
-def test_arms_that_differ_by_the_same_share_of_the_grid_on_every_seed_are_told_apart(bench):
+def test_arms_that_differ_by_one_grid_share_are_told_apart(bench):
     part = {"treatment": "pre", "control": "post", "measure": "diverging_share", "direction": "higher", "margin": 0.1}
     form = {"regime": "short", "N": 8, "grid": [0.001, 0.004, 0.016, 0.064]}
     for seed in range(8):
@@ -618,7 +618,7 @@ def test_arms_that_differ_by_the_same_share_of_the_grid_on_every_seed_are_told_a
     assert (found["verdict"], found["parts"][0]["looks"][-1]["test"]) == ("supported", "signed rank")
 
 
-def test_secondary_contrasts_get_as_many_pairs_as_the_primary_once_it_is_decided(bench):
+def test_secondary_contrasts_get_the_primarys_pairs(bench):
     tree = copy.deepcopy(FILE)
     tree["arms"] |= {"zero": ["norm=rezero"], "deep": ["norm=deepnorm"]}
     beside = [CLAIM["parts"][0] | {"treatment": name} for name in ("zero", "deep")]
@@ -804,7 +804,7 @@ def test_verify_counts_the_runs_that_end_alike(bench, capsys, monkeypatch):
     assert bench.command("--verify", "40") == 0 and len(asked) == 27  # each once
 
 
-def test_a_claim_is_frozen_by_its_first_judged_pair_and_not_by_runs_or_advice(bench, capsys):
+def test_a_claim_is_frozen_by_its_first_judged_pair(bench, capsys):
     bench.pairs(2.0 + 0.01 * NOISE, [])
 
     def seen():
@@ -884,7 +884,7 @@ def test_an_arm_that_does_not_compose_is_one_sentence(bench, capsys, norm, said)
         (["norm=post_ln", "tokenizer=bpe"], "Different data: tokenizer is Bytes in pre and BytePairs in post."),
     ],
 )
-def test_arms_that_can_be_no_contrast_are_refused_before_anything_is_trained(bench, other, said):
+def test_arms_that_are_no_contrast_are_refused_first(bench, other, said):
     path = bench.folder / "claims.yaml"
     path.write_text(yaml.safe_dump(FILE | {"arms": {"pre": ["norm=pre_ln"], "post": other}}))
     ledger = judge(read_claims(path), bench.runs)["claims"][0]
@@ -902,7 +902,7 @@ def test_empty_folders_and_unknown_claims_are_one_sentence(bench, capsys):
     assert bench.command("--budget", "3s") == 2
 
 
-def test_one_seed_only_and_arms_with_nothing_in_common_are_no_verdict(bench):
+def test_one_seed_or_no_common_seed_is_no_verdict(bench):
     bench.pairs([2.0], [2.2])
     one = bench.judged()
     assert one["verdict"] == "undecided"
@@ -920,7 +920,7 @@ def test_an_unreadable_record_is_named(bench):
     assert "rezero" in said and "cannot be read" in said
 
 
-def test_a_missing_seed_is_named_with_the_pairs_that_wait_behind_it_and_with_its_record(bench, capsys):
+def test_a_missing_seed_is_named_with_the_pairs_behind_it(bench, capsys):
     bench.pairs(2.0 + 0.1 * NOISE, 2.2 + 0 * NOISE)
     (file,) = bench.runs.glob("pre_ln*/seed4/record.json")
     file.write_text(file.read_text()[:60])  # cut off
@@ -944,9 +944,7 @@ def test_arms_must_agree_in_how_they_are_evaluated(bench, key, value):
     bench.pairs(2.0 + 0.01 * NOISE, 2.2 + 0 * NOISE)
     assert bench.judged()["verdict"] == "supported"
     for file in bench.runs.glob("pre_ln*/*/record.json"):
-        record = json.loads(file.read_text())
-        record["config"]["evaluation"][key] = value
-        file.write_text(json.dumps(record))
+        edit_record(file.parent, **{f"config__evaluation__{key}": value})
     found = bench.judged()
     assert found["verdict"] == "inadmissible"
     assert f"pre and post were measured unlike (seed 0): evaluation.{key} is {value} in one and" in found["reason"]
@@ -954,7 +952,7 @@ def test_arms_must_agree_in_how_they_are_evaluated(bench, key, value):
     assert bench.judged(parts=[exact])["verdict"] == "no effect"  # which no evaluation touches
 
 
-def test_arms_that_would_be_evaluated_unlike_are_refused_before_anything_is_trained(bench):
+def test_arms_evaluated_unlike_are_refused_before_training(bench):
     path = bench.folder / "claims.yaml"
     arms = {"pre": ["norm=pre_ln", "evaluation.every=5000"], "post": ["norm=post_ln"]}
     path.write_text(yaml.safe_dump(FILE | {"arms": arms}))
@@ -980,16 +978,11 @@ def test_evaluations_of_other_weights_or_settings_are_no_pair(bench):
     assert "corruption.tokens is 256 in one and 512 in the other" in bench.judged(parts=[part])["reason"]
 
 
-def rewritten(folder, **changes):
-    file = folder / "record.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-
-
 def identified(bench):
-    """As real records have it: setting and identity, which the folders' names and seeds agree with."""
+    """Settings and identities that the folders' names and seeds agree with."""
     for folder in bench.runs.glob("*/seed*"):
         seed = int(folder.name[4:])
-        rewritten(folder, setting=folder.parent.name, identity=run_identity(folder.parent.name, seed))
+        edit_record(folder, setting=folder.parent.name, identity=run_identity(folder.parent.name, seed))
 
 
 @pytest.mark.parametrize(
@@ -1002,12 +995,11 @@ def identified(bench):
         ({"reproductions": [{"verdict": "reproduced"}, {"verdict": "differs"}]}, "it ended with other weights"),
     ],
 )
-def test_a_record_that_contradicts_itself_is_no_evidence_and_is_said(bench, capsys, change, said):
+def test_a_record_that_contradicts_itself_is_no_evidence(bench, capsys, change, said):
     bench.pairs(2.0 + 0.1 * NOISE, 2.2 + 0 * NOISE)
-    identified(bench)
     assert bench.judged()["parts"][0]["pairs"] == 12
     (folder,) = bench.runs.glob("pre_ln*/seed6")
-    rewritten(folder, **change)
+    edit_record(folder, **change)
     assert bench.command() == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert said in shown and "Seed 6 of pre is missing, and 5 pairs wait behind it" in shown
@@ -1017,12 +1009,11 @@ def test_a_record_that_contradicts_itself_is_no_evidence_and_is_said(bench, caps
 
 def test_two_seeds_copied_to_ten_more_numbers_decide_nothing(bench):
     bench.pairs(2.0 + 0.001 * NOISE[:2], 2.2 + 0 * NOISE[:2])
-    identified(bench)
     for place in [*bench.runs.glob("*/seed[01]")]:
         for n in range(2, 12):
             if n % 2 == int(place.name[4:]):
                 shutil.copytree(place, place.with_name(f"seed{n}"))
-                rewritten(place.with_name(f"seed{n}"), seed=n)
+                edit_record(place.with_name(f"seed{n}"), seed=n)
     assert bench.judged()["parts"][0]["pairs"] == 2  # the identities are those of other seeds
     identified(bench)  # edited too
     found = bench.judged()
@@ -1032,30 +1023,32 @@ def test_two_seeds_copied_to_ten_more_numbers_decide_nothing(bench):
             "data_order": f"order{folder.name}",
             "final_weights": f"{folder.parent.name}{int(folder.name[4:]) % 2}",
         }
-        rewritten(folder, proof=proof)
+        edit_record(folder, proof=proof)
     assert "Seeds 0 and 2 of pre have the same final weights" in bench.judged()["reason"]
 
 
-def test_a_second_record_of_a_seed_and_an_edited_loss_are_refused(bench):
+def test_a_second_record_and_an_edited_loss_are_refused(bench):
     bench.pairs(2.0 + 0.01 * NOISE, 2.2 + 0 * NOISE)
     (folder,) = bench.runs.glob("pre_ln*/seed3")
-    shutil.copytree(folder, bench.runs / "a_first_in_order" / "seed3")
+    twin = bench.runs / "a_first_in_order" / "seed3"
+    shutil.copytree(folder, twin)
+    edit_record(twin, setting=twin.parent.name, identity=run_identity(twin.parent.name, 3))
     assert bench.judged()["verdict"] == "supported"  # the same record, twice
     record = json.loads((folder / "record.json").read_text())
-    rewritten(bench.runs / "a_first_in_order" / "seed3", summary=record["summary"] | {"test_loss": 1.0})
+    edit_record(twin, summary=record["summary"] | {"test_loss": 1.0})
     assert "Seed 3 of pre has 2 records that differ: a_first_in_order/seed3 and" in bench.judged()["reason"]
-    shutil.rmtree(bench.runs / "a_first_in_order")
+    shutil.rmtree(twin.parent)
     loss = record["summary"]["test_loss"]
     history(folder, "evals", split=["validation", "test", "test"], loss=[record["summary"]["val_loss"], 2.5, loss])
     assert bench.judged()["verdict"] == "supported"
-    rewritten(folder, summary=record["summary"] | {"test_loss": 1.9})
+    edit_record(folder, summary=record["summary"] | {"test_loss": 1.9})
     found = bench.judged()
     assert (
         found["verdict"] == "inadmissible" and "has a test_loss of 1.9 in its summary and of 2.00105" in found["reason"]
     )
 
 
-def test_a_measure_read_from_evaluations_says_how_far_they_lie_apart(bench):
+def test_a_measure_of_evaluations_says_how_far_apart_they_lie(bench):
     part = {"treatment": "pre", "control": "post", "measure": "speedup"}
     for norm, factor in (("pre_ln", 1.0), ("post_ln", 1.3)):
         evidence(bench, norm, factor, lr=composed(arm(norm))["optimizer"]["lr"])
@@ -1213,7 +1206,7 @@ def test_a_claim_on_a_checkpoint_is_priced_run_and_judged(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_judge_trains_what_is_undecided_and_finds_its_own_runs(tmp_path, capsys):
+def test_the_judge_trains_what_is_undecided(tmp_path, capsys):
     """Real nano runs: two arms, tuning left out, then an evaluation; the second time nothing is trained."""
     short = ["model=nano", "model.layers=2", "data=markov", "data.length=60_000", "data.symbols=8",
              "budget.tokens=60_000", "optimizer.lr=0.01", "evaluation.tokens=1024"]  # fmt: skip
@@ -1243,11 +1236,11 @@ def test_the_judge_trains_what_is_undecided_and_finds_its_own_runs(tmp_path, cap
     assert "1 of 1 runs, drawn at random from 8, reproduced bit for bit." in capsys.readouterr().out
 
 
-def test_runs_made_before_a_component_was_corrected_are_not_its_arm_s(tmp_path):
+def test_runs_before_a_correction_are_not_of_its_arm(tmp_path):
     """T-Fixup's learned positions were drawn too large: such runs are no evidence about the placement as it is now."""
     bench = Workbench(tmp_path)
     for seed in range(5):
-        bench.run("t_fixup", seed, 2.0)
+        bench.run("t_fixup", seed, 2.0, revisions={})
         bench.run("t_fixup", seed + 10, 2.0, revisions={"norm": 2})
         bench.run("pre_ln", seed + 10, 2.1)
     read = Bench(bench.runs)

@@ -128,7 +128,7 @@ def test_a_notebook_defines_nothing_and_is_prose_and_charts(notebook):
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda f: f.stem)
-def test_a_notebook_is_stored_executed_small_and_without_traces_of_a_machine(notebook):
+def test_notebooks_are_stored_executed_without_machine_traces(notebook):
     text = notebook.read_text()
     assert len(text) < 300_000
     cells = [c for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
@@ -176,7 +176,7 @@ def test_an_arm_is_at_the_rate_of_most_seeds_and_has_a_grid(records):
         study.compare(found, ["test_loss"], "norm=none")
 
 
-def test_another_control_flips_every_difference_of_every_measure_exactly(records):
+def test_another_control_flips_every_difference_exactly(records):
     found = study.read_study(records)
     there, back = (study.differences(found, [*MEASURES], arm) for arm in found.names)
     pd.testing.assert_series_equal(there["measure"], back["measure"])
@@ -204,7 +204,7 @@ def test_tables_agree_with_the_records(records):
     assert study.ledger(records)["name"].tolist() == ["pre_is_better"]
 
 
-def test_diverged_runs_are_infinite_differences_and_the_worst_values(records):
+def test_diverged_runs_are_infinite_and_the_worst_values(records):
     found = study.read_study(records)
     pre = found.arms["norm=pre_ln"]
     lost = study.Study(records, found.arms | {"norm=pre_ln": pre | {0: Lost(pre[0])}}, found.grids)
@@ -218,7 +218,7 @@ def test_diverged_runs_are_infinite_differences_and_the_worst_values(records):
     assert len(study.ends(lost)) == 1 and len(study.beside(lost, "test_loss")) == 3
 
 
-def test_arms_without_a_seed_in_common_or_with_one_seed_give_no_number(records):
+def test_one_seed_or_no_common_seed_gives_no_number(records):
     found = study.read_study(records)
     one, other = found.names
     apart = study.Study(records, {one: {0: found.arms[one][0]}, other: {1: found.arms[other][1]}}, found.grids)
@@ -255,7 +255,7 @@ class Lost:
 
 
 @pytest.mark.parametrize("arms", [1, 3])
-def test_new_charts_are_drawn_from_little_and_from_infinite_boundaries(arms):
+def test_charts_are_drawn_from_little_and_infinite_values(arms):
     names = [f"arm{i}" for i in range(arms)]
     steps = pd.DataFrame({"arm": names, "pairs": 4, "statistic": 2.0, "boundary": [np.inf, *[6.0] * (arms - 1)]})
     depth = pd.DataFrame({"arm": names, "run": range(arms), "seed": 0, "block": 1, "when": "end", "value": 1.0})

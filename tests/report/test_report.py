@@ -100,7 +100,7 @@ def test_thinning_keeps_ends_and_every_spike():
         assert len(inside)
 
 
-def test_a_block_joins_its_sublayers_and_a_column_shows_the_worst_step():
+def test_a_block_joins_sublayers_and_shows_the_worst_step():
     rows = pd.DataFrame(
         {"step": np.repeat([1, 2, 3, 4], 2), "tokens": np.repeat([10, 20, 30, 40], 2), "layer": 0,
          "sublayer": ["attention", "mlp"] * 4, "weight_norm": [1.0, 2.0] * 4, "grad_norm": [3, 4, 6, 8, 3, 4, 3, 4],
@@ -117,7 +117,7 @@ def test_a_block_joins_its_sublayers_and_a_column_shows_the_worst_step():
     assert charts.depth_map(old, "grad_norm", 4)["value"].tolist() == [3, 6, 3, 3]
 
 
-def test_a_column_lasts_until_the_next_logged_step_and_the_last_until_the_end_of_the_run():
+def test_a_column_lasts_until_the_next_logged_step():
     rows = pd.DataFrame({"step": [0, 1, 2], "tokens": [0, 10, 20], "layer": 0, "grad_norm": [1.0, np.nan, 4.0]})
     cells = charts.depth_map(rows, "grad_norm", until=23.0)
     assert cells[["tokens", "end", "value"]].values.tolist() == [[0, 10, 1], [20, 23, 4]]  # none for the lost step
@@ -125,7 +125,7 @@ def test_a_column_lasts_until_the_next_logged_step_and_the_last_until_the_end_of
     assert one[["tokens", "end"]].values.tolist() == [[0, 512]]
 
 
-def test_colors_hold_zeros_and_negative_values_and_the_axes_what_is_not_finite():
+def test_colors_hold_zeros_negatives_and_non_finite_values():
     cells = pd.DataFrame({"tokens": 0.0, "end": 5.0, "layer": [1, 2, 3, 4], "value": [-3.0, 0.0, 1e-3, 1e3]})
     drawn = charts.heat_map(cells, "max_logit", depth=96, until=50.0).to_dict(validate=False)["encoding"]
     assert drawn["color"]["scale"]["type"] == "log" and drawn["color"]["field"] == "shade"
@@ -216,7 +216,7 @@ def test_a_run_that_goes_on_is_drawn_from_what_it_committed(tmp_path):
         show.read_run(folder)
 
 
-def test_a_run_that_classifies_has_losses_per_document_and_misses_no_layers(tmp_path):
+def test_a_classifying_run_has_losses_per_document(tmp_path):
     folder = make_run(tmp_path, {"norm": "pre_ln"}, full=False)
     scores = {"macro_f1": 0.5, "probe_macro_f1": 0.4, "baseline_tfidf_macro_f1": 0.9}
     edit_record(folder, data={"task": "topic"}, **{f"summary__{name}": score for name, score in scores.items()})
@@ -304,7 +304,7 @@ def test_markdown_has_its_charts_beside_it(study, tmp_path):
     assert "<script>" not in text.replace(r"\<script\>", "") and SCOPE in text
 
 
-def test_what_is_absent_is_left_out_with_a_line_that_says_what_would_fill_it(tmp_path):
+def test_what_is_absent_is_left_out_with_a_line(tmp_path):
     make_run(tmp_path, {"norm": "pre_ln"}, full=False)
     page = report.make(tmp_path)
     missing = {section.title: " ".join(section.missing) for section in page.sections if section.missing}
@@ -315,7 +315,7 @@ def test_what_is_absent_is_left_out_with_a_line_that_says_what_would_fill_it(tmp
     assert "one arm only" in missing["Configurations"]
 
 
-def test_arms_are_named_by_settings_that_tell_them_apart_and_not_by_what_came_of_them(tmp_path):
+def test_arms_are_named_by_the_settings_that_differ(tmp_path):
     for lr in (1e-3, 2e-3, 4e-3):  # the last has another kind of divergence, and no evaluations
         make_run(tmp_path, {"norm": "pre_ln", "dropout": "none"}, lr=lr, lost=100 if lr == 4e-3 else None)
     make_run(tmp_path, {"norm": "post_ln", "dropout": "none"})
@@ -349,7 +349,7 @@ def test_cells_of_a_factorial_have_equal_settings_elsewhere(tmp_path):
     assert table["mean"].tolist() == pytest.approx([0.1, 0.2, 0.0], abs=1e-9) and set(table["seeds"]) == {3}
 
 
-def test_runs_on_different_texts_are_compared_in_bits_per_byte_and_the_page_says_so(tmp_path):
+def test_runs_on_different_texts_compare_in_bits_per_byte(tmp_path):
     for norm in ("a", "b"):
         steps = 300 if norm == "a" else 200  # the cost differs
         folder = make_run(tmp_path, {"norm": norm, "data": "text_files"}, steps=steps, full=False)
@@ -362,7 +362,7 @@ def test_runs_on_different_texts_are_compared_in_bits_per_byte_and_the_page_says
     assert "bits per byte" in json.dumps(charts.specification(chart)[0])
 
 
-def test_a_page_names_no_folder_of_its_maker_and_obeys_no_control_character(tmp_path):
+def test_a_page_names_no_folder_and_obeys_no_control_character(tmp_path):
     make_run(tmp_path / "runs", {"norm": "\u202eevil\x1b[31m \ud800"})
     make_run(tmp_path / "runs", {"norm": "b"}, steps=4)
     (tmp_path / "runs" / "bad" / "seed0").mkdir(parents=True)
@@ -553,7 +553,7 @@ def test_filter_hover_and_choice_of_quantity_work(browser, page_file):
 
 
 @pytest.mark.slow
-def test_arms_can_be_found_and_charts_out_of_view_are_drawn_for_the_printer(browser, tmp_path):
+def test_arms_can_be_found_and_all_charts_print(browser, tmp_path):
     for i in range(9):
         make_run(tmp_path / "runs", {"norm": f"n{i}"}, steps=20, full=False)
     assert main(["report", str(tmp_path / "runs"), "-o", str(tmp_path / "report.html")]) == 0
@@ -653,7 +653,7 @@ def test_axe_finds_nothing(browser, study, page_file, width, scheme):
     assert found == []
 
 
-def test_late_losses_are_drawn_on_the_axis_of_the_runs_that_did_not_diverge():
+def test_late_losses_use_the_axis_of_runs_that_did_not_diverge():
     rows = [("a", 0, 2.5), ("a", 0, 2.4), ("b", 1, 60.0), ("b", 1, 40.0)]
     evals = pd.DataFrame(rows, columns=["arm", "run", "loss"]).assign(
         seed=0, tokens=[1, 2, 1, 2], mean=1, low=1, high=1

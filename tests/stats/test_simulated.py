@@ -112,7 +112,7 @@ def test_stuck_runs_in_both_arms_keep_five_percent(chance):
 
 
 @pytest.mark.parametrize("N, zeros, expected", [(8, 0.25, 0.0746), (8, 0.75, 0.0036), (20, 0.0, 0.0621)])
-def test_discrete_differences_err_a_little_more_often_and_equal_ones_add_nothing(N, zeros, expected):
+def test_discrete_differences_err_a_little_more_often(N, zeros, expected):
     rng = np.random.default_rng(21)
     d = rng.choice([-1.0, 1.0], size=(MANY, N)) * (rng.random((MANY, N)) >= zeros)
     looks = [d[:, :n] for n in range(s.FIRST, N + 1)]
@@ -220,7 +220,7 @@ def test_power_with_diverging_runs_is_that_of_the_table(chances):
         assert abs(pairs.mean() - mean) <= 4 * pairs.std() / sqrt(studies) + 0.05
 
 
-def test_clamping_a_diverged_control_would_cost_the_better_arm_its_verdict():
+def test_clamping_a_diverged_control_would_cost_the_verdict():
     rng = np.random.default_rng(11)
     d = arms(rng, 2000, 20, inf, effect=1.0, chances=(0.0, 0.1))
     clamped = np.where(np.isinf(d), 15.0, d)
@@ -234,7 +234,7 @@ def benchmark():
     return module
 
 
-def test_designs_that_the_benchmark_compares_with_are_those_of_the_specification():
+def test_benchmark_designs_are_those_of_the_specification():
     b = benchmark()
     assert [b.fixed_pairs(d, 0.8) for d in b.EFFECTS] == [34, 10, 5, 4]
     assert [round(b.wald(d), 1) for d in b.EFFECTS] == [22.0, 7.1, 3.1, 2.1]
@@ -268,7 +268,7 @@ STOPPED = {0.25: (0.985, None, None), 0.5: (0.989, 0.07, 0.35), 1: (0.990, 0.10,
 
 
 @pytest.mark.parametrize("effect", STOPPED)
-def test_repeated_interval_covers_at_stopping_and_early_means_run_high(effect):
+def test_repeated_interval_covers_and_early_means_run_high(effect):
     d = np.random.default_rng(12).standard_normal((4000, 20)) + effect
     found, pairs = stop(d)
     mean, low, high = np.array([s.interval(x[:n], 20) for x, n in zip(d, pairs, strict=True)]).T
@@ -280,7 +280,7 @@ def test_repeated_interval_covers_at_stopping_and_early_means_run_high(effect):
 
 
 @pytest.mark.parametrize("N, narrower", [(12, 0.06), (60, 0.10)])
-def test_what_all_looks_have_in_common_covers_as_often_and_is_narrower(N, narrower):
+def test_the_running_interval_covers_and_is_narrower(N, narrower):
     """JUDGE-2, section 1.4: coverage .947 to .952, narrower by 6 % at N = 12 and 10 % at 60."""
     d = np.random.default_rng(13).standard_normal((1500, N))
     _, low, high = np.array([s.running_interval(x, N) for x in d]).T
@@ -329,7 +329,7 @@ def tuned_offsets(rng, arms, curvature, step, vertex=True):
 
 
 @pytest.mark.parametrize("vertex, expected", [(True, 0.06), (False, 0.15)])
-def test_tuning_by_the_vertex_halves_the_false_positives_of_the_grids_best(vertex, expected):
+def test_tuning_by_the_vertex_halves_false_positives(vertex, expected):
     rng, studies = np.random.default_rng(15), 1500
     excess = tuned_offsets(rng, 2 * studies, 1.0, 1.0, vertex) ** 2
     d = rng.standard_normal((studies, 20)) + (excess[:studies] - excess[studies:])[:, None]

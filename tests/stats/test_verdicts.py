@@ -71,7 +71,7 @@ def test_out_of_reach_is_told_from_reaching_the_maximum():
     assert judge(np.r_[WAVE[:8], inf]).verdict == "undecided"
 
 
-def test_reach_of_no_effect_is_that_of_the_ninety_percent_interval():
+def test_reach_of_no_effect_is_that_of_the_90_percent_interval():
     d = WAVE[:8]
     narrow, wide = (s.FUTILE * s.critical(20, 20, level) * d.std(ddof=1) / 20**0.5 for level in (0.10, 0.05))
     between = (narrow + wide) / 2
@@ -149,7 +149,7 @@ def test_joined_p_values_by_hand():
     assert (one_of.effect, one_of.supports, one_of.deciding, one_of.inside) == (pytest.approx(0.03), True, [0], 0.5)
 
 
-def test_all_parts_at_the_null_are_supported_or_refuted_in_at_most_five_percent():
+def test_all_parts_at_the_null_keep_five_percent():
     d = np.random.default_rng(0).standard_normal((2000, 3, 20))
     parts = s.sequential(d, 0.0, 20)
     wrong = [combine([s.Sequential(*x) for x in zip(*(v[i] for v in parts), strict=True)], "all").effect <= 0.05
@@ -173,13 +173,13 @@ def test_an_inadmissible_claim_still_counts_and_never_rejects():
     assert second.verdict == "supported" and second.level_effect == 0.05 / 2
 
 
-def test_five_pairs_with_a_diverged_run_can_never_reach_the_level():
+def test_five_pairs_with_a_divergence_never_reach_the_level():
     found = judge(np.array([0.5, inf, 0.3, 0.8]), N=5)
     assert found.verdict == "inadmissible" and "signed rank needs 6 pairs" in found.reason
     assert judge(np.array([0.5, inf, 0.3, 0.8]), N=8).verdict == "undecided"
 
 
-def test_a_verdict_reached_before_the_divergence_stands_where_the_signed_rank_cannot_follow():
+def test_a_verdict_before_the_divergence_stands():
     assert judge(np.r_[3 + WAVE[:4], -3.0, inf], N=6).verdict == "supported"
     assert judge(np.r_[0.001 * WAVE[:5], inf], N=6).verdict == "no effect"
 
@@ -199,7 +199,7 @@ def test_same_differences_same_ledger():
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 10**6), st.floats(-1.5, 1.5), st.integers(4, 20), st.sampled_from(["0", "margin", "-margin"]))
-def test_a_claim_decided_alone_never_prints_an_interval_that_holds_its_null_value(seed, effect, n, null):
+def test_a_decided_claims_interval_excludes_its_null_value(seed, effect, n, null):
     rng = np.random.default_rng(seed)
     d = np.r_[effect + rng.standard_normal(n), rng.standard_normal(20 - n) - effect]  # what is decided may turn later
     found, shift = judge(d, null=null, margin=0.3), {"0": 0.0, "margin": 0.3, "-margin": -0.3}[null]
@@ -228,7 +228,7 @@ def test_intervals_of_other_tests_agree_with_their_verdicts(seed, effect, n, nam
         assert part.low <= 0 <= part.high
 
 
-def test_an_interval_is_what_the_intervals_of_all_looks_have_in_common():
+def test_an_interval_is_the_intersection_over_looks():
     d = np.r_[2 + WAVE[:8], -1.0 + WAVE[8:]]
     each = [s.interval(d[:n], 20) for n in range(4, 21)]
     part = judge(d).parts[0]

@@ -50,7 +50,7 @@ def done(place) -> dict:
 
 
 @pytest.mark.process
-def test_a_decision_is_a_run_on_top_of_the_language_model_of_the_same_configuration(done, place):
+def test_a_classifier_is_a_run_on_top_of_its_language_model(done, place):
     folder = Path(done["folder"])
     record = json.loads((folder / "record.json").read_text(), parse_constant=pytest.fail)
     assert record["status"] == "finished" and record["error"] is None
@@ -169,14 +169,14 @@ def test_what_fills_a_row_up_changes_nothing(place, pool):
     torch.testing.assert_close(z, h.mean(0) if pool == "mean" else h[-1], atol=1e-6, rtol=1e-5)
 
 
-def test_no_article_of_the_topic_test_was_read_in_training_on_wikipedia():
+def test_no_topic_test_article_was_read_in_training():
     topics = Classify().rows(Path())
     assert len(topics.classes) == 11 and sum(map(len, topics.texts.values())) == 9033
     assert not set(topics.texts["test"]) & set(WikipediaLeads().split()["train"])
     assert not set(topics.texts["test"]) & set(topics.texts["train"])
 
 
-def test_csv_parquet_and_jsonl_of_the_same_rows_are_the_same_data(tmp_path):
+def test_csv_parquet_and_jsonl_of_one_table_are_the_same_data(tmp_path):
     table = labelled()
     table["label"] = (table["label"] == "fish").astype(int)
     table.to_csv(tmp_path / "a.csv", index=False)
@@ -224,7 +224,7 @@ def test_a_trunk_without_its_weights_is_refused(place):
         train(cfg)
 
 
-def test_a_byte_order_mark_is_no_fault_and_a_cut_off_row_is_named(tmp_path):
+def test_a_byte_order_mark_is_accepted_and_a_cut_row_named(tmp_path):
     rows = [json.dumps({"text": f"text {i}", "label": "ab"[i % 2]}) for i in range(40)]
     (tmp_path / "a.jsonl").write_text("\n".join(rows), encoding="utf-8-sig")
     assert Classify(data="file", path=str(tmp_path / "a.jsonl")).rows(tmp_path).classes == ["a", "b"]

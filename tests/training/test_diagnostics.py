@@ -124,7 +124,7 @@ def test_figures_of_a_pass_are_what_their_definitions_give(more):
 
 
 @pytest.mark.process
-def test_uniform_causal_attention_has_the_entropy_ln_T_factorial_over_T():
+def test_uniform_causal_attention_has_its_mean_entropy():
     model, _ = model_of()
     with torch.no_grad():
         model.blocks[0].attention.qkv.weight[:32] = 0  # queries and keys
@@ -175,7 +175,7 @@ def test_a_stream_whose_squares_overflow_has_its_size():
 
 
 @pytest.mark.process
-def test_of_a_pass_that_is_not_finite_no_unit_is_called_alive_and_an_entropy_of_zero_has_no_sign():
+def test_a_non_finite_pass_has_no_live_units():
     model, _ = model_of()
     with torch.no_grad():
         model.blocks[0].attention.qkv.weight.mul_(1e4)  # each query chooses one key
@@ -227,7 +227,7 @@ def test_norms_changes_and_ratios_are_those_of_the_parameters():
 @pytest.mark.parametrize(
     "clip", ["agc", "value clip.max_value=1e-4", "per_layer clip.max_norm=0.02", "adagc clip.absolute=0.1"]
 )
-def test_a_fine_rule_s_share_and_ratio_by_sublayer_are_those_of_its_gradients(clip):
+def test_clipped_share_and_ratio_by_sublayer_are_recomputed(clip):
     model, cfg = model_of(*f"clip={clip}".split(), "norm=post_ln")
     F.cross_entropy(model(tokens()).flatten(0, 1), tokens().flatten()).backward()
     named = list(model.named_parameters())
@@ -314,7 +314,7 @@ def test_the_noise_scale_is_that_of_gradients_with_known_noise():
 
 
 @pytest.mark.process
-def test_a_batch_in_one_piece_has_a_noise_scale_from_the_gradient_of_its_first_sequences(text, tmp_path, monkeypatch):
+def test_a_batch_in_one_piece_has_a_noise_scale(text, tmp_path, monkeypatch):
     """Step 1 again, from the initial weights: |g|^2 of one of the four sequences, and of all."""
     asked = []
     monkeypatch.setattr(step_stats, "noise_parts", lambda *given: asked.append(given) or noise_parts(*given))
@@ -351,7 +351,7 @@ ARMS = {
 
 @pytest.mark.process
 @pytest.mark.parametrize("arm", [pytest.param(a, marks=pytest.mark.slow if a == "r_drop" else ()) for a in ARMS])
-def test_losses_and_weights_are_the_same_bit_for_bit_with_and_without(arm, text, tmp_path):
+def test_diagnostics_leave_losses_and_weights_bit_for_bit(arm, text, tmp_path):
     off, on = (train(nano(text, tmp_path / str(n), *SHORT, *ARMS[arm], f"diagnostics.every={n}")) for n in (0, 1))
     plain, watched = (outcome(r["folder"]) for r in (off, on))
     assert plain["weights"] == watched["weights"] and plain["proof"] == watched["proof"]
@@ -367,7 +367,7 @@ def test_losses_and_weights_are_the_same_bit_for_bit_with_and_without(arm, text,
 
 @pytest.mark.process
 @pytest.mark.slow
-def test_compiled_blocks_are_measured_beside_and_the_training_is_the_same(text, tmp_path):
+def test_measuring_compiled_blocks_leaves_training_the_same(text, tmp_path):
     compiled = [*SHORT, "trainer.compile=true", "norm_type=batch_norm", "dropout=uniform", "attention.qk_clip=0.5"]
     off, on, plain = (
         forked(lambda n=n, more=more: run(nano(text, tmp_path / f"{n}{len(more)}", *more, f"diagnostics.every={n}")))
@@ -415,7 +415,7 @@ def test_an_older_history_is_read_and_gone_on_from(tmp_path):
     assert read_history(tmp_path, "layers", None)["grad_norm"].to_pylist() == [2.0, 2.0]
 
 
-def test_a_tracker_gets_the_initialization_with_the_first_step_and_no_row_twice():
+def test_a_tracker_gets_the_initialization_and_each_row_once():
     axes = {"tokens": 0, "seconds": 0.0, "flops": 0.0}
     layer = {"layer": 3, "sublayer": "mlp", "grad_norm": 2.0, "entropy": math.nan}
     later = {"steps": [{"step": 1, **axes, "tokens": 8, "loss": 4.0}], "layers": [{"step": 0, **axes, **layer}]}
@@ -430,7 +430,7 @@ def test_a_tracker_gets_the_initialization_with_the_first_step_and_no_row_twice(
 
 
 @pytest.mark.process
-def test_phases_add_up_and_operations_of_skipped_blocks_are_not_counted(text, tmp_path):
+def test_phases_add_up_and_skipped_blocks_cost_nothing(text, tmp_path):
     dropped = ["dropout=uniform", "dropout.mean=0.5", "dropout.sites=[layer_drop]", "model.layers=4"]
     cfg = nano(text, tmp_path, "budget.tokens=4096", *dropped)
     record = train(cfg)

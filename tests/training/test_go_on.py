@@ -23,7 +23,7 @@ def composed(folder, *more):
     return compose(["model=pretrained", f"model.path={folder}", *more])
 
 
-def test_structure_and_weights_are_the_checkpoints_whatever_the_seed(folder):
+def test_structure_and_weights_are_the_checkpoints(folder):
     cfg = composed(folder, "seed=3", "dropout=uniform")
     assert cfg.model.layers == 2 and cfg.model.context == 32 and cfg.model.tied and cfg.choices.attention == "learned"
     ours, theirs = build_model(cfg).eval(), load_pretrained(folder).eval()

@@ -46,7 +46,7 @@ def data_order(record: dict) -> dict[int, str]:
 
 
 @pytest.mark.parametrize("one, other", [("pre", "post"), ("pre", "deep"), ("post", "tied"), ("deep", "tied")])
-def test_arms_of_a_seed_share_the_draws_they_can_share_and_the_exact_batches(one, other, arms):
+def test_arms_of_a_seed_share_draws_and_batches(one, other, arms):
     a, b = arms[one], arms[other]
     draws_a, draws_b, shapes_a, shapes_b = *(r["proof"]["initial_draws"] for r in (a, b)), shapes(a), shapes(b)
     common = [n for n in draws_a if n in draws_b and shapes_a[n] == shapes_b[n]]
@@ -62,7 +62,7 @@ def test_every_draw_of_a_run_is_its_own(arms):
         assert len(set(draws.values())) == len(draws)
 
 
-def test_in_the_scarce_regime_the_batches_are_shared_too_and_others_than_of_the_whole_text(arms):
+def test_in_the_scarce_regime_batches_are_shared_too(arms):
     assert data_order(arms["scarce"]) == data_order(arms["scarce_deep"])
     assert arms["scarce"]["summary"]["passes"] > 1.5
     assert arms["scarce"]["proof"]["data_order"] != arms["pre"]["proof"]["data_order"]
@@ -118,7 +118,7 @@ def test_the_batches_trained_on_are_those_of_the_order(tmp_path):
     assert all((row == tokens[32 * i : 32 * i + 33]).all() for row, i in zip(seen, expected, strict=True))
 
 
-def test_draws_at_scale_are_the_shared_draws_times_a_placement_s_scale(tmp_path):
+def test_draws_at_scale_are_the_shared_draws_times_the_scale(tmp_path):
     from albert_ablate.model.build import build_model
 
     text = write_text(tmp_path / "text.txt")

@@ -71,7 +71,7 @@ def weights(runs: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("kilobytes", [0, 4, 64, 200, 400, 800])
-def test_a_full_disk_is_said_and_the_same_command_ends_right_when_there_is_room(kilobytes, text, undisturbed, tmp_path):
+def test_a_full_disk_is_said_and_the_run_ends_right_later(kilobytes, text, undisturbed, tmp_path):
     with disk(tmp_path / "disk", "1m") as remount:
         runs, filler = tmp_path / "disk" / "runs", tmp_path / "disk" / "filler"
         filler.write_bytes(bytes((1024 - kilobytes) * 1024 - 8192 if kilobytes else 1024 * 1024))
@@ -104,7 +104,7 @@ def test_a_read_only_disk_is_one_sentence_and_exit_code_2(text, undisturbed, tmp
         assert weights(tmp_path / "disk" / "runs") == [undisturbed]
 
 
-def test_a_run_folder_that_is_deleted_under_a_run_is_said_and_made_again(text, undisturbed, tmp_path):
+def test_a_run_folder_deleted_under_a_run_is_made_again(text, undisturbed, tmp_path):
     runs, given = tmp_path / "runs", arguments(text, tmp_path / "runs", "budget.tokens=40960")
     child = command(given, tmp_path / "out.txt")
     for _ in range(6000):
@@ -122,7 +122,7 @@ def test_a_run_folder_that_is_deleted_under_a_run_is_said_and_made_again(text, u
     assert weights(runs) == [plain]
 
 
-def test_a_linked_folder_of_runs_and_names_with_quotes_spaces_and_other_scripts(text, undisturbed, tmp_path):
+def test_linked_folders_and_names_in_other_scripts(text, undisturbed, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "runs").symlink_to(tmp_path / "elsewhere")
     assert command(arguments(text, tmp_path / "runs"), tmp_path / "out.txt").wait() == ("value", 0)

@@ -100,7 +100,7 @@ def terminate():
         pytest.param(DDP, SOPHIA, id="ddp-sophia", marks=pytest.mark.slow),  # whose labels know nothing of ranks
     ],
 )
-def test_two_ranks_give_the_losses_of_one_process_and_pair_with_it(alone, text, tmp_path, kind, more):
+def test_two_ranks_give_the_losses_of_one_process(alone, text, tmp_path, kind, more):
     one = alone(more)
     results = together(nano(text, tmp_path / "two", *more, *kind))
     assert [k for k, _ in results] == ["value", "value"]
@@ -149,7 +149,7 @@ def test_a_signal_to_any_rank_stops_all_at_one_boundary(stopped):
 
 
 @pytest.mark.process
-def test_a_checkpoint_that_cannot_be_gone_on_with_is_told_by_all_ranks_in_one_sentence(stopped, tmp_path):
+def test_all_ranks_tell_of_an_unusable_checkpoint(stopped, tmp_path):
     cfg, _ = stopped
     shutil.copytree(cfg["paths"]["runs"], tmp_path, dirs_exist_ok=True, symlinks=True)
     file = next(tmp_path.glob("*/seed0/checkpoints/resume.ckpt"))
@@ -316,7 +316,7 @@ def test_a_set_up_that_cannot_be_is_refused(given, sentence):
         (["trainer=ddp_cpu", "trainer.strategy=fsdp", "norm=rezero"], "single numbers"),
     ],
 )
-def test_a_set_up_that_this_machine_has_not_is_refused_before_there_is_a_folder(text, tmp_path, given, sentence):
+def test_a_missing_device_is_refused_before_there_is_a_folder(text, tmp_path, given, sentence):
     cfg = check(compose(arguments(text, tmp_path / "runs", *given)))
     with pytest.raises(ConfigError, match=sentence):
         run(cfg)

@@ -134,7 +134,7 @@ def test_random_kills(variant, trial, reference, text, tmp_path):
 
 @pytest.mark.process
 @pytest.mark.slow
-def test_a_kill_at_every_moment_of_the_finalization_and_of_the_first_commits(reference, text, tmp_path):
+def test_a_kill_at_every_moment_of_the_first_and_last_commits(reference, text, tmp_path):
     expected, log = reference("plain")
     for at in [*range(1, 75), *range(len(log) - 75, len(log) + 1)]:
         cfg = configured("plain", text, tmp_path / str(at), RARELY)
@@ -152,7 +152,7 @@ def test_resume_is_exact_with_two_threads(text, tmp_path):
 
 
 @pytest.mark.process
-def test_a_signal_stops_the_run_at_the_next_step_and_it_goes_on_exactly(reference, text, tmp_path, capsys):
+def test_a_signal_stops_at_the_next_step_and_resumes_exactly(reference, text, tmp_path, capsys):
     expected, log = reference("masks")
     cfg = configured("masks", text, tmp_path)
     within = {signal.SIGINT: log.index("batches") + 1, signal.SIGTERM: 300}  # the first evaluation; a commit
@@ -272,7 +272,7 @@ def test_the_evaluation_sample_of_an_unfinished_run_stays(cut, text, tmp_path):
 
 
 @pytest.mark.process
-def test_a_checkpoint_that_the_disk_has_spoilt_makes_the_run_begin_again(text, tmp_path, capfd):
+def test_a_damaged_checkpoint_makes_the_run_begin_again(text, tmp_path, capfd):
     (whole,) = (text.parent / "first").glob("*/seed0")
     spoilt = tmp_path / whole.parent.name / whole.name
     shutil.copytree(whole, spoilt)

@@ -101,7 +101,7 @@ def test_nothing_of_the_environment_is_in_any_file(done):
 
 
 @pytest.mark.process
-def test_asked_again_a_run_is_found_without_lightning_and_nothing_is_touched(done, text, runs):
+def test_a_done_run_is_found_without_lightning(done, text, runs):
     before = snapshot(done["folder"])
 
     def again() -> dict:
@@ -115,7 +115,7 @@ def test_asked_again_a_run_is_found_without_lightning_and_nothing_is_touched(don
 
 
 @pytest.mark.process
-def test_finding_a_run_removes_what_a_kill_after_its_last_word_left(done, text, runs):
+def test_finding_a_run_removes_leftovers_of_a_late_kill(done, text, runs):
     left = Path(done["folder"]) / "checkpoints" / "resume.ckpt"
     left.touch()
     assert train(nano(text, runs, *GOOD))["found"]
@@ -126,7 +126,7 @@ def test_finding_a_run_removes_what_a_kill_after_its_last_word_left(done, text, 
 
 
 @pytest.mark.process
-def test_the_same_configuration_in_two_folders_gives_the_same_bits(done, text, tmp_path):
+def test_one_configuration_in_two_folders_gives_equal_bits(done, text, tmp_path):
     assert outcome(train(nano(text, tmp_path, *GOOD))["folder"]) == outcome(done["folder"])
 
 
@@ -163,7 +163,7 @@ def test_evaluations_are_on_a_fixed_sample(text, tmp_path):
 
 
 @pytest.mark.process
-def test_force_trains_again_beside_the_record_and_notes_whether_it_agrees(text, tmp_path):
+def test_force_trains_again_and_notes_whether_it_agrees(text, tmp_path):
     again = nano(text, tmp_path, *GOOD, "force=true")
     first = train(nano(text, tmp_path, *GOOD))
     before = outcome(first["folder"])
@@ -193,7 +193,7 @@ def ambush(cfg: dict, at: int, act=lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
 @pytest.mark.process
-def test_of_two_processes_one_trains_and_the_other_leaves_everything_untouched(text, tmp_path):
+def test_of_two_processes_one_trains(text, tmp_path):
     cfg = nano(text, tmp_path, *GOOD)
     waiting, woken = os.pipe()
     told, telling = os.pipe()
@@ -247,7 +247,7 @@ def test_a_full_disk_fails_the_run_which_then_goes_on(moment, done, text, tmp_pa
 
 
 @pytest.mark.process
-def test_a_disk_full_for_good_leaves_the_record_of_the_last_commit(done, text, tmp_path):
+def test_a_disk_full_for_good_leaves_the_last_commit(done, text, tmp_path):
     """A real limit on the size of files, lifted again."""
     cfg = nano(text, tmp_path, *GOOD)
 
@@ -268,7 +268,7 @@ def test_a_disk_full_for_good_leaves_the_record_of_the_last_commit(done, text, t
 
 
 @pytest.mark.process
-def test_an_error_in_training_is_kept_with_its_traceback_and_the_run_goes_on(done, text, tmp_path):
+def test_an_error_in_training_is_kept_and_the_run_goes_on(done, text, tmp_path):
     from albert_ablate.training.module import LanguageModel
 
     cfg = nano(text, tmp_path, *GOOD)
@@ -297,7 +297,7 @@ def test_an_error_in_training_is_kept_with_its_traceback_and_the_run_goes_on(don
 
 
 @pytest.mark.process
-def test_an_error_before_the_first_commit_is_kept_and_a_rerun_starts_clean(done, text, tmp_path):
+def test_an_error_before_the_first_commit_starts_clean_again(done, text, tmp_path):
     cfg = nano(text, tmp_path, *GOOD)
 
     def broken():
@@ -384,7 +384,7 @@ def test_divergence_is_an_outcome_with_its_kind(kind, overrides, text, tmp_path,
 
 @pytest.mark.process
 @pytest.mark.parametrize("given", ["optimizer=sgd optimizer.lr=300 clip=none", "optimizer.lr=1e-6 budget.tokens=10240"])
-def test_a_run_that_diverged_is_killed_and_resumed_like_any_other(given, text, tmp_path):
+def test_a_diverged_run_is_killed_and_resumed(given, text, tmp_path):
     overrides = ["schedule=constant", "budget.tokens=5120", *given.split()]
     expected = outcome(train(nano(text, tmp_path / "whole", *overrides))["folder"])
     assert expected["status"] == "diverged"
@@ -393,7 +393,7 @@ def test_a_run_that_diverged_is_killed_and_resumed_like_any_other(given, text, t
     assert outcome(train(cfg)["folder"]) == expected
 
 
-def test_the_detector_counts_an_unbroken_tenth_of_the_budget_and_at_least_five_steps():
+def test_divergence_needs_a_tenth_of_the_budget_or_five_steps():
     for steps, tenth in ((1, 5), (10, 5), (31, 5), (50, 5), (51, 6), (70, 7), (1000, 100)):
         watch = Divergence(steps)
         watch.initial = 5.0
@@ -429,7 +429,7 @@ def test_a_run_is_stuck_only_where_it_has_stopped_falling():
 
 
 @pytest.mark.process
-def test_the_noise_of_batches_does_not_decide_whether_a_run_is_stuck(text, tmp_path, monkeypatch):
+def test_batch_noise_does_not_decide_whether_a_run_is_stuck(text, tmp_path, monkeypatch):
     """A rate of 1e-6 moves nothing, and the batches seem to fall, as by chance in a seed of post_ln at 96 layers."""
     plain = Recorder.on_train_batch_end
 
@@ -457,7 +457,7 @@ def test_a_short_run_is_finished_and_says_that_it_was_too_short(norm, tmp_path, 
 
 @pytest.mark.process
 @pytest.mark.slow
-def test_post_ln_of_96_layers_is_stuck_and_a_longer_run_of_the_plain_network_is_not(tmp_path):
+def test_post_ln_of_96_layers_is_stuck(tmp_path):
     deep = "model=deep_96 norm=post_ln budget.tokens=50_000"  # with seed 1 the batches seem to fall
     for given, kind in ((deep, "stuck"), (f"{deep} seed=1", "stuck"), ("model=nano norm=none", None)):
         record = train(check(compose([*given.split(), "trainer=cpu", "trainer.threads=1", f"paths.runs={tmp_path}"])))
@@ -466,7 +466,7 @@ def test_post_ln_of_96_layers_is_stuck_and_a_longer_run_of_the_plain_network_is_
 
 
 @pytest.mark.process
-def test_evaluations_and_layer_rows_default_to_twenty_and_about_forty_over_any_budget(text, tmp_path):
+def test_evaluations_and_layer_rows_over_any_budget(text, tmp_path):
     for steps, times in ((1, 1), (7, 7), (20, 20), (97, 20), (10_000, 20)):
         at = [s for s in range(1, steps + 1) if due(s, steps, 512, None)]
         assert len(at) == times and at[-1] == steps
@@ -484,7 +484,7 @@ def test_evaluations_and_layer_rows_default_to_twenty_and_about_forty_over_any_b
 
 
 @pytest.mark.process
-def test_the_hash_of_the_final_weights_is_that_of_the_last_checkpoint(done, text, runs):
+def test_the_weights_hash_is_that_of_the_last_checkpoint(done, text, runs):
     from albert_ablate.model.build import build_model
 
     def rebuilt() -> str:
