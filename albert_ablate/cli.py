@@ -1,4 +1,4 @@
-"""The command `albert-ablate`: what is done with runs and options, besides training one.
+"""The command `albert-ablate`: runs are trained, swept, judged and shown.
 
 A command is a function whose heavy imports stand inside it (`albert-ablate --help` loads neither torch nor Hydra),
 registered in one line: `app.command("name")(function)`. What a user gets wrong raises ConfigError: one sentence, exit
@@ -22,12 +22,44 @@ from albert_ablate.studies.judge_run import judge
 from albert_ablate.studies.plan import plan
 from albert_ablate.training.generate import generate
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from albert_ablate import __version__
+
+        print(f"albert-ablate {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
-def about() -> None:
-    """Runs and options of albert_ablate. `python run.py` trains one arm."""
+def about(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Ablations of language models: `albert-ablate run norm=pre_ln` trains one arm, `sweep` many, `judge` says what
+    they prove."""
+
+
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def run(
+    arguments: Annotated[
+        list[str] | None, typer.Argument(help="key=value, -m for a grid, and Hydra's own flags; --help lists them.")
+    ] = None,
+) -> int:
+    """Train one arm, or a grid of them with -m: the same as `python run.py`."""
+    return _run(arguments or [])
+
+
+def _run(arguments: list[str]) -> int:
+    """What `python run.py` does with these arguments, which Hydra reads from sys.argv."""
+    from albert_ablate.training.main import command
+
+    before, sys.argv = sys.argv, ["albert-ablate run", *arguments]
+    try:
+        return command()
+    finally:
+        sys.argv = before
 
 
 Tracker = Literal["wandb", "tensorboard", "mlflow"]
@@ -82,7 +114,10 @@ app.command("mcp")(referee.mcp)
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command: its exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
     try:
+        if given[:1] == ["run"]:  # as they are: typer would take --help, and put flags elsewhere
+            return _run(given[1:])
         code = app(arguments, prog_name="albert-ablate", standalone_mode=False)
     except ConfigError as error:
         print(masked(str(error)), file=sys.stderr)

@@ -10,7 +10,6 @@ from albert_ablate.config.components import (
     HYDRA_KEYS,
     component_arguments,
     component_with_defaults,
-    conf_folder,
     construct,
     lacking,
     option_keys,
@@ -30,6 +29,7 @@ from albert_ablate.config.errors import (
     read_yaml,
     unwritable,
 )
+from albert_ablate.config.folders import conf_folder, study_file, sweeps_folder
 from albert_ablate.config.identities import (
     NUISANCE,
     REVISIONS,
@@ -113,6 +113,8 @@ __all__ = [  # fmt: skip
     "run_identity",
     "significant",
     "steps_of",
+    "study_file",
+    "sweeps_folder",
     "target_of",
     "trait",
     "traits",

@@ -8,10 +8,10 @@ import typing
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, is_dataclass
 from functools import cache, partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 from albert_ablate.config.errors import ConfigError, listed, nearest, shortened, shown
+from albert_ablate.config.folders import conf_folder
 from albert_ablate.config.types import Elsewhere, checked, describe
 
 Target = TypeVar("Target")
@@ -240,12 +240,6 @@ def component_arguments(node: Mapping) -> dict:
 def is_place(annotation: Any) -> bool:
     """Whether an argument says where something lies, not what it is."""
     return any(a is Elsewhere for a in typing.get_args(annotation)[1:])
-
-
-def conf_folder() -> Path:
-    """The folder of configuration groups: beside the package in a checkout, inside it in a wheel."""
-    package = Path(__file__).parent.parent
-    return next(p for p in (package / "conf", package.parent / "conf") if p.is_dir())
 
 
 def options() -> dict[str, list[str]]:

@@ -8,8 +8,9 @@ from functools import lru_cache
 from typing import Any
 
 from albert_ablate.config.checking import check
-from albert_ablate.config.components import conf_folder, options, target_of
+from albert_ablate.config.components import options, target_of
 from albert_ablate.config.errors import ConfigError, as_config_error, nearest
+from albert_ablate.config.folders import conf_folder
 from albert_ablate.config.rules import evaluations_of
 from albert_ablate.config.schema import SEVERAL
 from albert_ablate.config.secrets import masked

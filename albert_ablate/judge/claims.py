@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from albert_ablate.analysis.registry import Measure, measure
-from albert_ablate.config import ConfigError, nearest, read_yaml
+from albert_ablate.config import ConfigError, nearest, read_yaml, study_file
 from albert_ablate.stats.learning_rate import LEAST_RATES, log_step
 from albert_ablate.stats.sequential import ALPHA, FIRST, FIRST_CORRECTED, MOST_PAIRS, TESTS
 
@@ -139,8 +139,8 @@ def arms_of(part: Part) -> list[str]:
 
 
 def read_claims(path: str | Path) -> ClaimsFile:
-    """The claims in a file; ConfigError with one sentence for whatever is not allowed."""
-    path = Path(path)
+    """The claims in a file, or in the shipped one of this name; ConfigError for whatever is not allowed."""
+    path = study_file(path)
     tree = read_yaml(path)
     try:
         return _file(path, tree)

@@ -16,6 +16,7 @@ def plain_path(path: Path) -> Path:
     return path
 
 
+SWEEP = Annotated[Path, typer.Argument(help="A W&B sweep file, or a shipped one's name: smoke.", show_default=False)]
 RUNS = Annotated[Path, typer.Option(help="Where the runs lie.", callback=plain_path)]
 TUNED = Annotated[
     bool, typer.Option("--tuned/--untuned", help="Use the learning rates that `tune` found for these arms.")
@@ -23,7 +24,7 @@ TUNED = Annotated[
 
 
 def sweep(
-    file: Annotated[Path, typer.Argument(help="A W&B sweep file.", show_default=False)],
+    file: SWEEP,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value for every run; hydra/launcher=ray for another launcher.")
     ] = None,
@@ -60,7 +61,7 @@ def agent(
 
 
 def tune(
-    file: Annotated[Path, typer.Argument(help="A W&B sweep file.", show_default=False)],
+    file: SWEEP,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value for every run.")] = None,
     runs: RUNS = Path("runs"),
     workers: Annotated[
@@ -84,7 +85,7 @@ def tune(
 
 
 def calibrate(
-    file: Annotated[Path, typer.Argument(help="A W&B sweep file.", show_default=False)],
+    file: SWEEP,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value for every run.")] = None,
     runs: RUNS = Path("runs"),
     workers: Annotated[

@@ -16,7 +16,7 @@ from albert_ablate.studies.commands import RUNS
 
 
 def judge(
-    claims: Annotated[Path, typer.Argument(help="A claims file, such as sweeps/claims.yaml.", show_default=False)],
+    claims: Annotated[Path, typer.Argument(help="A claims file, or albert_agpt: the article's.", show_default=False)],
     runs: RUNS = Path("runs"),
     json: Annotated[
         Path | None, typer.Option(help="Where the ledger goes; RUNS/ledger.json.", show_default=False)

@@ -11,7 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from albert_ablate.config import ConfigError, each_once, given_twice, lacking, nearest, options, quoted, read_yaml
+from albert_ablate.config import (
+    ConfigError,
+    each_once,
+    given_twice,
+    lacking,
+    nearest,
+    options,
+    quoted,
+    read_yaml,
+    study_file,
+)
 from albert_ablate.config.untrusted import WORD, refuse_untrusted
 from albert_ablate.streams import stream_seed
 
@@ -174,7 +184,10 @@ def overrides_of(setting: Mapping[str, Any]) -> list[str]:
 
 
 def read_sweep(path: str | Path) -> Sweep:
-    """The sweep in a W&B sweep file. Raises ConfigError for what cannot be honoured, naming its key."""
+    """The sweep in a W&B sweep file, or in the shipped one of this name.
+
+    Raises ConfigError for what cannot be honoured, naming its key.
+    """
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -186,7 +199,7 @@ def read_sweep(path: str | Path) -> Sweep:
                 raise ConfigError(f"{path}: {twice[0]} stands twice.")
             return super().construct_mapping(node, deep)
 
-    path = Path(path)
+    path = study_file(path)
     tree = read_yaml(path, Loader)
     try:
         return _sweep(path, tree)

@@ -1,4 +1,5 @@
-"""The command line of `run.py`: help, arguments, composition by Hydra, one call of `train` for each job, exit code."""
+"""The command line of `run.py` and `albert-ablate run`: help, arguments, composition by Hydra, one call of `train` for
+each job, exit code."""
 
 import contextlib
 import io
@@ -43,6 +44,23 @@ force=true (train a finished run again and compare) debug=true (tracebacks)
 """
 
 
+def train(cfg: Any) -> tuple[int, float | None]:
+    """One job, as Hydra composed it: its exit code and its objective, the validation loss in nats per token."""
+    # imported here, so that --help and mistaken arguments are answered without torch
+    from albert_ablate.trackers.wandb import agent_run
+    from albert_ablate.training.console import exit_code, show_record
+    from albert_ablate.training.launch import is_first
+    from albert_ablate.training.run import run
+    from albert_ablate.training.swept import composed, run_swept
+
+    cfg = composed(cfg)  # compose: the options taken; under a W&B agent the learning rate tuned for the arm
+    first = is_first(cfg)  # of the processes of a distributed run rank 0 alone prints
+    record = (run_swept if agent_run() else run)(cfg, verbose=first)  # identify, find or train, record
+    if first:
+        show_record(record)
+    return exit_code(record) if first else 0, record["summary"]["val_loss"]
+
+
 def help_text() -> str:
     """Groups and options from the folder listing of conf/; the defaults from its config.yaml, read as text."""
     defaults = {}
@@ -57,7 +75,7 @@ def help_text() -> str:
     return HELP.format(groups="\n".join(rows))
 
 
-def command(train: Train) -> int:
+def command(train: Train = train) -> int:
     """Do what sys.argv asks for, by `train` for each job.
 
     Exit code: 0 finished or diverged; 130 Ctrl-C, 143 SIGTERM; 2 the user's mistake; 1 anything later."""
