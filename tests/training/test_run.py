@@ -68,7 +68,8 @@ def test_a_finished_run_leaves_what_the_design_lists(done):
     weights = {"checkpoints/best.ckpt", "checkpoints/last.ckpt"}
     assert files == {"config.yaml", "record.json", "lock", *histories, *weights}
     for name in ("best", "last"):
-        assert set(load_checkpoint(folder / "checkpoints" / f"{name}.ckpt")) == {"state_dict", "step"}
+        content = load_checkpoint(folder / "checkpoints" / f"{name}.ckpt")
+        assert set(content) == {"state_dict", "step", "run"} and content["run"] == done["identity"]
     record = json.loads((folder / "record.json").read_text(), parse_constant=pytest.fail)
     keys = "status arm setting seed identity summary proof provenance cost error"
     assert set(keys.split()) <= set(record)

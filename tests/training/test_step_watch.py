@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 from forking import forked, nano
 
 from albert_ablate.training import step_watch
@@ -13,6 +14,7 @@ HOOKS = {
 }
 
 
+@pytest.mark.process
 def test_the_hooks_of_a_step_come_in_the_stated_order(text, tmp_path):
     def calls():
         from albert_ablate.training.module import LanguageModel
