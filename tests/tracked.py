@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from forking import Ambush, forked, nano
+from forking import Ambush, Child, forked, nano
 
 from albert_ablate.records.history import SCHEMAS, read_history
 from albert_ablate.trackers import wandb as mirror
@@ -43,21 +43,36 @@ def session(
     elsewhere: Path,
     url: str | None = None,
     kill_at: int | None = None,
-    after: float = 1.5,
     patience: int = 3,
+    act: Callable[[], Any] = lambda: os.kill(os.getpid(), signal.SIGKILL),
 ) -> Callable[[], dict]:
-    """The run as work for a child, killed some seconds after a moment of its life."""
-
-    def kill() -> None:
-        time.sleep(after)  # let some rows go out
-        os.kill(os.getpid(), signal.SIGKILL)
+    """The run as work for a child, which acts at a moment of its life: by default it is killed."""
 
     def work() -> dict:
         if kill_at is not None:
-            Ambush(kill_at, kill).set()
+            Ambush(kill_at, act).set()
         return run(cfg)
 
     return prepared(work, elsewhere, url, patience)
+
+
+def killed_once_sent(cfg: dict, elsewhere: Path, server: Any, kill_at: int) -> dict:
+    """Kill a run at a moment of its life, once the server has rows of it: what the server has of its only run."""
+    reader, writer = os.pipe()
+
+    def stand() -> None:
+        os.write(writer, b"x")
+        time.sleep(600)
+
+    child = Child(session(cfg, elsewhere, server.url, kill_at, act=stand))
+    os.close(writer)
+    assert os.read(reader, 1) == b"x", child.wait()
+    while not any(sent["history"] for sent in server.runs.values()):
+        time.sleep(0.05)
+    child.kill()
+    assert child.wait() == ("killed", signal.SIGKILL)
+    (sent,) = server.runs.values()
+    return sent
 
 
 def over_depth(folder: Path) -> list[dict]:

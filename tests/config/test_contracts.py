@@ -336,8 +336,7 @@ class Sampled(Text):
 
 @pytest.mark.parametrize("pair, more", MEASURED, ids=lambda x: "-".join(x) or "plain")
 def test_a_measuring_pass_leaves_nothing_in_model_or_optimizer(pair, more):
-    tiny = [o for o in TINY if pair[0] not in ("model", "recipe") or not o.startswith("model=")]
-    cfg = check(compose(["=".join(pair), *tiny, *NEEDS.get(pair, []), *more, "trainer=cpu"]))
+    cfg = check(configuration(*pair, *more))
     context, order = cfg["model"]["context"], Order(60, cfg["data"]["batch"], 0)
     module = LanguageModel(build_model(cfg), cfg, STEPS).train()
     optimizer = module.configure_optimizers()["optimizer"]

@@ -87,6 +87,7 @@ def test_a_notebook_runs_on_these_records_cell_by_cell(records, notebook, monkey
     assert all(len(v) for v in shown if isinstance(v, pd.DataFrame))
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_nbmake_runs_a_notebook(records):
     pytest.importorskip("nbmake", reason="pip install 'albert_ablate[test]'")

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 from factories import write
 from forking import Child, forked, outcome
-from tracked import configured, expected, nothing_leaked, offline_rows, own, points, prepared, session
+from tracked import configured, expected, killed_once_sent, nothing_leaked, offline_rows, own, points, prepared, session
 from wandb_server import Server
 
 from albert_ablate import cli
@@ -65,7 +65,7 @@ def test_a_killed_run_gone_on_with_has_every_row_once_in_each(text, untracked, t
         pytest.importorskip(name, reason=f"pip install 'albert_ablate[{name}]'")
     loggers = ("[wandb_offline,tensorboard,mlflow]", "[wandb,tensorboard,mlflow]")
     first, second = (configured(text, tmp_path / "runs", logger) for logger in loggers)
-    assert Child(session(first, elsewhere, kill_at=250, after=0)).wait() == ("killed", signal.SIGKILL)
+    assert Child(session(first, elsewhere, kill_at=250)).wait() == ("killed", signal.SIGKILL)
     assert "W&B" not in capfd.readouterr().err
     record = forked(session(second, elsewhere))
     assert capfd.readouterr().err.count("W&B: no key found, logging offline") == 1
@@ -327,8 +327,7 @@ def test_sync_sends_each_finished_run_once_and_mends_a_loss(runs, elsewhere, cap
 def test_sync_where_the_server_has_part_of_a_run_sends_the_rest(text, runs, untracked, tmp_path, elsewhere):
     with Server() as server:
         cfg = configured(text, tmp_path / "live", "wandb")
-        assert Child(session(cfg, elsewhere, server.url, 300)).wait() == ("killed", signal.SIGKILL)
-        (sent,) = server.runs.values()
+        sent = killed_once_sent(cfg, elsewhere, server, 300)
         assert 0 < len(sent["history"]) < 33
         assert forked(synced(Path(untracked["folder"]), elsewhere, server.url)) == 0
         assert len(server.runs) == 1
