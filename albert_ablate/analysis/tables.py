@@ -173,6 +173,29 @@ def percent(d: Any) -> Any:
     return 100 * np.expm1(-np.asarray(d, float))[()]
 
 
+def all_paired(runs: pd.DataFrame, arms: Sequence[str]) -> pd.DataFrame:
+    """arm, control, pairs, mean, low, high of every ordered pair of arms: the change of the arm's value against the
+    control's at equal seed in percent, with its 95 % t interval. runs: as for `paired`, lower values being better."""
+    rows = []
+    for control in arms:
+        for arm, own in paired(runs, control).groupby("arm")["d"]:
+            d = own.to_numpy(float)
+            mean, low, high = mean_interval(d)
+            row = {"arm": arm, "control": control, "pairs": int(np.isfinite(d).sum())}
+            rows.append(row | {"mean": percent(mean), "low": percent(high), "high": percent(low)})
+    table = pd.DataFrame(rows, columns=["arm", "control", "pairs", "mean", "low", "high"])
+    return table[np.isfinite(table["mean"].astype(float))].reset_index(drop=True)
+
+
+def seed_against_seed(values: pd.DataFrame, control: str) -> pd.DataFrame:
+    """arm, seed, control, value: each arm's run beside the control's of the same seed, less the means of these two over
+    the seeds that both have. values: arm, seed, value, all finite."""
+    own = values.loc[values["arm"] == control, ["seed", "value"]].rename(columns={"value": "control"})
+    both = values[values["arm"] != control].merge(own, on="seed")[["arm", "seed", "control", "value"]]
+    both[["control", "value"]] -= both.groupby("arm")[["control", "value"]].transform("mean")
+    return both
+
+
 def differences_by(curves: pd.DataFrame, control: str, x: str) -> pd.DataFrame:
     """arm, `x`, pairs, mean, low, high: the change of the loss against the control at equal `x` and seed in percent, of
     the log ratio, with its 95 % t interval (that of `mean_interval`). curves: arm, seed, `x`, loss."""

@@ -9,7 +9,7 @@ from albert_ablate.analysis.thinning import (
     depth_map,
     thinned,
 )
-from albert_ablate.report.charts_arms import corruption, cost, interaction, pairs, sensitivity, strip
+from albert_ablate.report.charts_arms import corruption, cost, difference_matrix, interaction, pairs, sensitivity, strip
 from albert_ablate.report.charts_curves import (
     MANY,
     batch_curves,
@@ -90,6 +90,7 @@ __all__ = [
     "cost",
     "depth_map",
     "depth_profile",
+    "difference_matrix",
     "differences_over_tokens",
     "drawn",
     "filtered",

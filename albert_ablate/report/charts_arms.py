@@ -243,3 +243,43 @@ def pairs(points: pd.DataFrame, arms: Sequence[str], control: str):
         .encode(x, y, arm_color(arms), tooltip=tips)
         .add_params(nearest_point()),
     )
+
+
+def difference_matrix(table: pd.DataFrame, arms: Sequence[str]):
+    """The paired difference of each arm (row) to each other arm (column) in percent, bold where its interval excludes
+    zero. table: arm, control, pairs, mean, low, high."""
+    import altair as alt
+
+    number = {arm: i + 1 for i, arm in enumerate(arms)}
+    rows = [f"{i} {arm}" for arm, i in number.items()]
+    reach = float(np.quantile(table["mean"].abs(), 0.9)) or 1.0  # a few that are far worse do not take all colors
+    table = table.assign(
+        row=[f"{number[a]} {a}" for a in table["arm"]],
+        column=table["control"].map(number),
+        text=[f"{x:+.1f}".replace("-", "−") for x in table["mean"]],
+        apart=table["low"] * table["high"] > 0,
+    )
+    color = alt.Color(
+        "mean:Q",
+        scale=alt.Scale(
+            domain=[-reach, 0, reach], range=["#6aaee0", "#f3f4f6", "#f2a06f"], clamp=True, interpolate="rgb"
+        ),
+        legend=None,
+    )
+    x = alt.X(
+        "column:O",
+        title="against arm number",
+        sort=list(number.values()),
+        scale=alt.Scale(domain=list(number.values())),
+        axis=alt.Axis(orient="top", labelAngle=0, grid=False),
+    )
+    y = alt.Y("row:N", title=None, sort=rows, scale=alt.Scale(domain=rows), axis=alt.Axis(grid=False))
+    tips = [text_tip("arm"), text_tip("control", "against"), tip("mean", "difference (%)"), tip("low"), tip("high")]
+    cells = alt.Chart(table).mark_rect().encode(x, y, color, tooltip=[*tips, tip("pairs", form="d")])
+    words = (
+        alt.Chart(own)
+        .mark_text(fontSize=10, color="#14181d", fontWeight=weight, tooltip=None)
+        .encode(x, y, text="text:N")
+        for weight, own in (("normal", table[~table["apart"]]), ("bold", table[table["apart"]]))
+    )
+    return alt.layer(cells, *words).properties(height=alt.Step(24))

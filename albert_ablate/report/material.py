@@ -94,11 +94,16 @@ class Material:
     @cached_property
     def paired_losses(self) -> pd.DataFrame:
         """arm, seed, d: the log ratio of the compared loss of runs of one seed (`tables.paired`)."""
-        column, done = self.compared[0], self.done
-        if column not in done:
+        if self.compared[0] not in self.done:
             return pd.DataFrame(columns=["arm", "seed", "d"])
-        runs = pd.DataFrame({"arm": done["name"], "seed": done["seed"].astype(int), "value": done[column]})
-        return paired(runs.assign(diverged=(done["status"] == "diverged").to_numpy()), self.baseline)
+        return paired(self.compared_runs, self.baseline)
+
+    @cached_property
+    def compared_runs(self) -> pd.DataFrame:
+        """arm, seed, value (the compared loss), diverged of the runs that are done."""
+        done = self.done
+        runs = pd.DataFrame({"arm": done["name"], "seed": done["seed"].astype(int), "value": done[self.compared[0]]})
+        return runs.assign(diverged=(done["status"] == "diverged").to_numpy())
 
     @cached_property
     def done(self) -> pd.DataFrame:

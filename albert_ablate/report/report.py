@@ -16,6 +16,7 @@ from albert_ablate.report.sections.factors import factorial_section
 from albert_ablate.report.sections.generalization import generalization_section
 from albert_ablate.report.sections.leaderboard import leaderboard_section
 from albert_ablate.report.sections.ledger import effects_section, ledger_section
+from albert_ablate.report.sections.pairs import pairs_section
 from albert_ablate.report.sections.rates import rates_section
 from albert_ablate.report.sections.settings import SCOPE, methods_section, settings_section
 from albert_ablate.report.sections.stability import divergence_section
@@ -30,6 +31,7 @@ def make(root: Path, ledger: Path | None = None, baseline: str | None = None) ->
         *([claims[0], leaders, claims[1]] if m.ledger else [leaders]),
         curves_section(m),
         rates_section(m),
+        pairs_section(m),
         divergence_section(m),
         depth_section(m),
         generalization_section(m),

@@ -19,7 +19,14 @@ import pandas as pd
 from albert_ablate.analysis import measures
 from albert_ablate.analysis.load import load_runs
 from albert_ablate.analysis.registry import Evidence, Measure, Missing, Unusable, measure
-from albert_ablate.analysis.tables import baseline, mean_interval, means, settings_and_names, with_mean  # noqa: F401 (means: the notebooks')
+from albert_ablate.analysis.tables import (  # noqa: F401 (means: the notebooks')
+    baseline,
+    mean_interval,
+    means,
+    seed_against_seed,
+    settings_and_names,
+    with_mean,
+)
 from albert_ablate.config import ConfigError
 from albert_ablate.judge.ledger import Bench
 from albert_ablate.records.folder import DONE
@@ -406,10 +413,7 @@ def beside(study: Study, name: str, control: str | None = None) -> pd.DataFrame:
     control = _known(study, control)
     table = values(study, [name])
     table = table[np.isfinite(table["value"])]
-    own = table[table["arm"] == control][["seed", "value"]].rename(columns={"value": "control"})
-    both = table[table["arm"] != control].merge(own, on="seed")[["arm", "seed", "control", "value"]]
-    both[["control", "value"]] -= both.groupby("arm")[["control", "value"]].transform("mean")
-    return both
+    return seed_against_seed(table, control)
 
 
 def ledger(root: Path) -> pd.DataFrame:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from factories import edit_record, make_run
+from scipy.stats import ttest_rel
 
 from albert_ablate.analysis import registry, tables
 from albert_ablate.analysis.load import Runs
@@ -19,6 +20,7 @@ from albert_ablate.report.sections.factors import factorial_section
 from albert_ablate.report.sections.generalization import generalization_section
 from albert_ablate.report.sections.leaderboard import leaderboard, leaderboard_section
 from albert_ablate.report.sections.ledger import boundaries
+from albert_ablate.report.sections.pairs import pairs_section
 from albert_ablate.stats import sequential as statistics
 
 
@@ -186,3 +188,29 @@ def test_the_boundary_is_drawn_to_the_planned_pairs():
     assert list(ahead.index) == list(range(4, 13))
     assert ahead.tolist() == pytest.approx([statistics.critical(n, 12) for n in range(4, 13)], rel=1e-6)
     assert boundaries(steps.assign(boundary=np.inf), 12).empty
+
+
+def test_every_pair_of_arms_has_its_t_interval():
+    rng = np.random.default_rng(0)
+    loss = 2 + 0.1 * rng.random((3, 6))
+    runs = pd.DataFrame({"arm": np.repeat(["a", "b", "c"], 6), "seed": np.tile(range(6), 3), "value": loss.ravel()})
+    runs["diverged"] = (runs["arm"] == "c") & (runs["seed"] == 5)
+    table = tables.all_paired(runs, ["a", "b", "c"]).set_index(["arm", "control"])
+    assert len(table) == 6 and table.loc[("c", "a"), "pairs"] == 5
+    found = ttest_rel(np.log(loss[1]), np.log(loss[0]))  # SciPy's, of the log ratio
+    ends = found.confidence_interval(0.95)
+    expected = 100 * np.expm1([np.log(loss[1] / loss[0]).mean(), ends.low, ends.high])
+    np.testing.assert_allclose(table.loc[("b", "a"), ["mean", "low", "high"]].astype(float), expected)
+    forth, back = table.loc[("b", "a"), "mean"] / 100, table.loc[("a", "b"), "mean"] / 100
+    assert (1 + forth) * (1 + back) == pytest.approx(1)
+
+
+def test_pairs_of_arms_are_drawn_for_few_arms_only(tmp_path):
+    for i in range(4):
+        for seed in range(3):
+            make_run(tmp_path, {"norm": f"n{i}"}, seed, level=2 + 0.1 * i, steps=30)
+    m = gather(tmp_path, None)
+    section = pairs_section(m)
+    assert [f.title.split(":")[0] for f in section.figures] == ["Every arm against every other", "Seed against seed"]
+    m.arms = charts.Arms([*m.arms, *map(str, range(12))])
+    assert [f.title.split(":")[0] for f in pairs_section(m).figures] == ["Seed against seed"]
