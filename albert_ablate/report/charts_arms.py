@@ -276,10 +276,7 @@ def difference_matrix(table: pd.DataFrame, arms: Sequence[str]):
     y = alt.Y("row:N", title=None, sort=rows, scale=alt.Scale(domain=rows), axis=alt.Axis(grid=False))
     tips = [text_tip("arm"), text_tip("control", "against"), tip("mean", "difference (%)"), tip("low"), tip("high")]
     cells = alt.Chart(table).mark_rect().encode(x, y, color, tooltip=[*tips, tip("pairs", form="d")])
-    words = (
-        alt.Chart(own)
-        .mark_text(fontSize=10, color="#14181d", fontWeight=weight, tooltip=None)
-        .encode(x, y, text="text:N")
-        for weight, own in (("normal", table[~table["apart"]]), ("bold", table[table["apart"]]))
-    )
+    normal = alt.Chart(table[~table["apart"]]).mark_text(fontSize=10, color="#14181d", tooltip=None)
+    bold = alt.Chart(table[table["apart"]]).mark_text(fontSize=10, color="#14181d", tooltip=None, fontWeight="bold")
+    words = [marks.encode(x, y, text="text:N") for marks in (normal, bold)]
     return alt.layer(cells, *words).properties(height=alt.Step(24))
