@@ -15,7 +15,6 @@ from albert_ablate.records import store
 
 TINY = ["model=nano", "model.layers=3", "model.width=16", "model.context=12"]
 SMALL = ["model=nano", "model.layers=2", "model.width=16", "model.context=16"]
-MARKOV = [*SMALL, "data=markov", "data.length=20_000", "trainer.threads=1"]  # a text that is made up as fast as read
 
 
 def changed(record: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

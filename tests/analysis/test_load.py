@@ -5,6 +5,7 @@ import shutil
 
 import pandas as pd
 import pytest
+from factories import SMALL
 
 from albert_ablate import compose, load_runs, run
 from albert_ablate.config import ConfigError
@@ -13,7 +14,7 @@ from albert_ablate.config import ConfigError
 @pytest.fixture(scope="module")
 def runs_folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("loaded")
-    tiny = ["model=nano", "model.layers=2", "model.width=16", "model.context=16", "data=markov", "data.length=20_000"]
+    tiny = [*SMALL, "data=markov", "data.length=20_000"]
     tiny += ["budget.tokens=2_000", "evaluation.every=1_000", "evaluation.tokens=256", "trainer.threads=1"]
     for norm in ("pre_ln", "post_ln"):
         for seed in (0, 1):

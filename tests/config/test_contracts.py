@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from checkpoints import gpt2
+from factories import SMALL
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -33,7 +34,7 @@ from albert_ablate.training.validation import Evaluator
 
 OPTIONS = options()
 ALL = [(group, option) for group, names in OPTIONS.items() for option in names]
-TINY = ["model=nano", "model.layers=2", "model.width=16", "model.context=16", "data.batch=4", "budget.tokens=320"]
+TINY = [*SMALL, "data.batch=4", "budget.tokens=320"]
 # options that cannot be composed without a value only the user knows
 NEEDS = {
     ("data", "text_files"): ["data.path=somewhere"],

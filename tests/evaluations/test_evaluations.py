@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from alphabet import text_of
+from factories import SMALL
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 from albert_ablate import compose, load_runs, run
@@ -30,7 +31,7 @@ from albert_ablate.records.evaluation_results import read_evaluations, write_eva
 from albert_ablate.records.folder import RunFolder
 
 NAMES = [name for name in options()["evaluation"] if name not in ("standard", "all")]
-TINY = ["model=nano", "model.layers=2", "model.width=16", "model.context=16", "data=markov", "data.length=20_000"]
+TINY = [*SMALL, "data=markov", "data.length=20_000"]
 TINY += [
     "budget.tokens=40_000",
     "evaluation.every=10_000",

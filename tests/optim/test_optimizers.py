@@ -9,6 +9,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from factories import SMALL
 from forking import nano, outcome, train, write_text
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -434,7 +435,7 @@ def test_decay_without_gradient_shrinks_by_lr_times_decay(name):
 
 # --- every option on disk -------------------------------------------------------------------------------------------
 
-TINY = ["model=nano", "model.layers=2", "model.width=16", "model.context=16", "schedule=constant", "norm=rezero"]
+TINY = [*SMALL, "schedule=constant", "norm=rezero"]
 SMALL = {  # so that six steps meet what matters: resets, refreshed bases
     "spam": ["optimizer.interval=4", "optimizer.warmup=2", "optimizer.grace=2", "optimizer.threshold=0.5"],
     "soap": ["optimizer.frequency=2"],

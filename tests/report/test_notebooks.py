@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from factories import SMALL
 
 from albert_ablate import compose, run
 from albert_ablate.analysis.registry import MEASURES
@@ -25,7 +26,7 @@ pytest.importorskip("vl_convert", reason="pip install 'albert_ablate[plot]'")
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "analysis").glob("*.ipynb"))
 NAMES = ["01_one_run", "02_convergence", "03_stability", "04_generalization", "05_verdicts"]
-TINY = ["model=nano", "model.layers=2", "model.width=16", "model.context=16", "data=markov", "data.symbols=8",
+TINY = [*SMALL, "data=markov", "data.symbols=8",
         "data.length=20_000", "budget.tokens=3_000", "evaluation.every=750", "evaluation.tokens=256",
         "trainer.threads=1", "diagnostics.every=4"]  # fmt: skip
 RATES = (0.01, 0.03)
