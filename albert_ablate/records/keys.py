@@ -32,6 +32,7 @@ from albert_ablate.config import (
 from albert_ablate.config.components import TRUST
 from albert_ablate.config.secrets import masked
 from albert_ablate.records.atomic import replace_file
+from albert_ablate.records.store import last_line
 
 FILE = ".keys"
 
@@ -53,7 +54,7 @@ class Keys:
 
     def __init__(self, root: Path, apart: bool = False):
         self.file, self.apart, self.fresh = root / FILE, apart, 0
-        self.lines = _read(self.file)
+        self.lines, self.passing = _read(self.file), set[str]()
         self.arms: dict[tuple[str, ...], Arm] = {}
 
     def arm(self, overrides: Sequence[str]) -> Arm:
@@ -64,8 +65,7 @@ class Keys:
             found = self.lines.get(kept)
             if found is None:
                 found = _arm(overrides)
-                if "weights" not in found["cfg"]["model"]:  # else it follows from a checkpoint, which may change
-                    self._keep(kept, found)
+                self._keep(kept, found, overrides)
             self.arms[overrides] = Arm(found["cfg"], Identity(*found["keys"]), found["places"])
         return self.arms[overrides]
 
@@ -73,6 +73,13 @@ class Keys:
         """The keys that each of several lists of overrides composes to; None where they are not allowed."""
         names = [_name(["overrides", os.getcwd(), *overrides]) for overrides in several]
         return self._found(dict(zip(names, ({"overrides": [*o]} for o in several), strict=True)), names)
+
+    def note(self, arms: Mapping[tuple[str, ...], Mapping[str, Any] | None]) -> None:
+        """Keep the keys of checked configurations, by the overrides that they were composed from; None: not allowed."""
+        for overrides, cfg in arms.items():
+            keys, name = None if cfg is None else keys_of(cfg), _name(["overrides", os.getcwd(), *overrides])
+            if name not in self.lines:
+                self._keep(name, None if keys is None else [keys.arm, keys.setting, keys.run], overrides)
 
     def of_records(self, records: Sequence[Mapping[str, Any]]) -> list[Identity | None]:
         """The keys of each record; None where its configuration is not one of this release.
@@ -100,18 +107,23 @@ class Keys:
         if lacking:
             done = (_apart if self.apart else _computed)([jobs[name] for name in lacking])
             for name, keys in zip(lacking, done, strict=True):
-                self._keep(name, keys)
+                self._keep(name, keys, jobs[name].get("overrides", ()))
         return [Identity(*self.lines[name]) if self.lines[name] else None for name in names]
 
-    def _keep(self, name: str, value: Any) -> None:
+    def _keep(self, name: str, value: Any, overrides: Sequence[str]) -> None:
         self.lines[name] = value
-        self.fresh += 1
+        if any(o.lstrip("+").startswith("model.path=") for o in overrides):
+            self.passing.add(name)  # it follows from a checkpoint, which may change
+        else:
+            self.fresh += 1
 
     def save(self) -> None:
         """Write the file, if something was computed."""
         if not self.fresh or not self.file.parent.is_dir():
             return
-        body = "".join(f"{name}\t{json.dumps(value)}\n" for name, value in self.lines.items())
+        body = "".join(
+            f"{name}\t{json.dumps(value)}\n" for name, value in self.lines.items() if name not in self.passing
+        )
         with contextlib.suppress(OSError):  # somebody else's folder, a full disk
             replace_file(self.file, f"{_head(body)}\n{body}".encode())
             self.fresh = 0
@@ -140,7 +152,9 @@ def _computed(jobs: Sequence[Mapping[str, Any]]) -> list[list[str] | None]:
 
 def _apart(jobs: Sequence[Mapping[str, Any]]) -> list[list[str] | None]:
     command = [sys.executable, "-m", __name__]
-    done = subprocess.run(command, input=json.dumps(jobs), capture_output=True, text=True, check=True)
+    done = subprocess.run(command, input=json.dumps(jobs), capture_output=True, text=True)
+    if done.returncode:
+        raise ConfigError(f"Which runs are asked for cannot be found out: {last_line(done.stderr)}.")
     return json.loads(done.stdout)
 
 

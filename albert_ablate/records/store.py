@@ -7,13 +7,16 @@ it has. It ends with checksums: of the file as it was written, and of each part 
 that a disk has damaged is not taken for a result.
 """
 
+import contextlib
 import hashlib
 import json
 import math
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import MISSING, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ CHECKED = ("seed", "arm", "key", "role", "config", "revisions", "budget", "data"
            "provenance", "cost", "histories", "trunk")  # fmt: skip
 LARGEST_FILE = 1 << 28  # bytes; a model of a million parameters' names would have a record of this size
 _SUMS = b',\n "checksums": '
+_TOP_LEVEL = b'\n "'  # before a key
 END = b"\n}"  # of the file, before its checksums are put in
 _WORD = 2**63  # numbers beyond it do not fit a table's columns
 
@@ -123,6 +127,29 @@ def read(folder: Path | str) -> Record | Unreadable:
         return _parsed(raw, str(folder))
     except (ValueError, RecursionError) as error:
         return _unreadable(error)
+
+
+def read_fields(folder: Path | str, names: Sequence[str]) -> dict[str, Any] | Unreadable:
+    """These fields of a run's record, with the defaults of what it lacks, or why there is none.
+
+    Of a record that is byte for byte as `write` left it only they are parsed, which takes a third of the time: each
+    top-level key then stands at the beginning of a line.
+    """
+    try:
+        raw = _bytes(f"{folder}/{FILE}")
+    except (OSError, ValueError):
+        raw = b""
+    if _is_intact(raw):
+        lines = (line.partition(b'": ') for line in raw[: raw.rfind(_SUMS)].split(_TOP_LEVEL))
+        text = {key: value.removesuffix(b",") for key, _, value in lines}
+        wanted = [key for name in {*names, "format", "setting", "seed"} if (key := name.encode()) in text]
+        found = json.loads(b"{%s}" % b",".join(b'"%s":%s' % (key, text[key]) for key in wanted))
+        with contextlib.suppress(Wrong):
+            _belongs(found, str(folder))
+            if found.get("format") == FORMAT:
+                return {name: _DEFAULTS[name]() if found.get(name) is None else found[name] for name in names}
+    record = read(folder)
+    return {name: getattr(record, name) for name in names} if isinstance(record, Record) else record
 
 
 def require(folder: Path, record: Mapping[str, Any], *keys: str) -> None:
@@ -319,10 +346,10 @@ def _belongs(found: Mapping[str, Any], folder: str) -> None:
     if not is_seed(name):
         return
     moved = _is_id(setting) and _is_id(own) and setting != own
-    if moved or int(name[4:]) != found["seed"]:
+    if moved or int(name[4:]) != found.get("seed"):
         raise Wrong(
             f"it is the record of another run: it lies in {setting}/{name} and says that it is "
-            f"{own}/seed{found['seed']}"
+            f"{own}/seed{found.get('seed')}"
         )
 
 
@@ -466,5 +493,8 @@ _FIELDS: dict[str, Check] = {
 }
 _NEVER_NULL = ("status", "seed")
 _NAMES = [f.name for f in fields(Record) if f.name not in ("note", "content")]
+_DEFAULTS: dict[str, Callable[[], Any]] = {
+    f.name: partial(copy, f.default) if f.default_factory is MISSING else f.default_factory for f in fields(Record)
+}
 _PARTS = [f.name for f in fields(Record) if f.default_factory is dict and f.name != "content"]
 _DEFAULTED = {*_PARTS, "histories", "label"}

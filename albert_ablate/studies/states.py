@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from albert_ablate.config import SIGNIFICANT
 from albert_ablate.records import store
 from albert_ablate.records.lease import NO_LOCKS, is_leased
 from albert_ablate.records.store import DONE
@@ -19,10 +20,10 @@ from albert_ablate.records.store import has_ended as has_ended
 from albert_ablate.records.store import last_line as last_line
 from albert_ablate.records.store import run_folders as run_folders
 
-INDEX, VERSION = ".status", "4"
+INDEX, VERSION = ".status", "5"
 INDEX_WRITE_THRESHOLD = 200  # records newly read
 BRIEF = "status label name arm setting identity seed role error updated created progress sessions cost summary".split()
-BRIEF += ["revisions"]
+BRIEF += ["revisions", "key"]
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -45,7 +46,8 @@ def _judged(record: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def states(root: Path, configured: bool = True) -> list[dict[str, Any]]:
-    """`state` of each run below `root`: what a table needs of it, its folder, and if asked for its configuration.
+    """`state` of each run below `root`: what a table needs of it, its folder, and if asked for what of its
+    configuration determines its weights.
 
     What was read stands in an index beside the runs, a line each, so that next time only records that have changed are
     read. It may be lost at any time.
@@ -69,6 +71,7 @@ def _without_collector() -> Iterator[None]:
 def _states(root: Path, configured: bool) -> list[dict[str, Any]]:
     known = _known(root / INDEX)
     entries, read, found = list[str](), 0, []
+    configs: dict[str, tuple[float | None, str]] = {}  # by setting, whose runs differ in nothing that is kept
     for folder in run_folders(root):
         name = f"{folder.parent.name}/{folder.name}"
         try:
@@ -78,18 +81,39 @@ def _states(root: Path, configured: bool) -> list[dict[str, Any]]:
             continue
         stamp = f"{about.st_mtime_ns} {about.st_size} {about.st_ino}"
         entry = known.get(name, "").split("\t")
-        if entry[0] != stamp or len(entry) != 3:
-            record = read_record(folder)
-            brief = {key: record[key] for key in BRIEF if key in record}
-            brief["lr"] = ((record.get("config") or {}).get("optimizer") or {}).get("lr")
-            entry = [stamp, json.dumps(brief), json.dumps({k: record.get(k) for k in ("config", "choices")})]
+        if entry[0] == stamp and len(entry) == 3:
+            brief = json.loads(entry[1]) | (json.loads(entry[2]) if configured else {})
+        else:
+            brief, config = _brief(folder, configs)
+            entry = [stamp, json.dumps(brief), config]
+            if configured:
+                brief |= json.loads(config)
             read += 1
         entries.append("\t".join([name, *entry]))
-        record = json.loads(entry[1]) | (json.loads(entry[2]) if configured else {})
-        found.append(_judged(record, folder) | {"folder": str(folder)})
+        found.append(_judged(brief, folder) | {"folder": str(folder)})
     if read >= INDEX_WRITE_THRESHOLD:
         _write_index(root / INDEX, "\n".join([*entries, ""]))
     return found
+
+
+def _brief(folder: Path, configs: dict[str, tuple[float | None, str]]) -> tuple[dict[str, Any], str]:
+    """What a table needs of a record, and as JSON what determines its weights.
+
+    configs: the learning rate and that JSON by setting, whose runs do not differ in it.
+    """
+    brief = store.read_fields(folder, BRIEF)
+    if isinstance(brief, store.Unreadable):
+        return {"status": "pending"} if brief.missing else {"status": "unreadable", "error": brief.reason}, "{}"
+    setting = brief["setting"]
+    if setting not in configs:
+        found = store.read_fields(folder, ("config",))
+        config = {} if isinstance(found, store.Unreadable) else found["config"]
+        kept = {key: config[key] for key in (*SIGNIFICANT, "trainer") if key in config}
+        made = (config.get("optimizer") or {}).get("lr"), json.dumps({"config": kept})
+        if setting is None:
+            return brief | {"lr": made[0]}, made[1]
+        configs[setting] = made
+    return brief | {"lr": configs[setting][0]}, configs[setting][1]
 
 
 def _known(index: Path) -> dict[str, str]:

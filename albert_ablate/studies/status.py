@@ -1,15 +1,17 @@
 """Arms and seeds as a table, from the records alone: no torch."""
 
-import contextlib
 import os
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from albert_ablate.config import ConfigError, is_outdated
+from albert_ablate.config import ConfigError, Identity, is_outdated
+from albert_ablate.records.keys import Keys
+from albert_ablate.records.tuning import LEARNING_RATE
 from albert_ablate.studies.states import is_done, last_line, states
-from albert_ablate.studies.sweepfile import REFUSALS, Sweep, own_overrides, read_sweep, varied_labels
+from albert_ablate.studies.sweepfile import REFUSALS, Sweep, asked, of_arm, own_overrides, read_sweep, varied_labels
 from albert_ablate.training.console import duration
 
 
@@ -21,13 +23,14 @@ def read_states(root: Path, configured: bool = True) -> list[dict[str, Any]]:
 
 
 def arms(
-    records: Iterable[Mapping[str, Any]], sweep: Sweep | None = None, overrides: Sequence[str] = ()
+    records: Iterable[Mapping[str, Any]], root: Path, sweep: Sweep | None = None, overrides: Sequence[str] = ()
 ) -> dict[str, dict[int, Mapping[str, Any]]]:
     """Arm -> seed -> record. Of a sweep file: its runs in its order, those not begun as pending.
 
     `overrides` are those the sweep was run with, which count over the file's.
 
-    A run belongs to a sweep whose every key it has at the sweep's value; of several the last one touched counts.
+    A run is found by its key, below `root`; of several at another learning rate than a file without one would have,
+    such as a tuned one, the last one touched counts.
     """
     table: dict[str, dict[int, Mapping[str, Any]]] = {}
     if sweep is None:
@@ -40,55 +43,41 @@ def arms(
             for folder_name, seeds in alike.items():
                 table[name if len(alike) == 1 else f"{name} ({folder_name})"] = seeds
         return table
-    settings = sweep.settings()
-    over = dict(o.lstrip("+").split("=", 1) for o in overrides if not o.lstrip("+").startswith("hydra"))
-    fixed = dict(o.split("=", 1) for o in sweep.fixed)
-    if sweep.method == "random":
-        # in the place of draws that were refused are later ones, which have records
-        settings += [sweep.draw(len(settings) + i) for i in range(REFUSALS)]
-    asked = [sweep.folded(fixed | s | over) for s in settings]
-    keys = list(dict.fromkeys(key for setting in asked for key in setting))
-    found: dict[tuple, Mapping[str, Any]] = {}
-    for record in sorted((r for r in records if not is_outdated(r)), key=lambda r: r.get("updated") or 0):
-        found[tuple(_same(_value(record, key)) for key in keys)] = record
-    place = [found.get(tuple(_same(setting.get(key)) for key in keys)) for setting in asked]
-    shown = _drawn(place, sweep.run_cap or 0) if sweep.method == "random" else range(len(asked))
-    labels = [*varied_labels(sweep, settings)]
-    for i in shown:
-        setting, label, record = asked[i], labels[i], place[i] or {"status": "pending"}
-        table.setdefault(label, {})[int(setting.get("seed", 0))] = record
+    kept = Keys(root, apart=True)
+    settings, runs, wanted = _asked(sweep, overrides, kept)
+    found: dict[tuple[str, int], Mapping[str, Any]] = {}  # by the key of the arm and by that of the setting
+    current = sorted((r for r in records if not is_outdated(r)), key=lambda r: r.get("updated") or 0)
+    for record, keys in zip(current, kept.of_records(current), strict=True):
+        if keys is not None:
+            seed = int(Path(record["folder"]).name[4:])
+            found[keys.arm, seed] = found[keys.setting, seed] = record
+    kept.save()
+    for label, run, keys in zip(varied_labels(sweep, settings), runs, wanted, strict=True):
+        # without a rate in the file it may be the tuned one
+        key = None if keys is None else keys.setting if LEARNING_RATE in run else keys.arm
+        table.setdefault(label, {})[_seed(run)] = found.get((key or "", _seed(run))) or {"status": "pending"}
     return table
 
 
-def _drawn(records: Sequence[Mapping[str, Any] | None], number: int) -> list[int]:
-    """Which draws of a random sweep are its runs: those that have a record, and of the others the first."""
-    begun = [i for i, record in enumerate(records) if record is not None][:number]
-    return sorted(begun + [i for i, record in enumerate(records) if record is None][: number - len(begun)])
+def _asked(
+    sweep: Sweep, overrides: Sequence[str], kept: Keys
+) -> tuple[list[dict[str, Any]], list[dict[str, str]], list[Identity | None]]:
+    """The settings of a sweep, the overrides and the keys of each. In the place of draws of a random sweep that are
+    refused are the next ones, as in `plan_random`."""
+    settings = sweep.settings()
+    while True:
+        runs = [asked(sweep, setting, overrides) for setting in settings]
+        wanted = kept.of_overrides([of_arm(run) for run in runs])
+        if sweep.method != "random" or sweep.run_cap is None:
+            return settings, runs, wanted
+        allowed = [i for i, keys in enumerate(wanted) if keys is not None]
+        if len(allowed) >= sweep.run_cap or len(settings) - max(allowed, default=-1) > REFUSALS:
+            return tuple([found[i] for i in allowed] for found in (settings, runs, wanted))  # type: ignore[return-value]
+        settings += [sweep.draw(len(settings) + i) for i in range(sweep.run_cap - len(allowed))]
 
 
-def _value(record: Mapping[str, Any], key: str) -> Any:
-    """What a record's configuration has at a sweep's key."""
-    choices, tree = record.get("choices") or {}, record.get("config") or {}
-    if key in choices:
-        return choices[key]
-    for part in key.split("."):
-        tree = tree.get(part) if isinstance(tree, Mapping) else None  # type: ignore[assignment]
-    return tree
-
-
-def _same(value: Any) -> Any:
-    """Equal for values that are written differently and mean the same: 1, 1.0 and "1"; [a] and "[a]"; true."""
-    import yaml
-
-    if isinstance(value, str) and (value[:1] in "['\"" or value in ("true", "false", "True", "False", "null")):
-        with contextlib.suppress(yaml.YAMLError):
-            value = yaml.safe_load(value)
-    if isinstance(value, list | tuple):
-        return tuple(map(_same, value))
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return value
+def _seed(run: Mapping[str, str]) -> int:
+    return int(run.get("seed", "seed=0").partition("=")[2])
 
 
 def cell(record: Mapping[str, Any]) -> str:
@@ -122,11 +111,16 @@ def show_status(
     overrides = own_overrides(overrides) if sweep else overrides
 
     def table() -> dict[str, dict[int, Mapping[str, Any]]]:
-        return arms(read_states(root, sweep is not None), sweep, overrides)
+        return arms(read_states(root, sweep is not None), root, sweep, overrides)
 
     console = Console(highlight=False, width=None if os.isatty(1) else 200)
     if not watch:
-        console.print(_picture(table()))
+        found = table()
+        console.print(_picture(found))
+        if sweep and found and all(r["status"] == "pending" for row in found.values() for r in row.values()):
+            print(
+                "None of these runs was begun: give the overrides that the sweep was run with, if any.", file=sys.stderr
+            )
         return
     with Live(console=console, auto_refresh=False) as live:
         while True:

@@ -18,11 +18,12 @@ from typing import Any
 from albert_ablate.config import ConfigError, Identity, as_config_error, check, compose, conf_folder, identity, quoted
 from albert_ablate.config.secrets import HANDED_ON, masked
 from albert_ablate.records.folder import RunFolder
+from albert_ablate.records.keys import Keys
 from albert_ablate.records.signals import stops_handled
 from albert_ablate.records.tuning import LEARNING_RATE, read_tuning
 from albert_ablate.studies.jobs import KILLED, job, whoami
 from albert_ablate.studies.states import has_ended, is_done, is_held, last_line, read_record, state, states
-from albert_ablate.studies.sweepfile import REFUSALS, Sweep, overrides_of, own_overrides, varied_labels
+from albert_ablate.studies.sweepfile import REFUSALS, Sweep, asked, of_arm, own_overrides, varied_labels
 
 ATTEMPTS = 3
 POLL_SECONDS = 2.0  # seconds between looks at runs that others are training
@@ -51,18 +52,21 @@ def plan(
     runs: Path,
     extra: Sequence[str] = (),
     tuned: dict[str, float | None] | None = None,
+    kept: Keys | None = None,
 ) -> list[Planned]:
     """The runs of `settings`, each once. `extra` overrides count over the file's. Raises ConfigError for a setting that
     is not allowed, before anything is trained.
 
     With `tuned` an arm whose learning rate nobody sets takes the one that `albert-ablate tune` found; it is filled in
-    with what was found, by label (None: never tuned).
+    with what was found, by label (None: never tuned). `kept` takes note of the arms' keys, for `status`.
     """
     planner = Planner(sweep, runs, extra, tuned)
     planned: dict[Path, Planned] = {}
     for setting in settings:
         run = planner.run(setting)
         planned.setdefault(run.folder, run)
+    if kept is not None:
+        kept.note(planner.keys)
     return list(planned.values())
 
 
@@ -71,6 +75,7 @@ def plan_random(
     runs: Path,
     extra: Sequence[str] = (),
     tuned: dict[str, float | None] | None = None,
+    kept: Keys | None = None,
 ) -> tuple[list[Planned], list[str], int]:
     """`plan` of a random sweep, the sentences on draws whose values do not go together, and how many runs are missing.
 
@@ -93,6 +98,8 @@ def plan_random(
         index += 1
     if not allowed:
         raise ConfigError(refused[0])
+    if kept is not None:
+        kept.note(planner.keys)
     return list(planned.values()), refused, sweep.run_cap - allowed
 
 
@@ -105,20 +112,20 @@ class Planner:
         self.sweep, self.extra, self.tuned = sweep, extra, tuned
         self.place = f"paths.runs={quoted(str(runs.expanduser().resolve()))}"
         self.texts: dict[str, str] = {}
+        # by the overrides that make an arm, what they compose to; None where they are refused
+        self.keys: dict[tuple[str, ...], dict | None] = {}
         self.composed: dict[tuple[str, ...], tuple[tuple[str, ...], dict, Identity]] = {}
 
     def run(self, setting: Mapping[str, Any]) -> Planned:
         """The run of a setting; ConfigError if it is not allowed."""
         (label,) = varied_labels(self.sweep, [setting])
-        given = [*self.sweep.fixed, *overrides_of(setting), *self.extra, self.place]
-        by_key = {o.partition("=")[0].lstrip("+"): o for o in given}
-        kept = self.sweep.folded({key: o.partition("=")[2] for key, o in by_key.items()})
-        asked = {key: by_key[key] for key in kept}
-        seed = asked.pop("seed", "seed=0").partition("=")[2]
+        own = asked(self.sweep, setting, [*self.extra, self.place])
+        seed = own.pop("seed", "seed=0").partition("=")[2]
         try:
-            overrides, cfg, who = self._arm(label, asked)
+            overrides, cfg, who = self._arm(label, own)
             cfg = check({**cfg, "seed": _number(seed)})
         except ConfigError as error:
+            self.keys.setdefault(of_arm(own), None)
             raise ConfigError(f"{self.sweep.path}: {label}: {error}") from None
         folder = Path(cfg["paths"]["runs"]) / who.setting / f"seed{cfg['seed']}"
         return Planned(label, cfg["seed"], (*overrides, f"seed={cfg['seed']}"), folder, who.arm, cfg)
@@ -129,6 +136,7 @@ class Planner:
         if arm not in self.composed:
             overrides = arm
             cfg, who = self._settled(overrides)
+            self.keys[of_arm(asked)] = cfg
             if self.tuned is not None and LEARNING_RATE not in asked:
                 found = read_tuning(Path(cfg["paths"]["runs"]), who.arm)
                 self.tuned[label] = found["rate"] if found else None
@@ -440,11 +448,11 @@ def run_sweep(
         from albert_ablate.studies.bayes import run_bayes
 
         return run_bayes(sweep, runs, workers, launcher, extra, dry_run, tuned, say)
-    refused, missing = list[str](), 0
+    refused, missing, kept = list[str](), 0, Keys(runs)
     if sweep.method == "random":
-        planned, refused, missing = plan_random(sweep, runs, extra, tuned)
+        planned, refused, missing = plan_random(sweep, runs, extra, tuned, kept)
     else:
-        planned = plan(sweep, sweep.settings(), runs, extra, tuned)
+        planned = plan(sweep, sweep.settings(), runs, extra, tuned, kept)
     for sentence in refused:
         say(f"refused: {sentence}")
     _say_tuned(tuned or {}, say)
@@ -455,6 +463,9 @@ def run_sweep(
     if dry_run:
         _show_plan(planned, runs, workers, say)
         return 0
+    with contextlib.suppress(OSError):  # which the launch says
+        runs.mkdir(parents=True, exist_ok=True)
+        kept.save()
     study = Study(launcher, workers, say)
     failed = study.complete(planned)
     done = sum(has_ended(p.folder) for p in planned)

@@ -465,6 +465,22 @@ def own_overrides(overrides: Iterable[str]) -> list[str]:
     return each_once(overrides)
 
 
+def asked(sweep: Sweep, setting: Mapping[str, Any], more: Iterable[str] = ()) -> dict[str, str]:
+    """The overrides of a setting's run, by key: the file's, the setting's, and `more`, of which the last counts."""
+    by_key = {o.partition("=")[0].lstrip("+"): o for o in [*sweep.fixed, *overrides_of(setting), *more]}
+    kept = sweep.folded({key: o.partition("=")[2] for key, o in by_key.items()})
+    return {key: by_key[key] for key in kept}
+
+
+# groups and keys that do not determine the weights
+ASIDE = ("seed", "paths", "logger", "evaluation", "diagnostics", "checkpoint", "force", "debug")
+
+
+def of_arm(overrides: Mapping[str, str]) -> tuple[str, ...]:
+    """Those of a run's overrides by key that may make its arm or its learning rate."""
+    return tuple(o for k, o in overrides.items() if k.partition(".")[0] not in ASIDE and k != "trainer.threads")
+
+
 def varied_labels(sweep: Sweep, settings: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """A name for the arm of each setting: what varies between them, the seed left out."""
     keys = [key for key in sweep.varied if key != "seed"]

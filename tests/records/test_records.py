@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from albert_ablate.config import ConfigError
+from albert_ablate.records import store
 from albert_ablate.records.atomic import replace_file
 from albert_ablate.records.folder import Busy, RunFolder
 from albert_ablate.records.history import BATCH_ROWS, SCHEMAS, History, read_history
@@ -360,3 +361,21 @@ def test_a_finished_history_knows_its_rows(tmp_path):
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, SCHEMAS["steps"]) as writer:
         writer.write_table(pa.Table.from_pylist(rows, SCHEMAS["steps"]))
     assert read_history(tmp_path, "steps", None).to_pylist() == rows
+
+
+@pytest.mark.parametrize("change", [{}, {"cost": None}, {"status": "running", "label": 'a,\n "seed": 1'}, {"seed": 4}])
+def test_fields_are_those_of_the_whole_record(change, tmp_path):
+    """Read from the text of an intact file, and with every check from a file that somebody touched."""
+    nested = {"val_loss": 2.5, "divergence": 'x",\n "status": "failed'}
+    record = {"status": "finished", "seed": 3, "summary": nested, "proof": {"initial_draws": {"w": "ab"}}}
+    folder = tmp_path / "abc" / "seed3"
+    folder.mkdir(parents=True)
+    store.write(folder, record | change)
+    names = ("status", "summary", "label", "cost", "progress", "sessions", "key")
+    for _ in range(2):
+        whole, found = store.read(folder), store.read_fields(folder, names)
+        if isinstance(whole, store.Unreadable):
+            assert found == whole and change == {"seed": 4}  # of another run
+        else:
+            assert found == {name: getattr(whole, name) for name in names}
+        (folder / "record.json").write_text((folder / "record.json").read_text() + "\n ")

@@ -343,29 +343,17 @@ def test_the_table_shows_every_run_of_the_file(text, given, tmp_path, capfd):
     runs = tmp_path / "runs"
     forked(lambda: run(nano(text, runs, "budget.tokens=2048", "norm=pre_ln", "seed=1")))
     settings = read_sweep(file)
-    table = arms(read_states(runs), settings)
+    table = arms(read_states(runs), runs, settings, given)
     assert list(table) == ["norm=pre_ln", "norm=post_ln"] and list(table["norm=pre_ln"]) == [0, 1]
     kinds = {(arm, seed): r["status"] for arm, row in table.items() for seed, r in row.items()}
     assert kinds.pop(("norm=pre_ln", 1)) in ("finished", "diverged") and set(kinds.values()) == {"pending"}
+    assert main(["status", str(runs), *given, "--sweep", str(file)]) == 0
+    assert "4 runs: 1 " in capfd.readouterr().out
+    assert main(["status", str(runs), *given, "budget.tokens=2_048", "model.tied=false", "--sweep", str(file)]) == 0
+    assert "4 runs: 1 " in capfd.readouterr().out  # of one key given twice the last counts, and false is the default
     assert main(["status", str(runs), "--sweep", str(file)]) == 0
-    assert "4 runs: 1 " in capfd.readouterr().out
-    assert main(["status", str(runs), "budget.tokens=2_048", "--sweep", str(file)]) == 0
-    assert "4 runs: 1 " in capfd.readouterr().out
-    assert (
-        main(
-            [
-                "status",
-                str(runs),
-                "model.tied=false",
-                "data.batch=4",
-                "optimizer.betas=[0.9, 0.95]",
-                "--sweep",
-                str(file),
-            ]
-        )
-        == 0
-    )
-    assert "4 runs: 1 " in capfd.readouterr().out
+    said = capfd.readouterr()
+    assert "4 runs: 4 pending" in said.out and "the overrides that the sweep was run with" in said.err
     assert main(["status", str(runs), "budget.tokens=4096", "hydra/launcher=ray", "--sweep", str(file)]) == 0
     assert "4 runs: 4 pending" in capfd.readouterr().out  # that budget has no runs
     assert main(["status", str(runs), "budget.tokens=4096"]) == 2

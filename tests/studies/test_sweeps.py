@@ -9,9 +9,11 @@ import pytest
 import yaml
 
 from albert_ablate.cli import main as cli
-from albert_ablate.config import ConfigError, compose, conf_folder, option_keys, options, parameters_of, quoted
+from albert_ablate.config import ConfigError, compose, conf_folder, keys_of, option_keys, options, parameters_of, quoted
 from albert_ablate.config.untrusted import as_settings, refuse_untrusted
-from albert_ablate.studies.status import _drawn
+from albert_ablate.records import keys as kept_keys
+from albert_ablate.records.keys import Keys
+from albert_ablate.studies.status import arms
 from albert_ablate.studies.sweeper import plan_random
 from albert_ablate.studies.sweepfile import (
     ARGUMENTS,
@@ -407,7 +409,7 @@ def test_run_py_refuses_what_a_sweep_server_may_not_decide(tmp_path, monkeypatch
 SMALL = ["model=nano", "data=markov", "data.symbols=8", "data.length=60_000"]
 
 
-def test_a_random_draw_that_is_refused_is_replaced_by_the_next(tmp_path):
+def test_a_random_draw_that_is_refused_is_replaced_by_the_next(tmp_path, monkeypatch):
     """A width of 32 has no 3 heads: every other draw is a run, and later draws complete the number."""
     text = (
         "method: random\nrun_cap: 8\nparameters:\n  model.width: {values: [32, 48]}\n  model.heads: {values: [2, 3]}\n"
@@ -415,14 +417,18 @@ def test_a_random_draw_that_is_refused_is_replaced_by_the_next(tmp_path):
     sweep = read_sweep(write(tmp_path, text + "  seed: {min: 0, max: 1000000}\n"))
     draws = [sweep.draw(i) for i in range(40)]
     allowed = [d for d in draws if (d["model.width"], d["model.heads"]) != (32, 3)][:8]
-    planned, refused, missing = plan_random(sweep, tmp_path / "runs", SMALL)
+    kept = Keys(tmp_path)
+    planned, refused, missing = plan_random(sweep, tmp_path, SMALL, kept=kept)
     found = [(p.cfg["model"]["width"], p.cfg["model"]["heads"], p.seed) for p in planned]
     assert found == [(d["model.width"], d["model.heads"], d["seed"]) for d in allowed] and missing == 0
     assert len(refused) == draws.index(allowed[-1]) - 7 > 0 and "model.heads=3" in refused[0]
-    # the table names them once they have records
-    at = [draws.index(d) for d in allowed]
-    records = [{"status": "finished"} if i in at else None for i in range(40)]
-    assert _drawn(records, 8) == at and _drawn([None] * 40, 8) == [*range(8)]
+    kept.save()  # the table of `status` has the same runs, without composing any
+    monkeypatch.setattr(kept_keys, "_apart", None)
+    key = keys_of(planned[2].cfg)
+    done = {"status": "finished", "folder": str(planned[2].folder), "key": {"arm": key.arm, "setting": key.setting}}
+    table = arms([done], tmp_path, sweep, SMALL)
+    assert {(name, seed) for name, row in table.items() for seed in row} == {(p.label, p.seed) for p in planned}
+    assert [name for name, row in table.items() if row.get(planned[2].seed) == done] == [planned[2].label]
 
 
 def test_a_random_sweep_without_allowed_values_says_why(tmp_path, capsys):
