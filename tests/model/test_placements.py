@@ -765,6 +765,7 @@ def test_one_step_lowers_the_loss_and_evaluation_has_no_masks(option):
         (["norm=depth_mup", "model.tied=true"], "model.tied=true contradicts norm=depth_mup"),
         (["norm=mix_ln", "model.layers=3"], "norm.share=0.25 of model.layers=3 mixes nothing"),
         (["norm=admin_profiled", "model.shared=true"], "model.shared=true contradicts norm=admin_profiled"),
+        (["norm=hybrid_norm_star", "model.shared=true"], "model.shared=true contradicts norm.star=true"),
         (["norm=t_fixup", "norm_type=rms_norm"], "norm=t_fixup takes no norm type"),
     ],
 )

@@ -175,6 +175,10 @@ class HybridNorm(Placement):
     @staticmethod
     def verify(cfg: dict) -> None:
         refuse_qk_norm(cfg)
+        if cfg["norm"].get("star") and cfg["model"]["shared"] and cfg["model"]["layers"] > 1:
+            raise ConfigError(
+                "model.shared=true contradicts norm.star=true, whose first block has a norm that the others have not."
+            )
 
     def gain(self, role: str) -> float:
         return self.share if role in LAST else 1.0
