@@ -124,7 +124,8 @@ def test_commands_that_build_refuse_foreign_targets(name, done, traps, capsys):
 
 
 @pytest.mark.process
-def test_commands_that_only_read_build_nothing(done, traps, capsys):
+def test_commands_that_only_read_build_nothing(done, traps, tmp_path_factory, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path_factory.mktemp("pages"))  # where show and report write theirs
     folder = planted(done, traps, aimed(TARGETS["joblib"], traps))
     for key, name in (("norm", "os"), ("logger", "torch"), ("model", "shutil")):
         planted(folder, traps, aimed(TARGETS[name], traps), key)
