@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from albert_ablate.judge.ledger import RATIOS, effect_words, ratio_words
+from albert_ablate.judge.words import RATIOS, effect_words, ratio_words
 
 COLORS = {
     "supported": "green", "refuted": "red", "no effect": "blue", "mixed": "yellow", "inadmissible": "magenta",

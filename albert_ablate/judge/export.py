@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from albert_ablate.judge.ledger import TEST_WORDS, effect_words
+from albert_ablate.judge.words import TEST_WORDS, effect_words
 from albert_ablate.stats.sequential import FIRST, nominal
 
 COLUMNS = (

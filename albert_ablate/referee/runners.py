@@ -88,7 +88,8 @@ class Training:
 
     def one(self, side: Side, seed: int, role: str) -> Outcome:
         from albert_ablate.analysis.registry import measure
-        from albert_ablate.judge.ledger import Bench, Job
+        from albert_ablate.judge.contrast_data import Job
+        from albert_ablate.judge.run_store import Bench
         from albert_ablate.records.folder import DONE
 
         bench = Bench(self.runs)
@@ -112,7 +113,8 @@ class Training:
     def pair(self, sides: Mapping[str, Side], seeds: Sequence[int], at: int, roles: Sequence[str],
              claim: Path) -> Iterator[Outcome]:  # fmt: skip
         from albert_ablate.judge.claims import read_claims
-        from albert_ablate.judge.ledger import Bench, gather
+        from albert_ablate.judge.contrasts import gather
+        from albert_ablate.judge.run_store import Bench
 
         file, begun = read_claims(claim), clock()
         asked = file.claims[0]

@@ -345,7 +345,8 @@ class Session:
         if kind != "overrides":
             return
         from albert_ablate.judge.claims import read_claims
-        from albert_ablate.judge.ledger import Bench, gather
+        from albert_ablate.judge.contrasts import gather
+        from albert_ablate.judge.run_store import Bench
 
         file = read_claims(self.claim(number))
         found = gather(file, file.claims[0], file.claims[0].contrasts("full")[0], "full", Bench(self.place.runs))

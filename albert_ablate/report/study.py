@@ -28,7 +28,7 @@ from albert_ablate.analysis.tables import (  # noqa: F401 (means: the notebooks'
     with_mean,
 )
 from albert_ablate.config import ConfigError
-from albert_ablate.judge.ledger import Bench
+from albert_ablate.judge.run_store import Bench
 from albert_ablate.records.folder import DONE
 from albert_ablate.report.contrasts import read_ledger
 from albert_ablate.stats import effects

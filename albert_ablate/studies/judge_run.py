@@ -177,7 +177,8 @@ class PairRunner:
     def _lacking(self, only: Sequence[str]) -> dict[str, tuple[list[Any], list[Any]]]:
         """By claim what its primary contrasts still lack, and what the secondary ones lack to have as many pairs."""
         from albert_ablate.judge import registration
-        from albert_ablate.judge.ledger import OPEN, judged
+        from albert_ablate.judge.ledger import judged
+        from albert_ablate.judge.words import OPEN
 
         out = {}
         now = judged(self.file, self.runs, self.form, self._updated())
@@ -195,7 +196,7 @@ class PairRunner:
         return out
 
     def _updated(self) -> Any:
-        from albert_ablate.judge.ledger import Bench
+        from albert_ablate.judge.run_store import Bench
 
         if self.bench is None:
             self.bench = Bench(self.runs)

@@ -30,7 +30,8 @@ def plan(
 ) -> None:
     """Say what claims will take before they are run: pairs, runs and hours by effect, and reachable margins."""
     from albert_ablate.judge.claims import read_claims
-    from albert_ablate.judge.ledger import Bench, refuse_unknown
+    from albert_ablate.judge.ledger import refuse_unknown
+    from albert_ablate.judge.run_store import Bench
     from albert_ablate.studies.price import _speed
 
     file = read_claims(claims)
@@ -106,7 +107,7 @@ def _spread(file: Any, claim: Any, part: Any, form: str, bench: Any, given: floa
     """Standard deviation of a pair's difference and where it is from; 0 where nobody knows."""
     import numpy as np
 
-    from albert_ablate.judge.ledger import gather, tuning_variance
+    from albert_ablate.judge.contrasts import gather, tuning_variance
 
     if given:
         return given, "given"

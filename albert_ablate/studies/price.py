@@ -12,7 +12,8 @@ def show_price(file: Any, runs: Path, only: Sequence[str] = ()) -> None:
 
     At most: all of a claim's pairs, and every window of tuning moved as often as it may; tuning as expected beside.
     """
-    from albert_ablate.judge.ledger import Bench, refuse_unknown
+    from albert_ablate.judge.ledger import refuse_unknown
+    from albert_ablate.judge.run_store import Bench
 
     refuse_unknown(file, only)
     print(f"{'':<10}{'':>8}{'tuning':>18}")

@@ -27,7 +27,9 @@ from albert_ablate.analysis.registry import MEASURES, Evidence, Missing
 from albert_ablate.cli import main
 from albert_ablate.config import ConfigError, check, compose, run_identity
 from albert_ablate.judge.claims import arms_of, read_claims
-from albert_ablate.judge.ledger import Bench, judge, judge_and_register, ratio_words
+from albert_ablate.judge.ledger import judge, judge_and_register
+from albert_ablate.judge.run_store import Bench
+from albert_ablate.judge.words import ratio_words
 from albert_ablate.records.history import SCHEMAS
 from albert_ablate.report.claims import draw_claims
 from albert_ablate.stats import sequential as statistics
