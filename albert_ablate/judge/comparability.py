@@ -8,8 +8,8 @@ from typing import Any
 from albert_ablate.analysis.registry import Evidence, Measure, Missing
 from albert_ablate.config import TEXT, ConfigError
 from albert_ablate.judge import admission
-from albert_ablate.judge.contrast_data import Found
-from albert_ablate.judge.run_store import Bench, ContrastArm
+from albert_ablate.judge.contrast_data import ContrastData
+from albert_ablate.judge.run_store import ContrastArm, RunStore
 from albert_ablate.records.folder import DONE
 from albert_ablate.records.keys import Arm
 
@@ -50,7 +50,7 @@ def _text_of(arm: Arm) -> dict[str, Any]:
     return {f"{group}.{name}": value for group in TEXT for name, value in arm.cfg[group].items()} | dict(arm.places)
 
 
-def check_tuning(arms: Sequence[ContrastArm], out: Found, advised: bool) -> None:
+def check_tuning(arms: Sequence[ContrastArm], out: ContrastData, advised: bool) -> None:
     """Refuse arms that are not tuned, not alike, or still at an end of what was run; mark those that `--run` tunes.
 
     advised: whether advice to edit the claim may be given, which it may not once a pair was judged.
@@ -83,7 +83,7 @@ def check_tuning(arms: Sequence[ContrastArm], out: Found, advised: bool) -> None
     _refuse_unlike_tuning([a for a in arms if a.tuning], out)
 
 
-def _refuse_unlike_tuning(arms: Sequence[ContrastArm], out: Found) -> None:
+def _refuse_unlike_tuning(arms: Sequence[ContrastArm], out: ContrastData) -> None:
     for a, b in combinations(arms, 2):
         assert a.tuning is not None and b.tuning is not None
         unlike = [words for key, words in RULES.items() if a.tuning.get(key) != b.tuning.get(key)]
@@ -97,7 +97,7 @@ def _refuse_unlike_tuning(arms: Sequence[ContrastArm], out: Found) -> None:
             )
 
 
-def check_text(arms: Sequence[ContrastArm], out: Found) -> None:
+def check_text(arms: Sequence[ContrastArm], out: ContrastData) -> None:
     texts = {(r.record.get("data") or {}).get("fingerprint") for a in arms for r in a.runs}
     if len(texts) > 1:
         out.refusal = (
@@ -106,7 +106,9 @@ def check_text(arms: Sequence[ContrastArm], out: Found) -> None:
         )
 
 
-def held_up(arms: Sequence[ContrastArm], rates: Sequence[float], seeds: Sequence[int], seed: int, bench: Bench) -> str:
+def held_up(
+    arms: Sequence[ContrastArm], rates: Sequence[float], seeds: Sequence[int], seed: int, bench: RunStore
+) -> str:
     """What a missing seed holds up, and the record of it that cannot be read; "" where it is only the next one."""
 
     def lacks(arm: ContrastArm, at: int) -> bool:

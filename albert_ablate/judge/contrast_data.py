@@ -21,7 +21,7 @@ class Job:
 
 
 @dataclass
-class Found:
+class ContrastData:
     """What the records say about one contrast."""
 
     d: list[float] = field(default_factory=list)
@@ -30,8 +30,8 @@ class Found:
     values: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))
     diverged: tuple[list[bool], list[bool]] = field(default_factory=lambda: ([], []))
     refusal: str = ""
-    waiting: str = ""  # why the next pair is not there yet
-    mixed: str = ""
+    pending_reason: str = ""  # why the next pair is not there yet
+    mixed_reason: str = ""
     slack: float = 0.0  # bound on the tuning slack of the arms together; nan: unknown
     prior: float = 0.0  # variance of the paired differences of tuning runs, for the moderated t; 0: there is none
     untuned: bool = False  # an arm is to be tuned, or tuned further, which `--run` does

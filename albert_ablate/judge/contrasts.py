@@ -19,8 +19,8 @@ from albert_ablate.judge.comparability import (
     unfair,
     why_no_contrast,
 )
-from albert_ablate.judge.contrast_data import Found, Job, finite_mean
-from albert_ablate.judge.run_store import Bench, ContrastArm
+from albert_ablate.judge.contrast_data import ContrastData, Job, finite_mean
+from albert_ablate.judge.run_store import ContrastArm, RunStore
 from albert_ablate.judge.words import joined
 from albert_ablate.records.folder import DONE
 from albert_ablate.stats import effects
@@ -29,9 +29,9 @@ from albert_ablate.stats.learning_rate import TUNING_SEEDS, slack_bound
 NOT_PROVENANCE = ("created", "command")
 
 
-def gather(file: ClaimsFile, claim: ClaimText, part: Part, form: str, bench: Bench) -> Found:
+def gather(file: ClaimsFile, claim: ClaimText, part: Part, form: str, bench: RunStore) -> ContrastData:
     """The differences of a contrast over the gapless prefix of its seeds, or why there are none."""
-    out, m, f = Found(), measure_of(part), claim.forms[form]
+    out, m, f = ContrastData(), measure_of(part), claim.forms[form]
     tuned = claim.rate_matters(m)
     arms = {
         a: ContrastArm(a, file.overrides(claim, part, form, a), bench, tuned, part.rate_factor) for a in arms_of(part)
@@ -67,7 +67,7 @@ def gather(file: ClaimsFile, claim: ClaimText, part: Part, form: str, bench: Ben
         ]
         if gaps:
             out.jobs = gaps
-            out.waiting = held_up(kept, rates, claim.seeds[: f.N], seed, bench)
+            out.pending_reason = held_up(kept, rates, claim.seeds[: f.N], seed, bench)
             break
         done = {name: [r for r in found if r is not None] for name, found in runs.items()}
         for a in kept:
@@ -78,7 +78,7 @@ def gather(file: ClaimsFile, claim: ClaimText, part: Part, form: str, bench: Ben
         try:
             _add_pair(out, m, part, treatment, done)
         except Missing as sentence:
-            out.waiting = str(sentence)
+            out.pending_reason = str(sentence)
             lacking = [(a, r) for a in kept for r in done[a.name]]
             out.jobs = [Job(a.name, a.overrides, r.lr, seed, m.evaluation) for a, r in lacking if m.evaluation]
             break
@@ -111,7 +111,7 @@ def gather(file: ClaimsFile, claim: ClaimText, part: Part, form: str, bench: Ben
     return out
 
 
-def tuning_variance(file: ClaimsFile, claim: ClaimText, part: Part, form: str, bench: Bench) -> float:
+def tuning_variance(file: ClaimsFile, claim: ClaimText, part: Part, form: str, bench: RunStore) -> float:
     """Variance of a pair's difference as the tuning runs have it; 0 where it cannot be had."""
     arms = {a: ContrastArm(a, file.overrides(claim, part, form, a), bench, True, 1.0) for a in arms_of(part)}
     return _prior(arms, part, measure_of(part))
@@ -154,12 +154,12 @@ def _around_best(arm: ContrastArm) -> list[float]:
     return rates[best - 1 : best + 2] if 0 < best < len(rates) - 1 else []
 
 
-def _chosen(part: Part, arms: Mapping[str, ContrastArm], out: Found, claim: ClaimText) -> str | None:
+def _chosen(part: Part, arms: Mapping[str, ContrastArm], out: ContrastData, claim: ClaimText) -> str | None:
     """The treatment, of several levels the one that is best on tuning seeds."""
     if len(part.treatment) == 1 or part.other_end:
         return part.treatment[0] if len(part.treatment) == 1 else f"the mean of {joined(part.treatment)}"
     if lacking := [a for a in part.treatment if arms[a].tuning is None]:
-        out.waiting = f"The level is chosen on tuning seeds, and {', '.join(lacking)} has not been tuned."
+        out.pending_reason = f"The level is chosen on tuning seeds, and {', '.join(lacking)} has not been tuned."
         out.treatment = "|".join(part.treatment)
         out.jobs = [Job(a, arms[a].overrides, None, claim.seeds[0]) for a in lacking]
         return None
@@ -173,7 +173,9 @@ def _not_counted(arm: ContrastArm) -> str:
     return f"Runs of {arm.name} that do not count, because of a correction made since: {len(arm.outdated)} ({what})."
 
 
-def _add_pair(out: Found, m: Measure, part: Part, treatment: str, runs: Mapping[str, Sequence[Evidence]]) -> None:
+def _add_pair(
+    out: ContrastData, m: Measure, part: Part, treatment: str, runs: Mapping[str, Sequence[Evidence]]
+) -> None:
     better = part.direction
     if part.other_end:
         _add_curve(out, m, part, runs)
@@ -190,7 +192,7 @@ def _add_pair(out: Found, m: Measure, part: Part, treatment: str, runs: Mapping[
         full, base, *singles = [math.nan if r.diverged else scale(_finite(m, r, r)) for r in cells]
         d = float(effects.more_than_the_sum([full], [base], [singles], better)[0])  # type: ignore[arg-type]
         if dead := [a for a in runs if all(r.diverged for r in runs[a])]:
-            out.mixed = f"Runs of {', '.join(dead)} diverged: a diverged cell is no interaction."
+            out.mixed_reason = f"Runs of {', '.join(dead)} diverged: a diverged cell is no interaction."
         value, other = (math.exp(x) if m.log else x for x in (full, base))
     elif m.kind == "pair":
         if any(lost):
@@ -212,7 +214,7 @@ def _add_pair(out: Found, m: Measure, part: Part, treatment: str, runs: Mapping[
         side.append(gone)
 
 
-def _add_curve(out: Found, m: Measure, part: Part, runs: Mapping[str, Sequence[Evidence]]) -> None:
+def _add_curve(out: ContrastData, m: Measure, part: Part, runs: Mapping[str, Sequence[Evidence]]) -> None:
     """The mean of the treatments against the better one of the two ends of the curve, both of this seed.
 
     The better end is chosen after the fact, which only makes the difference smaller: E min <= min E. So where the mean
@@ -250,7 +252,7 @@ def _resolution(run: Evidence, m: Measure) -> list[str]:
     return [f"{m.name} is taken at the best of {where}."]
 
 
-def _notes(out: Found, arms: Sequence[ContrastArm]) -> None:
+def _notes(out: ContrastData, arms: Sequence[ContrastArm]) -> None:
     """What a reader should know: provenance that differs, initial weights that are not shared."""
     places: dict[str, list[dict[str, str]]] = {}
     for a in arms:

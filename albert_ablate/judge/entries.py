@@ -10,8 +10,8 @@ import numpy as np
 from albert_ablate.analysis.registry import Evidence, Measure
 from albert_ablate.judge import registration
 from albert_ablate.judge.claims import ClaimsFile, ClaimText, Form, Part, arms_of, measure_of
-from albert_ablate.judge.contrast_data import Found, finite_mean
-from albert_ablate.judge.run_store import Bench
+from albert_ablate.judge.contrast_data import ContrastData, finite_mean
+from albert_ablate.judge.run_store import RunStore
 from albert_ablate.judge.words import (
     DECIDED,
     OPEN,
@@ -36,9 +36,9 @@ def entry_of(
     file: ClaimsFile,
     claim: ClaimText,
     form: str,
-    bench: Bench,
-    found: Sequence[Found],
-    beside: Sequence[Found],
+    bench: RunStore,
+    found: Sequence[ContrastData],
+    beside: Sequence[ContrastData],
     verdict: Verdict | None,
     kept: dict[str, Any],
     tests: int,
@@ -52,7 +52,7 @@ def entry_of(
     else:
         assert verdict is not None
         word, reason = verdict.verdict, verdict.reason
-    waiting = [x.waiting for x in found if x.waiting]
+    waiting = [x.pending_reason for x in found if x.pending_reason]
     if word in OPEN and waiting:
         reason = waiting[0]
     detail = _never_trains(word, claim, found, form) or (verdict.detail if verdict else "")
@@ -116,23 +116,23 @@ def entry_of(
     return entry
 
 
-def tested_contrasts(parts: Sequence[Part], found: Sequence[Found], test: str) -> list[Contrast]:
+def tested_contrasts(parts: Sequence[Part], found: Sequence[ContrastData], test: str) -> list[Contrast]:
     return [tested_contrast(p, f, test) for p, f in zip(parts, found, strict=True)]
 
 
-def tested_contrast(part: Part, found: Found, test: str) -> Contrast:
+def tested_contrast(part: Part, found: ContrastData, test: str) -> Contrast:
     discrete = measure_of(part).discrete
     if discrete or (test == "moderated" and not found.prior):
         test = "t"
     own = Test(test, found.prior if test == "moderated" else 0.0)
-    return Contrast(found.d, part.margin, part.null, found.slack, found.mixed, own, discrete)
+    return Contrast(found.d, part.margin, part.null, found.slack, found.mixed_reason, own, discrete)
 
 
-def refusals(found: Sequence[Found]) -> list[str]:
+def refusals(found: Sequence[ContrastData]) -> list[str]:
     return [f.refusal for f in found if f.refusal]
 
 
-def _never_trains(word: str, claim: ClaimText, found: Sequence[Found], form: str) -> str:
+def _never_trains(word: str, claim: ClaimText, found: Sequence[ContrastData], form: str) -> str:
     """The control never trains: where a verdict rests on an arm all of whose runs diverged in every part."""
     side = {"supported": ("control", 1), "refuted": ("treatment", 0)}.get(word)
     if side is None or not all(f.diverged[side[1]] and all(f.diverged[side[1]]) for f in found):
@@ -141,11 +141,11 @@ def _never_trains(word: str, claim: ClaimText, found: Sequence[Found], form: str
     return f"the {side[0]} {'has no finite value' if initial else 'never trains'}"
 
 
-def _exactly(part: Part, found: Found) -> tuple[str, str]:
+def _exactly(part: Part, found: ContrastData) -> tuple[str, str]:
     """The verdict on a measure without noise: no test, no n."""
     t, c = ([v for v in values if math.isfinite(v)] for values in found.values)
     if not t or not c:
-        return "open", found.waiting or "No pair of finished runs yet."
+        return "open", found.pending_reason or "No pair of finished runs yet."
     m = measure_of(part)
     try:
         return effects.compare_exactly(t, c, part.margin, part.direction, m.log).verdict, "Compared exactly."  # type: ignore[arg-type]
@@ -154,7 +154,7 @@ def _exactly(part: Part, found: Found) -> tuple[str, str]:
 
 
 def _shown(
-    part: Part, found: Found, f: Form, alpha: float, test: str, result: PartResult | None = None
+    part: Part, found: ContrastData, f: Form, alpha: float, test: str, result: PartResult | None = None
 ) -> dict[str, Any]:
     m, n = measure_of(part), len(found.d)
     exact = m.kind == "exact" and len(set(found.d)) == 1  # skipped blocks make operations random
@@ -255,7 +255,7 @@ def _try(of: Callable[[], list[float]]) -> list[float] | None:
 
 
 def _cost(
-    used: Mapping[str, Evidence], bench: Bench, file: ClaimsFile, claim: ClaimText, form: str
+    used: Mapping[str, Evidence], bench: RunStore, file: ClaimsFile, claim: ClaimText, form: str
 ) -> dict[str, float]:
     """Seconds, tokens and runs so far, those of tuning included; runs shared between claims count in each."""
     settings = set[str]()

@@ -14,10 +14,10 @@ import numpy as np
 from albert_ablate.config import ConfigError, nearest, unwritable
 from albert_ablate.judge import registration
 from albert_ablate.judge.claims import FORMS, ClaimsFile, ClaimText, arms_of, measure_of
-from albert_ablate.judge.contrast_data import Found
+from albert_ablate.judge.contrast_data import ContrastData
 from albert_ablate.judge.contrasts import gather
 from albert_ablate.judge.entries import entry_of, refusals, tested_contrasts
-from albert_ablate.judge.run_store import Bench
+from albert_ablate.judge.run_store import RunStore
 from albert_ablate.records.checked import write_checked
 from albert_ablate.records.folder import DONE
 from albert_ablate.stats.verdicts import Claim, verdicts
@@ -40,24 +40,24 @@ class Judged:
     """A ledger; what was found of a claim's primary and secondary contrasts; the family's registration from now on."""
 
     ledger: dict[str, Any]
-    found: dict[str, list[Found]]
-    beside: dict[str, list[Found]]
+    found: dict[str, list[ContrastData]]
+    beside: dict[str, list[ContrastData]]
     registration: dict[str, Any]
 
 
-def judged(file: ClaimsFile, runs: Path, form: str, bench: Bench | None = None) -> Judged:
+def judged(file: ClaimsFile, runs: Path, form: str, bench: RunStore | None = None) -> Judged:
     """All claims of a form, together with those of another form that has been looked at: both share the level.
 
     bench: of the same runs, read before.
     """
-    bench = bench or Bench(runs)
+    bench = bench or RunStore(runs)
     chosen = [c for c in file.claims if form in c.forms]
     if not chosen:
         raise ConfigError(f"{file.path} has no claim with the form {form}.")
     kept = registration.registered(file, runs, form, lambda claim, form: _there(file, claim, form, bench))
     bench.seen = {(c.name, f) for c in file.claims for f in c.forms if registration.is_seen(kept, c.name, f)}
     asked: dict[tuple[str, str], Claim] = {}
-    every = dict[tuple[str, str], list[Found]]()
+    every = dict[tuple[str, str], list[ContrastData]]()
     for f in [form, *(f for f in kept["looked"] if f != form)]:
         for c in (c for c in file.claims if f in c.forms):
             parts = c.contrasts(f)
@@ -91,7 +91,7 @@ def judged(file: ClaimsFile, runs: Path, form: str, bench: Bench | None = None) 
     return Judged(ledger, found, beside, kept)
 
 
-def _there(file: ClaimsFile, claim: ClaimText, form: str, bench: Bench) -> registration.There:
+def _there(file: ClaimsFile, claim: ClaimText, form: str, bench: RunStore) -> registration.There:
     """How many of a claim's runs are done, at whatever learning rate."""
     seeds = claim.seeds[: claim.forms[form].N]
     arms = dict[tuple[str, ...], set[int]]()

@@ -17,7 +17,7 @@ from albert_ablate.records.tuning import read_tuning
 class ContrastArm:
     """An arm of a contrast: its runs, and the learning rate at which it is judged."""
 
-    def __init__(self, name: str, overrides: tuple[str, ...], bench: "Bench", tuned: bool, factor: float):
+    def __init__(self, name: str, overrides: tuple[str, ...], bench: "RunStore", tuned: bool, factor: float):
         self.name, self.overrides = name, overrides
         self.composed = bench.arm(overrides)
         self.runs, self.outdated = bench.runs_of(overrides), bench.runs_of(overrides, outdated=True)
@@ -53,7 +53,7 @@ class ContrastArm:
         return min((m for m in means if m is not None), default=math.inf)
 
 
-class Bench:
+class RunStore:
     """All runs below a folder, and which arm they are of."""
 
     def __init__(self, root: Path):

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from albert_ablate.judge.claims import Part
-from albert_ablate.judge.contrast_data import Found
+from albert_ablate.judge.contrast_data import ContrastData
 from albert_ablate.stats.sequential import FIRST, MOST_PAIRS
 from albert_ablate.stats.verdicts import NULLS, PartResult, Verdict
 
@@ -147,7 +147,7 @@ def control_words(part: Part) -> str:
     return f"the better of {part.control} and {part.other_end}" if part.other_end else part.control
 
 
-def part_words(part: Part, found: Found) -> str:
+def part_words(part: Part, found: ContrastData) -> str:
     return f"{found.treatment or '|'.join(part.treatment)} against {control_words(part)}, {part.measure}"
 
 

@@ -89,10 +89,10 @@ class Training:
     def one(self, side: Side, seed: int, role: str) -> Outcome:
         from albert_ablate.analysis.registry import measure
         from albert_ablate.judge.contrast_data import Job
-        from albert_ablate.judge.run_store import Bench
+        from albert_ablate.judge.run_store import RunStore
         from albert_ablate.records.folder import DONE
 
-        bench = Bench(self.runs)
+        bench = RunStore(self.runs)
         rate = float(bench.arm(side.overrides).cfg["optimizer"]["lr"])
 
         def there() -> Any:
@@ -114,21 +114,23 @@ class Training:
              claim: Path) -> Iterator[Outcome]:  # fmt: skip
         from albert_ablate.judge.claims import read_claims
         from albert_ablate.judge.contrasts import gather
-        from albert_ablate.judge.run_store import Bench
+        from albert_ablate.judge.run_store import RunStore
 
         file, begun = read_claims(claim), clock()
         asked = file.claims[0]
         for _ in range(2):
-            found = gather(file, asked, asked.contrasts("full")[0], "full", Bench(self.runs))
+            found = gather(file, asked, asked.contrasts("full")[0], "full", RunStore(self.runs))
             if found.refusal:
                 raise Inadmissible(found.refusal)
             if len(found.d) > at:
                 break
             if not found.jobs:
-                raise Inadmissible(found.waiting)
+                raise Inadmissible(found.pending_reason)
             self.train(found.jobs)
         else:
-            raise Crash(f"no pair came of its runs: {found.waiting or 'they are done but are not those of the arms'}")
+            raise Crash(
+                f"no pair came of its runs: {found.pending_reason or 'they are done but are not those of the arms'}"
+            )
         seconds = (clock() - begun) / 2
         values = {
             role: math.inf if gone[at] else side[at]

@@ -346,14 +346,14 @@ class Session:
             return
         from albert_ablate.judge.claims import read_claims
         from albert_ablate.judge.contrasts import gather
-        from albert_ablate.judge.run_store import Bench
+        from albert_ablate.judge.run_store import RunStore
 
         file = read_claims(self.claim(number))
-        found = gather(file, file.claims[0], file.claims[0].contrasts("full")[0], "full", Bench(self.place.runs))
+        found = gather(file, file.claims[0], file.claims[0].contrasts("full")[0], "full", RunStore(self.place.runs))
         if len(found.d) < (known := len(self.differences(number))):
             raise Inadmissible(
                 f"Runs of the baseline or the candidate that the ledger names are gone from {self.place.runs}: "
-                f"{found.refusal or found.waiting or f'{len(found.d)} of {known} pairs are there'}"
+                f"{found.refusal or found.pending_reason or f'{len(found.d)} of {known} pairs are there'}"
             )
 
     def next_level(self, confirm: str) -> float:

@@ -28,7 +28,7 @@ from albert_ablate.analysis.tables import (  # noqa: F401 (means: the notebooks'
     with_mean,
 )
 from albert_ablate.config import ConfigError
-from albert_ablate.judge.run_store import Bench
+from albert_ablate.judge.run_store import RunStore
 from albert_ablate.records.folder import DONE
 from albert_ablate.report.contrasts import read_ledger
 from albert_ablate.stats import effects
@@ -76,7 +76,7 @@ def read_study(root: Path, wanted: str | None = None) -> Study:
 
     wanted: the arm to compare the others with; without one, that nearest to the defaults (`tables.baseline`)."""
     # how runs ended is not a choice that tells arms apart
-    bench, summary = Bench(root), load_runs(root).summary.drop(columns="divergence", errors="ignore")
+    bench, summary = RunStore(root), load_runs(root).summary.drop(columns="divergence", errors="ignore")
     notes = [f"{len(bench.unreadable)} records cannot be read."] if bench.unreadable else []
     done = [r for r in bench.evidence if r.record["status"] in DONE and r.record.get("role") == "confirmation"]
     if not done:

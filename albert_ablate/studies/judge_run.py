@@ -196,10 +196,10 @@ class PairRunner:
         return out
 
     def _updated(self) -> Any:
-        from albert_ablate.judge.run_store import Bench
+        from albert_ablate.judge.run_store import RunStore
 
         if self.bench is None:
-            self.bench = Bench(self.runs)
+            self.bench = RunStore(self.runs)
         else:
             self.bench.update()
         return self.bench

@@ -31,12 +31,12 @@ def plan(
     """Say what claims will take before they are run: pairs, runs and hours by effect, and reachable margins."""
     from albert_ablate.judge.claims import read_claims
     from albert_ablate.judge.ledger import refuse_unknown
-    from albert_ablate.judge.run_store import Bench
+    from albert_ablate.judge.run_store import RunStore
     from albert_ablate.studies.price import _speed
 
     file = read_claims(claims)
     refuse_unknown(file, only or ())
-    bench = Bench(runs)
+    bench = RunStore(runs)
     speed = _speed(bench)
     for claim in file.claims:
         if form in claim.forms and (not only or claim.name in only):

@@ -13,13 +13,13 @@ def show_price(file: Any, runs: Path, only: Sequence[str] = ()) -> None:
     At most: all of a claim's pairs, and every window of tuning moved as often as it may; tuning as expected beside.
     """
     from albert_ablate.judge.ledger import refuse_unknown
-    from albert_ablate.judge.run_store import Bench
+    from albert_ablate.judge.run_store import RunStore
 
     refuse_unknown(file, only)
     print(f"{'':<10}{'':>8}{'tuning':>18}")
     print(f"{'at most':<10}{'runs':>8}{'expected':>9}{'at most':>9}{'tokens':>10}{'FLOPs':>10}{'hours':>10}")
 
-    bench = Bench(runs)
+    bench = RunStore(runs)
     speed = _speed(bench)
     every: dict[str, dict[Any, Price]] = {"screen": {}, "full": {}}
     for claim in file.claims:

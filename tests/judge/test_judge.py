@@ -28,7 +28,7 @@ from albert_ablate.cli import main
 from albert_ablate.config import ConfigError, check, compose, run_identity
 from albert_ablate.judge.claims import arms_of, read_claims
 from albert_ablate.judge.ledger import judge, judge_and_register
-from albert_ablate.judge.run_store import Bench
+from albert_ablate.judge.run_store import RunStore
 from albert_ablate.judge.words import ratio_words
 from albert_ablate.records.history import SCHEMAS
 from albert_ablate.report.claims import draw_claims
@@ -1245,6 +1245,6 @@ def test_runs_before_a_correction_are_not_of_its_arm(tmp_path):
         bench.run("t_fixup", seed, 2.0, revisions={})
         bench.run("t_fixup", seed + 10, 2.0, revisions={"norm": 2})
         bench.run("pre_ln", seed + 10, 2.1)
-    read = Bench(bench.runs)
+    read = RunStore(bench.runs)
     assert [r.record["seed"] for r in read.runs_of(arm("t_fixup"))] == [10, 11, 12, 13, 14]
     assert [r.record["seed"] for r in read.runs_of(arm("t_fixup"), outdated=True)] == [0, 1, 2, 3, 4]
