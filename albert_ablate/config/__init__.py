@@ -46,7 +46,7 @@ from albert_ablate.config.identities import (
     significant,
 )
 from albert_ablate.config.rules import evaluations_of, steps_of
-from albert_ablate.config.schema import COMPONENTS, NEUTRAL
+from albert_ablate.config.schema import COMPONENTS, NEUTRAL, Config
 from albert_ablate.config.types import (
     Component,
     Count,
@@ -60,11 +60,13 @@ from albert_ablate.config.types import (
     Whole,
     checked,
     describe,
+    to_container,
 )
 
 __all__ = [  # fmt: skip
     "COMPONENTS",
     "Component",
+    "Config",
     "ConfigError",
     "Count",
     "Elsewhere",
@@ -116,6 +118,7 @@ __all__ = [  # fmt: skip
     "study_file",
     "sweeps_folder",
     "target_of",
+    "to_container",
     "trait",
     "traits",
     "unwritable",

@@ -2,17 +2,18 @@
 
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
-from typing import Any
+from dataclasses import MISSING
+from functools import cache
+from typing import Any, TypeVar
 
 from albert_ablate.config.components import component_with_defaults, options
 from albert_ablate.config.errors import ConfigError, listed, nearest, shown
 from albert_ablate.config.rules import check_together
-from albert_ablate.config.schema import NEUTRAL, SEVERAL, Config, Evaluation
+from albert_ablate.config.schema import NEUTRAL, SEVERAL, Config, Evaluation, Section
 from albert_ablate.config.types import Component, checked, describe
 
 
-def _check_several(nodes: Mapping, key: str) -> dict:
+def _check_several(nodes: Mapping, key: str) -> Component:
     """Several options of one group, each under its own name: logger=[wandb_offline,tensorboard]."""
     taken = [name for name, node in nodes.items() if isinstance(node, Mapping) and "_target_" in node]
     if not taken:
@@ -27,53 +28,64 @@ def _check_several(nodes: Mapping, key: str) -> dict:
     targets = [node["_target_"] for node in out.values()]
     if len(set(targets)) < len(targets):
         raise ConfigError(f"{key}=[{','.join(taken)}] is not allowed: two of them are one tracker, take one.")
-    return out
+    return Component(out)
 
 
-def _check_part(node: Any, key: str, name: str) -> dict:
+def _check_part(node: Any, key: str, name: str) -> Component:
     """An evaluation to be done at the end: evaluation=NAME puts it there."""
     if not isinstance(node, Mapping) or "_target_" not in node:
         raise ConfigError(f"{key}={shown(node)} would do nothing: evaluation={name} asks for that evaluation.")
     return component_with_defaults(node, key, None)
 
 
-def _check_section(node: Any, schema: type, key: str, choices: Mapping) -> dict:
+S = TypeVar("S", bound=Section)
+
+
+@cache
+def _hints(schema: type[Section]) -> dict[str, Any]:
     hints = typing.get_type_hints(schema, include_extras=True)
+    return {key: hints[key] for key in schema.keys_of()}
+
+
+def _check_section(node: Any, schema: type[S], key: str, choices: Mapping) -> S:
+    hints = _hints(schema)
     prefix = f"{key}." if key else ""
     if not isinstance(node, Mapping):
         raise ConfigError(f"{key}={shown(node)} is not allowed: it holds {', '.join(prefix + h for h in hints)}.")
     parts = options()["evaluation"] if schema is Evaluation else []
     out: dict[str, Any] = {}
+    asked: dict[str, Component] = {}
     for name, value in node.items():
         if name in parts:
-            out[name] = _check_part(value, f"{prefix}{name}", name)
+            asked[name] = _check_part(value, f"{prefix}{name}", name)
         elif name not in hints:
             close = [prefix + n for n in nearest(str(name), hints).split(", ")[:5]]
             raise ConfigError(f"{prefix}{name}={shown(value)} is unknown: the nearest keys are {', '.join(close)}.")
-    for f in fields(schema):
-        dotted, annotation = f"{prefix}{f.name}", hints[f.name]
-        value = node.get(f.name, f.default)
+    for name, annotation in hints.items():
+        dotted, value = f"{prefix}{name}", node.get(name, getattr(schema, name, MISSING))
         if value is MISSING or value == "???":
-            group = options().get(f.name) if not key else None
+            group = options().get(name) if not key else None
             must = f"one of {listed(group)}" if group else describe(annotation)
             raise ConfigError(f"{dotted} is missing: it must be {must}.")
-        if annotation is Component and f.name in SEVERAL and isinstance(value, Mapping) and "_target_" not in value:
-            out[f.name] = _check_several(value, f.name)
+        if annotation is Component and name in SEVERAL and isinstance(value, Mapping) and "_target_" not in value:
+            out[name] = _check_several(value, name)
         elif annotation is Component:
-            out[f.name] = component_with_defaults(value, dotted, choices.get(f.name))
-        elif isinstance(annotation, type) and is_dataclass(annotation):
-            out[f.name] = _check_section(value, typing.cast(type, annotation), dotted, choices)
+            out[name] = component_with_defaults(value, dotted, choices.get(name))
+        elif isinstance(annotation, type) and issubclass(annotation, Section):
+            out[name] = _check_section(value, annotation, dotted, choices)
         else:
-            out[f.name] = checked(value, annotation, dotted)
-    return out
+            out[name] = checked(value, annotation, dotted)
+    return schema(**out, **({"parts": asked} if asked else {}))
 
 
-def check(cfg: Mapping) -> dict:
-    """The configuration as a plain dictionary with every value of the type its key asks for.
+def check(cfg: Mapping) -> Config:
+    """The configuration with every value of the type its key asks for, read-only: `cfg.budget.tokens`.
 
     Raises ConfigError for an unknown key, a value of the wrong type or out of range, and for a contradiction between
-    groups. Checking a checked configuration changes nothing.
+    groups. A checked configuration is given back as it is.
     """
+    if isinstance(cfg, Config):
+        return cfg
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from albert_ablate.config.errors import ConfigError, listed, nearest, shortened, shown
 from albert_ablate.config.folders import conf_folder
-from albert_ablate.config.types import Elsewhere, checked, describe
+from albert_ablate.config.types import Component, Elsewhere, checked, describe
 
 Target = TypeVar("Target")
 
@@ -164,7 +164,7 @@ def _parameters(target: Any) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def component_with_defaults(node: Any, key: str, choice: str | None = None) -> dict:
+def component_with_defaults(node: Any, key: str, choice: str | None = None) -> Component:
     """The node of a component with the defaults of its target's signature filled in, every value of its type."""
     if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
         raise ConfigError(f"{key}={shown(node)} is not allowed: it must be one of {listed(options()[key])}.")
@@ -182,7 +182,7 @@ def component_with_defaults(node: Any, key: str, choice: str | None = None) -> d
         if value is MISSING or value == "???":
             raise ConfigError(f"{key}.{name} is missing: {option} needs {describe(annotation)}.")
         out[name] = checked(value, annotation, f"{key}.{name}")
-    return out
+    return Component(out)
 
 
 def _options_with(group: str, name: str) -> list[str]:

@@ -14,6 +14,7 @@ from albert_ablate.config.folders import conf_folder
 from albert_ablate.config.rules import evaluations_of
 from albert_ablate.config.schema import SEVERAL
 from albert_ablate.config.secrets import masked
+from albert_ablate.config.types import to_container
 
 
 def compose(overrides: typing.Sequence[str] = ()) -> Any:
@@ -25,7 +26,7 @@ def compose(overrides: typing.Sequence[str] = ()) -> Any:
 
     overrides = prepared(overrides)
     cfg, choices = composition(overrides)
-    return OmegaConf.create(check(with_choices(cfg, choices, overrides)))
+    return OmegaConf.create(to_container(check(with_choices(cfg, choices, overrides))))
 
 
 def composition(overrides: typing.Sequence[str]) -> tuple[Any, dict[str, str]]:

@@ -4,56 +4,57 @@ from collections.abc import Mapping
 
 from albert_ablate.config.components import component_arguments, conf_folder, options, target_of, trait
 from albert_ablate.config.errors import ConfigError, read_yaml, shown
-from albert_ablate.config.schema import COMPONENTS
+from albert_ablate.config.schema import COMPONENTS, Config
 
 
-def check_together(cfg: dict) -> None:
+def check_together(cfg: Config) -> None:
     """Contradictions between keys and between groups."""
-    model, data, steps = cfg["model"], cfg["data"], steps_of(cfg)
-    head_width = cfg["attention"].get("head_width")
-    if head_width is None and model["width"] % model["heads"]:
-        raise ConfigError(f"model.width={model['width']} is not divisible by model.heads={model['heads']}.")
-    if cfg["attention"]["positions"] == "rotary" and (head_width or model["width"] // model["heads"]) % 2:
-        cause = f"model.width={model['width']} over model.heads={model['heads']} leaves an odd number per head"
+    model, data, steps = cfg.model, cfg.data, steps_of(cfg)
+    head_width = cfg.attention.get("head_width")  # a plug-in may have none
+    if head_width is None and model.width % model.heads:
+        raise ConfigError(f"model.width={model.width} is not divisible by model.heads={model.heads}.")
+    if cfg.attention.positions == "rotary" and (head_width or model.width // model.heads) % 2:
+        cause = f"model.width={model.width} over model.heads={model.heads} leaves an odd number per head"
         if head_width is not None:
             cause = f"attention.head_width={head_width} is odd"
         raise ConfigError(f"attention.positions=rotary turns pairs of dimensions: {cause}.")
-    if data["batch"] % data["accumulate"]:
-        raise ConfigError(f"data.batch={data['batch']} is not divisible by data.accumulate={data['accumulate']}.")
-    trainer = cfg["trainer"]
-    ranks = trainer["devices"] * trainer["num_nodes"]
-    if ranks > 1 and data["batch"] % (data["accumulate"] * ranks):
+    if data.batch % data.accumulate:
+        raise ConfigError(f"data.batch={data.batch} is not divisible by data.accumulate={data.accumulate}.")
+    trainer = cfg.trainer
+    ranks = trainer.devices * trainer.num_nodes
+    if ranks > 1 and data.batch % (data.accumulate * ranks):
         raise ConfigError(
-            f"data.batch={data['batch']} is not divisible into data.accumulate={data['accumulate']} micro-batches on "
+            f"data.batch={data.batch} is not divisible into data.accumulate={data.accumulate} micro-batches on "
             f"{ranks} devices."
         )
-    if trainer["strategy"] == "fsdp":
+    if trainer.strategy == "fsdp":
         _check_sharded(cfg)
-    if trainer["precision"] == "16-mixed" and trainer["accelerator"] == "cpu":  # Lightning would take bf16-mixed
+    if trainer.precision == "16-mixed" and trainer.accelerator == "cpu":  # Lightning would take bf16-mixed
         raise ConfigError("trainer.precision=16-mixed needs a GPU: on trainer=cpu take bf16-mixed.")
     if steps < 1:
         raise ConfigError(
-            f"budget.tokens={cfg['budget']['tokens']} is less than one batch of data.batch={data['batch']} sequences "
-            f"of model.context={model['context']} tokens."
+            f"budget.tokens={cfg.budget.tokens} is less than one batch of data.batch={data.batch} sequences "
+            f"of model.context={model.context} tokens."
         )
-    norm_type = cfg["norm_type"]
+    norm_type = cfg.norm_type
     if not normalizes(cfg):
-        kind, changed = norm_type["_target_"].rpartition(".")[2], component_arguments(norm_type)
+        kind, changed = norm_type._target_.rpartition(".")[2], component_arguments(norm_type)
         idle = (
             [f"norm_type.{k}={shown(v)}" for k, v in changed.items()] if kind == "layer_norm" else [f"norm_type={kind}"]
         )
         if idle:
-            norm = (cfg["choices"] or {}).get("norm") or target_of(cfg["norm"]["_target_"]).__name__
-            raise ConfigError(f"{idle[0]} would do nothing: norm={norm} takes no norm type; leave it out.")
+            raise ConfigError(
+                f"{idle[0]} would do nothing: norm={cfg.option('norm')} takes no norm type; leave it out."
+            )
     for key in COMPONENTS:
         verify = "_target_" in cfg[key] and getattr(target_of(cfg[key]["_target_"]), "verify", None)
         if verify:
             verify(cfg)
-    parts = evaluations_of(cfg)
+    parts = cfg.evaluation.parts
     for node in parts.values():
-        if verify := getattr(target_of(node["_target_"]), "verify", None):
+        if verify := getattr(target_of(node._target_), "verify", None):
             verify(cfg)
-    if cfg["evaluation"]["weights"] != "last" and not parts:
+    if cfg.evaluation.weights != "last" and not parts:
         raise ConfigError("evaluation.weights=best would do nothing: no evaluation at the end is asked for.")
 
 
@@ -62,18 +63,17 @@ def evaluations_of(cfg: Mapping) -> dict[str, dict]:
     return {name: dict(node) for name, node in cfg["evaluation"].items() if isinstance(node, Mapping)}
 
 
-def _check_sharded(cfg: dict) -> None:
+def _check_sharded(cfg: Config) -> None:
     """What is not known to work on shards is refused with fsdp, until it is shown equal on GPUs."""
     for key in ("optimizer", "clip"):
         if not trait(cfg[key], "works_on_shards"):
-            kind = cfg[key]["_target_"].rpartition(".")[2]
             raise ConfigError(
-                f"{key}={(cfg['choices'] or {}).get(key) or kind} needs whole matrices, which trainer.strategy=fsdp "
+                f"{key}={cfg.option(key)} needs whole matrices, which trainer.strategy=fsdp "
                 f"splits: take {key}={' or '.join(_options_on_shards(key))}, or trainer=ddp."
             )
-    if cfg["model"].get("shared"):
+    if cfg.model.get("shared"):
         raise ConfigError("model.shared=true is not allowed with trainer.strategy=fsdp, which splits block by block.")
-    if cfg["trainer"]["compile"]:
+    if cfg.trainer.compile:
         raise ConfigError(
             "trainer.compile=true is not allowed with trainer.strategy=fsdp: it has not been tried there."
         )
@@ -84,12 +84,12 @@ def _options_on_shards(group: str) -> list[str]:
     return [name for name, node in nodes.items() if "_target_" in node and trait(node, "works_on_shards")]
 
 
-def steps_of(cfg: Mapping) -> int:
+def steps_of(cfg: Config) -> int:
     """Optimizer steps that fit into the budget: budget.tokens // (data.batch * model.context)."""
-    return cfg["budget"]["tokens"] // (cfg["data"]["batch"] * cfg["model"]["context"])
+    return cfg.budget.tokens // (cfg.data.batch * cfg.model.context)
 
 
 def normalizes(cfg: Mapping) -> bool:
-    """Whether norm_type counts: the placement, or the embedding, is normalized by it."""
+    """Whether norm_type counts: the placement, or the embedding, is normalized by it. `cfg` may be a record's."""
     placement = target_of(cfg["norm"]["_target_"])
     return getattr(placement, "uses_norm", True) or bool(cfg["model"].get("embedding_norm"))

@@ -1,43 +1,78 @@
-"""The keys of a configuration: one dataclass a section."""
+"""The keys of a configuration: one dataclass a section. `check` makes them; they are read-only."""
 
-from dataclasses import dataclass, fields
-from typing import Annotated, Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal
 
 from albert_ablate.config.types import Component, Count, NonNegative, Range, Whole
 
 
-@dataclass
-class Budget:
+class Section(Mapping[str, Any]):
+    """Keys as attributes, `cfg.budget.tokens`, and as a mapping, as YAML and records have them."""
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self.keys_of():
+            raise KeyError(key)
+        return getattr(self, key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys_of())
+
+    def __len__(self) -> int:
+        return len(self.keys_of())
+
+    @classmethod
+    def keys_of(cls) -> tuple[str, ...]:
+        """The keys that it always has."""
+        return tuple(cls.__annotations__)
+
+
+@dataclass(frozen=True, eq=False)
+class Budget(Section):
     tokens: Count
 
 
-@dataclass
-class Paths:
+@dataclass(frozen=True, eq=False)
+class Paths(Section):
     runs: str
     cache: str | None = None
 
 
-@dataclass
-class Checkpoint:
+@dataclass(frozen=True, eq=False)
+class Checkpoint(Section):
     seconds: NonNegative = 30.0
 
 
-@dataclass
-class Diagnostics:
+@dataclass(frozen=True, eq=False)
+class Diagnostics(Section):
     every: Whole | None = None  # steps; null: about 40 times over the budget
 
 
-@dataclass
-class Evaluation:
-    """Besides these it holds, each under its name, the components that are done at the end of the run."""
+@dataclass(frozen=True, eq=False)
+class Evaluation(Section):
+    """As a mapping it holds `parts` too, each under its name."""
 
     every: Count | None = None  # tokens; null: 20 times over the budget
     tokens: Count = 8_192
     weights: Literal["last", "best"] = "last"  # those that the evaluations at the end are of
+    parts: Mapping[str, Component] = field(default_factory=dict)  # what is evaluated at the end of the run, by name
+
+    def __getitem__(self, key: str) -> Any:
+        return self.parts[key] if key in self.parts else super().__getitem__(key)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from (*self.parts, *self.keys_of())
+
+    def __len__(self) -> int:
+        return len(self.parts) + len(self.keys_of())
+
+    @classmethod
+    def keys_of(cls) -> tuple[str, ...]:
+        return tuple(key for key in cls.__annotations__ if key != "parts")
 
 
-@dataclass
-class Trainer:
+@dataclass(frozen=True, eq=False)
+class Trainer(Section):
     accelerator: Literal["auto", "cpu", "gpu", "mps"]
     devices: Literal[-1] | Annotated[int, Range(1, 1024)] = 1  # of each node; -1: all its GPUs
     num_nodes: Annotated[int, Range(1, 10_000)] = 1
@@ -49,8 +84,8 @@ class Trainer:
     compile: bool = False  # rounds differently, so it is another setting
 
 
-@dataclass
-class Config:
+@dataclass(frozen=True, eq=False)
+class Config(Section):
     """The root of a configuration. `choices` names the option taken in each group; Hydra fills it in."""
 
     model: Component
@@ -77,6 +112,10 @@ class Config:
     force: bool = False
     debug: bool = False
     choices: dict | None = None
+
+    def option(self, group: str) -> str:
+        """The option taken in a group; where none is noted, the name of its class or function."""
+        return (self.choices or {}).get(group) or self[group]["_target_"].rpartition(".")[2]
 
 
 COMPONENTS = [f.name for f in fields(Config) if f.type is Component]

@@ -4,7 +4,7 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union
 
@@ -48,7 +48,50 @@ NonNegative = Annotated[float, Range(0)]
 Fraction = Annotated[float, Range(0, 1)]
 Probability = Annotated[float, Range(0, 1, open_high=True)]
 Location = Annotated[str, Elsewhere]
-Component = Mapping  # a node with `_target_`; its schema is that target's signature
+
+
+class Component(Mapping[str, Any]):
+    """A checked node with a `_target_`, whose signature is its schema; or several such nodes, each under its name.
+
+    Read-only; every argument is an attribute too: `cfg.model.width` is `cfg["model"]["width"]`. One that has the name
+    of a mapping's method (items, keys, values, get) is read with brackets.
+    """
+
+    __slots__ = ("_nodes",)
+
+    def __init__(self, nodes: Mapping[str, Any]) -> None:
+        object.__setattr__(self, "_nodes", dict(nodes))
+
+    def __getitem__(self, key: str) -> Any:
+        return self._nodes[key]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self._nodes[name]
+        except KeyError:
+            raise AttributeError(f"{self._nodes.get('_target_', 'this component')} has no {name}") from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"a checked configuration is read-only: {name} cannot be set")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._nodes)
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def __repr__(self) -> str:
+        return f"Component({self._nodes})"
+
+    def __reduce__(self) -> tuple:
+        return Component, (self._nodes,)
+
+
+def to_container(value: Any) -> Any:
+    """`value` with dictionaries and lists in place of other mappings and of tuples, for JSON and YAML."""
+    if isinstance(value, Mapping):
+        return {key: to_container(one) for key, one in value.items()}
+    return [to_container(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def describe(annotation: Any) -> str:

@@ -16,7 +16,7 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 
-from albert_ablate.config import Count, Positive, Range
+from albert_ablate.config import Config, Count, Positive, Range
 from albert_ablate.data.corpora import SPLITS, Corpus
 from albert_ablate.streams import stream_seed
 
@@ -113,13 +113,13 @@ class Grammar(Synthetic):
     rules: Annotated[int, Range(2)] = 4
 
     @staticmethod
-    def verify(cfg: dict) -> None:
+    def verify(cfg: Config) -> None:
         from albert_ablate.config import ConfigError
 
-        data = cfg["data"]
-        if data["rules"] > data["symbols"]:
+        data = cfg.data
+        if data.rules > data.symbols:
             raise ConfigError(
-                f"data.rules={data['rules']} needs as many different first symbols: data.symbols={data['symbols']}."
+                f"data.rules={data.rules} needs as many different first symbols: data.symbols={data.symbols}."
             )
 
     @cached_property
@@ -192,14 +192,12 @@ class Recall(Synthetic):
     pairs: Count = 4
 
     @staticmethod
-    def verify(cfg: dict) -> None:
+    def verify(cfg: Config) -> None:
         from albert_ablate.config import ConfigError
 
-        data = cfg["data"]
-        if data["pairs"] > data["symbols"]:
-            raise ConfigError(
-                f"data.pairs={data['pairs']} needs as many different keys: data.symbols={data['symbols']}."
-            )
+        data = cfg.data
+        if data.pairs > data.symbols:
+            raise ConfigError(f"data.pairs={data.pairs} needs as many different keys: data.symbols={data.symbols}.")
 
     @property
     def chance(self) -> float:

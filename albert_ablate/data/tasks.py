@@ -13,7 +13,17 @@ from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Any, Literal
 
-from albert_ablate.config import NEUTRAL, ConfigError, Count, Location, NonNegative, Positive, component_arguments
+from albert_ablate.config import (
+    NEUTRAL,
+    Config,
+    ConfigError,
+    Count,
+    Location,
+    NonNegative,
+    Positive,
+    check,
+    component_arguments,
+)
 from albert_ablate.data.corpora import SPLITS, WikipediaLeads
 from albert_ablate.data.hub import fault_in, first_line
 from albert_ablate.streams import digest
@@ -62,27 +72,25 @@ class Classify:
     train_size: Count | None = None
 
     @staticmethod
-    def verify(cfg: dict) -> None:
-        task, trainer = cfg["task"], cfg["trainer"]
-        if task["data"] != "file":
+    def verify(cfg: Config) -> None:
+        task, trainer = cfg.task, cfg.trainer
+        if task.data != "file":
             for name, usual in (("path", "labels.csv"), ("text", "text"), ("label", "label")):
                 if task[name] != usual:
                     raise ConfigError(f"task.{name}={task[name]} would do nothing: it belongs to task.data=file.")
-        if task["mode"] == "probe":
+        if task.mode == "probe":
             for name in ("documents", "lr", "weight_decay", "evaluations"):
                 if name in component_arguments(task):
                     raise ConfigError(f"task.{name}={task[name]} would do nothing: task.mode=probe trains no trunk.")
-        elif task["documents"] < task["batch"] * task["evaluations"]:
+        elif task.documents < task.batch * task.evaluations:
             raise ConfigError(
-                f"task.documents={task['documents']} is too few: task.evaluations={task['evaluations']} want a batch "
-                f"of task.batch={task['batch']} before each."
+                f"task.documents={task.documents} is too few: task.evaluations={task.evaluations} want a batch "
+                f"of task.batch={task.batch} before each."
             )
-        if trainer["devices"] != 1 or trainer["num_nodes"] != 1:
+        if trainer.devices != 1 or trainer.num_nodes != 1:
             raise ConfigError("task=classify works on one device: trainer.devices=1 trainer.num_nodes=1.")
-        if trainer["precision"] != "32-true":
-            raise ConfigError(
-                f"trainer.precision={trainer['precision']} is not allowed with task=classify: take 32-true."
-            )
+        if trainer.precision != "32-true":
+            raise ConfigError(f"trainer.precision={trainer.precision} is not allowed with task=classify: take 32-true.")
 
     def rows(self, cache: Path) -> "Labelled":
         """The labelled documents, split. `cache`: where a fetched corpus lies."""
@@ -125,22 +133,22 @@ class Labelled:
         return list(zip(self.texts[split], self.numbers[split], strict=True))
 
 
-def is_language(cfg: Mapping) -> bool:
+def is_language(cfg: Config) -> bool:
     """Whether a checked configuration trains a language model."""
-    return cfg["task"]["_target_"] == NEUTRAL["task"]
+    return cfg.task._target_ == NEUTRAL["task"]
 
 
-def language_model(cfg: Mapping) -> dict:
+def language_model(cfg: Config) -> Config:
     """The configuration of the run whose trunk a task builds on: the same with task=lm."""
-    choices = {**cfg["choices"], "task": "lm"} if cfg.get("choices") else None
-    return {**cfg, "task": {"_target_": NEUTRAL["task"]}, "choices": choices, "force": False}
+    choices = {**cfg.choices, "task": "lm"} if cfg.choices else None
+    return check({**cfg, "task": {"_target_": NEUTRAL["task"]}, "choices": choices, "force": False})
 
 
-def fingerprint(cfg: Mapping, build: Callable[[Mapping], Any], text: str, cache: Path) -> str:
+def fingerprint(cfg: Config, build: Callable[[Mapping], Any], text: str, cache: Path) -> str:
     """Of all that is read: `text`, that of the language model's tokens, and the labelled documents if there are any."""
     if is_language(cfg):
         return text
-    return digest(text.encode(), build(cfg["task"]).rows(cache).fingerprint.encode())
+    return digest(text.encode(), build(cfg.task).rows(cache).fingerprint.encode())
 
 
 def _labelled(texts: Sequence[Any], labels: Sequence[Any], source: str) -> Labelled:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from albert_ablate.config import ConfigError, Count, Fraction
+from albert_ablate.config import Config, ConfigError, Count, Fraction
 from albert_ablate.evaluations.subject import Evaluation, Result, Subject, finite
 
 KINDS = ("masked", "noisy", "swapped")
@@ -33,13 +33,13 @@ class Corruption(Evaluation):
     tokens: Count = 8_192
 
     @staticmethod
-    def verify(cfg: dict) -> None:
-        rates = cfg["evaluation"]["corruption"]["rates"]
+    def verify(cfg: Config) -> None:
+        rates = cfg.evaluation.parts["corruption"].rates
         if rates[0] != 0 or len(rates) < 2 or any(b <= a for a, b in zip(rates, rates[1:], strict=False)):
             raise ConfigError(
                 f"evaluation.corruption.rates={rates} is not allowed: they start at 0 and rise from there."
             )
-        if cfg["model"]["context"] < 2:
+        if cfg.model.context < 2:
             raise ConfigError("evaluation=corruption needs a model.context of at least 2: it swaps neighbors.")
 
     def __call__(self, subject: Subject) -> Result:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 import yaml
 
-from albert_ablate.config import ConfigError, Count, conf_folder, nearest, options, target_of
+from albert_ablate.config import Config, ConfigError, Count, conf_folder, nearest, options, target_of
 from albert_ablate.data.corpora import Corpus
 from albert_ablate.data.packed import block_count, held_out_sample, take_blocks, target_bytes
 from albert_ablate.data.synthetic import Synthetic
@@ -34,9 +34,9 @@ class Domains(Evaluation):
     corpora: tuple[str, ...] | None = None
 
     @staticmethod
-    def verify(cfg: dict) -> None:
+    def verify(cfg: Config) -> None:
         there = _installable()
-        for name in cfg["evaluation"]["domains"]["corpora"] or ():
+        for name in cfg.evaluation.parts["domains"].corpora or ():
             if name not in there:
                 raise ConfigError(
                     f"evaluation.domains.corpora={name} is not a corpus: it is one of {nearest(name, there)}."

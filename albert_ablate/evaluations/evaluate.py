@@ -3,12 +3,13 @@
 import pickle
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from albert_ablate.config import ConfigError, check, evaluations_of, steps_of
+from albert_ablate.config import Config, ConfigError, check, evaluations_of, steps_of
 from albert_ablate.data.packed import Order, Packed, block_count, cache_folder, pack
 from albert_ablate.evaluations.subject import Subject
 from albert_ablate.model.build import build, build_model
@@ -65,13 +66,13 @@ def evaluate_run(
     return {name: entries[name] for name in nodes}
 
 
-def load_subject(folder: RunFolder, record: Mapping, cfg: Mapping, weights: Weights) -> Subject:
+def load_subject(folder: RunFolder, record: Mapping, cfg: Config, weights: Weights) -> Subject:
     """The run's kept weights and its text."""
     torch.set_num_threads(record["provenance"]["threads"])
     content = _checkpoint(folder.checkpoints / f"{weights}.ckpt", weights, record.get("identity"))
-    plainly = {**cfg["trainer"], "compile": False, "gradient_checkpointing": False}
-    on_cpu = cfg["trainer"]["accelerator"] == "cpu" or not torch.cuda.is_available()
-    model = build_model({**cfg, "trainer": plainly}, "cpu" if on_cpu else "cuda")
+    plainly = replace(cfg, trainer=replace(cfg.trainer, compile=False, gradient_checkpointing=False))
+    on_cpu = cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available()
+    model = build_model(plainly, "cpu" if on_cpu else "cuda")
     try:
         model.load_state_dict(content["state_dict"])
     except RuntimeError as error:
@@ -79,32 +80,32 @@ def load_subject(folder: RunFolder, record: Mapping, cfg: Mapping, weights: Weig
             f"{folder.checkpoints / weights}.ckpt does not fit the model of its record: {str(error).splitlines()[0]}"
         ) from None
     packed, tokenizer = _text(record, cfg)
-    context = cfg["model"]["context"]
+    context = cfg.model.context
     return Subject(
         model=model.eval(),
         packed=packed,
         tokenizer=tokenizer,
-        order=Order(block_count(packed.train, context), cfg["data"]["batch"], cfg["seed"]),
+        order=Order(block_count(packed.train, context), cfg.data.batch, cfg.seed),
         context=context,
-        seed=cfg["seed"],
+        seed=cfg.seed,
         steps=min(content["step"], steps_of(cfg)),
     )
 
 
-def _configuration(record: Mapping, nodes: Mapping[str, Mapping], cache: str | None) -> dict[str, Any]:
+def _configuration(record: Mapping, nodes: Mapping[str, Mapping], cache: str | None) -> Config:
     """The run's own configuration, with these evaluations."""
     kept = {name: value for name, value in record["config"]["evaluation"].items() if not isinstance(value, Mapping)}
     here = {"paths": {"runs": "runs", "cache": cache}, "choices": record["choices"]}
     return check({**record["config"], **here, "evaluation": {**kept, **nodes}})
 
 
-def _text(record: Mapping, cfg: Mapping) -> tuple[Packed, Any]:
-    tokenizer = build(cfg["tokenizer"])
-    packed = pack(build(cfg["data"]), tokenizer, cache_folder(cfg["paths"]["cache"]))
+def _text(record: Mapping, cfg: Config) -> tuple[Packed, Any]:
+    tokenizer = build(cfg.tokenizer)
+    packed = pack(build(cfg.data), tokenizer, cache_folder(cfg.paths.cache))
     if packed.fingerprint != record["data"]["fingerprint"]:
         name = (record["choices"] or {}).get("data", record["data"]["name"])
         raise ConfigError(f"The text of data={name} is no longer the one that this run was trained on.")
-    return packed.keep(cfg["data"].get("train_size")), tokenizer
+    return packed.keep(cfg.data.get("train_size")), tokenizer
 
 
 def _checkpoint(path: Path, weights: Weights, run: str | None) -> dict[str, Any]:

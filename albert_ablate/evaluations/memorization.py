@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from albert_ablate.config import ConfigError, Count
+from albert_ablate.config import Config, ConfigError, Count
 from albert_ablate.data.packed import block_count, take_blocks
 from albert_ablate.evaluations.subject import Evaluation, Result, Subject
 
@@ -30,8 +30,8 @@ class Memorization(Evaluation):
     prefixes: Count = 512
 
     @staticmethod
-    def verify(cfg: dict) -> None:
-        node, context = cfg["evaluation"]["memorization"], cfg["model"]["context"]
+    def verify(cfg: Config) -> None:
+        node, context = cfg.evaluation.parts["memorization"], cfg.model.context
         prefix, continuation = (node[key] or usual(context) for key in ("prefix", "continuation"))
         if prefix + continuation > context + 1:
             raise ConfigError(

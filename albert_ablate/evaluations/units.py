@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from albert_ablate.config import ConfigError, Count, Fraction
+from albert_ablate.config import Config, ConfigError, Count, Fraction
 from albert_ablate.evaluations.subject import Evaluation, Result, Subject
 from albert_ablate.model.decoder import Decoder
 
@@ -32,8 +32,8 @@ class Units(Evaluation):
     tokens: Count = 4_096
 
     @staticmethod
-    def verify(cfg: dict) -> None:
-        shares = cfg["evaluation"]["units"]["shares"]
+    def verify(cfg: Config) -> None:
+        shares = cfg.evaluation.parts["units"].shares
         if len(set(shares)) < len(shares) or 0 in shares:
             raise ConfigError(
                 f"evaluation.units.shares={shares} is not allowed: each is above 0 and stands there once."

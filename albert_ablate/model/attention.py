@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from albert_ablate.config import ConfigError, Count, Positive, Range, component_arguments, target_of, trait
+from albert_ablate.config import Config, ConfigError, Count, Positive, Range, component_arguments, target_of, trait
 from albert_ablate.model.dropout import Dropout
 from albert_ablate.model.placements import Placement, Sublayer
 
@@ -88,44 +88,44 @@ class CausalAttention(Sublayer):
         self.largest: Tensor | None = None  # logit of each head since the last step, where qk_clip asks for it
 
     @staticmethod
-    def verify(cfg: dict) -> None:
-        attention, model = cfg["attention"], cfg["model"]
+    def verify(cfg: Config) -> None:
+        attention, model = cfg.attention, cfg.model
         given = component_arguments(attention)
         idle = {
-            "rotary_base": (attention["positions"] == "rotary", "attention.positions=rotary"),
-            "rotary_factor": (attention["positions"] == "rotary", "attention.positions=rotary"),
-            "rotary_bands": (attention["rotary_factor"] != 1, "an attention.rotary_factor other than 1"),
+            "rotary_base": (attention.positions == "rotary", "attention.positions=rotary"),
+            "rotary_factor": (attention.positions == "rotary", "attention.positions=rotary"),
+            "rotary_bands": (attention.rotary_factor != 1, "an attention.rotary_factor other than 1"),
             "qk_eps": (
-                attention["qk_norm"] not in ("none", "l2"),
+                attention.qk_norm not in ("none", "l2"),
                 "attention.qk_norm=rms_head, rms_whole or layer_head",
             ),
-            "full_every": (attention["window"] is not None, "a window"),
+            "full_every": (attention.window is not None, "a window"),
         }
         for name, (used, owner) in idle.items():
             if name in given and not used:
                 raise ConfigError(f"attention.{name}={given[name]} would do nothing: it belongs to {owner}.")
-        bands = attention["rotary_bands"]
+        bands = attention.rotary_bands
         if bands is not None and bands[0] >= bands[1]:
             raise ConfigError(f"attention.rotary_bands={bands} is not allowed: the first must be below the second.")
-        if attention["qk_norm"] == "l2" and attention["scale"] is not None:
+        if attention.qk_norm == "l2" and attention.scale is not None:
             raise ConfigError(
-                f"attention.scale={attention['scale']} contradicts attention.qk_norm=l2, whose gain takes its place."
+                f"attention.scale={attention.scale} contradicts attention.qk_norm=l2, whose gain takes its place."
             )
-        if attention["qk_norm"] == "l2" and model["context"] < 3:
-            raise ConfigError(f"attention.qk_norm=l2 needs a model.context above 2, not {model['context']}.")
-        heads, context = model["heads"], model["context"]
-        if heads % (attention["kv_heads"] or heads):
+        if attention.qk_norm == "l2" and model.context < 3:
+            raise ConfigError(f"attention.qk_norm=l2 needs a model.context above 2, not {model.context}.")
+        heads, context = model.heads, model.context
+        if heads % (attention.kv_heads or heads):
             raise ConfigError(
-                f"attention.kv_heads={attention['kv_heads']} is not allowed: it must divide model.heads={heads}."
+                f"attention.kv_heads={attention.kv_heads} is not allowed: it must divide model.heads={heads}."
             )
-        if attention["window"] is not None and attention["window"] >= context:
+        if attention.window is not None and attention.window >= context:
             raise ConfigError(
-                f"attention.window={attention['window']} would do nothing: model.context={context} is not longer."
+                f"attention.window={attention.window} would do nothing: model.context={context} is not longer."
             )
-        if attention["qk_clip"] is not None:
+        if attention.qk_clip is not None:
             _verify_qk_clip(cfg)
-        if attention["full_every"] == 1:
-            raise ConfigError(f"attention.window={attention['window']} would do nothing: attention.full_every is 1.")
+        if attention.full_every == 1:
+            raise ConfigError(f"attention.window={attention.window} would do nothing: attention.full_every is 1.")
 
     def split(self, leaf: str) -> list[int]:
         if leaf != "qkv":
@@ -199,17 +199,17 @@ class CausalAttention(Sublayer):
         return kept[0][:T], kept[1][:T]
 
 
-def _verify_qk_clip(cfg: dict) -> None:
-    placement, written = target_of(cfg["norm"]["_target_"]), f"attention.qk_clip={cfg['attention']['qk_clip']}"
+def _verify_qk_clip(cfg: Config) -> None:
+    placement, written = target_of(cfg.norm._target_), f"attention.qk_clip={cfg.attention.qk_clip}"
     norms_queries = any(getattr(placement, hook) is not getattr(Placement, hook) for hook in ("heads", "projected"))
-    if cfg["attention"]["qk_norm"] != "none" or norms_queries:
+    if cfg.attention.qk_norm != "none" or norms_queries:
         raise ConfigError(f"{written} would do nothing: queries and keys are normalized after their rows.")
     contradictions = {
-        "heads that share keys": (cfg["attention"]["kv_heads"] or cfg["model"]["heads"]) != cfg["model"]["heads"],
-        "model.shared=true": cfg["model"]["shared"],
-        "optimizer=schedule_free, whose averages it would miss": trait(cfg["optimizer"], "averages_weights"),
-        "clip=skip_step, whose skipped steps would count": trait(cfg["clip"], "skips_steps"),
-        "trainer.strategy=fsdp, which splits the rows": cfg["trainer"]["strategy"] == "fsdp",
+        "heads that share keys": (cfg.attention.kv_heads or cfg.model.heads) != cfg.model.heads,
+        "model.shared=true": cfg.model.shared,
+        "optimizer=schedule_free, whose averages it would miss": trait(cfg.optimizer, "averages_weights"),
+        "clip=skip_step, whose skipped steps would count": trait(cfg.clip, "skips_steps"),
+        "trainer.strategy=fsdp, which splits the rows": cfg.trainer.strategy == "fsdp",
     }
     for what, there in contradictions.items():
         if there:

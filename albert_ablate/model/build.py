@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from albert_ablate.config import ConfigError, check, construct
+from albert_ablate.config import Config, ConfigError, check, construct
 from albert_ablate.model.decoder import Decoder, Parts
 from albert_ablate.model.dropout import Clock
 
@@ -20,18 +20,18 @@ def build(node: Mapping, *args):
     return made(*args) if node.get("_partial_") else made
 
 
-def assemble(cfg: Mapping) -> Decoder:
+def assemble(cfg: Config) -> Decoder:
     """The model of a checked configuration on the meta device: shapes without values."""
     with torch.device("meta"):
         parts = Parts(
-            vocabulary=build(cfg["tokenizer"]).vocabulary,
-            norm=construct(cfg["norm_type"]),
-            placement=construct(cfg["norm"]),
-            attention=construct(cfg["attention"]),
-            dropout=build(cfg["dropout"]),
-            clock=Clock(cfg["seed"], build(cfg["dropout_time"])),
+            vocabulary=build(cfg.tokenizer).vocabulary,
+            norm=construct(cfg.norm_type),
+            placement=construct(cfg.norm),
+            attention=construct(cfg.attention),
+            dropout=build(cfg.dropout),
+            clock=Clock(cfg.seed, build(cfg.dropout_time)),
         )
-        return build(cfg["model"], parts)
+        return build(cfg.model, parts)
 
 
 def build_model(cfg: Mapping, device: torch.device | str = "cpu") -> Decoder:
@@ -39,17 +39,17 @@ def build_model(cfg: Mapping, device: torch.device | str = "cpu") -> Decoder:
 
     Raises ConfigError with one sentence where the configuration is not allowed.
     """
-    cfg = check(cfg)
-    return initialized(assemble(cfg), cfg, device)
+    checked = check(cfg)
+    return initialized(assemble(checked), checked, device)
 
 
-def initialized(model: Decoder, cfg: Mapping, device: torch.device | str = "cpu") -> Decoder:
+def initialized(model: Decoder, cfg: Config, device: torch.device | str = "cpu") -> Decoder:
     """An assembled model of a checked configuration, moved from the meta device to `device` with its initial weights;
     gradient checkpointing and torch.compile are set up."""
-    model.initial_draws = model.fill(cfg["seed"], device)
-    if cfg["trainer"]["gradient_checkpointing"]:
+    model.initial_draws = model.fill(cfg.seed, device)
+    if cfg.trainer.gradient_checkpointing:
         model.recompute_blocks()
-    if cfg["trainer"]["compile"]:
+    if cfg.trainer.compile:
         model.compile_blocks()
     return model
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from albert_ablate.config import ConfigError, Count, Positive, Range, target_of
+from albert_ablate.config import Config, ConfigError, Count, Positive, Range, target_of
 from albert_ablate.model.attention import CausalAttention
 from albert_ablate.model.dropout import SKIPS, Clock, DropHead, Dropout, DropPath, DropToken, NoDropout, Skip, Uniform
 from albert_ablate.model.placements import Placement, Site, Sublayer
@@ -225,14 +225,14 @@ class Decoder(nn.Module):
                     _set_parameter(block, name, parameter)
 
     @staticmethod
-    def verify(cfg: dict) -> None:
-        placement = target_of(cfg["norm"]["_target_"])
-        if cfg["model"]["embedding_norm"] and placement.normalizes_embedding:
-            name = (cfg["choices"] or {}).get("norm") or placement.__name__
+    def verify(cfg: Config) -> None:
+        placement = target_of(cfg.norm._target_)
+        if cfg.model.embedding_norm and placement.normalizes_embedding:
+            name = cfg.option("norm")
             raise ConfigError(
                 f"model.embedding_norm=true would do nothing: norm={name} normalizes the embedding itself."
             )
-        if cfg["model"]["sigma_reparam"]:
+        if cfg.model.sigma_reparam:
             verify_sigma(cfg)
 
     @property

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
-from albert_ablate.config import ConfigError, Fraction, Positive, Probability, Range, steps_of, target_of
+from albert_ablate.config import Config, ConfigError, Fraction, Positive, Probability, Range, steps_of, target_of
 from albert_ablate.streams import stream_seed
 
 Site = Literal[
@@ -53,18 +53,18 @@ class Uniform:
         self.mean, self.sites = mean, sites
 
     @staticmethod
-    def verify(cfg: dict) -> None:
-        node = cfg["dropout"]
-        shape = target_of(node["_target_"])(**{k: v for k, v in node.items() if not k.startswith("_")})
-        layers, steps, over_time = cfg["model"]["layers"], steps_of(cfg), cfg["dropout_time"]
-        kind = target_of(over_time["_target_"])
+    def verify(cfg: Config) -> None:
+        node = cfg.dropout
+        shape = target_of(node._target_)(**{k: v for k, v in node.items() if not k.startswith("_")})
+        layers, steps, over_time = cfg.model.layers, steps_of(cfg), cfg.dropout_time
+        kind = target_of(over_time._target_)
         time = kind(**{k: v for k, v in over_time.items() if not k.startswith("_")})
         in_blocks = set(shape.sites) - {"embedding", "token"}
         highest = max([shape.rate(layer, layers) for layer in range(layers)]) if in_blocks else shape.mean
         peak = highest * max((multiplier(time, step, steps) for step in range(steps)), default=1.0)
         if peak >= 1:
             raise ConfigError(
-                f"dropout.mean={node['mean']} asks for a rate of {peak:g} at the highest point of its shape over depth "
+                f"dropout.mean={node.mean} asks for a rate of {peak:g} at the highest point of its shape over depth "
                 "and time: it must be below 1."
             )
         if set(SKIPS) <= set(shape.sites):
@@ -77,9 +77,9 @@ class Uniform:
                 "dropout_time is not allowed with stochastic_depth, whose evaluation needs one rate for the whole run: "
                 "take layer_drop."
             )
-        if cfg["trainer"]["strategy"] == "fsdp" and set(SKIPS) & set(shape.sites):
+        if cfg.trainer.strategy == "fsdp" and set(SKIPS) & set(shape.sites):
             raise ConfigError("dropout.sites with skipped blocks is not allowed with trainer.strategy=fsdp.")
-        if cfg["model"]["heads"] == 1 and "head" in shape.sites:
+        if cfg.model.heads == 1 and "head" in shape.sites:
             raise ConfigError("dropout.sites=[head] drops heads: model.heads=1 leaves none to attend.")
 
     def rate(self, layer: int, layers: int) -> float:
@@ -212,9 +212,9 @@ class Varying(Constant):
     """The base of shapes over time that are not constant."""
 
     @staticmethod
-    def verify(cfg: dict) -> None:
-        if target_of(cfg["dropout"]["_target_"]) is NoDropout:
-            name = (cfg["choices"] or {}).get("dropout_time") or cfg["dropout_time"]["_target_"].rpartition(".")[2]
+    def verify(cfg: Config) -> None:
+        if target_of(cfg.dropout._target_) is NoDropout:
+            name = cfg.option("dropout_time")
             raise ConfigError(f"dropout_time={name} would do nothing: dropout=none drops nothing.")
 
 

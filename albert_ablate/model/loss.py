@@ -6,7 +6,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from albert_ablate.config import ConfigError, NonNegative, Positive, traits
+from albert_ablate.config import Config, ConfigError, NonNegative, Positive, traits
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, /, z_loss: NonNegative = 0.0) -> tuple[Tensor, Tensor]:
@@ -33,9 +33,9 @@ def r_drop(logits: Tensor, targets: Tensor, /, alpha: Positive = 1.0) -> tuple[T
     return plain + alpha / 2 * both.sum(-1).mean(), plain
 
 
-def _verify_r_drop(cfg: dict) -> None:
-    sites = set(cfg["dropout"].get("sites", ()))
-    if not sites or not cfg["dropout"]["mean"]:
+def _verify_r_drop(cfg: Config) -> None:
+    sites = set(cfg.dropout.get("sites", ()))
+    if not sites or not cfg.dropout.mean:
         raise ConfigError("loss=r_drop would do nothing: it compares two dropout masks, and nothing is dropped.")
     if sites <= {"token", "stochastic_depth", "layer_drop"}:
         raise ConfigError(

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from albert_ablate.config import ConfigError, Positive, Probability, Whole, traits
+from albert_ablate.config import Config, ConfigError, Positive, Probability, Whole, traits
 
 # --- of one token alone ----------------------------------------------------------------------------------------------
 
@@ -263,15 +263,15 @@ def power_norm(
     return PowerNorm(width, eps, forward_rate, backward_rate, warmup)
 
 
-def _verify_running(cfg: dict) -> None:
-    name = (cfg["choices"] or {}).get("norm_type") or cfg["norm_type"]["_target_"].rpartition(".")[2]
-    trainer = cfg["trainer"]
-    if trainer["devices"] != 1 or trainer["num_nodes"] != 1:
+def _verify_running(cfg: Config) -> None:
+    name = cfg.option("norm_type")
+    trainer = cfg.trainer
+    if trainer.devices != 1 or trainer.num_nodes != 1:
         raise ConfigError(
-            f"norm_type={name} is not allowed with trainer.devices={trainer['devices']}: its statistics would be each "
+            f"norm_type={name} is not allowed with trainer.devices={trainer.devices}: its statistics would be each "
             "device's own."
         )
-    if trainer.get("gradient_checkpointing"):
+    if trainer.gradient_checkpointing:
         raise ConfigError(
             f"norm_type={name} is not allowed with trainer.gradient_checkpointing=true: computed anew, a block would "
             "count its tokens twice."

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from albert_ablate.config import (
+    Config,
     ConfigError,
     Count,
     Location,
@@ -530,14 +531,14 @@ class Pretrained(Decoder):
         self.path = path
 
     @staticmethod
-    def verify(cfg: dict) -> None:
+    def verify(cfg: Config) -> None:
         Decoder.verify(cfg)
-        theirs = _rows_of(cfg["model"]["path"])
-        ours = construct(cfg["tokenizer"]).vocabulary
+        theirs = _rows_of(cfg.model.path)
+        ours = construct(cfg.tokenizer).vocabulary
         if ours > theirs:
-            name = (cfg["choices"] or {}).get("tokenizer") or "this one"
+            name = (cfg.choices or {}).get("tokenizer") or "this one"
             raise ConfigError(
-                f"tokenizer={name} has {ours} tokens and the checkpoint in {cfg['model']['path']} only {theirs}: take "
+                f"tokenizer={name} has {ours} tokens and the checkpoint in {cfg.model.path} only {theirs}: take "
                 "its own, tokenizer=file tokenizer.path=TOKENIZER.JSON."
             )
 

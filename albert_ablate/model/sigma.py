@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from albert_ablate.config import ConfigError, trait
+from albert_ablate.config import Config, ConfigError, trait
 
 
 class SigmaLinear(nn.Linear):
@@ -70,16 +70,16 @@ class SigmaLinear(nn.Linear):
         return stacked.split(self.rows)
 
 
-def verify_sigma(cfg: dict) -> None:
+def verify_sigma(cfg: Config) -> None:
     """Refuses what changes the matrices behind the back of u and v, or begins with a matrix of zeros."""
     contradictions = {
-        "norm=ngpt, whose matrices have unit rows": trait(cfg["norm"], "rewrites_weights"),
-        "norm=fixup, which begins with matrices of zeros": trait(cfg["norm"], "starts_from_zero"),
-        "attention.qk_clip, which scales rows": cfg["attention"]["qk_clip"] is not None,
+        "norm=ngpt, whose matrices have unit rows": trait(cfg.norm, "rewrites_weights"),
+        "norm=fixup, which begins with matrices of zeros": trait(cfg.norm, "starts_from_zero"),
+        "attention.qk_clip, which scales rows": cfg.attention.qk_clip is not None,
         "optimizer=schedule_free, whose averaged weights have other singular vectors": trait(
-            cfg["optimizer"], "averages_weights"
+            cfg.optimizer, "averages_weights"
         ),
-        "trainer.strategy=fsdp, which splits the matrices": cfg["trainer"]["strategy"] == "fsdp",
+        "trainer.strategy=fsdp, which splits the matrices": cfg.trainer.strategy == "fsdp",
     }
     for what, there in contradictions.items():
         if there:

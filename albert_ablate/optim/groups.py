@@ -6,7 +6,7 @@ from typing import Any, Literal
 from torch import nn
 from torch.optim import Optimizer
 
-from albert_ablate.config import ConfigError
+from albert_ablate.config import Config, ConfigError
 
 Kind = Literal["matrices", "embeddings", "head", "gains", "biases"]
 Kinds = tuple[Kind, ...]
@@ -74,17 +74,17 @@ def settled(
     return sorted(merged.values(), key=lambda g: (g["lr"] != lr, not g["weight_decay"]))
 
 
-def verify_decay(cfg: dict) -> None:
+def verify_decay(cfg: Config) -> None:
     """Refuses a choice of decaying kinds that contradicts itself or would do nothing."""
-    node = cfg["optimizer"]
-    listed = set(node["decay"])
-    written = "[" + ",".join(node["decay"]) + "]"
-    if cfg["model"].get("tied") and len(listed & {"embeddings", "head"}) == 1:
+    node = cfg.optimizer
+    listed = set(node.decay)
+    written = "[" + ",".join(node.decay) + "]"
+    if cfg.model.get("tied") and len(listed & {"embeddings", "head"}) == 1:
         raise ConfigError(
             f"optimizer.decay={written} contradicts model.tied=true, where embeddings and head are one matrix: "
             "list both or neither."
         )
-    if not node["weight_decay"] and listed != set(DECAYED):
+    if not node.weight_decay and listed != set(DECAYED):
         raise ConfigError(f"optimizer.decay={written} would do nothing: optimizer.weight_decay is 0.")
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 
-from albert_ablate.config import ConfigError, Count, NonNegative, Positive, Probability, Range, trait, traits
+from albert_ablate.config import Config, ConfigError, Count, NonNegative, Positive, Probability, Range, trait, traits
 from albert_ablate.optim import adaptive
 from albert_ablate.optim.groups import DECAYED, Kinds, assert_covers, decay_groups, settled, verify_decay
 
@@ -319,7 +319,7 @@ def sophia(
 
 def extra_backward(node: Mapping) -> float:
     """Backward passes a step takes beside its own, as a mean, by the optimizer of this node."""
-    return 1 / node["interval"] if trait(node, "samples_predictions") else 0.0
+    return 1 / node.interval if trait(node, "samples_predictions") else 0.0
 
 
 def _pair(betas: Iterable[float]) -> tuple[float, float]:
@@ -353,19 +353,17 @@ def _resting(kind: type) -> type:
     return Resting
 
 
-def _verify_spam(cfg: dict) -> None:
+def _verify_spam(cfg: Config) -> None:
     verify_decay(cfg)
-    node = cfg["optimizer"]
+    node = cfg.optimizer
     for name, why in (("grace", "no gradient would ever be cut"), ("warmup", "it would never end")):
-        if node[name] >= node["interval"]:
-            raise ConfigError(
-                f"optimizer.{name}={node[name]} is not below optimizer.interval={node['interval']}: {why}."
-            )
+        if node[name] >= node.interval:
+            raise ConfigError(f"optimizer.{name}={node[name]} is not below optimizer.interval={node.interval}: {why}.")
 
 
-def _verify_schedule_free(cfg: dict) -> None:
+def _verify_schedule_free(cfg: Config) -> None:
     verify_decay(cfg)
-    shape = cfg["schedule"]["_target_"].rpartition(".")[2]
+    shape = cfg.schedule._target_.rpartition(".")[2]
     if shape != "constant":
         raise ConfigError(
             f"schedule={shape} contradicts optimizer=schedule_free, whose averaging takes the place of a decay: "
@@ -373,14 +371,14 @@ def _verify_schedule_free(cfg: dict) -> None:
         )
 
 
-def _verify_sophia(cfg: dict) -> None:
+def _verify_sophia(cfg: Config) -> None:
     verify_decay(cfg)
-    trainer = cfg["trainer"]
+    trainer = cfg.trainer
     contradictions = {
-        "loss=r_drop, whose two passes are no independent predictions": trait(cfg["loss"], "passes", 1) > 1,
-        "norm_type=power_norm, whose backward pass would count twice": trait(cfg["norm_type"], "remembers_gradients"),
-        "trainer.precision=16-mixed: its second backward pass has no loss scale": trainer["precision"] == "16-mixed",
-        "trainer.compile=true, which allows one backward pass": trainer["compile"],
+        "loss=r_drop, whose two passes are no independent predictions": trait(cfg.loss, "passes", 1) > 1,
+        "norm_type=power_norm, whose backward pass would count twice": trait(cfg.norm_type, "remembers_gradients"),
+        "trainer.precision=16-mixed: its second backward pass has no loss scale": trainer.precision == "16-mixed",
+        "trainer.compile=true, which allows one backward pass": trainer.compile,
     }
     for what, there in contradictions.items():
         if there:

@@ -7,7 +7,7 @@ that neither the first nor the last step has a rate of zero.
 import math
 from typing import Annotated, Literal
 
-from albert_ablate.config import ConfigError, Fraction, Range
+from albert_ablate.config import Config, ConfigError, Fraction, Range
 
 
 def constant(t: float, /, warmup: Fraction = 0.0) -> float:
@@ -53,8 +53,8 @@ def wsd(
     ]
 
 
-def _verify_wsd(cfg: dict) -> None:
-    warmup, decay = cfg["schedule"]["warmup"], cfg["schedule"]["decay"]
+def _verify_wsd(cfg: Config) -> None:
+    warmup, decay = cfg.schedule.warmup, cfg.schedule.decay
     if warmup + decay > 1:
         raise ConfigError(f"schedule.warmup={warmup} and schedule.decay={decay} are more than the whole budget.")
 

@@ -4,19 +4,19 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from albert_ablate.config import NEUTRAL, ConfigError, Identity, keys_of, revisions, steps_of
+from albert_ablate.config import NEUTRAL, Config, ConfigError, Identity, keys_of, revisions, steps_of
 from albert_ablate.config.secrets import masked
 from albert_ablate.records.naming import name_of
 from albert_ablate.records.provenance import provenance
 from albert_ablate.records.tuning import role
 
 
-def new_record(cfg: Mapping, run_id: Identity, text: Mapping, threads: int, ranks: int) -> dict[str, Any]:
+def new_record(cfg: Config, run_id: Identity, text: Mapping, threads: int, ranks: int) -> dict[str, Any]:
     """The record of a run that begins.
 
     cfg: checked. text: what `Packed.described` says of its text, with the number of training `blocks`.
     """
-    steps, per_step = steps_of(cfg), cfg["data"]["batch"] * cfg["model"]["context"]
+    steps, per_step = steps_of(cfg), cfg.data.batch * cfg.model.context
     key = keys_of(cfg)
     return {
         "status": "running",
@@ -26,20 +26,20 @@ def new_record(cfg: Mapping, run_id: Identity, text: Mapping, threads: int, rank
         "setting": run_id.setting,
         "identity": run_id.run,
         "key": {"arm": key.arm, "setting": key.setting},
-        "seed": cfg["seed"],
-        "role": role(cfg["seed"]),
-        "choices": cfg["choices"],
+        "seed": cfg.seed,
+        "role": role(cfg.seed),
+        "choices": cfg.choices,
         "revisions": revisions(cfg),
         "config": masked({k: v for k, v in cfg.items() if k not in ("paths", "choices", "force", "debug")}),
         "budget": {
             "tokens": steps * per_step,
             "steps": steps,
-            "passes": steps * cfg["data"]["batch"] / text["blocks"],
+            "passes": steps * cfg.data.batch / text["blocks"],
         },
         "data": {k: v for k, v in text.items() if k != "blocks"},
         "summary": {},
         "proof": {},
-        "provenance": {**provenance(), "threads": threads, "ranks": ranks, "precision": cfg["trainer"]["precision"]},
+        "provenance": {**provenance(), "threads": threads, "ranks": ranks, "precision": cfg.trainer.precision},
         "cost": {},
         "histories": {},
         "error": None,
@@ -62,9 +62,9 @@ def continued_record(record: dict[str, Any], fresh: dict[str, Any]) -> dict[str,
     return fresh | record | now
 
 
-def label(cfg: Mapping) -> str:
+def label(cfg: Config) -> str:
     """A title for people: the options taken in the groups that make an arm."""
     choices = cfg.get("choices") or {}
     groups = ("recipe", "model", "norm", "dropout", "optimizer", "clip", "data")
     name = " ".join(f"{g}={choices[g]}" for g in groups if choices.get(g)) or "run"
-    return name if cfg["task"]["_target_"] == NEUTRAL["task"] else f"{name} task={cfg['task']['data']}"
+    return name if cfg.task._target_ == NEUTRAL["task"] else f"{name} task={cfg.task.data}"

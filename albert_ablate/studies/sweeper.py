@@ -15,7 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from albert_ablate.config import ConfigError, Identity, as_config_error, check, compose, conf_folder, identity, quoted
+from albert_ablate.config import (
+    Config,
+    ConfigError,
+    Identity,
+    as_config_error,
+    check,
+    compose,
+    conf_folder,
+    identity,
+    quoted,
+)
 from albert_ablate.config.secrets import HANDED_ON, masked
 from albert_ablate.records.folder import RunFolder
 from albert_ablate.records.keys import Keys
@@ -39,7 +49,7 @@ class Planned:
     overrides: tuple[str, ...]
     folder: Path
     arm: str
-    cfg: Mapping[str, Any] = field(repr=False, compare=False)
+    cfg: Config = field(repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -114,7 +124,7 @@ class Planner:
         self.texts: dict[str, str] = {}
         # by the overrides that make an arm, what they compose to; None where they are refused
         self.keys: dict[tuple[str, ...], dict | None] = {}
-        self.composed: dict[tuple[str, ...], tuple[tuple[str, ...], dict, Identity]] = {}
+        self.composed: dict[tuple[str, ...], tuple[tuple[str, ...], Config, Identity]] = {}
 
     def run(self, setting: Mapping[str, Any]) -> Planned:
         """The run of a setting; ConfigError if it is not allowed."""
@@ -127,10 +137,10 @@ class Planner:
         except ConfigError as error:
             self.keys.setdefault(of_arm(own), None)
             raise ConfigError(f"{self.sweep.path}: {label}: {error}") from None
-        folder = Path(cfg["paths"]["runs"]) / who.setting / f"seed{cfg['seed']}"
-        return Planned(label, cfg["seed"], (*overrides, f"seed={cfg['seed']}"), folder, who.arm, cfg)
+        folder = Path(cfg.paths.runs) / who.setting / f"seed{cfg.seed}"
+        return Planned(label, cfg.seed, (*overrides, f"seed={cfg.seed}"), folder, who.arm, cfg)
 
-    def _arm(self, label: str, asked: Mapping[str, str]) -> tuple[tuple[str, ...], dict, Identity]:
+    def _arm(self, label: str, asked: Mapping[str, str]) -> tuple[tuple[str, ...], Config, Identity]:
         """The overrides of an arm, the tuned learning rate among them, and what they compose to."""
         arm = tuple(asked.values())
         if arm not in self.composed:
@@ -138,7 +148,7 @@ class Planner:
             cfg, who = self._settled(overrides)
             self.keys[of_arm(asked)] = cfg
             if self.tuned is not None and LEARNING_RATE not in asked:
-                found = read_tuning(Path(cfg["paths"]["runs"]), who.arm)
+                found = read_tuning(Path(cfg.paths.runs), who.arm)
                 self.tuned[label] = found["rate"] if found else None
                 if found:
                     overrides = (*arm, f"{LEARNING_RATE}={found['rate']!r}")
@@ -146,16 +156,16 @@ class Planner:
             self.composed[arm] = overrides, cfg, who
         return self.composed[arm]
 
-    def _settled(self, asked: tuple[str, ...]) -> tuple[dict, Identity]:
+    def _settled(self, asked: tuple[str, ...]) -> tuple[Config, Identity]:
         from albert_ablate.data.packed import cache_folder, pack
         from albert_ablate.data.tasks import fingerprint
         from albert_ablate.model.build import build
 
         cfg = check(compose([*asked]))
-        text = json.dumps([cfg["data"], cfg["tokenizer"], cfg["task"], cfg["paths"]["cache"]])
+        text = json.dumps([cfg.data, cfg.tokenizer, cfg.task, cfg.paths.cache], default=dict)
         if text not in self.texts:
-            cache = cache_folder(cfg["paths"]["cache"])
-            packed = pack(build(cfg["data"]), build(cfg["tokenizer"]), cache)
+            cache = cache_folder(cfg.paths.cache)
+            packed = pack(build(cfg.data), build(cfg.tokenizer), cache)
             self.texts[text] = fingerprint(cfg, build, packed.fingerprint, cache)
         return cfg, identity(cfg, self.texts[text])
 
@@ -171,15 +181,15 @@ def _number(text: str) -> Any:
 def estimates(planned: Iterable[Planned], runs: Path) -> dict[Planned, float | None]:
     """Seconds each run will take: as many per token as done runs of its model's size took; None: no such run."""
 
-    def size(cfg: Mapping) -> str:
-        return json.dumps([cfg["model"], cfg["data"]["batch"], cfg["trainer"]["precision"]], sort_keys=True)
+    def size(cfg: Config) -> str:
+        return json.dumps([cfg.model, cfg.data.batch, cfg.trainer.precision], sort_keys=True, default=dict)
 
     rates: dict[str, list[float]] = {}
     for record in states(runs) if runs.is_dir() else ():
         if is_done(record) and record["cost"].get("seconds") and record["summary"].get("tokens"):
             rates.setdefault(size(record["config"]), []).append(record["cost"]["seconds"] / record["summary"]["tokens"])
     return {
-        p: statistics.median(rates[size(p.cfg)]) * p.cfg["budget"]["tokens"] if size(p.cfg) in rates else None
+        p: statistics.median(rates[size(p.cfg)]) * p.cfg.budget.tokens if size(p.cfg) in rates else None
         for p in planned
     }
 
@@ -394,7 +404,7 @@ def note_killed(planned: Planned, error: str) -> None:
             "identity": None,
             "role": None,
             "config": kept,
-            "choices": planned.cfg["choices"],
+            "choices": planned.cfg.choices,
         }
         fresh |= {"summary": {}, "cost": {}, "histories": {}}
         whole = folder.record() or fresh  # with its proof

@@ -188,8 +188,8 @@ def arms_of(sweep: Sweep, bare: Sweep, runs: Path, extra: Sequence[str], rates: 
     labels = [*varied_labels(bare, settings)]
     for setting, label in zip(settings, labels, strict=True):
         (planned,) = plan(bare, [setting], runs, extra)
-        center = given[0] if given else planned.cfg["optimizer"]["lr"]
-        tokens = planned.cfg["budget"]["tokens"]
+        center = given[0] if given else planned.cfg.optimizer.lr
+        tokens = planned.cfg.budget.tokens
         found.setdefault(planned.arm, Arm(label, planned.arm, setting, bare, tokens, center, step, rates))
     return [*found.values()]
 

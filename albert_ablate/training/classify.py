@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from albert_ablate.config import ConfigError, identity
+from albert_ablate.config import Config, ConfigError, identity
 from albert_ablate.data.corpora import SPLITS
 from albert_ablate.data.packed import Order, Packed, cache_folder, chain
 from albert_ablate.data.tasks import Labelled, language_model
@@ -35,11 +35,11 @@ WARMUP, MAX_NORM = 0.1, 1.0  # of fine-tuning, for every arm
 INVERSE_PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)  # scikit-learn's C, chosen on validation
 
 
-def trunk_of(cfg: dict, packed: Packed) -> tuple[dict[str, Any], Path]:
+def trunk_of(cfg: Config, packed: Packed) -> tuple[dict[str, Any], Path]:
     """The record of the language model that a task builds on, and its weights; ConfigError where they are missing."""
     who = identity(language_model(cfg), packed.fingerprint)
-    folder = RunFolder(Path(cfg["paths"]["runs"]).expanduser() / who.setting / f"seed{cfg['seed']}")
-    record, weights = folder.record(), folder.checkpoints / f"{cfg['task']['weights']}.ckpt"
+    folder = RunFolder(Path(cfg.paths.runs).expanduser() / who.setting / f"seed{cfg.seed}")
+    record, weights = folder.record(), folder.checkpoints / f"{cfg.task.weights}.ckpt"
     if record is None or not weights.exists():
         raise ConfigError(
             f"{weights} is missing, and task=classify builds on it: take the other task.weights, or remove "
@@ -108,7 +108,7 @@ class Stopped(Exception):
 
 
 def fit(
-    cfg: dict, packed: Packed, folder: RunFolder, record: dict, resume: Path | None, ranks: Any, verbose: bool
+    cfg: Config, packed: Packed, folder: RunFolder, record: dict, resume: Path | None, ranks: Any, verbose: bool
 ) -> dict[str, Any]:
     """The run of a task in `folder`, whose lock is held, on top of the trunk that lies beside it: its record."""
     signals: list[int] = []
@@ -129,25 +129,25 @@ def fit(
 class ClassificationRun:
     """Probe, fine-tuning and baselines of one task, with the run folder they are written to."""
 
-    def __init__(self, cfg: dict, packed: Packed, folder: RunFolder, record: dict, signals: list[int], verbose: bool):
-        self.cfg, self.task, self.folder, self.record = cfg, cfg["task"], folder, record
+    def __init__(self, cfg: Config, packed: Packed, folder: RunFolder, record: dict, signals: list[int], verbose: bool):
+        self.cfg, self.task, self.folder, self.record = cfg, cfg.task, folder, record
         self.signals, self.verbose = signals, verbose
         self.memory, self.began = PeakMemory(), time.perf_counter()
-        self.steps = 0 if self.task["mode"] == "probe" else self.task["documents"] // self.task["batch"]
+        self.steps = 0 if self.task.mode == "probe" else self.task.documents // self.task.batch
         self.step, self.training_seconds = 0, 0.0
         self.diverged: str | None = None  # the kind of it
         self.summary: dict[str, Any] = {}
-        self.device = torch.device(_device(cfg["trainer"]["accelerator"]))
+        self.device = torch.device(_device(cfg.trainer.accelerator))
         task = build(self.task)
-        self.labelled = task.kept(task.rows(cache_folder(cfg["paths"]["cache"])))
+        self.labelled = task.kept(task.rows(cache_folder(cfg.paths.cache)))
         self.classes = len(self.labelled.classes)
-        self.packed, self.context = packed, cfg["model"]["context"]
+        self.packed, self.context = packed, cfg.model.context
         self.documents = {s: Documents(self.labelled, s, packed.codec, self.context, self.device) for s in SPLITS}
-        self.flops_per_step = flops_per_token(language_model(cfg)) * self.task["batch"] * self.context
-        self.order = Order(len(self.documents["train"].rows), self.task["batch"], cfg["seed"])
+        self.flops_per_step = flops_per_token(language_model(cfg)) * self.task.batch * self.context
+        self.order = Order(len(self.documents["train"].rows), self.task.batch, cfg.seed)
         self.order_hash = digest(record["data"]["fingerprint"].encode())
         self.histories = {name: History(folder.path, name, record.get("identity") or "") for name in SCHEMAS}
-        self.progress = Progress(self.steps, self.task["batch"], shown=verbose, unit="doc")
+        self.progress = Progress(self.steps, self.task.batch, shown=verbose, unit="doc")
 
     def begin(self) -> None:
         """The trunk, and what the record says before the first step."""
@@ -158,25 +158,25 @@ class ClassificationRun:
         model = build_model(language_model(self.cfg), self.device)
         kept = load_checkpoint(weights, source.get("identity"))
         model.load_state_dict(kept["state_dict"])
-        self.model = Classifier(model, self.classes, self.task["pool"], self.cfg["seed"]).to(self.device)
+        self.model = Classifier(model, self.classes, self.task.pool, self.cfg.seed).to(self.device)
         record, documents = self.record, self.documents["train"]
         record["trunk"] = {
             "identity": source["identity"],
             "folder": f"{source['setting']}/seed{source['seed']}",
             "status": source["status"],
-            "weights": self.task["weights"],
+            "weights": self.task.weights,
             "step": kept["step"],
             "weights_hash": weights_hash(model),
             "val_loss": source["summary"].get("val_loss"),
         }
         record["budget"] = {
-            "tokens": self.steps * self.task["batch"] * self.context,
+            "tokens": self.steps * self.task.batch * self.context,
             "steps": self.steps,
-            "passes": self.steps * self.task["batch"] / len(documents.rows),
+            "passes": self.steps * self.task.batch / len(documents.rows),
             "flops": self.flops_per_step * self.steps,
         }
         record["data"] |= {
-            "task": self.task["data"],
+            "task": self.task.data,
             "labels": self.labelled.fingerprint,
             "classes": self.labelled.classes,
             "documents": {split: len(self.labelled.texts[split]) for split in SPLITS},
@@ -193,9 +193,9 @@ class ClassificationRun:
             print(f"  data    {self.classes} classes; documents: {held}", flush=True)
 
     def all(self) -> None:
-        if self.task["mode"] != "finetune":
+        if self.task.mode != "finetune":
             self._probe()
-        if self.task["mode"] != "probe":
+        if self.task.mode != "probe":
             self._finetune()
         self._heed()
         self.summary |= baselines(self.labelled, {s: d.seen for s, d in self.documents.items()})
@@ -249,8 +249,8 @@ class ClassificationRun:
         """All parameters, by AdamW with linear warm-up and decay; the weights best on validation count."""
         model, task = self.model.train(), self.task
         parameters = list(model.parameters())
-        optimizer = torch.optim.AdamW(parameters, lr=task["lr"], weight_decay=task["weight_decay"])
-        due = {round(self.steps * (k + 1) / task["evaluations"]) for k in range(task["evaluations"])}
+        optimizer = torch.optim.AdamW(parameters, lr=task.lr, weight_decay=task.weight_decay)
+        due = {round(self.steps * (k + 1) / task.evaluations) for k in range(task.evaluations)}
         best: dict[str, Any] = {"macro_f1": -1.0}
         self.progress.start(0)
         while self.step < self.steps and not self.diverged:
@@ -291,7 +291,7 @@ class ClassificationRun:
         loss.backward()
         norm = nn.utils.clip_grad_norm_(parameters, MAX_NORM).item()
         for group in optimizer.param_groups:
-            group["lr"] = self.task["lr"] * warmup_linear((self.step + 0.5) / self.steps, warmup=WARMUP)
+            group["lr"] = self.task.lr * warmup_linear((self.step + 0.5) / self.steps, warmup=WARMUP)
         if math.isfinite(norm):
             optimizer.step()
             self.model.trunk.after_step()
@@ -301,7 +301,7 @@ class ClassificationRun:
         """A row of a history; what it does not say is nan."""
         axes = {
             "step": self.step,
-            "tokens": self.step * self.task["batch"] * self.context,
+            "tokens": self.step * self.task.batch * self.context,
             "seconds": time.perf_counter() - self.began,
             "flops": self.step * self.flops_per_step,
         }
@@ -311,7 +311,7 @@ class ClassificationRun:
     def write(self, status: str) -> None:
         """The record as of now."""
         empty = dict.fromkeys(("macro_f1", "accuracy", "probe_macro_f1", "probe_accuracy", "val_loss"))
-        tokens = self.step * self.task["batch"] * self.context
+        tokens = self.step * self.task.batch * self.context
         rate = tokens / self.training_seconds if self.training_seconds else None
         self.record |= {
             "status": status,

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from albert_ablate.config import check, construct, steps_of
+from albert_ablate.config import Config, check, construct, steps_of
 from albert_ablate.model.build import assemble
 from albert_ablate.model.decoder import Decoder
 from albert_ablate.model.loss import objective, passes
@@ -29,8 +29,9 @@ def flops_per_token(cfg: Mapping) -> float:
     for each of the forward pass (Kaplan et al. 2020, 2001.08361). Causal masking is not counted as a saving. A loss
     that wants two passes doubles them. An optimizer's further backward passes count.
     """
-    model = assemble(cfg)
-    return expected_flops(training_flops(cfg, model), model)
+    checked = check(cfg)
+    model = assemble(checked)
+    return expected_flops(training_flops(checked, model), model)
 
 
 def expected_flops(flops: tuple[float, list[float]], model: Decoder) -> float:
@@ -43,14 +44,14 @@ def training_flops(cfg: Mapping, model: Decoder | None = None) -> tuple[float, l
     """Training operations per token with nothing left out: all, and those of each block.
 
     model: that of `cfg` on the meta device, where it is there already."""
-    cfg = check(cfg)
-    key = json.dumps({key: cfg[key] for key in COUNTED}, sort_keys=True)
+    checked = check(cfg)
+    key = json.dumps({key: checked[key] for key in COUNTED}, sort_keys=True, default=dict)
     if key not in _counted:
         while len(_counted) >= COUNTS_KEPT:
             del _counted[next(iter(_counted))]
-        _counted[key] = _forward_flops(assemble(cfg) if model is None else model, cfg["model"]["context"])
+        _counted[key] = _forward_flops(assemble(checked) if model is None else model, checked.model.context)
     forward, blocks = _counted[key]
-    times = passes(construct(cfg["loss"])) * (3 + 2 * extra_backward(cfg["optimizer"]))
+    times = passes(construct(checked.loss)) * (3 + 2 * extra_backward(checked.optimizer))
     return times * forward, [times * flops for flops in blocks]
 
 
@@ -110,7 +111,7 @@ class Phases:
         return sum(self.seconds[phase] for phase in self.TRAINING)
 
 
-def memory(cfg: Mapping) -> dict[str, int]:
+def memory(cfg: Config) -> dict[str, int]:
     """Bytes that training an arm takes on one device at float32: weights, gradients, moments (Adam's two) and
     activations, what autograd keeps of one micro-batch, its logits included, counted on the meta device.
 
@@ -119,14 +120,14 @@ def memory(cfg: Mapping) -> dict[str, int]:
     trainer.gradient_checkpointing keeps the stream before each block and one block's activations.
     """
     model = assemble(cfg).train()
-    batch, context = cfg["data"]["batch"] // cfg["data"]["accumulate"], cfg["model"]["context"]
+    batch, context = cfg.data.batch // cfg.data.accumulate, cfg.model.context
     weights = 4 * sum(p.numel() for p in model.parameters())
     kept = _Kept(model)
     tokens = torch.zeros(batch, context + 1, dtype=torch.long, device="meta")
     with _Flash(), torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda t: t):
-        objective(construct(cfg["loss"]), model, tokens)
+        objective(construct(cfg.loss), model, tokens)
     activations = sum(kept.bytes.values())
-    if cfg["trainer"]["gradient_checkpointing"]:
+    if cfg.trainer.gradient_checkpointing:
         blocks = [kept.bytes[layer] for layer in range(len(model.blocks))]
         activations += len(blocks) * kept.stream + max(blocks) - sum(blocks)
     return {"weights": weights, "gradients": weights, "moments": 2 * weights, "activations": activations}
@@ -178,10 +179,10 @@ class _Kept:
 
 def cost_table(cfg: Mapping) -> str:
     """What an arm costs before it is trained, to be printed: parameters, operations, and memory in GiB."""
-    cfg = check(cfg)
-    parts = memory(cfg)
-    steps, tokens = steps_of(cfg), cfg["data"]["batch"] * cfg["model"]["context"]
-    flops = flops_per_token(cfg)
+    checked = check(cfg)
+    parts = memory(checked)
+    steps, tokens = steps_of(checked), checked.data.batch * checked.model.context
+    flops = flops_per_token(checked)
     rows = [("parameters", f"{parts['weights'] // 4:,}"), ("training FLOPs per token", f"{flops:.4g}")]
     rows += [("training FLOPs of the budget", f"{flops * steps * tokens:.4g}")]
     rows += [(f"{name}, GiB", f"{size / 2**30:.2f}") for name, size in (*parts.items(), ("sum", sum(parts.values())))]

@@ -41,28 +41,28 @@ def fit(job: Job, record: dict[str, Any], resume: Path | None, ranks: Ranks) -> 
         return classify.fit(cfg, dataset, folder, record, resume, ranks, job.verbose)
     shapes = assemble(cfg) if job.model is None else job.model
     flops = training_flops(cfg, shapes)
-    model, context, batch = initialized(shapes, cfg), cfg["model"]["context"], cfg["data"]["batch"]
-    order = Order(block_count(dataset.train, context), batch, cfg["seed"])
+    model, context, batch = initialized(shapes, cfg), cfg.model.context, cfg.data.batch
+    order = Order(block_count(dataset.train, context), batch, cfg.seed)
     start, steps = record["resumed_at"], steps_of(cfg)
     record["budget"]["flops"] = expected_flops(flops, model) * batch * context * steps
     record["proof"]["initial_draws"] = model.initial_draws
     record["model"] = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "layers": len(model.blocks),
-        "width": cfg["model"]["width"],
+        "width": cfg.model.width,
         "mean_dropout": sum(block.rate for block in model.stack) / len(model.blocks),
     }
     if ranks.first:
         folder.write_config(cfg)
-    module = LanguageModel(model, cfg, steps, sharded=ranks.size > 1 and cfg["trainer"]["strategy"] == "fsdp")
+    module = LanguageModel(model, cfg, steps, sharded=ranks.size > 1 and cfg.trainer.strategy == "fsdp")
     stop = StopSignal()
     recorder = Recorder(
         cfg,
         folder,
         record,
-        Evaluator(dataset, context, cfg["evaluation"]["tokens"], ranks),
+        Evaluator(dataset, context, cfg.evaluation.tokens, ranks),
         order,
-        joined(build(cfg["logger"])),
+        joined(build(cfg.logger)),
         Progress(steps, batch * context, shown=job.verbose),
         flops,
         ranks,
@@ -72,15 +72,15 @@ def fit(job: Job, record: dict[str, Any], resume: Path | None, ranks: Ranks) -> 
         print("The tokenizer does not give the text back: bits per byte are left out.", file=sys.stderr)
     _quiet()
     trainer = pl.Trainer(
-        accelerator=cfg["trainer"]["accelerator"],
-        devices=cfg["trainer"]["devices"],
-        num_nodes=cfg["trainer"]["num_nodes"],
-        strategy=strategy_of(ranks, cfg["trainer"]["strategy"], any(block.skip.rate for block in model.stack)),
-        precision=cfg["trainer"]["precision"],
-        deterministic=cfg["trainer"]["deterministic"],
+        accelerator=cfg.trainer.accelerator,
+        devices=cfg.trainer.devices,
+        num_nodes=cfg.trainer.num_nodes,
+        strategy=strategy_of(ranks, cfg.trainer.strategy, any(block.skip.rate for block in model.stack)),
+        precision=cfg.trainer.precision,
+        deterministic=cfg.trainer.deterministic,
         max_steps=steps,
         max_epochs=-1,
-        accumulate_grad_batches=cfg["data"].get("accumulate", 1),
+        accumulate_grad_batches=cfg.data.accumulate,
         callbacks=[recorder],
         plugins=[AtomicCheckpointIO(record.get("identity") or ""), StartedRanks(ranks)],
         logger=False,
@@ -95,7 +95,7 @@ def fit(job: Job, record: dict[str, Any], resume: Path | None, ranks: Ranks) -> 
         trainer.precision_plugin.convert_module(module)
     if job.verbose:
         print(banner(record, estimated_seconds(module, dataset, order, context, steps - start)), flush=True)
-    data = TextData(Blocks(dataset, order, context, cfg["data"].get("accumulate", 1), start, ranks.rank, ranks.size))
+    data = TextData(Blocks(dataset, order, context, cfg.data.accumulate, start, ranks.rank, ranks.size))
     try:
         with stop.heeded():
             trainer.fit(module, datamodule=data, ckpt_path=None if resume is None else str(resume))
@@ -117,14 +117,14 @@ def estimated_seconds(module: Any, dataset: Packed, order: Order, context: int, 
     """Seconds the steps left will take on this CPU, from two steps' forward and backward; None on another device.
 
     Leaves nothing in the model."""
-    if module.cfg["trainer"]["accelerator"] != "cpu" and torch.cuda.is_available():
+    if module.cfg.trainer.accelerator != "cpu" and torch.cuda.is_available():
         return None
     rows = torch.from_numpy(take_blocks(dataset.train, order.indices(0), context))
     times = []
     with undisturbed(module.model):
         for _ in range(2):
             began = time.perf_counter()
-            for micro in rows.chunk(module.cfg["data"].get("accumulate", 1)):
+            for micro in rows.chunk(module.cfg.data.accumulate):
                 objective(module.loss, module.model, micro)[0].backward()
             times.append(time.perf_counter() - began)
     module.zero_grad(set_to_none=True)

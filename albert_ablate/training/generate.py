@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from albert_ablate.config import NEUTRAL, ConfigError, target_of
+from albert_ablate.config import NEUTRAL, Config, ConfigError, target_of
 from albert_ablate.records.folder import RunFolder
 from albert_ablate.records.store import require
 
@@ -61,7 +61,7 @@ def continuation(
 
     cfg, model = load_kept(run, weights)
     codec = _codec(cfg, run)
-    begin = prompt or target_of(cfg["data"]["_target_"]).separator
+    begin = prompt or target_of(cfg.data._target_).separator
     if not begin:
         raise ConfigError("--prompt is empty, and the text of this run has no mark between documents to begin with.")
     try:
@@ -71,8 +71,8 @@ def continuation(
     if not given:
         raise ConfigError(f"--prompt {begin!r} holds no token of this run's tokenizer.")
     random = np.random.Generator(np.random.PCG64(stream_seed(seed, "generate")))
-    known = build(cfg["tokenizer"]).vocabulary
-    steps = _draws(model, given, cfg["model"]["context"], known, tokens, temperature, top_k, top_p, random)
+    known = build(cfg.tokenizer).vocabulary
+    steps = _draws(model, given, cfg.model.context, known, tokens, temperature, top_k, top_p, random)
     first = next(steps)  # before anything is printed: the weights may be of no use
     if prompt:
         yield prompt
@@ -132,7 +132,7 @@ def _printable(text: str) -> str:
     return "".join("\ufffd" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
 
 
-def load_kept(run: Path, weights: str) -> tuple[dict, Any]:
+def load_kept(run: Path, weights: str) -> tuple[Config, Any]:
     """(configuration, model in evaluation mode with the kept weights)."""
     import torch
 
@@ -146,7 +146,7 @@ def load_kept(run: Path, weights: str) -> tuple[dict, Any]:
         raise ConfigError(f"{file} is missing: --weights {'last' if weights == 'best' else 'best'} may be there.")
     here = {"paths": {"runs": "runs", "cache": None}, "choices": record.get("choices") or {}}
     cfg = check({**record["config"], **here})
-    cfg = check({**cfg, "trainer": {**cfg["trainer"], "compile": False, "gradient_checkpointing": False}})
+    cfg = check({**cfg, "trainer": {**cfg.trainer, "compile": False, "gradient_checkpointing": False}})
     model = build_model(cfg)
     try:
         model.load_state_dict(load_checkpoint(file, record.get("identity"))["state_dict"])
@@ -172,15 +172,15 @@ def _record(run: Path) -> Mapping[str, Any]:
     return record
 
 
-def _codec(cfg: dict, run: Path) -> Any:
+def _codec(cfg: Config, run: Path) -> Any:
     """The tokenizer as it was trained: from the packed text, which is made anew where the cache has lost it."""
     from albert_ablate.data.packed import cache_folder, pack
     from albert_ablate.model.build import build
 
-    tokenizer = build(cfg["tokenizer"])
+    tokenizer = build(cfg.tokenizer)
     if hasattr(tokenizer, "encode"):  # bytes: nothing was trained
         return tokenizer
-    packed = pack(build(cfg["data"]), tokenizer, cache_folder(cfg["paths"]["cache"]))
+    packed = pack(build(cfg.data), tokenizer, cache_folder(cfg.paths.cache))
     expected = RunFolder(run).record()["data"]["fingerprint"]  # type: ignore[index]
     if packed.fingerprint != expected:
         raise ConfigError(f"The text of {run} has changed since: its tokenizer is not to be had any more.")

@@ -43,7 +43,7 @@ def launch(cfg: Mapping, verbose: bool) -> dict[str, Any]:
         )
     with tempfile.TemporaryDirectory(prefix="albert_ablate_") as scratch:
         answer = Path(scratch) / "answer.json"
-        task = json.dumps({"cfg": cfg, "verbose": verbose, "answer": str(answer)}).encode() + b"\n"
+        task = json.dumps({"cfg": cfg, "verbose": verbose, "answer": str(answer)}, default=dict).encode() + b"\n"
         shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(size)}
         # our own folder is first on the path, so that the ranks run the code that this process runs
         shared["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])

@@ -4,7 +4,7 @@ The order in which Lightning calls its hooks and the recorder's in one step is w
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, IterableDataset
 
-from albert_ablate.config import ConfigError, construct
+from albert_ablate.config import Config, ConfigError, construct
 from albert_ablate.data.packed import Order, Packed, take_blocks
 from albert_ablate.model.build import build
 from albert_ablate.model.decoder import Decoder
@@ -29,11 +29,11 @@ from albert_ablate.training.step_watch import StepWatch
 class LanguageModel(pl.LightningModule):
     """Next-token prediction: forward, loss, clipping and optimizer of one arm."""
 
-    def __init__(self, model: Decoder, cfg: Mapping, steps: int, sharded: bool = False):
+    def __init__(self, model: Decoder, cfg: Config, steps: int, sharded: bool = False):
         super().__init__()
         self.model, self.cfg, self.steps, self.sharded = model, cfg, steps, sharded
-        self.loss: Callable = construct(cfg["loss"])
-        self.clip = build(cfg["clip"])
+        self.loss: Callable = construct(cfg.loss)
+        self.clip = build(cfg.clip)
         self.micro_batches = 0  # seen so far: names the dropout masks
         self.order: list[str] | None = None  # of the parameters in the optimizer, and in the one that was saved
         self.saved_order: list[str] | None = None
@@ -97,7 +97,7 @@ class LanguageModel(pl.LightningModule):
     def _sample_labels(self, optimizer: Any, logits: Tensor) -> None:
         """Hand the optimizer predictions, and the numbers that draw this rank's labels from them: those that one
         process would have for the same sequences."""
-        generator = torch.Generator().manual_seed(stream_seed(self.cfg["seed"], "labels", self.model.clock.micro_batch))
+        generator = torch.Generator().manual_seed(stream_seed(self.cfg.seed, "labels", self.model.clock.micro_batch))
         (rows, length), ranks = logits.shape[:2], self.trainer.world_size
         uniform = torch.rand(rows * ranks, length, generator=generator)
         optimizer.sample(logits, uniform.chunk(ranks)[self.global_rank])
@@ -105,7 +105,7 @@ class LanguageModel(pl.LightningModule):
     def on_after_backward(self) -> None:
         watch = self.watch
         watch.phases.mark("backward")
-        scaled = self.cfg["trainer"]["precision"] == "16-mixed"  # the gradients still are, by the loss scale
+        scaled = self.cfg.trainer.precision == "16-mixed"  # the gradients still are, by the loss scale
         if not watch.detailed or scaled:
             return
         gradients: list[Tensor | None] = []
@@ -150,14 +150,14 @@ class LanguageModel(pl.LightningModule):
         self.named = list(self.model.named_parameters())  # by now those that fully_shard has put in place
         # with 16-mixed the fused step would undo the loss scale itself, after our clipping; torch has no
         # fused sgd for sharded weights
-        fused = self.cfg["trainer"]["precision"] != "16-mixed" and not self.sharded
-        optimizer = build(self.cfg["optimizer"], decay_groups(self.model), fused)
+        fused = self.cfg.trainer.precision != "16-mixed" and not self.sharded
+        optimizer = build(self.cfg.optimizer, decay_groups(self.model), fused)
         assert_covers(optimizer, self.model)
         self.curvature = optimizer if getattr(optimizer, "samples_predictions", False) else None
         names = {id(p): name for name, p in self.named}
         self.order = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
         self._check_order()
-        shape = construct(self.cfg["schedule"])
+        shape = construct(self.cfg.schedule)
         scheduler = LambdaLR(optimizer, lambda step: shape(min((step + 0.5) / self.steps, 1.0)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -1,12 +1,11 @@
 """What is known of a run before its first step: text, identity, folder, and whether this machine can train it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from albert_ablate.config import ConfigError, Identity, as_config_error, check, identity
+from albert_ablate.config import Config, ConfigError, Identity, as_config_error, check, identity
 from albert_ablate.data.packed import Packed, block_count, cache_folder, pack
 from albert_ablate.data.tasks import fingerprint, is_language
 from albert_ablate.model.build import assemble, build, verify_compiler
@@ -23,7 +22,7 @@ class Job:
     `check_machine`, which builds it. verbose: print banner and progress.
     """
 
-    cfg: dict
+    cfg: Config
     dataset: Packed
     run_id: Identity
     folder: RunFolder
@@ -31,7 +30,7 @@ class Job:
     model: Decoder | None = None
 
 
-def prepare(cfg: dict, verbose: bool = False) -> Job:
+def prepare(cfg: Config, verbose: bool = False) -> Job:
     """The job of a checked configuration. ConfigError where text, labels or baselines cannot be had."""
     if not is_language(cfg):
         from albert_ablate.training.baselines import require_scikit_learn  # loads torchmetrics, too
@@ -39,26 +38,26 @@ def prepare(cfg: dict, verbose: bool = False) -> Job:
         require_scikit_learn()
     dataset, run_id = identified(cfg)
     if not is_language(cfg):
-        task = build(cfg["task"])
-        task.kept(task.rows(cache_folder(cfg["paths"]["cache"])))  # what is wrong with it is reported before training
-    dataset = dataset.keep(cfg["data"].get("train_size"))
-    context = cfg["model"]["context"]
+        task = build(cfg.task)
+        task.kept(task.rows(cache_folder(cfg.paths.cache)))  # what is wrong with it is reported before training
+    dataset = dataset.keep(cfg.data.get("train_size"))
+    context = cfg.model.context
     for split in ("train", "validation", "test"):
         if not block_count(getattr(dataset, split), context):
-            size = cfg["data"].get("train_size") if split == "train" else None
+            size = cfg.data.get("train_size") if split == "train" else None
             kept = f" at data.train_size={size}" if size else ""
             raise ConfigError(
                 f"model.context={context} is too long for the text: its {split} split holds "
                 f"{len(getattr(dataset, split))} tokens{kept}, one more than the context is needed."
             )
-    folder = RunFolder(Path(cfg["paths"]["runs"]).expanduser() / run_id.setting / f"seed{cfg['seed']}")
+    folder = RunFolder(Path(cfg.paths.runs).expanduser() / run_id.setting / f"seed{cfg.seed}")
     return Job(cfg, dataset, run_id, folder, verbose)
 
 
-def identified(cfg: Mapping) -> tuple[Packed, Identity]:
+def identified(cfg: Config) -> tuple[Packed, Identity]:
     """The text of a checked configuration and the identity of its run, which depends on the text."""
-    cache = cache_folder(cfg["paths"]["cache"])
-    dataset = pack(build(cfg["data"]), build(cfg["tokenizer"]), cache)
+    cache = cache_folder(cfg.paths.cache)
+    dataset = pack(build(cfg.data), build(cfg.tokenizer), cache)
     return dataset, identity(cfg, fingerprint(cfg, build, dataset.fingerprint, cache))
 
 
@@ -69,33 +68,33 @@ def check_machine(job: Job) -> Job:
     there is a folder.
     """
     cfg = job.cfg
-    if cfg["trainer"]["accelerator"] == "gpu" and not torch.cuda.is_available():
+    if cfg.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise ConfigError("trainer.accelerator=gpu is not allowed here: torch finds no GPU; take trainer=cpu or auto.")
-    if cfg["trainer"]["precision"] == "16-mixed" and not torch.cuda.is_available():
+    if cfg.trainer.precision == "16-mixed" and not torch.cuda.is_available():
         raise ConfigError("trainer.precision=16-mixed is not allowed here: it needs a GPU, on a CPU take bf16-mixed.")
-    if cfg["trainer"]["accelerator"] == "mps" and not torch.backends.mps.is_available():
+    if cfg.trainer.accelerator == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("trainer.accelerator=mps is not allowed here: torch finds no Apple GPU.")
-    cfg = _with_devices(cfg, torch.cuda.device_count() if cfg["trainer"]["accelerator"] in ("auto", "gpu") else 0)
-    if cfg["trainer"]["compile"]:
-        verify_compiler("cuda" if cfg["trainer"]["accelerator"] != "cpu" and torch.cuda.is_available() else "cpu")
+    cfg = _with_devices(cfg, torch.cuda.device_count() if cfg.trainer.accelerator in ("auto", "gpu") else 0)
+    if cfg.trainer.compile:
+        verify_compiler("cuda" if cfg.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
     try:
         model = assemble(cfg)
-        build(cfg["optimizer"], decay_groups(model), False)
-        build(cfg["logger"])  # its package may not be installed
+        build(cfg.optimizer, decay_groups(model), False)
+        build(cfg.logger)  # its package may not be installed
     except Exception as error:
         raise as_config_error(error) from None
-    if cfg["trainer"]["strategy"] == "fsdp" and any(p.ndim == 0 for p in model.parameters()):
+    if cfg.trainer.strategy == "fsdp" and any(p.ndim == 0 for p in model.parameters()):
         raise ConfigError("This model has parameters that are single numbers, which trainer.strategy=fsdp can't split.")
     return replace(job, cfg=cfg, model=model)
 
 
-def _with_devices(cfg: dict, gpus: int) -> dict:
-    wanted = cfg["trainer"]["devices"]
+def _with_devices(cfg: Config, gpus: int) -> Config:
+    wanted = cfg.trainer.devices
     if wanted == -1:
         if not gpus:
             raise ConfigError("trainer.devices=-1 means all GPUs, and there is none that trainer.accelerator allows.")
-        return check({**cfg, "trainer": {**cfg["trainer"], "devices": gpus}})
-    most = gpus or (1 if cfg["trainer"]["accelerator"] == "mps" else wanted)
+        return check({**cfg, "trainer": {**cfg.trainer, "devices": gpus}})
+    most = gpus or (1 if cfg.trainer.accelerator == "mps" else wanted)
     if wanted > most:
         raise ConfigError(f"trainer.devices={wanted} is not allowed here: this machine has {most}.")
     return cfg

@@ -13,6 +13,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import Tensor
 
+from albert_ablate.config import Config
 from albert_ablate.data.packed import Order
 from albert_ablate.model.weights import load_checkpoint, weights_hash, weights_of
 from albert_ablate.records.folder import RunFolder
@@ -38,7 +39,7 @@ class Recorder(pl.Callback):
 
     def __init__(
         self,
-        cfg: Mapping,
+        cfg: Config,
         folder: RunFolder,
         record: dict[str, Any],
         evaluator: Evaluator,
@@ -53,8 +54,8 @@ class Recorder(pl.Callback):
         self.evaluator, self.order, self.logger, self.progress = evaluator, order, logger, progress
         self.ranks, self.stop = ranks, stop
         self.steps = record["budget"]["steps"]
-        tokens_per_step = cfg["data"]["batch"] * cfg["model"]["context"]
-        accumulate = cfg["data"].get("accumulate", 1)
+        tokens_per_step = cfg.data.batch * cfg.model.context
+        accumulate = cfg.data.accumulate
         self.stats = StepStats(order, record["data"]["fingerprint"], tokens_per_step, flops, accumulate, ranks)
         # only rank 0 writes; the others take part in what needs all
         run = record.get("identity") or ""
@@ -123,7 +124,7 @@ class Recorder(pl.Callback):
                 self.histories["layers"].append(**layer_row)
             self.stats.phases.mark("diagnostics")
         # with 16-mixed the loss scaler skips a step whose gradients overflow, which is how it works
-        scaled = self.cfg["trainer"]["precision"] == "16-mixed"
+        scaled = self.cfg.trainer.precision == "16-mixed"
         self.kind = self.divergence.update(row["loss"], 0.0 if scaled else row["grad_norm"])
         if self.kind:
             self._end(trainer, module, "diverged")
@@ -144,9 +145,9 @@ class Recorder(pl.Callback):
         if self.step in midway(self.steps):
             train = self.latest["train"] if self._is_evaluated() else self._measure(trainer, module, "train")
             self.halfway[self.step] = train["loss"]
-        due = time.perf_counter() - self.committed >= self.cfg["checkpoint"]["seconds"]
+        overdue = time.perf_counter() - self.committed >= self.cfg.checkpoint.seconds
         # all ranks must do the same: a signal to one stops all, and one clock decides for all
-        signalled, due = self.ranks.largest([self.stop.number or 0, due])
+        signalled, due = self.ranks.largest([self.stop.number or 0, overdue])
         if signalled:
             self.stop.number = signalled
             self._end(trainer, module, "stopped")
@@ -160,7 +161,7 @@ class Recorder(pl.Callback):
 
     def _evaluate_if_due(self, trainer: pl.Trainer, module: LanguageModel) -> bool:
         """Evaluate before the first step, and where `due` says."""
-        every = self.cfg["evaluation"]["every"]
+        every = self.cfg.evaluation.every
         if self._is_evaluated() or self.step and not due(self.step, self.steps, self.stats.tokens_per_step, every):
             return False
         self._evaluate(trainer, module)

@@ -40,7 +40,7 @@ def run(cfg: Mapping, verbose: bool = False) -> dict[str, Any]:
     "differs". Raises ConfigError for the user's mistakes, RunFailed where training broke.
     """
     job = prepare(check(cfg), verbose)
-    several = job.cfg["trainer"]["devices"] * job.cfg["trainer"]["num_nodes"] != 1
+    several = job.cfg.trainer.devices * job.cfg.trainer.num_nodes != 1
     if several and is_rank():
         record = _run_as_rank(check_machine(job))
     elif several:
@@ -56,7 +56,7 @@ def run(cfg: Mapping, verbose: bool = False) -> dict[str, Any]:
 def find(job: Job) -> dict[str, Any] | None:
     """The record of a run that need not be trained: it is done, and force=false."""
     record = job.folder.record()
-    if record is None or record["status"] not in DONE or job.cfg["force"]:
+    if record is None or record["status"] not in DONE or job.cfg.force:
         return None
     require(job.folder.path, record, "summary", "cost")
     job.folder.tidy()  # it may have been killed after the final record was written but before cleanup
@@ -71,7 +71,7 @@ def train(job: Job, ranks: Ranks) -> dict[str, Any]:
     with job.folder.lock():
         record = job.folder.record()  # another process may have finished it since
         if record is not None and record["status"] in DONE:
-            return _reproduce(job, record, ranks) if job.cfg["force"] else {**record, "found": True}
+            return _reproduce(job, record, ranks) if job.cfg.force else {**record, "found": True}
         with _session(job, record, ranks) as (record, resume):
             return plain(fit(job, record, resume, ranks))
 
@@ -98,9 +98,9 @@ def _evaluated(job: Job) -> dict[str, Any]:
         return evaluate_run(
             job.folder.path,
             evaluations_of(cfg),
-            cfg["evaluation"]["weights"],
+            cfg.evaluation.weights,
             say=print if job.verbose else lambda text: None,
-            cache=cfg["paths"]["cache"],
+            cache=cfg.paths.cache,
         )
     except ConfigError:
         raise
@@ -114,8 +114,8 @@ def _reproduce(job: Job, record: dict, ranks: Ranks) -> dict[str, Any]:
     """Train a done run again in reproduction/ and note in its record whether the final weights are the same."""
     from albert_ablate.training.fit import fit
 
-    threads = job.cfg["trainer"]["threads"] or record["provenance"]["threads"]
-    cfg = {**job.cfg, "trainer": {**job.cfg["trainer"], "threads": threads}}
+    threads = job.cfg.trainer.threads or record["provenance"]["threads"]
+    cfg = replace(job.cfg, trainer=replace(job.cfg.trainer, threads=threads))
     again = replace(job, cfg=cfg, folder=RunFolder(job.folder.path / "reproduction"))
     kept = again.folder.record()
     if kept is not None and kept["status"] in DONE:
@@ -152,10 +152,10 @@ def _session(job: Job, record: dict | None, ranks: Ranks) -> Iterator[tuple[dict
         record = None
     else:
         require(folder.path, record, *NEEDED)
-    cores = max(1, (os.cpu_count() or 1) * cfg["trainer"]["num_nodes"] // ranks.size)  # of each rank
-    threads = record["provenance"]["threads"] if record else cfg["trainer"]["threads"] or cores
+    cores = max(1, (os.cpu_count() or 1) * cfg.trainer.num_nodes // ranks.size)  # of each rank
+    threads = record["provenance"]["threads"] if record else cfg.trainer.threads or cores
     torch.set_num_threads(threads)
-    fresh = new_record(cfg, job.run_id, job.dataset.described(cfg["model"]["context"]), threads, ranks.size)
+    fresh = new_record(cfg, job.run_id, job.dataset.described(cfg.model.context), threads, ranks.size)
     record = continued_record(record, fresh) if record else fresh
     record["sessions"] += 1
     record["resumed_at"] = step
@@ -182,7 +182,7 @@ def _session(job: Job, record: dict | None, ranks: Ranks) -> Iterator[tuple[dict
 
 def _run_as_rank(job: Job) -> dict[str, Any]:
     """As one of several processes that a launcher has started: rank 0 finds or trains, the others follow it."""
-    ranks = place(job.cfg["trainer"]["devices"], job.cfg["trainer"]["num_nodes"])
+    ranks = place(job.cfg.trainer.devices, job.cfg.trainer.num_nodes)
     with process_group(ranks):
         if not ranks.first:
             return _follow(job, ranks)

@@ -13,12 +13,12 @@ Order of the hooks in one step, as Lightning calls them. Steps 1 to 5 come once 
      8  Recorder.on_train_batch_end           row of the step and of its blocks, once the last micro-batch is done
 """
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
+from albert_ablate.config import Config
 from albert_ablate.model.decoder import Decoder
 from albert_ablate.training.cost import Phases
 from albert_ablate.training.diagnostics import Probe, Weights, interval
@@ -39,21 +39,21 @@ class StepWatch:
     that gradient, None where this step has none.
     """
 
-    def __init__(self, model: Decoder, cfg: Mapping, steps: int):
+    def __init__(self, model: Decoder, cfg: Config, steps: int):
         self.losses: list[Tensor] = []
         self.logit_mean_squares: list[Tensor] = []
         self.grad_norm = self.grad_norm_clipped = self.clipped = torch.zeros(())
         self.lr = 0.0
         self.phases = Phases()
-        self.every = interval(cfg["diagnostics"]["every"], steps)
+        self.every = interval(cfg.diagnostics.every, steps)
         self.detailed = False
-        self.probe = Probe(model, cfg["model"]["activation"])
+        self.probe = Probe(model, cfg.model.activation)
         self.weights: Weights | None = None
         self.gns_rows: Tensor | None = None
         self.gns_fraction = 1.0
         self.gns_grad_sq: Tensor | None = None
-        self.accumulate = cfg["data"].get("accumulate", 1)
-        self.compiled = cfg["trainer"]["compile"]
+        self.accumulate = cfg.data.accumulate
+        self.compiled = cfg.trainer.compile
 
     def begin(self, step: int, batch: Tensor, ranks: int, sharded: bool) -> None:
         """Before the first micro-batch, `batch`, of optimizer step `step` from 0."""

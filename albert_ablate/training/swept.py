@@ -32,9 +32,9 @@ def with_tuned_rate(cfg: Mapping, overrides: Iterable[str]) -> Mapping:
     sweep` takes it, unless one of the `overrides` sets it."""
     if agent_run() is None or any(o.lstrip("+").startswith(f"{LEARNING_RATE}=") for o in overrides):
         return cfg
-    cfg = check(cfg)
-    found = read_tuning(Path(cfg["paths"]["runs"]).expanduser(), identified(cfg)[1].arm)
-    return {**cfg, "optimizer": {**cfg["optimizer"], "lr": found["rate"]}} if found else cfg
+    checked = check(cfg)
+    found = read_tuning(Path(checked.paths.runs).expanduser(), identified(checked)[1].arm)
+    return check({**checked, "optimizer": {**checked.optimizer, "lr": found["rate"]}}) if found else checked
 
 
 def run_swept(cfg: Mapping, verbose: bool = False) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import math
+import pickle
 
 import pytest
 
@@ -20,6 +21,7 @@ from albert_ablate.config import (
     revisions,
     significant,
     target_of,
+    to_container,
 )
 
 TINY = ["model=nano", "paths.runs=/dev/null/none"]
@@ -27,13 +29,13 @@ TINY = ["model=nano", "paths.runs=/dev/null/none"]
 
 @pytest.fixture(scope="module")
 def base():
-    """A checked configuration per list of overrides, composed once."""
+    """A checked configuration per list of overrides as a dictionary of its own, composed once."""
     kept = {}
 
     def get(*overrides):
         if overrides not in kept:
             kept[overrides] = check(compose([*TINY, *overrides]))
-        return copy.deepcopy(kept[overrides])
+        return to_container(kept[overrides])
 
     return get
 
@@ -124,11 +126,11 @@ def test_dropout_s_rate_and_sites_have_their_ranges(base):
 
 
 def test_numbers_are_taken_as_the_key_wants_them(base):
-    assert check(put(base(), "budget.tokens", 1e6))["budget"]["tokens"] == 1_000_000
-    assert type(check(put(base(), "budget.tokens", 1e6))["budget"]["tokens"]) is int
-    assert type(check(put(base(), "optimizer.lr", 1))["optimizer"]["lr"]) is float
+    assert check(put(base(), "budget.tokens", 1e6)).budget.tokens == 1_000_000
+    assert type(check(put(base(), "budget.tokens", 1e6)).budget.tokens) is int
+    assert type(check(put(base(), "optimizer.lr", 1)).optimizer.lr) is float
     assert compose([*TINY, "budget.tokens=1e6", "model.layers=1e1"]).model.layers == 10
-    assert check(put(base(), "paths.runs", 2024))["paths"]["runs"] == "2024"
+    assert check(put(base(), "paths.runs", 2024)).paths.runs == "2024"
 
 
 def test_a_path_in_the_home_folder_can_be_written_as_it_is():
@@ -174,7 +176,28 @@ def test_checking_twice_changes_nothing_and_fills_defaults(base):
     assert check(cfg) == cfg
     del cfg["optimizer"]["eps"], cfg["checkpoint"], cfg["seed"]
     cfg["checkpoint"] = {}
-    assert check(cfg) == base()
+    assert to_container(check(cfg)) == base()
+
+
+def test_a_checked_configuration_has_attributes_and_is_read_only():
+    cfg = check(compose([*TINY, "evaluation=[clean,units]", "logger=[tensorboard,mlflow]"]))
+    assert cfg.budget.tokens == cfg["budget"]["tokens"] == {**cfg.budget}["tokens"]
+    assert cfg.optimizer.lr == cfg["optimizer"]["lr"] and cfg.norm._target_.endswith(".PreLN")
+    assert (
+        set(cfg.evaluation.parts) == {"clean", "units"} and cfg["evaluation"]["units"] == cfg.evaluation.parts["units"]
+    )
+    assert set(cfg.logger) == {"tensorboard", "mlflow"} and cfg.option("norm") == "pre_ln"
+    assert cfg.get("nothing") is None and "nothing" not in cfg.trainer
+    for node in (cfg, cfg.budget, cfg.optimizer):
+        with pytest.raises(AttributeError):
+            node.seed = 1
+        with pytest.raises(TypeError):
+            node["seed"] = 1
+    with pytest.raises(AttributeError, match="adamw has no speed"):
+        cfg.optimizer.speed  # noqa: B018
+    for twin in (pickle.loads(pickle.dumps(cfg)), copy.deepcopy(cfg)):  # a rank is given one, a worker keeps one
+        assert twin == cfg and twin.evaluation.parts == cfg.evaluation.parts and type(twin.model) is type(cfg.model)
+    assert compose(TINY).budget.tokens == compose(TINY)["budget"]["tokens"]
 
 
 # --- between values --------------------------------------------------------------------------------------------------

@@ -17,11 +17,20 @@ import torch
 import yaml
 from checkpoints import gpt2
 from factories import SMALL
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from albert_ablate import build_model, compose
-from albert_ablate.config import COMPONENTS, HYDRA_KEYS, check, conf_folder, identity, options, parameters_of
+from albert_ablate.config import (
+    COMPONENTS,
+    HYDRA_KEYS,
+    check,
+    conf_folder,
+    construct,
+    identity,
+    options,
+    parameters_of,
+    to_container,
+)
 from albert_ablate.data.packed import Order, take_blocks
 from albert_ablate.model.build import assemble, build
 from albert_ablate.model.loss import objective
@@ -69,7 +78,7 @@ def configuration(group, option, *more):
     tiny = [o for o in TINY if group not in ("model", "recipe") or not o.startswith("model=")]
     cfg = composed(f"{group}={option}", *tiny, *NEEDS.get((group, option), []))
     # a copy; Hydra would take a tenth of a second
-    return OmegaConf.create(check(OmegaConf.merge(cfg, OmegaConf.from_dotlist(list(more)))))
+    return OmegaConf.create(to_container(check(OmegaConf.merge(cfg, OmegaConf.from_dotlist(list(more))))))
 
 
 def batches(seed=0):
@@ -85,7 +94,7 @@ def train(cfg, steps=STEPS):
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     optimizer = build(cfg["optimizer"], decay_groups(model), True)
     assert_covers(optimizer, model)
-    loss, clip, shape = instantiate(cfg["loss"]), build(cfg["clip"]), instantiate(cfg["schedule"])
+    loss, clip, shape = construct(cfg.loss), build(cfg["clip"]), construct(cfg.schedule)
     named, peak = list(model.named_parameters()), [g["lr"] for g in optimizer.param_groups]
     seen = dict.fromkeys(before, False)
     trace = []
@@ -132,7 +141,7 @@ def differ(a, b):
 @pytest.mark.parametrize(("group", "option"), ALL)
 def test_option_composes_and_its_arguments_bind(group, option):
     cfg = configuration(group, option)
-    assert check(cfg) == check(check(cfg))
+    assert check(cfg) == check(to_container(check(cfg)))
     for key in COMPONENTS:
         node = cfg[key]
         known = parameters_of(node["_target_"])

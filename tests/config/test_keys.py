@@ -19,6 +19,7 @@ from albert_ablate.config import (
     keys_of,
     options,
     parameters_of,
+    to_container,
 )
 from albert_ablate.records.keys import Keys
 
@@ -36,7 +37,7 @@ def node_of(group, option):
     for over in node.pop("defaults", []):
         node = {**node_of(group, over), **node} if isinstance(over, str) and over != "_self_" else node
     node = {k: GIVEN.get(k, v) if v == "???" else v for k, v in node.items()}
-    return OmegaConf.to_container(OmegaConf.create({**base(), group: node}), resolve=True)[group]
+    return OmegaConf.to_container(OmegaConf.create(to_container({**base(), group: node})), resolve=True)[group]
 
 
 def variants(node):
@@ -74,7 +75,7 @@ ALLOWED_WITH = {
 
 def as_recorded(cfg):
     """What a record of the run holds, one of an older release which did not write the defaults of younger arguments."""
-    out = json.loads(json.dumps(cfg))
+    out = json.loads(json.dumps(cfg, default=dict))
     for group in COMPONENTS:
         known = parameters_of(out[group]["_target_"])
         kept = {k: v for k, v in out[group].items() if k in HYDRA_KEYS or v != known[k][1]}

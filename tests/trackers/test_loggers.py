@@ -19,7 +19,7 @@ from tracked import configured, expected, killed_once_sent, nothing_leaked, offl
 from wandb_server import Server
 
 from albert_ablate import cli
-from albert_ablate.config import ConfigError, check, compose
+from albert_ablate.config import ConfigError, check, compose, to_container
 from albert_ablate.records import store
 from albert_ablate.records.history import read_history
 from albert_ablate.trackers import base as tracker
@@ -224,7 +224,7 @@ def test_several_loggers_are_a_list_with_own_settings():
     assert set(cfg.logger) == {"wandb_offline", "mlflow"}
     assert (cfg.logger.wandb_offline.mode, cfg.logger.wandb_offline.project) == ("offline", "mine")
     assert (cfg.logger.mlflow.experiment, cfg.logger.mlflow.uri) == ("x", None)
-    assert check(cfg) == check(check(cfg))
+    assert check(cfg) == check(to_container(check(cfg)))
     assert compose(["logger=[wandb]", "logger.project=x"]) == compose(["logger=wandb", "logger.project=x"])
     for first, last in (("wandb", "[tensorboard,mlflow]"), ("[tensorboard,mlflow]", "wandb"), ("none", "[mlflow]")):
         assert compose([f"logger={first}", f"logger={last}"]).logger == compose([f"logger={last}"]).logger

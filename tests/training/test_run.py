@@ -473,8 +473,8 @@ def test_evaluations_and_layer_rows_over_any_budget(text, tmp_path):
         assert len(at) == times and at[-1] == steps
     assert [s for s in range(1, 9) if due(s, 8, 512, 1000)] == [2, 4, 6, 8]  # as evaluation.every=1000 always did
     assert [interval(None, s) for s in (1, 40, 80, 4000)] == [1, 1, 2, 100] and interval(0, 80) == 0
-    cfg = nano(text, tmp_path, "budget.tokens=5120", "optimizer.lr=0.03")
-    cfg["evaluation"]["every"] = cfg["diagnostics"]["every"] = None
+    every = ("evaluation.every=null", "diagnostics.every=null")
+    cfg = nano(text, tmp_path, "budget.tokens=5120", "optimizer.lr=0.03", *every)
     record = train(cfg)
     evals = {r["step"] for r in rows(record["folder"], "evals").to_pylist()}
     assert evals == {0, *range(2, 41, 2)}

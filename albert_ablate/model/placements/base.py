@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from albert_ablate.config import ConfigError
+from albert_ablate.config import Config, ConfigError
 
 if TYPE_CHECKING:
     from albert_ablate.model.decoder import Decoder
@@ -150,22 +150,17 @@ class Placement(nn.Module):
         """Called without gradients after each step of the optimizer, and once after `prepare`."""
 
 
-def option_name(cfg: dict) -> str:
-    """The norm option taken, or its class where there is no option."""
-    return (cfg["choices"] or {}).get("norm") or cfg["norm"]["_target_"].rpartition(".")[2]
-
-
-def refuse_qk_norm(cfg: dict) -> None:
+def refuse_qk_norm(cfg: Config) -> None:
     """For a placement that normalizes queries and keys itself, at width / heads."""
-    head_width, even = cfg["attention"].get("head_width"), cfg["model"]["width"] / cfg["model"]["heads"]
+    head_width, even = cfg.attention.get("head_width"), cfg.model.width / cfg.model.heads
     if head_width not in (None, even):
         raise ConfigError(
-            f"attention.head_width={head_width} is not allowed with norm={option_name(cfg)}, whose norms of queries "
+            f"attention.head_width={head_width} is not allowed with norm={cfg.option('norm')}, whose norms of queries "
             f"and keys are model.width / model.heads = {even:g} wide."
         )
-    given = cfg["attention"].get("qk_norm")
-    if given not in (None, False, "none"):
+    given = cfg.attention.get("qk_norm")
+    if given not in (None, "none"):
         raise ConfigError(
-            f"attention.qk_norm={given} contradicts norm={option_name(cfg)}, which normalizes queries and keys itself: "
-            "leave it out."
+            f"attention.qk_norm={given} contradicts norm={cfg.option('norm')}, which normalizes queries and keys "
+            "itself: leave it out."
         )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from albert_ablate.config import ConfigError, Fraction
+from albert_ablate.config import Config, ConfigError, Fraction
 from albert_ablate.model.placements.base import LAST, Branch, Placement, Site, refuse_qk_norm
 from albert_ablate.streams import stream_seed
 
@@ -78,8 +78,8 @@ class AdminProfiled(PostLN):
         self.profile: list[Tensor] | None = None
 
     @staticmethod
-    def verify(cfg: dict) -> None:
-        if cfg["model"]["shared"]:
+    def verify(cfg: Config) -> None:
+        if cfg.model.shared:
             raise ConfigError(
                 "model.shared=true contradicts norm=admin_profiled, which measures a scale for each block."
             )
@@ -143,8 +143,8 @@ class MixLN(PostLN):
         self.post = site.layer < _blocks(share, site.layers)
 
     @staticmethod
-    def verify(cfg: dict) -> None:
-        share, layers = cfg["norm"]["share"], cfg["model"]["layers"]
+    def verify(cfg: Config) -> None:
+        share, layers = cfg.norm.share, cfg.model.layers
         if not 0 < _blocks(share, layers) < layers:
             raise ConfigError(
                 f"norm.share={share} of model.layers={layers} mixes nothing: it must leave at least one block with the "
@@ -173,7 +173,7 @@ class HybridNorm(Placement):
             self.norms = nn.ModuleList(site.norm(site.width // site.heads) for _ in range(3))
 
     @staticmethod
-    def verify(cfg: dict) -> None:
+    def verify(cfg: Config) -> None:
         refuse_qk_norm(cfg)
         if cfg["norm"].get("star") and cfg["model"]["shared"] and cfg["model"]["layers"] > 1:
             raise ConfigError(

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from albert_ablate.config import ConfigError, Count, Positive, Range, trait
-from albert_ablate.model.placements.base import LAST, Branch, Placement, Site, option_name
+from albert_ablate.config import Config, ConfigError, Count, Positive, Range, trait
+from albert_ablate.model.placements.base import LAST, Branch, Placement, Site
 
 
 class PreLN(Placement):
@@ -55,8 +55,8 @@ class ReorderedLN(Placement):
         self.norm = site.norm(site.width)
 
     @staticmethod
-    def verify(cfg: dict) -> None:
-        if cfg["attention"].get("qk_norm") in (None, False, "none"):
+    def verify(cfg: Config) -> None:
+        if cfg.attention.get("qk_norm") in (None, False, "none"):
             warnings.warn("norm=reordered_ln is published with QK-norm, without it deep models explode.", stacklevel=1)
 
     def forward(self, x: Tensor, f: Branch) -> Tensor:
@@ -213,16 +213,16 @@ class CompleteP(PreLN):
         self.scale = self.deeper**-exponent
 
     @staticmethod
-    def verify(cfg: dict) -> None:
-        if cfg["model"]["tied"]:
+    def verify(cfg: Config) -> None:
+        if cfg.model.tied:
             raise ConfigError(
-                f"model.tied=true contradicts norm={option_name(cfg)}, which scales embedding and head apart: leave it "
-                "out."
+                f"model.tied=true contradicts norm={cfg.option('norm')}, which scales embedding and head apart: "
+                "leave it out."
             )
-        if not trait(cfg["optimizer"], "adam_sized_steps", True):
-            optimizer = cfg["optimizer"]["_target_"].rpartition(".")[2]
+        if not trait(cfg.optimizer, "adam_sized_steps", True):
+            optimizer = cfg.optimizer._target_.rpartition(".")[2]
             warnings.warn(
-                f"norm={option_name(cfg)} scales learning rates as Adam's steps need it; those of "
+                f"norm={cfg.option('norm')} scales learning rates as Adam's steps need it; those of "
                 f"optimizer={optimizer} have another size.",
                 stacklevel=1,
             )

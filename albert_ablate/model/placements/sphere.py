@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from albert_ablate.config import ConfigError, Positive, trait
+from albert_ablate.config import Config, ConfigError, Positive, trait
 from albert_ablate.model.placements.base import LAST, Branch, Placement, Site, Sublayer, refuse_qk_norm
 
 if TYPE_CHECKING:
@@ -41,14 +41,14 @@ class NGPT(Placement):
         self.head_count = site.heads
 
     @staticmethod
-    def verify(cfg: dict) -> None:
+    def verify(cfg: Config) -> None:
         refuse_qk_norm(cfg)
-        decay, positions = cfg["optimizer"].get("weight_decay"), cfg["attention"]["positions"]
-        if trait(cfg["optimizer"], "averages_weights"):
+        decay, positions = cfg.optimizer.get("weight_decay"), cfg.attention.positions
+        if trait(cfg.optimizer, "averages_weights"):
             raise ConfigError(
                 "optimizer=schedule_free contradicts norm=ngpt: an average of weights of length 1 is shorter."
             )
-        if cfg["trainer"]["strategy"] == "fsdp":
+        if cfg.trainer.strategy == "fsdp":
             raise ConfigError("norm=ngpt needs whole matrices, which trainer.strategy=fsdp splits: take trainer=ddp.")
         if decay:
             raise ConfigError(
