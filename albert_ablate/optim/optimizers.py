@@ -319,7 +319,7 @@ def sophia(
 
 def extra_backward(node: Mapping) -> float:
     """Backward passes a step takes beside its own, as a mean, by the optimizer of this node."""
-    return 1 / node.interval if trait(node, "samples_predictions") else 0.0
+    return 1 / node["interval"] if trait(node, "samples_predictions") else 0.0
 
 
 def _pair(betas: Iterable[float]) -> tuple[float, float]:
