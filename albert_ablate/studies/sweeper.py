@@ -123,7 +123,7 @@ class Planner:
         self.place = f"paths.runs={quoted(str(runs.expanduser().resolve()))}"
         self.texts: dict[str, str] = {}
         # by the overrides that make an arm, what they compose to; None where they are refused
-        self.keys: dict[tuple[str, ...], dict | None] = {}
+        self.keys: dict[tuple[str, ...], Mapping[str, Any] | None] = {}
         self.composed: dict[tuple[str, ...], tuple[tuple[str, ...], Config, Identity]] = {}
 
     def run(self, setting: Mapping[str, Any]) -> Planned:

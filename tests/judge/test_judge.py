@@ -25,7 +25,7 @@ from statsmodels.stats.multitest import multipletests
 from albert_ablate.analysis import registry
 from albert_ablate.analysis.registry import MEASURES, Evidence, Missing
 from albert_ablate.cli import main
-from albert_ablate.config import ConfigError, check, compose, run_identity
+from albert_ablate.config import ConfigError, check, compose, run_identity, to_container
 from albert_ablate.judge.claims import arms_of, read_claims
 from albert_ablate.judge.ledger import judge, judge_and_register
 from albert_ablate.judge.run_store import RunStore
@@ -73,7 +73,7 @@ class Workbench:
 
     def run(self, norm, seed, loss, status="finished", **more):
         """A run's record; `more` replaces parts of it, by dotted key written with __."""
-        cfg = copy.deepcopy(composed(arm(norm)))
+        cfg = to_container(composed(arm(norm)))
         cfg["optimizer"]["lr"] = more.pop("lr", cfg["optimizer"]["lr"])
         record = {
             "status": status, "seed": seed, "arm": f"arm-{norm}", "role": "confirmation", "config": cfg,
