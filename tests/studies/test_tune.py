@@ -235,7 +235,7 @@ def test_under_a_w_and_b_agent_a_run_takes_the_tuned_rate_too(text, tmp_path, mo
     assert with_tuned_rate(cfg, []) is cfg  # a run by hand is what its command says
     monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
     monkeypatch.setenv("WANDB_RUN_ID", "def")
-    assert with_tuned_rate(cfg, ["seed=1"])["optimizer"] == cfg["optimizer"] | {"lr": 0.0123}
+    assert with_tuned_rate(cfg, ["seed=1"])["optimizer"] == {**cfg["optimizer"], "lr": 0.0123}
     assert with_tuned_rate(cfg, ["++optimizer.lr=0.1"]) is cfg
     other = nano(text, tmp_path, "norm=post_ln")
     assert with_tuned_rate(other, []) == other
