@@ -1,4 +1,4 @@
-"""Commands of README.md: their options exist, their settings compose, their files are there; slow: they run."""
+"""Commands of README.md and docs/: options exist, settings compose, files are there; slow: they run."""
 
 import itertools
 import re
@@ -18,7 +18,8 @@ from albert_ablate.config import check, compose
 from albert_ablate.studies.sweepfile import read_sweep
 
 ROOT = Path(__file__).parents[1]
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = [block for page in PAGES for block in re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.M | re.S)]
 SHELL = "\n".join(content for kind, content in BLOCKS if not kind).replace("\\\n", " ")
 STARTS = ("python", "albert-ablate", "srun", "torchrun", "wandb", "pip", "pytest")
 COMMANDS = [
@@ -114,3 +115,22 @@ def test_commands_of_the_readme_run_on_a_small_model(tmp_path):
         assert ended.returncode == 0, (command, ended.stderr[-2000:])
         done.append(command)
     assert len(done) >= 7, done
+
+
+def test_the_study_of_the_readme_is_a_sweep_file(tmp_path):
+    (content,) = [content for kind, content in BLOCKS if kind == "yaml" and "parameters:" in content]
+    (tmp_path / "study.yaml").write_text(content)
+    assert len(read_sweep(tmp_path / "study.yaml").settings()) == 12  # three norms, four seeds
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_between_pages_lead_to_files_and_headings(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        path, _, anchor = target.partition("#")
+        if "://" in target:
+            continue
+        file = (page.parent / path) if path else page
+        assert file.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(), re.M)
+            assert anchor in [re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings], target
