@@ -7,6 +7,7 @@ import sys
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads are not there in a forked child, which would wait for them
 
 
 def pytest_collection_modifyitems(config, items):

@@ -181,8 +181,9 @@ def _number(text: str) -> Any:
 def estimates(planned: Iterable[Planned], runs: Path) -> dict[Planned, float | None]:
     """Seconds each run will take: as many per token as done runs of its model's size took; None: no such run."""
 
-    def size(cfg: Config) -> str:
-        return json.dumps([cfg.model, cfg.data.batch, cfg.trainer.precision], sort_keys=True, default=dict)
+    def size(cfg: Mapping[str, Any]) -> str:  # a checked configuration, or that of a record
+        parts = [cfg["model"], cfg["data"]["batch"], cfg["trainer"]["precision"]]
+        return json.dumps(parts, sort_keys=True, default=dict)
 
     rates: dict[str, list[float]] = {}
     for record in states(runs) if runs.is_dir() else ():

@@ -126,20 +126,18 @@ def test_the_state_of_a_run_on_wandb_says_whether_it_goes_on(tmp_path, elsewhere
     }
 
     def work() -> None:
-        trackers = {status: mirror.Wandb() for status in cases}
-        for status, tracker in trackers.items():
-            folder = tmp_path / status
+        for status in cases:
+            tracker, folder = mirror.Wandb(), tmp_path / status
             folder.mkdir()
             record = {"identity": status, "arm": "arm", "setting": "set", "label": "label", "config": {"seed": 0}}
             tracker.start(folder, record, {})
-            tracker.send({"steps": [dict.fromkeys(mirror.AXES, 1) | {"loss": math.inf, "grad_norm": math.nan}]})
+            tracker.send({"steps": [dict.fromkeys(mirror.AXES, 0) | {"loss": math.inf, "grad_norm": math.nan}]})
             summary = {"val_loss": math.nan, "gap": None}
             tracker.start_closing({**record, "status": status, "signal": 15, "summary": summary})
-        for tracker in trackers.values():
             tracker.wait_closed()
 
     with Server() as server:
-        forked(prepared(work, elsewhere, server.url))
+        forked(prepared(work, elsewhere, server.url, patience=30))
         for status, (code, goes_on) in cases.items():
             sent = server.runs[status]
             summary = json.loads(sent["summary"])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from forking import forked, nano, rows, train, write_text
 
+from albert_ablate.config import check
 from albert_ablate.data.packed import Order, chain
 from albert_ablate.model.build import assemble
 from albert_ablate.model.decoder import initial_draw
@@ -34,7 +35,14 @@ def arms(tmp_path_factory) -> dict[str, dict]:
 
 
 def shapes(record: dict) -> dict[str, torch.Size]:
-    model = forked(lambda: {n: p.shape for n, p in assemble(record["config"]).named_parameters()})
+    model = forked(
+        lambda: {
+            n: p.shape
+            for n, p in assemble(
+                check({**record["config"], "paths": {"runs": "runs", "cache": None}})
+            ).named_parameters()
+        }
+    )
     return {name: model[name] for name in record["proof"]["initial_draws"]}
 
 
