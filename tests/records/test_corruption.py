@@ -314,7 +314,7 @@ def test_no_damage_to_any_file_changes_a_number_in_silence(tmp_path):
     """Every file of a study, the token cache, tuning, ledger and index against every command that reads it."""
     import importlib.util
 
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     spec = importlib.util.spec_from_file_location("attacks", root / "benchmarks" / "attacks.py")
     attacks = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(attacks)
