@@ -310,6 +310,7 @@ def test_histories_and_checkpoints_without_an_identity_are_read(whole, tmp_path)
 
 
 @pytest.mark.slow
+@pytest.mark.process
 def test_no_damage_to_any_file_changes_a_number_in_silence(tmp_path):
     """Every file of a study, the token cache, tuning, ledger and index against every command that reads it."""
     import importlib.util
