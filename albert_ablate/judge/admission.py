@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from albert_ablate.analysis.registry import Evidence, Missing
+from albert_ablate.analysis.registry import Evidence, Missing, Unusable
 from albert_ablate.config import ConfigError, run_identity
 from albert_ablate.records.tuning import role
 
@@ -41,6 +41,8 @@ def edited(run: Evidence) -> str:
         said = run.record["summary"].get(name)
         try:
             last = float(run.curve(split)[1][-1])
+        except Unusable as damaged:
+            return str(damaged)
         except (Missing, ConfigError):
             continue
         if said is not None and math.isfinite(last) and not math.isclose(float(said), last, rel_tol=1e-9):

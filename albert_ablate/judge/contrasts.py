@@ -70,12 +70,12 @@ def gather(file: ClaimsFile, claim: ClaimText, part: Part, form: str, bench: Run
             out.pending_reason = held_up(kept, rates, claim.seeds[: f.N], seed, bench)
             break
         done = {name: [r for r in found if r is not None] for name, found in runs.items()}
-        for a in kept:
-            used[a.name] += done[a.name]
-            out.refusal = out.refusal or suspect(a, used[a.name], done[a.name], seed, rates)
-        if refusal := unfair(done, part.control, claim.equal, m):
-            out.refusal = out.refusal or refusal
         try:
+            for a in kept:
+                used[a.name] += done[a.name]
+                out.refusal = out.refusal or suspect(a, used[a.name], done[a.name], seed, rates)
+            if refusal := unfair(done, part.control, claim.equal, m):
+                out.refusal = out.refusal or refusal
             _add_pair(out, m, part, treatment, done)
         except Missing as sentence:
             out.pending_reason = str(sentence)
@@ -244,7 +244,7 @@ def _resolution(run: Evidence, m: Measure) -> list[str]:
     """How finely a measure that is read from the evaluations during training can tell."""
     try:
         count, apart = run.between_evaluations()
-    except (Missing, ConfigError):
+    except (Missing, Unusable, ConfigError):
         return []
     where = f"{count} evaluations on validation text, {apart:,.0f} tokens apart"
     if m.kind == "pair" or m.name == "mean_val_loss":

@@ -1050,6 +1050,14 @@ def test_a_second_record_and_an_edited_loss_are_refused(bench):
     )
 
 
+def test_a_damaged_history_of_evaluations_is_refused_in_a_sentence(bench):
+    bench.pairs(2.0 + 0.01 * NOISE, 2.2 + 0 * NOISE)
+    (folder,) = bench.runs.glob("pre_ln*/seed3")
+    (folder / "evals.arrow").write_bytes(b"")
+    found = bench.judged()
+    assert found["verdict"] == "inadmissible" and "seed3 cannot be used" in found["reason"]
+
+
 def test_a_measure_of_evaluations_says_how_far_apart_they_lie(bench):
     part = {"treatment": "pre", "control": "post", "measure": "speedup"}
     for norm, factor in (("pre_ln", 1.0), ("post_ln", 1.3)):
