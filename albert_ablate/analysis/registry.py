@@ -98,9 +98,9 @@ class Evidence:
         if name not in kept:
             try:
                 kept[name] = read_history(self.folder, name, self.record["histories"], self.record.get("identity"))
-            except (OSError, KeyError) as error:
+            except (FileNotFoundError, KeyError) as error:
                 raise Missing(f"{self.name} has no readable {name}: {error}.") from None
-            except ValueError as error:
+            except (OSError, ValueError) as error:  # pyarrow has both for a file that the disk has spoilt
                 raise Unusable(f"{self.name} cannot be used: {error}.") from None
         return kept[name]
 
