@@ -1050,7 +1050,7 @@ def test_a_second_record_and_an_edited_loss_are_refused(bench):
     )
 
 
-def test_a_damaged_history_of_evaluations_is_refused_in_a_sentence(bench):
+def test_a_damaged_history_is_refused_in_a_sentence(bench):
     bench.pairs(2.0 + 0.01 * NOISE, 2.2 + 0 * NOISE)
     (folder,) = bench.runs.glob("pre_ln*/seed3")
     (folder / "evals.arrow").write_bytes(b"")
