@@ -7,6 +7,7 @@ code 2; a RuntimeError that a command raises is one sentence and exit code 1.
 
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -142,7 +143,8 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(error, RuntimeError):
             print(masked(str(error)), file=sys.stderr)
             return 1
-        raise
+        print(masked(traceback.format_exc()), file=sys.stderr)  # Python's own would show passwords
+        return 1
     return code if isinstance(code, int) else 0
 
 

@@ -56,7 +56,9 @@ def compare(
     crash_is_outcome: CRASH = False,
     budget: BUDGET = None,
     limit: LIMIT = None,
-    workers: WORKERS = 2,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time: 2 of overrides, 1 of commands.", show_default=False)
+    ] = None,
     runs: RUNS = Path("runs"),
     as_json: JSON = False,
     markdown: MARKDOWN = False,
@@ -78,7 +80,7 @@ def compare(
         if table is not None:
             return compare_table(table, question)
         limits = read_seconds("--limit", limit), read_seconds("--budget", budget)
-        return ask_for(question, Work(runs, say, Path(), *limits, 1 if not trained and workers == 2 else workers))
+        return ask_for(question, Work(runs, say, Path(), *limits, workers or (2 if trained else 1)))
 
     return _answered("compare", ask, as_json, markdown)
 
@@ -193,7 +195,7 @@ def _answered(command: str, ask: Callable[[Callable[[str], None]], Any], as_json
         return EXIT_CODES[UNDECIDED]
     except Exception:
         # Python's own exit code of an error is that of REJECT
-        traceback.print_exc()
+        print(masked(traceback.format_exc()), file=sys.stderr)
         return EXIT_CODES[UNDECIDED]
     if as_json:
         print(document)

@@ -14,7 +14,7 @@ import numpy as np
 from albert_ablate.config import nearest
 from albert_ablate.referee.answer import ACCEPT, INADMISSIBLE, NO_EFFECT, REJECT, UNDECIDED, Answer, Contrast
 from albert_ablate.referee.ledger import Ledger
-from albert_ablate.referee.runners import Commands, write_claim
+from albert_ablate.referee.runners import Commands, Stopped, margin_refusal, write_claim
 from albert_ablate.referee.sides import (
     Crash,
     Inadmissible,
@@ -102,9 +102,8 @@ def _trained(q: Question, scale: Scale, sides: Sequence[Side], folder: Path, wor
     from albert_ablate.studies.judge_run import Budget, PairRunner
 
     m = measure(q.metric)
-    if m.log != scale.relative:
-        need = "a percentage, such as 0.5%" if m.log else f"a number in {m.unit}"
-        raise Inadmissible(f"--margin={q.margin} is not allowed for {q.metric}: it must be {need}.")
+    if why := margin_refusal(m, q.margin, scale.relative):
+        raise Inadmissible(why)
     path = folder / "claims.yaml"
     named = {f"compare-{folder.name}-{i}": side for i, side in enumerate(sides[1:], 1)}
     if not path.exists():
@@ -137,8 +136,6 @@ def _trained(q: Question, scale: Scale, sides: Sequence[Side], folder: Path, wor
         recorded = False
         work.spent += len(following[1])
         if code := runner.do(*following):
-            from albert_ablate.referee.runners import Stopped
-
             raise Stopped(code - 128)
     if broken := [c for c in contrasts if c.decision == UNDECIDED and not work.out_of_time]:
         why = next((t for t in reversed(said) if "set aside" in t), "")

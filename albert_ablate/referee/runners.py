@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import yaml
 
 from albert_ablate.config import ConfigError
+from albert_ablate.records.atomic import replace_file
 from albert_ablate.referee.sides import Crash, Inadmissible, Side, Worktrees, clock, run_command
 
 SECONDS = "seconds"  # the metric that is the time of the command itself
@@ -179,19 +180,22 @@ def write_claim(
         "regimes": {"asked": regime},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    from albert_ablate.records.atomic import replace_file
-
     replace_file(path, yaml.safe_dump(tree | {"claims": claims}, sort_keys=False).encode())
 
 
-def measure_refusal(name: str, relative: bool) -> str:
+def measure_refusal(name: str, margin: str, relative: bool) -> str:
     """Why overrides cannot be gated by a measure with such a margin, or ""."""
     from albert_ablate.analysis.registry import measure
 
     m = measure(name)
     if m.kind != "run" or m.evaluation:
         return f"--metric={name} is not allowed here: it is not read from one run alone."
-    if m.log != relative:
-        need = "a percentage, such as 0.5%" if m.log else f"a number in {m.unit}"
-        return f"--margin of {name} must be {need}."
-    return ""
+    return margin_refusal(m, margin, relative)
+
+
+def margin_refusal(m: Any, margin: str, relative: bool) -> str:
+    """Why a measure cannot have this margin, a percentage (relative) or a number, or ""."""
+    if m.log == relative:
+        return ""
+    need = "a percentage, such as 0.5%" if m.log else f"a number in {m.unit}"
+    return f"--margin={margin} is not allowed for {m.name}: it must be {need}."

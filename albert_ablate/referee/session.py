@@ -187,7 +187,7 @@ class Session:
                 f"{old.text} is a {old.kind} side and {new.text} a {new.kind} side: compare like with like."
             )
         if new.kind == "overrides" and (
-            why := measure_refusal(self.settings.metric or "test_loss", self.scale.relative)
+            why := measure_refusal(self.settings.metric or "test_loss", self.settings.margin, self.scale.relative)
         ):
             raise Inadmissible(why)
 

@@ -282,14 +282,11 @@ def read_seconds(option: str, text: str | None) -> float:
     """90, 90s, 10m or 2h; no limit where there is none."""
     if text is None:
         return math.inf
-    found = re.fullmatch(r"\s*([0-9.]+)\s*(s|m|h|)\s*", text)
-    try:
-        assert found
-        seconds = float(found[1]) * {"s": 1, "m": 60, "h": 3600, "": 1}[found[2]]
-        assert seconds > 0
-        return seconds
-    except (AssertionError, ValueError):
-        raise Inadmissible(f"{option}={text} is not allowed: write 90s, 10m or 2h.") from None
+    found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(s|m|h|)\s*", text)
+    seconds = float(found[1]) * {"s": 1, "m": 60, "h": 3600, "": 1}[found[2]] if found else 0.0
+    if not seconds > 0:
+        raise Inadmissible(f"{option}={text} is not allowed: write 90s, 10m or 2h.")
+    return seconds
 
 
 def clock() -> float:

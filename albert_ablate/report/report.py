@@ -3,9 +3,9 @@
 An arm here is a setting, named by what it differs in from the others. Tuning runs appear in the tuning section only.
 """
 
-import gc
 from pathlib import Path
 
+from albert_ablate.records.collector import without_collector
 from albert_ablate.report import render
 from albert_ablate.report.histories import inputs
 from albert_ablate.report.material import counted, gather
@@ -60,14 +60,9 @@ def write(
     made_from = inputs(root, ledger or root / "ledger.json", baseline) if kind == "html" and root.is_dir() else ""
     if made_from and is_current(output, made_from):
         return [output]
-    collects = gc.isenabled()
-    gc.disable()  # Python's search for circular garbage would go over all rows and charts again and again
-    try:
+    with without_collector():
         with render.unchecked():
             page = make(root, ledger, baseline)
         if kind == "html":
             return write_html(page, output, made_from)
         return write_markdown(page, output) if kind == "md" else write_csv(page, output)
-    finally:
-        if collects:
-            gc.enable()

@@ -212,7 +212,7 @@ def by_depth(study: Study, quantity: str) -> pd.DataFrame:
         for when, initial in (("initialization", True), ("end", False)):
             try:
                 sizes = run.norms(quantity, initial)[-1] if quantity.endswith("norm") else _last(run, quantity, initial)
-            except Missing:
+            except (Missing, Unusable):
                 continue
             blocks = np.arange(1, len(sizes) + 1)
             parts.append(

@@ -2,18 +2,17 @@
 
 import contextlib
 import fcntl
-import gc
 import json
 import os
 import struct
 import sys
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from albert_ablate.config import SIGNIFICANT
 from albert_ablate.records import store
+from albert_ablate.records.collector import without_collector
 from albert_ablate.records.lease import NO_LOCKS, is_leased
 from albert_ablate.records.store import DONE
 from albert_ablate.records.store import has_ended as has_ended
@@ -52,20 +51,8 @@ def states(root: Path, configured: bool = True) -> list[dict[str, Any]]:
     What was read stands in an index beside the runs, a line each, so that next time only records that have changed are
     read. It may be lost at any time.
     """
-    with _without_collector():
+    with without_collector():
         return _states(root, configured)
-
-
-@contextlib.contextmanager
-def _without_collector() -> Iterator[None]:
-    """Python's search for circular garbage goes over all records again and again as they are read, and finds none."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 def _states(root: Path, configured: bool) -> list[dict[str, Any]]:

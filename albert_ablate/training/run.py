@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from albert_ablate.config import ConfigError, check, evaluations_of
+from albert_ablate.config.secrets import masked
 from albert_ablate.data.tasks import is_language, language_model
 from albert_ablate.records.folder import DONE, RunFolder, plain
 from albert_ablate.records.naming import link_by_name
@@ -213,5 +215,5 @@ def _follow(job: Job, ranks: Ranks) -> dict[str, Any]:
         except ConfigError:
             continue  # rank 0 raises the same error and reports it
         except Exception as error:
-            traceback.print_exc()
+            print(masked(traceback.format_exc()), file=sys.stderr)
             raise RunFailed(f"Rank {ranks.rank} failed: {type(error).__name__}: {error}.") from error

@@ -18,6 +18,7 @@ from albert_ablate import cli
 from albert_ablate.config import ConfigError
 from albert_ablate.config.secrets import HANDED_ON, masked, with_password
 from albert_ablate.records.folder import RunFolder
+from albert_ablate.referee import commands as referee
 from albert_ablate.studies.sweeper import _handed_on
 from albert_ablate.studies.wandb_agent.agent import Agent
 from albert_ablate.trackers.base import AXES, Tracker, reason
@@ -165,6 +166,18 @@ def test_no_secret_of_an_error_is_printed(kind, code, monkeypatch, capsys):
         monkeypatch.setattr("sys.argv", ["run.py", "seed=1"])
         assert run_main() == 2
     assert set(capsys.readouterr().err.splitlines()) == {f"{HIDDEN} is not allowed."}
+
+
+def test_no_secret_is_in_a_traceback_that_nobody_foresaw(monkeypatch, capsys):
+    def broken(*args: object, **options: object) -> None:
+        raise LookupError(ADDRESS)
+
+    monkeypatch.setattr(cli, "app", broken)
+    monkeypatch.setattr("albert_ablate.referee.compare.compare", broken)
+    assert cli.main(["show", "x"]) == 1
+    assert referee.compare(["norm=pre_ln", "norm=rezero"]) == 75  # 1 would say REJECT
+    said = capsys.readouterr().err
+    assert said.count("Traceback") == 2 and said.count(f"LookupError: {HIDDEN}") == 2 and ADDRESS not in said
 
 
 @pytest.mark.process

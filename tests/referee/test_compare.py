@@ -39,6 +39,22 @@ def table(tmp_path, rows=None, skip=()):
     return ["--from", tmp_path / "t.csv", "--metric", "loss"]
 
 
+@pytest.mark.parametrize(
+    ("sides", "given", "workers"),
+    [
+        (["norm=pre_ln", "norm=rezero"], [], 2),
+        (["norm=pre_ln", "norm=rezero"], ["--workers", "1"], 1),
+        (["echo {seed}", "echo {seed}{seed}"], [], 1),  # side by side they would slow each other down
+        (["echo {seed}", "echo {seed}{seed}"], ["--workers", "2"], 2),
+    ],
+)
+def test_as_many_workers_as_asked_for(sides, given, workers, monkeypatch):
+    asked = []
+    monkeypatch.setattr("albert_ablate.referee.compare.compare", lambda question, work: asked.append(work) or 1 / 0)
+    assert main(["compare", *sides, *given]) == 75
+    assert asked[0].workers == workers
+
+
 def test_a_table_is_judged_as_the_judge_does(ask, tmp_path):
     code, answer, _ = ask("a", "b", "c", *table(tmp_path))
     logs = {k: np.log(v) for k, v in TABLE.items()}

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -185,6 +186,15 @@ def test_another_control_flips_every_difference_exactly(records):
     np.testing.assert_array_equal(there["d"], -back["d"])
     run_alone = {n for n in MEASURES if MEASURES[n].evaluation in ("", "corruption", "calibration")}
     assert {*there["measure"]} == run_alone - {"macro_f1", "probe_macro_f1", "accuracy"}
+
+
+def test_a_damaged_history_leaves_its_run_out_of_the_depths(records, tmp_path):
+    shutil.copytree(records, tmp_path / "runs")
+    whole = study.by_depth(study.read_study(tmp_path / "runs"), "grad_norm")
+    file = sorted((tmp_path / "runs").glob("*/seed*/layers.arrow"))[0]
+    file.write_bytes(file.read_bytes()[:-40])
+    left = study.by_depth(study.read_study(tmp_path / "runs"), "grad_norm")
+    assert left["run"].nunique() == whole["run"].nunique() - 1 > 0
 
 
 def test_tables_agree_with_the_records(records):
