@@ -85,7 +85,7 @@ def sync(
 @app.command()
 def methods(
     kind: Annotated[str | None, typer.Argument(help="One group: norm, dropout, optimizer, data, ...")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON (schema: docs/referee.md).")] = False,
     plot: Annotated[
         Path | None,
         typer.Option(help="Draw dropout over depth, and each norm's residual variance and gradients, to this file."),

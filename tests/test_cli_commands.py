@@ -1,7 +1,6 @@
 """The command `albert-ablate`, and `methods`: the list of what can be varied equals what is on disk."""
 
 import errno
-import json
 import os
 import re
 import subprocess
@@ -9,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from published import published
 
 from albert_ablate import cli
 from albert_ablate.config import ConfigError, options, target_of, unwritable
@@ -178,9 +178,12 @@ def test_formula_and_sources_are_told_apart():
 
 def test_methods_as_json_and_as_a_table(capsys):
     assert cli.main(["methods", "norm", "--json"]) == 0
-    found = {m["option"]: m for m in json.loads(capsys.readouterr().out)}
+    found = {m["option"]: m for m in published(capsys.readouterr().out, "methods")["methods"]}
     assert found["pre_ln"]["formula"] == "x + f(N(x)), with a final norm"
     assert {"authors": "Xiong et al.", "year": "2020", "arxiv": "2002.04745"} in found["pre_ln"]["sources"]
+    assert cli.main(["methods", "--json"]) == 0
+    everything = published(capsys.readouterr().out, "methods")["methods"]
+    assert {m["kind"] for m in everything} == set(options())
     assert cli.main(["methods", "clip"]) == 0
     table = capsys.readouterr().out
     assert "max_norm=1.0" in table and "Brock et al. 2021, 2102.06171" in table and "layer_norm" not in table

@@ -20,6 +20,7 @@ from albert_ablate.judge.entries import entry_of, refusals, tested_contrasts
 from albert_ablate.judge.run_store import RunStore
 from albert_ablate.records.checked import write_checked
 from albert_ablate.records.folder import DONE
+from albert_ablate.records.json_output import schema_id
 from albert_ablate.stats.verdicts import Claim, verdicts
 
 
@@ -117,16 +118,17 @@ def write_ledger(ledger: Mapping[str, Any], path: Path) -> None:
     """As strict JSON: what is not finite is "Infinity", "-Infinity" or "NaN"."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_checked(path, _strict(ledger))
+        write_checked(path, {"schema": schema_id("ledger"), **strict(ledger)})
     except OSError as error:
         raise unwritable(path, error) from None
 
 
-def _strict(value: Any) -> Any:
+def strict(value: Any) -> Any:
+    """What JSON can hold: a number that is not finite as text, see `write_ledger`."""
     if isinstance(value, Mapping):
-        return {str(k): _strict(v) for k, v in value.items()}
+        return {str(k): strict(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_strict(v) for v in value]
+        return [strict(v) for v in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

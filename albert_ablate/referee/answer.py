@@ -1,11 +1,11 @@
 """An answer for people and programs: exit code, JSON, one sentence, a picture of the interval, Markdown."""
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
+
+from albert_ablate.records.json_output import schema_id
 
 ACCEPT, REJECT, INADMISSIBLE, NO_EFFECT, UNDECIDED = "ACCEPT", "REJECT", "INADMISSIBLE", "NO EFFECT", "UNDECIDED"
 EXIT_CODES = {ACCEPT: 0, REJECT: 1, INADMISSIBLE: 2, NO_EFFECT: 3, UNDECIDED: 75}
@@ -16,8 +16,6 @@ BEST_FIRST = (
     REJECT,
     INADMISSIBLE,
 )  # of several contrasts the first of these
-SCHEMA = "albert_ablate.answer.v1"
-SCHEMA_FILE = Path(__file__).with_name("answer.schema.json")
 WIDTH = 61
 
 
@@ -116,12 +114,12 @@ class Answer:
         return " ".join(c.sentence() for c in self.contrasts)
 
     def document(self) -> dict[str, Any]:
-        """As `answer.schema.json` has it."""
+        """As `schemas/answer.schema.json` has it."""
         return {
-            "schema": SCHEMA, "command": self.command, "decision": self.decision, "exit_code": self.exit_code,
-            "sentence": self.sentence(), "contrasts": [c.document() for c in self.contrasts], "folder": self.folder,
-            "runs": self.runs, "seconds": round(self.seconds, 1), "recorded": self.recorded, "notes": self.notes,
-            **self.more,
+            "schema": schema_id("answer"), "command": self.command, "decision": self.decision,
+            "exit_code": self.exit_code, "sentence": self.sentence(),
+            "contrasts": [c.document() for c in self.contrasts], "folder": self.folder, "runs": self.runs,
+            "seconds": round(self.seconds, 1), "recorded": self.recorded, "notes": self.notes, **self.more,
         }  # fmt: skip
 
     def markdown(self) -> str:
@@ -180,11 +178,6 @@ def picture(c: Contrast) -> list[str]:
         f"  {''.join(zone)}  = margin, {_number(max(map(abs, ends[3:])), '')}{c.unit}",
         f"  {''.join(line)}  change of {c.metric}; to the right is {better}",
     ]
-
-
-def schema() -> dict[str, Any]:
-    """The published JSON schema of an answer."""
-    return json.loads(SCHEMA_FILE.read_text())
 
 
 def _number(x: float, sign: str = "+") -> str:

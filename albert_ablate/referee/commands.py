@@ -2,16 +2,16 @@
 
 import contextlib
 import json
-import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from albert_ablate.config import ConfigError
+from albert_ablate.records.json_output import output_to_stderr
 from albert_ablate.studies.commands import RUNS
 
 SIDE = 'overrides ("norm=pre_ln"), a command with {seed} in it, or git:REF (with --command)'
@@ -152,20 +152,6 @@ def _held(book: Any, ask: Callable[[], Any]) -> Any:
         return ask()
 
 
-@contextlib.contextmanager
-def _output_to_stderr() -> Iterator[None]:
-    """What workers print while they train: the standard output is for the answer alone."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-
-
 def _answered(command: str, ask: Callable[[Callable[[str], None]], Any], as_json: bool, markdown: bool) -> int:
     """Ask, print the answer in the wanted form, and give its exit code; what is not an answer is 2, 75, 130 or 143."""
     from albert_ablate.config.secrets import masked
@@ -177,7 +163,7 @@ def _answered(command: str, ask: Callable[[Callable[[str], None]], Any], as_json
         print(masked(text), file=sys.stderr if as_json or markdown else sys.stdout, flush=True)
 
     try:
-        with _output_to_stderr() if as_json or markdown else contextlib.nullcontext():
+        with output_to_stderr() if as_json or markdown else contextlib.nullcontext():
             answer = ask(say)
         document = json.dumps(answer.document(), indent=1, allow_nan=False)
         if command == "compare" and Path(answer.folder).is_dir():

@@ -5,16 +5,29 @@ from typing import Annotated, Literal
 
 import typer
 
+from albert_ablate.config import ConfigError
+from albert_ablate.records.json_output import document
+
 
 def show(
     run: Annotated[Path, typer.Argument(help="A run folder: runs/SETTING/seedN.", show_default=False)],
-    output: Annotated[Path, typer.Option("-o", "--output", help="What to write: .html, .png or .svg.")] = Path(
-        "run.html"
-    ),
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="What to write: .html, .png or .svg; run.html.", show_default=False),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the run's figures as JSON, draw nothing (schema: docs/referee.md).")
+    ] = False,
 ) -> None:
     """Draw one run: losses, gradients, learning rate, and what happens in each layer; also while it runs."""
-    from albert_ablate.report.show import draw
+    from albert_ablate.report.show import as_document, draw
 
+    if as_json and output:
+        raise ConfigError(f"--json and -o {output} exclude each other: --json draws nothing.")
+    if as_json:
+        print(document("run", as_document(run)))
+        return
+    output = output or Path("run.html")
     draw(run, output)
     print(output)
 

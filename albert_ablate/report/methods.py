@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from albert_ablate.config import HYDRA_KEYS, ConfigError, conf_folder, nearest, options
+from albert_ablate.records.json_output import document
 
 # "Ba et al. 2016, 1607.06450", "Loshchilov and Hutter 2017, 1711.05101", "Shannon 1948"
 _NAME = r"(?!(?:In|Since|Until|By|Of|On|At|From|The|Python)\b)(?:(?:Le|Team) )?[A-ZÀ-Ž][\w'’-]+(?: Team)?"
@@ -144,7 +145,7 @@ def show_methods(kind: str | None, as_json: bool = False, plot: Path | None = No
         return
     found = methods(kind)
     if as_json:
-        print(json.dumps([asdict(m) for m in found], indent=1, ensure_ascii=False))
+        print(document("methods", {"methods": [asdict(m) for m in found]}))
         return
     from rich.console import Console
     from rich.table import Table

@@ -262,6 +262,33 @@ def _apart(charts_: Any) -> Any:
     return charts_.resolve_scale(color="independent", stroke="independent")
 
 
+def as_document(folder: Path) -> dict[str, Any]:
+    """The run as `schemas/run.schema.json` has it, without the key `schema`; units are those of the record."""
+    run = read_run(folder)
+    record = run.record
+    progress = record.get("progress") or {}
+    figures = {**record["summary"], **record["cost"]}
+    evaluated = read_evaluations(folder, record.get("identity"))
+    return {
+        "folder": str(folder),
+        "name": record.get("name") or record["label"] or folder.name,
+        "setting": record.get("setting") or folder.resolve().parent.name,
+        "seed": record["seed"],
+        "role": record.get("role"),
+        "status": record["status"],
+        "outcome": outcome(record),
+        "error": store.last_line(record["error"]) if record.get("error") else None,
+        "step": progress.get("step"),
+        "steps": progress.get("steps"),
+        "learning_rate": (record["config"].get("optimizer") or {}).get("lr"),
+        "choices": dict(record["choices"]),
+        "figures": {k: v for k, v in figures.items() if v is None or isinstance(v, bool | int | float | str)},
+        "evaluations": {name: kept["summary"] for name, kept in evaluated.items()},
+        "evals": run.evals.drop(columns="data_order", errors="ignore").to_dict("records"),
+        "spikes": spike_marks(run.steps)[0].to_dict("records"),
+    }
+
+
 def draw(folder: Path, output: Path) -> None:
     """Write the picture (.png, .svg) or the interactive page (.html) of the run in `folder`."""
     render.require()

@@ -117,8 +117,11 @@ def status(
     ] = None,
     sweep: Annotated[Path | None, typer.Option(help="Show the runs of this sweep file, those not begun too.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Show it again every two seconds.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the runs as JSON in place of the table (schema: docs/referee.md).")
+    ] = False,
 ) -> None:
     """Arms and seeds with state, progress, speed and time left, from the records alone."""
     from albert_ablate.studies.status import show_status
 
-    show_status(runs, sweep, watch, overrides or ())
+    show_status(runs, sweep, watch, overrides or (), as_json)

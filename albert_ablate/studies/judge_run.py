@@ -1,5 +1,6 @@
 """`albert-ablate judge`: print the ledger, price the claims, or train what the undecided ones lack, cheapest first."""
 
+import contextlib
 import re
 import sys
 import time
@@ -11,6 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from albert_ablate.config import ConfigError
+from albert_ablate.records.json_output import document, output_to_stderr
 from albert_ablate.records.tuning import tuning_tokens
 from albert_ablate.studies.commands import RUNS
 
@@ -18,8 +20,11 @@ from albert_ablate.studies.commands import RUNS
 def judge(
     claims: Annotated[Path, typer.Argument(help="A claims file, or albert_agpt: the article's.", show_default=False)],
     runs: RUNS = Path("runs"),
-    json: Annotated[
-        Path | None, typer.Option(help="Where the ledger goes; RUNS/ledger.json.", show_default=False)
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the ledger as JSON in place of the text (schema: docs/referee.md).")
+    ] = False,
+    ledger_file: Annotated[
+        Path | None, typer.Option("--ledger", help="Where the ledger goes; RUNS/ledger.json.", show_default=False)
     ] = None,
     form: Annotated[Literal["screen", "full"], typer.Option(help="The claims' small or large form.")] = "screen",
     only: Annotated[list[str] | None, typer.Option(help="Show and train only this claim; all are judged.")] = None,
@@ -46,7 +51,6 @@ def judge(
 ) -> int:
     """Judge claims from the records of runs: a verdict for each, with its interval, its cost and every look."""
     from albert_ablate.judge.claims import read_claims
-    from albert_ablate.judge.console import show_ledger
     from albert_ablate.judge.ledger import judge_and_register, refuse_unknown, write_ledger
 
     limit = _budget(budget)
@@ -54,8 +58,11 @@ def judge(
         raise ConfigError(f"--budget={budget} would do nothing: it limits --run.")
     if secondary and not run:
         raise ConfigError("--secondary would do nothing: it is about what --run trains.")
-    if run and dry_run:
-        raise ConfigError("--run and --dry-run exclude each other.")
+    for one, other in ((run, "--run"), (as_json, "--json")):
+        if one and dry_run:
+            raise ConfigError(f"{other} and --dry-run exclude each other.")
+    if as_json and format:
+        raise ConfigError(f"--json and --format={format} exclude each other: both say how the ledger is printed.")
     file = read_claims(claims)
     refuse_unknown(file, only or ())
     if lacking := [c.name for c in file.claims if c.name in (only or ()) and form not in c.forms and not dry_run]:
@@ -65,29 +72,44 @@ def judge(
 
         show_price(file, runs, only or ())
         return 0
+    aside = output_to_stderr if as_json else contextlib.nullcontext
     code = 0
-    if run:
-        code = PairRunner(file, runs, form, only or (), secondary, workers, limit, print).go()
-    elif not runs.is_dir():
-        raise ConfigError(f"{runs} is not a folder of runs: --run trains them, --dry-run says what they cost.")
-    elif not any(runs.glob("*/seed*")):
-        raise ConfigError(f"{runs} holds no run: --run trains them, --dry-run says what they cost.")
-    ledger = judge_and_register(file, runs, form)
-    place = json or runs / "ledger.json"
-    write_ledger(ledger, place)
-    if format:
-        from albert_ablate.judge.export import exported
+    with aside():
+        if run:
+            code = PairRunner(file, runs, form, only or (), secondary, workers, limit, print).go()
+        elif not runs.is_dir():
+            raise ConfigError(f"{runs} is not a folder of runs: --run trains them, --dry-run says what they cost.")
+        elif not any(runs.glob("*/seed*")):
+            raise ConfigError(f"{runs} holds no run: --run trains them, --dry-run says what they cost.")
+        ledger = judge_and_register(file, runs, form)
+        place = ledger_file or runs / "ledger.json"
+        write_ledger(ledger, place)
+    _print_ledger(ledger, place, as_json, format, only or ())
+    with aside():
+        if plot:
+            from albert_ablate.report.claims import draw_claims
 
-        print(exported(ledger, format, only or ()), end="")
+            for drawn in draw_claims(ledger, place.parent / "claims" / "plots", plot, only or ()):
+                print(drawn, file=sys.stderr if format else sys.stdout)
+        return code or (verify_runs(file, runs, form, only or (), verify, print) if verify else 0)
+
+
+def _print_ledger(
+    ledger: Mapping[str, Any], place: Path, as_json: bool, format: Literal["latex", "md", "csv"] | None,
+    only: Sequence[str],
+) -> None:  # fmt: skip
+    from albert_ablate.judge.console import show_ledger
+    from albert_ablate.judge.export import exported
+    from albert_ablate.judge.ledger import strict
+
+    if as_json:
+        shown = [e for e in ledger["claims"] if not only or e["name"] in only]
+        print(document("ledger", strict({**ledger, "claims": shown})))
+    elif format:
+        print(exported(ledger, format, only), end="")
     else:
-        show_ledger(ledger, only or ())
+        show_ledger(ledger, only)
         print(place)
-    if plot:
-        from albert_ablate.report.claims import draw_claims
-
-        for drawn in draw_claims(ledger, place.parent / "claims" / "plots", plot, only or ()):
-            print(drawn, file=sys.stderr if format else sys.stdout)
-    return code or (verify_runs(file, runs, form, only or (), verify, print) if verify else 0)
 
 
 def verify_runs(file: Any, runs: Path, form: str, only: Sequence[str], count: int, say: Callable[[str], None]) -> int:

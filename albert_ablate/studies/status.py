@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from albert_ablate.config import ConfigError, Identity, is_outdated
+from albert_ablate.records.json_output import document
 from albert_ablate.records.keys import Keys
 from albert_ablate.records.tuning import LEARNING_RATE
 from albert_ablate.studies.states import is_done, last_line, states
@@ -98,12 +99,20 @@ def cell(record: Mapping[str, Any]) -> str:
 
 
 def show_status(
-    root: Path, file: Path | None = None, watch: bool = False, overrides: Sequence[str] = (), every: float = 2.0
+    root: Path,
+    file: Path | None = None,
+    watch: bool = False,
+    overrides: Sequence[str] = (),
+    as_json: bool = False,
+    every: float = 2.0,
 ) -> None:
-    """Print the table, the failed runs' errors and a count of states; with `watch` again until all is done."""
+    """Print the table, the failed runs' errors and a count of states, or all that as JSON; with `watch` again until
+    all is done."""
     from rich.console import Console
     from rich.live import Live
 
+    if watch and as_json:
+        raise ConfigError("--watch and --json exclude each other: --json prints one document.")
     sweep = None if file is None else read_sweep(file)
     if overrides and sweep is None:
         raise ConfigError(f"{overrides[0]} would do nothing: it says how a sweep was run, give its file with --sweep.")
@@ -116,7 +125,10 @@ def show_status(
     console = Console(highlight=False, width=None if os.isatty(1) else 200)
     if not watch:
         found = table()
-        console.print(_picture(found))
+        if as_json:
+            print(document("status", as_document(root, file, found)))
+        else:
+            console.print(_picture(found))
         if sweep and found and all(r["status"] == "pending" for row in found.values() for r in row.values()):
             print(
                 "None of these runs was begun: give the overrides that the sweep was run with, if any.", file=sys.stderr
@@ -129,6 +141,32 @@ def show_status(
             if all(is_done(dict(r)) for row in found.values() for r in row.values()):
                 return
             time.sleep(every)
+
+
+def as_document(root: Path, file: Path | None, table: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> dict[str, Any]:
+    """As `schemas/status.schema.json` has it, without the key `schema`; times in seconds, losses in nats per token."""
+    runs = [_described(arm, seed, record) for arm, row in table.items() for seed, record in row.items()]
+    counts = {s: sum(r["status"] == s for r in runs) for s in sorted({r["status"] for r in runs})}
+    return {"folder": str(root), "sweep": None if file is None else str(file), "counts": counts, "runs": runs}
+
+
+def _described(arm: str, seed: int, record: Mapping[str, Any]) -> dict[str, Any]:
+    progress, cost = record.get("progress") or {}, record.get("cost") or {}
+    summary = record.get("summary") or {}
+    return {
+        "arm": arm,
+        "seed": seed,
+        "status": record["status"],
+        "folder": record.get("folder"),
+        "learning_rate": record.get("lr"),
+        "step": progress.get("step"),
+        "steps": progress.get("steps"),
+        "seconds": cost.get("seconds"),
+        "tokens_per_second": cost.get("tokens_per_second"),
+        "val_loss": summary.get("val_loss"),
+        "test_loss": summary.get("test_loss"),
+        "error": last_line(record["error"]) if record.get("error") else None,
+    }
 
 
 def _picture(table: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> Any:

@@ -20,6 +20,7 @@ import scipy.stats
 import yaml
 from checkpoints import gpt2
 from factories import edit_record, write_record
+from published import published
 from statsmodels.stats.multitest import multipletests
 
 from albert_ablate.analysis import registry
@@ -27,10 +28,11 @@ from albert_ablate.analysis.registry import MEASURES, Evidence, Missing
 from albert_ablate.cli import main
 from albert_ablate.config import ConfigError, check, compose, run_identity, to_container
 from albert_ablate.judge.claims import arms_of, read_claims
-from albert_ablate.judge.ledger import judge, judge_and_register
+from albert_ablate.judge.ledger import judge, judge_and_register, strict
 from albert_ablate.judge.run_store import RunStore
 from albert_ablate.judge.words import ratio_words
 from albert_ablate.records.history import SCHEMAS
+from albert_ablate.records.json_output import document
 from albert_ablate.report.claims import draw_claims
 from albert_ablate.stats import sequential as statistics
 from albert_ablate.studies.judge_run import Budget, PairRunner
@@ -101,7 +103,8 @@ class Workbench:
         return path
 
     def judged(self, **claim):
-        return judge(read_claims(self.file(**claim)), self.runs)["claims"][0]
+        ledger = judge(read_claims(self.file(**claim)), self.runs)
+        return published(document("ledger", strict(ledger)), "ledger") and ledger["claims"][0]
 
     def command(self, *more, **claim):
         return main(["judge", str(self.file(**claim)), "--runs", str(self.runs), *more])
@@ -654,12 +657,31 @@ def test_the_same_records_give_the_same_ledger_byte_for_byte(bench, capsys):
     bench.pairs([*(2.0 + 0.01 * NOISE[:9]), INF], [*(2.2 + 0 * NOISE[:9]), INF])
     assert bench.command() == 0
     first = (bench.runs / "ledger.json").read_bytes()
-    assert bench.command("--json", str(bench.folder / "again.json")) == 0
+    assert bench.command("--ledger", str(bench.folder / "again.json")) == 0
     assert (bench.folder / "again.json").read_bytes() == first
     assert str(bench.folder).encode() not in first
     ledger = json.loads(first, parse_constant=lambda word: pytest.fail(f"{word} is no strict JSON"))
     assert ledger["claims"][0]["parts"][0]["d"][-1] == "NaN"
     assert "SUPPORTED" in capsys.readouterr().out
+
+
+def test_json_prints_the_ledger_and_nothing_else(bench, capfd):
+    bench.pairs([*(2.0 + 0.01 * NOISE[:9]), INF], [*(2.2 + 0 * NOISE[:9]), INF])
+    assert bench.command("--json", "--plot", "svg") == 0
+    said = capfd.readouterr()
+    found = published(said.out, "ledger")
+    written = json.loads((bench.runs / "ledger.json").read_text())
+    assert found == {k: v for k, v in written.items() if k != "checksum"}
+    assert found["claims"][0]["verdict"] == "supported" and "plots/first.svg" in said.err
+    published((bench.runs / "ledger.json").read_text(), "ledger")
+    for other, sentence in (
+        (["--dry-run"], "--json and --dry-run exclude each other."),
+        (["--format", "md"], "--json and --format=md exclude each other"),
+        (["elsewhere.json"], "unexpected extra argument"),  # it took a file once
+    ):
+        assert bench.command("--json", *other) == 2
+        said = capfd.readouterr()
+        assert sentence in said.err and said.err.count("\n") == 1 and not said.out
 
 
 def lacking_of(path, runs, only=()):

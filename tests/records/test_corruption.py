@@ -102,7 +102,7 @@ def test_a_table_has_a_row_for_every_malformed_record(mutated, capsys):
 def test_judge_names_every_malformed_record(mutated, capsys, tmp_path):
     root, _ = mutated
     claims = Path(__file__).parents[2] / "sweeps" / "claims.yaml"
-    assert main(["judge", str(claims), "--runs", str(root), "--json", str(tmp_path / "l.json")]) == 0
+    assert main(["judge", str(claims), "--runs", str(root), "--ledger", str(tmp_path / "l.json")]) == 0
     refusals = json.loads((tmp_path / "l.json").read_text())["refusals"]
     unreadable = load_runs(root).summary["status"].isna().sum()
     assert sum("record.json cannot be read" in r for r in refusals) >= unreadable

@@ -1,6 +1,7 @@
 """show and report: records written by hand in the form that runs leave, drawn, and looked at by a browser."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -11,11 +12,14 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from factories import edit_record, make_run, write_record
+from published import published
 
 from albert_ablate.analysis.measures import spike_score, spikes
 from albert_ablate.analysis.numbers import human
 from albert_ablate.analysis.tables import with_mean
 from albert_ablate.cli import main
+from albert_ablate.records import store
+from albert_ablate.records.evaluation_results import write_evaluations
 from albert_ablate.report import charts, render, report, show
 from albert_ablate.report.contrasts import effect_text
 from albert_ablate.report.material import gather
@@ -194,6 +198,32 @@ def test_a_run_is_a_picture_too(tmp_path, kind, begins):
     target = tmp_path / f"run.{kind}"
     assert main(["show", str(folder), "-o", str(target)]) == 0
     assert target.read_bytes().startswith(begins) and target.stat().st_size > 20_000
+
+
+@pytest.mark.parametrize("lost", [None, 200])
+def test_a_run_is_json_too(tmp_path, capsys, monkeypatch, lost):
+    monkeypatch.chdir(tmp_path)
+    folder = make_run(tmp_path, {"norm": EVIL}, lost=lost)
+    entry = {
+        "rows": [],
+        "summary": {"f1": 0.5, "odd": math.nan},
+        "settings": {},
+        "weights": "last",
+        "weights_hash": "x",
+    }
+    write_evaluations(folder, {"topic": entry})
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["show", str(folder), "--json"]) == 0
+    found = published(capsys.readouterr().out, "run")
+    record = store.read(folder)
+    assert found["status"] == record["status"] and found["figures"]["seconds"] == record["cost"]["seconds"]
+    assert found["evaluations"] == {"topic": {"f1": 0.5, "odd": None}}
+    assert [e["step"] for e in found["evals"]] == show.read_run(folder).evals["step"].tolist()
+    assert sorted(tmp_path.rglob("*")) == before
+    assert main(["show", str(folder), "--json", "-o", "run.png"]) == 2
+    assert "--json and -o run.png exclude each other" in capsys.readouterr().err
+    assert main(["show", str(tmp_path / "gone"), "--json"]) == 2
+    assert not capsys.readouterr().out
 
 
 def test_a_run_that_goes_on_is_drawn_from_what_it_committed(tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from forking import Child, arguments, forked, nano, outcome, write_text
 from hydra.core.plugins import Plugins
+from published import published
 
 from albert_ablate.cli import main
 from albert_ablate.config import compose
@@ -349,6 +350,12 @@ def test_the_table_shows_every_run_of_the_file(text, given, tmp_path, capfd):
     assert kinds.pop(("norm=pre_ln", 1)) in ("finished", "diverged") and set(kinds.values()) == {"pending"}
     assert main(["status", str(runs), *given, "--sweep", str(file)]) == 0
     assert "4 runs: 1 " in capfd.readouterr().out
+    assert main(["status", str(runs), *given, "--sweep", str(file), "--json"]) == 0
+    listed = published(capfd.readouterr().out, "status")
+    assert listed["sweep"] == str(file) and sum(listed["counts"].values()) == 4 and listed["counts"]["pending"] == 3
+    assert {(r["arm"], r["seed"], r["folder"]) for r in listed["runs"] if r["folder"]} == {
+        ("norm=pre_ln", 1, str(folders(tmp_path)[0]))
+    }
     assert main(["status", str(runs), *given, "budget.tokens=2_048", "model.tied=false", "--sweep", str(file)]) == 0
     assert "4 runs: 1 " in capfd.readouterr().out  # of one key given twice the last counts, and false is the default
     assert main(["status", str(runs), "--sweep", str(file)]) == 0
@@ -390,7 +397,7 @@ def test_a_state_is_what_the_record_and_the_lock_say(tmp_path):
 
 
 @pytest.mark.process
-def test_status_reads_without_torch_and_says_why_runs_failed(tmp_path):
+def test_status_reads_without_torch_and_says_why_runs_failed(tmp_path, capsys):
     for seed, status in enumerate(("finished", "failed")):
         folder = RunFolder(tmp_path / "abc" / f"seed{seed}")
         folder.create()
@@ -404,6 +411,12 @@ def test_status_reads_without_torch_and_says_why_runs_failed(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "finished 2.5000" in done.stdout and "failed 50%" in done.stdout and "norm=[odd]" in done.stdout
     assert "OSError: disk full" in done.stdout and "2 runs: 1 failed, 1 finished" in done.stdout
+    assert main(["status", str(tmp_path), "--json"]) == 0
+    listed = published(capsys.readouterr().out, "status")
+    assert listed["counts"] == {"failed": 1, "finished": 1}
+    failed = next(r for r in listed["runs"] if r["status"] == "failed")
+    assert (failed["error"], failed["step"], failed["steps"]) == ("OSError: disk full", 1, 2)
+    assert main(["status", str(tmp_path), "--json", "--watch"]) == 2
 
 
 def test_no_folder_of_runs_is_said(tmp_path, capsys):

@@ -1,0 +1,51 @@
+"""What `--json` prints: one JSON document on the standard output, which names its schema, and nothing else there."""
+
+import contextlib
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+SCHEMAS = Path(__file__).parent.parent / "schemas"  # NAME.schema.json, published: docs/referee.md
+VERSIONS = {"answer": 1, "ledger": 1, "status": 1, "run": 1, "methods": 1}
+
+
+def schema_id(name: str) -> str:
+    """What a document says in its key `schema`: albert_ablate.NAME.vN. N grows where a key changes or goes."""
+    return f"albert_ablate.{name}.v{VERSIONS[name]}"
+
+
+def schema(name: str) -> dict[str, Any]:
+    """The published JSON schema of a document."""
+    return json.loads((SCHEMAS / f"{name}.schema.json").read_text(encoding="utf-8"))
+
+
+def document(name: str, content: Mapping[str, Any]) -> str:
+    """The document as text; a number that is not finite is null."""
+    return json.dumps(_finite({"schema": schema_id(name), **content}), indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextlib.contextmanager
+def output_to_stderr() -> Iterator[None]:
+    """What is printed meanwhile, by processes that are started too, goes to the standard error: the standard output is
+    for the document alone."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
