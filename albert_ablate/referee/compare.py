@@ -85,6 +85,8 @@ def compare(question: Question, work: Work) -> Answer:
         for b in sides[i + 1 :]:
             refuse_same(a, b, work.repository)
     kept = [*(s.identity for s in sides), question.metric, scale, question.max_pairs, question.tune, question.equal]
+    if question.crash_is_outcome and sides[0].kind != "overrides":
+        kept.append("crash_is_outcome")  # only where it is asked for, so that other folders keep their names
     name = hashlib.sha256(json.dumps(kept, default=str).encode()).hexdigest()[:12]
     folder = work.runs / "compare" / name
     if sides[0].kind == "overrides":
@@ -194,7 +196,7 @@ def _commanded(q: Question, scale: Scale, sides: Sequence[Side], folder: Path, w
         if not book.entries:
             book.add(
                 "claim", version=1, sides=[s.kept() for s in sides], metric=q.metric, margin=q.margin,
-                higher=q.higher, max_pairs=q.max_pairs, family=len(sides) - 1,
+                higher=q.higher, max_pairs=q.max_pairs, family=len(sides) - 1, crash_is_outcome=q.crash_is_outcome,
                 statement=[f"{s.text} is better than {sides[0].text}." for s in sides[1:]],
             )  # fmt: skip
         trees = Worktrees(work.repository, folder / "worktrees")

@@ -1,8 +1,10 @@
 """`albert-ablate compare`: commands, tables and overrides, against the judge's own verdict."""
 
+import hashlib
 import json
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ import pytest
 from albert_ablate.cli import main
 from albert_ablate.referee import runners
 from albert_ablate.referee.answer import ACCEPT, INADMISSIBLE, REJECT, UNDECIDED, Answer, Contrast, picture
+from albert_ablate.referee.ledger import Ledger
+from albert_ablate.referee.sides import read_side
 from albert_ablate.stats.verdicts import Claim, verdicts
 from albert_ablate.stats.verdicts import Contrast as Differences
 
@@ -151,6 +155,33 @@ def test_a_comparison_goes_on_after_a_crash(ask, calls, monkeypatch):
     code, answer, _ = ask(*sides(2.0, 1.9))
     assert code == 2 and f"{failed[0]} failed with seed 2: exit code 1: no" in answer["sentence"]
     assert ask(*sides(2.0, 1.9))[0] == 0 and len(calls) == len(set(calls))
+
+
+def test_crashes_as_outcomes_have_a_folder_of_their_own(ask, calls, monkeypatch):
+    works, asked = runners.run_command, sides(2.0, 1.9)
+
+    def crashing(side, seed, *rest):
+        if side.command == asked[1]:
+            raise runners.Crash("exit code 1: nan")
+        return works(side, seed, *rest)
+
+    monkeypatch.setattr(runners, "run_command", crashing)
+    code, accident, _ = ask(*asked, "--max-pairs", 12)
+    assert code == 2 and "exit code 1: nan" in accident["sentence"]
+    # by hand, Fisher: 2 over 10 choose 5 = .0079 with 5 pairs is below the .0127 of a look, .0286 with 4 is not
+    code, outcome, _ = ask(*asked, "--max-pairs", 12, "--crash-is-outcome")
+    assert code == 1 and outcome["contrasts"][0]["diverged"] == {"baseline": 0, "candidate": 5}
+    assert (
+        outcome["folder"] != accident["folder"] and Ledger(Path(outcome["folder"])).of("claim")[0]["crash_is_outcome"]
+    )
+    # what the folder of a comparison without it hangs on is what it was: an older one is gone on with
+    identities = [read_side(x).identity for x in asked]
+    scale = "Scale(margin=0.004987541511038968, relative=True, higher=False)"
+    kept = [*identities, "", scale, 12, False, ["tokens", "parameters", "flops"]]
+    name = hashlib.sha256(json.dumps(kept).encode()).hexdigest()[:12]
+    assert Path(accident["folder"]).name == name
+    again = ask(*asked, "--max-pairs", 12, "--crash-is-outcome")[1]
+    assert again["recorded"] and again["contrasts"] == outcome["contrasts"]
 
 
 def test_the_time_of_a_command_can_be_the_measure(ask, calls, monkeypatch):
