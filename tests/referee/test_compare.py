@@ -174,9 +174,9 @@ def test_crashes_as_outcomes_have_a_folder_of_their_own(ask, calls, monkeypatch)
     assert (
         outcome["folder"] != accident["folder"] and Ledger(Path(outcome["folder"])).of("claim")[0]["crash_is_outcome"]
     )
-    # what the folder of a comparison without it hangs on is what it was: an older one is gone on with
+    # the name without it follows from what it did before: a folder that is there is gone on with
     identities = [read_side(x).identity for x in asked]
-    scale = "Scale(margin=0.004987541511038968, relative=True, higher=False)"
+    scale = f"Scale(margin={math.log1p(0.005)!r}, relative=True, higher=False)"
     kept = [*identities, "", scale, 12, False, ["tokens", "parameters", "flops"]]
     name = hashlib.sha256(json.dumps(kept).encode()).hexdigest()[:12]
     assert Path(accident["folder"]).name == name
