@@ -14,6 +14,7 @@ readers need the extras tensorboard and mlflow. Nothing here is a test: machines
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -25,48 +26,45 @@ METRICS = ("loss", "lr", "grad_norm", "clipped")
 
 
 def make(root: Path, runs: int, steps: int) -> None:
-    """`runs` finished run folders in the form that training leaves."""
+    """`runs` finished run folders, written as training writes them."""
     import numpy as np
-    import pyarrow as pa
 
-    from albert_ablate.records.history import SCHEMAS
+    from albert_ablate.records import store
+    from albert_ablate.records.history import SCHEMAS, History
 
     rng = np.random.default_rng(0)
-    step = np.arange(1, steps + 1)
-    evals = [s for s in range(0, steps + 1, max(1, steps // 20))]
+    blank = {name: {f.name: "" if str(f.type) == "string" else math.nan for f in s} for name, s in SCHEMAS.items()}
     for i in range(runs):
         arm, seed = divmod(i, 10)
-        folder = root / f"{arm:012x}" / f"seed{seed}"
+        who = {"arm": f"{arm:012x}", "setting": f"{arm:012x}", "identity": f"{i:012x}", "seed": seed}
+        folder = root / who["setting"] / f"seed{seed}"
         folder.mkdir(parents=True)
-        histories = {
-            "steps": {"step": step, "tokens": step * 512, "seconds": step / 50, "flops": step * 1e9}
-            | {name: rng.random(steps) for name in METRICS},
-            "evals": {
-                "step": evals,
-                "tokens": evals,
-                "split": ["validation"] * len(evals),
-                "loss": 2 + rng.random(len(evals)),
-                "data_order": ["0"] * len(evals),
-            },
-            "layers": {},
+        numbers, held = rng.random((steps, len(METRICS))).tolist(), (2 + rng.random(21)).tolist()
+        at = [{"step": k, "tokens": k * 512, "seconds": k / 50, "flops": k * 1e9} for k in range(steps + 1)]
+        rows = {
+            "steps": [axes | dict(zip(METRICS, row, strict=True)) for axes, row in zip(at[1:], numbers, strict=True)],
+            "evals": [
+                axes | {"split": "validation", "loss": loss}
+                for axes, loss in zip(at[:: max(1, steps // 20)], held, strict=False)
+            ],
+            "layers": [],
         }
-        for name, columns in histories.items():
-            size = len(next(iter(columns.values()), ()))
-            empty = [None] * size
-            table = pa.table(
-                {f.name: pa.array(columns.get(f.name, empty), f.type) for f in SCHEMAS[name]}, SCHEMAS[name]
-            )
-            with pa.ipc.new_file(folder / f"{name}.arrow", SCHEMAS[name]) as sink:
-                sink.write_table(table)
-        record = {
-            "label": f"arm {arm}", "arm": f"{arm:012x}", "setting": f"{arm:012x}", "identity": f"{i:012x}",
-            "seed": seed, "role": "confirmation", "status": "finished", "choices": {"norm": "pre_ln"},
+        for name, values in rows.items():
+            (folder / f"{name}.arrows").touch()
+            history = History(folder, name, who["identity"])
+            history.cut(0)
+            for value in values:
+                history.append(**blank[name] | value)
+            history.finish()
+            history.close()
+            history.path.unlink()
+        store.write(folder, {
+            **who, "label": f"arm {arm}", "role": "confirmation", "status": "finished", "choices": {"norm": "pre_ln"},
             "error": None, "histories": None, "data": {"fingerprint": "0"},
             "config": {"seed": seed, "optimizer": {"lr": 1e-3}, "model": {"layers": 24}},
             "summary": {"val_loss": 2.0 + seed / 100, "tokens": steps * 512}, "cost": {"seconds": 1.0, "flops": 1e9},
             "proof": {"initial_draws": {f"blocks.{k}.weight": "0" * 16 for k in range(300)}},
-        }  # fmt: skip
-        (folder / "record.json").write_text(json.dumps(record, indent=1))
+        })  # fmt: skip
 
 
 def copy_to_tensorboard(root: Path, to: Path) -> None:

@@ -273,7 +273,7 @@ def packed(frame: pd.DataFrame) -> dict[str, Any]:
         else:
             values = [
                 None if v is None or v is pd.NA or v != v else v if isinstance(v, bool | int) else str(v)
-                for v in column
+                for v in column.to_numpy(object)  # ten times as fast as going through a column of texts
             ]
         unique = list(dict.fromkeys(values))
         if 4 * len(unique) < len(values):

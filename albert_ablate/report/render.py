@@ -3,7 +3,9 @@
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,18 @@ def require() -> None:
 
 
 def vega_bundle() -> str:
-    """The JavaScript that draws charts on a page; bundling it takes seconds, so that it is kept by its version."""
+    """The JavaScript that draws charts on a page."""
+    return begin_vega_bundle().result()
+
+
+@cache
+def begin_vega_bundle() -> Future[str]:
+    """Begin to bundle that JavaScript in a thread: it takes seconds, in which the runs can be read."""
+    return ThreadPoolExecutor(1).submit(_vega_bundle)
+
+
+def _vega_bundle() -> str:
+    """The bundle, from the user's cache folder where this version of it has been made before."""
     import vl_convert
 
     file = cache_folder() / "report" / f"vega-{version('vl-convert-python')}.js"

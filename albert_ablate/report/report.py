@@ -60,6 +60,8 @@ def write(
     made_from = inputs(root, ledger or root / "ledger.json", baseline) if kind == "html" and root.is_dir() else ""
     if made_from and is_current(output, made_from):
         return [output]
+    if made_from:  # there is a folder of runs
+        render.begin_vega_bundle()
     with without_collector():
         with render.unchecked():
             page = make(root, ledger, baseline)
