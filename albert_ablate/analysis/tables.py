@@ -5,6 +5,7 @@ Frames of plain values in, frames out; nothing is read from disk but the default
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from albert_ablate.stats.effects import signed_difference
 from albert_ablate.stats.sequential import paired_interval
 
 OUTSIDE = ("trainer.precision", "trainer.compile")  # settings that determine the weights, beside the groups that do
+SIZE = ("model", "budget", "data", "tokenizer", "task")  # groups that make runs larger, longer or of another text
 
 # --- arms ------------------------------------------------------------------------------------------------------------
 
@@ -78,15 +80,27 @@ def default_settings() -> Mapping[str, Any]:
 
 def nearest_to_defaults(settings: pd.DataFrame) -> str:
     """The arm that differs from the defaults in the fewest groups, of several such in the fewest settings, of several
-    such the first. settings: arm x differing setting."""
+    such the first. Where arms differ in size (model, budget) or text, among those of the size and text that most arms
+    have: an arm of another size is no baseline for them. settings: arm x differing setting."""
     known = default_settings()
+    size = [c for c in settings if str(c).split(".")[0] in SIZE]
+    of_arm = {arm: tuple(key_of(settings.at[arm, c]) for c in size) for arm in settings.index}
+    count = Counter(of_arm.values())
 
-    def distance(arm: str) -> tuple[int, int]:
+    def distance(arm: str) -> tuple[int, int, int]:
         row = settings.loc[arm]
         apart = [c for c in settings if c in known and key_of(row[c]) != key_of(known[c])]
-        return sum("." not in c for c in apart), sum("." in c for c in apart)
+        return -count[of_arm[arm]], sum("." not in c for c in apart), sum("." in c for c in apart)
 
     return min(settings.index, key=distance)
+
+
+def of_other_size(settings: pd.DataFrame, arm: str) -> tuple[list[str], list[str]]:
+    """The arms whose model, budget or text is not that of `arm`, and the settings in which they differ from it."""
+    size = [c for c in settings if str(c).split(".")[0] in SIZE]
+    keys = settings[size].map(key_of)
+    apart = keys.ne(keys.loc[arm], axis=1)
+    return list(settings.index[apart.any(axis=1)]), [c for c in size if apart[c].any()]
 
 
 def baseline(settings: pd.DataFrame, wanted: str | None = None) -> str:

@@ -208,13 +208,14 @@ def cost(points: pd.DataFrame, means: pd.DataFrame, arms: Sequence[str], column:
     x = alt.X(f"{column}:Q", title=title, scale=scale, axis=axis)
     y = alt.Y("loss:Q", title=loss, scale=alt.Scale(zero=False, padding=8))
     ordered = means.sort_values([column, "loss"])
+    color = arm_color(arms, symbol="circle")
     front = ordered[ordered["loss"] <= ordered["loss"].cummin()].drop(columns="arm")
     chart = alt.layer(
         alt.Chart(front).mark_line(style="reference", interpolate="step-after", strokeDash=[4, 3]).encode(x, y),
-        alt.Chart(means).mark_point(size=130, filled=True).encode(x, y, arm_color(arms), shapes),
+        alt.Chart(means).mark_point(size=130, filled=True).encode(x, y, color, shapes),
         alt.Chart(points)
         .mark_point(size=36, opacity=0.6, filled=True)
-        .encode(x, y, arm_color(arms), shapes, tooltip=tips)
+        .encode(x, y, color, shapes, tooltip=tips)
         .add_params(nearest_point()),
     )
     return filtered(chart, arms)
@@ -240,7 +241,7 @@ def pairs(points: pd.DataFrame, arms: Sequence[str], control: str):
         alt.Chart(equal).mark_line(style="reference", strokeDash=[4, 3], strokeWidth=1).encode(x, y),
         alt.Chart(points)
         .mark_circle(size=60, opacity=0.8)
-        .encode(x, y, arm_color(arms), tooltip=tips)
+        .encode(x, y, arm_color(arms, symbol="circle"), tooltip=tips)
         .add_params(nearest_point()),
     )
 

@@ -101,18 +101,20 @@ def theme(dark: bool = False, arms: Sequence[str] = ()) -> dict[str, Any]:
     }
 
 
-def arm_color(arms: Sequence[str], columns: int = 2):
-    """Color by arm: the same in all charts that are given the same arms in the same order."""
+def arm_color(arms: Sequence[str], columns: int = 2, symbol: str = "stroke"):
+    """Color by arm: the same in all charts that are given the same arms in the same order. symbol: of the legend, a
+    piece of line; of a chart whose arms have points alone it must be a shape, or the legend shows nothing."""
     import altair as alt
 
-    legend = _arm_legend(columns) if columns else None
+    legend = _arm_legend(columns, symbol) if columns else None
     return alt.Color("arm:N", title=None, scale=alt.Scale(domain=list(arms), range="ordinal"), legend=legend)
 
 
-def _arm_legend(columns: int):
+def _arm_legend(columns: int, symbol: str = "stroke"):
     import altair as alt
 
-    return alt.Legend(orient="bottom", columns=columns, symbolOpacity=1, symbolType="stroke", symbolSize=250)
+    size = 250 if symbol == "stroke" else 90
+    return alt.Legend(orient="bottom", columns=columns, symbolOpacity=1, symbolType=symbol, symbolSize=size)
 
 
 def arm_dash(arms: Sequence[str], columns: int = 0):

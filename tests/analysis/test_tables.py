@@ -156,6 +156,18 @@ def test_baseline_is_the_arm_nearest_to_the_defaults():
             tables.baseline(settings, wrong)
 
 
+def test_the_baseline_has_the_size_that_most_arms_have():
+    """conf/config.yaml: model mini of pre_ln for 200,000 tokens. Here it is one run beside a study at another size."""
+    settings = pd.DataFrame(
+        {"model": ["mini", "nano", "nano", "nano"], "norm": ["pre_ln", "rezero", "pre_ln", "deepnorm"],
+         "budget.tokens": [200_000, 20_000, 20_000, 20_000]},
+        index=["mini", "rezero", "pre_ln", "deepnorm"],
+    )  # fmt: skip
+    assert tables.baseline(settings) == "pre_ln"
+    assert tables.of_other_size(settings, "pre_ln") == (["mini"], ["model", "budget.tokens"])
+    assert tables.baseline(settings.iloc[:2]) == "mini"  # as many of each: that nearest to the defaults
+
+
 def test_an_unknown_baseline_is_one_sentence_and_exit_code_2(tmp_path, capsys):
     for norm in ("pre_ln", "post_ln"):
         make_run(tmp_path, {"norm": norm}, full=False, steps=20)

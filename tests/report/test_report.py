@@ -695,6 +695,14 @@ def test_late_losses_use_the_axis_of_runs_that_did_not_diverge():
         assert domain == pytest.approx((low - 0.03 * (high - low), high + 0.03 * (high - low)))
 
 
+def test_the_legend_of_points_shows_points():
+    """A piece of line as a symbol has no fill: in a chart of points alone the legend would be names without symbols."""
+    points = pd.DataFrame({"arm": ["a", "b"], "seed": 0, "control": [0.0, 1.0], "value": [1.0, 0.0]})
+    drawn, _ = charts.specification(charts.pairs(points, ["a", "b"], "c"))
+    legends = [layer["encoding"]["color"]["legend"] for layer in drawn["layer"] if "color" in layer["encoding"]]
+    assert [legend["symbolType"] for legend in legends] == ["circle"]
+
+
 def test_a_picture_which_has_no_filter_draws_every_arm():
     arms = [f"arm{i}" for i in range(charts.SHOWN + 3)]
     values = pd.DataFrame({"arm": arms, "seed": 0, "value": 1.0})

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from albert_ablate.analysis.numbers import human
-from albert_ablate.analysis.tables import mean_interval, means, percent
+from albert_ablate.analysis.tables import mean_interval, means, of_other_size, percent
 from albert_ablate.report import charts_arms
 from albert_ablate.report.material import Material, counted, extremes, relative_spread
 from albert_ablate.report.page import Figure, Section, Table
@@ -52,6 +52,12 @@ def leaderboard_section(m: Material) -> Section:
         section.text.append(
             f"Exploratory: {counted(compared, 'comparison')} with the baseline, {m.baseline} (--baseline ARM names "
             "another), each with a 95 % t interval of its own and without a verdict."
+        )
+    others_in_size, settings = of_other_size(m.settings, m.baseline)
+    if compared and others_in_size:
+        section.text.append(
+            f"{counted(len(others_in_size), 'arm')} differ from the baseline in {', '.join(settings)} too: such a "
+            "difference is not that of one change alone."
         )
     if intervals > 1:
         section.text.append(
