@@ -164,6 +164,11 @@ def load_runs(path: str | Path) -> Runs:
     return Runs(_summary(rows))
 
 
+def runs_in(folders: Sequence[Path]) -> Runs:
+    """The runs in these run folders, a row each in their order."""
+    return Runs(_summary([_row(folder) for folder in folders]))
+
+
 def _collected(found: Iterator[tuple[dict[str, Any], Callable[[str], pa.Table]]]) -> Runs:
     rows, remote = [], {}
     for row, read in found:

@@ -1,6 +1,7 @@
 """Charts of one run: losses, gradient norms, heat maps of depth by tokens."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -154,10 +155,25 @@ def heat_map(
         labelExpr=SIZE,
         values=round_values(low, high, log),
     )
-    depth = depth or int(cells["layer"].max())
     # within the scale: a logarithm of 0 is not a color, and the largest logit may even be negative
-    cells = cells.assign(top=cells["layer"] + 0.5, bottom=cells["layer"] - 0.5, shade=cells["value"].clip(low, high))
-    color = alt.Color("shade:Q", scale=scale, legend=gradient if legend else None)
+    cells = cells.assign(shade=cells["value"].clip(low, high))
+    map_ = shaded(cells, alt.Color("shade:Q", scale=scale, legend=gradient if legend else None), depth, until)
+    if ended is None:
+        return map_.properties(view=alt.ViewBackground(style="map"))
+    mark = pd.DataFrame({"tokens": [ended], "what": ["diverged"]})
+    return alt.layer(
+        map_,
+        alt.Chart(mark).mark_rule(style="warning", strokeWidth=2, strokeDash=[4, 2]).encode(x="tokens:Q"),
+        view=alt.ViewBackground(style="map"),
+    )
+
+
+def shaded(cells: pd.DataFrame, color: Any, depth: int | None = None, until: float | None = None):
+    """Cells of blocks by tokens in a color: tokens, end, layer, value, and what `color` is of."""
+    import altair as alt
+
+    depth = depth or int(cells["layer"].max())
+    cells = cells.assign(top=cells["layer"] + 0.5, bottom=cells["layer"] - 0.5)
     x = alt.X(
         "tokens:Q",
         title="tokens",
@@ -174,7 +190,7 @@ def heat_map(
         axis=alt.Axis(values=ticks, format="d", grid=False),
     )
     # cells overlap a little: antialiasing leaves seams between neighbors
-    map_ = (
+    return (
         alt.Chart(cells)
         .mark_rect(x2Offset=0.7, y2Offset=-0.7, clip=True)
         .encode(
@@ -185,14 +201,6 @@ def heat_map(
             color,
             tooltip=[tip("tokens", form=","), tip("layer", "block", "d"), tip("value")],
         )
-    )
-    if ended is None:
-        return map_.properties(view=alt.ViewBackground(style="map"))
-    mark = pd.DataFrame({"tokens": [ended], "what": ["diverged"]})
-    return alt.layer(
-        map_,
-        alt.Chart(mark).mark_rule(style="warning", strokeWidth=2, strokeDash=[4, 2]).encode(x="tokens:Q"),
-        view=alt.ViewBackground(style="map"),
     )
 
 

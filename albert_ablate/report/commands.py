@@ -11,6 +11,10 @@ from albert_ablate.records.json_output import document
 
 def show(
     run: Annotated[Path, typer.Argument(help="A run folder: runs/SETTING/seedN.", show_default=False)],
+    other: Annotated[
+        Path | None,
+        typer.Argument(help="A second run, drawn beside the first with the difference.", show_default=False),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="What to write: .html, .png or .svg; run.html.", show_default=False),
@@ -19,16 +23,18 @@ def show(
         bool, typer.Option("--json", help="Print the run's figures as JSON, draw nothing (schema: docs/referee.md).")
     ] = False,
 ) -> None:
-    """Draw one run: losses, gradients, learning rate, and what happens in each layer; also while it runs."""
+    """Draw one run: losses, gradients, learning rate, and what happens in each layer; also while it runs. With a second
+    run: both on common axes, and their difference."""
     from albert_ablate.report.show import as_document, draw
 
-    if as_json and output:
-        raise ConfigError(f"--json and -o {output} exclude each other: --json draws nothing.")
+    if as_json and (output or other):
+        given = f"-o {output}" if output else f"a second run ({other})"
+        raise ConfigError(f"--json and {given} exclude each other: --json prints the figures of one run.")
     if as_json:
         print(document("run", as_document(run)))
         return
     output = output or Path("run.html")
-    draw(run, output)
+    draw(run, output, other)
     print(output)
 
 

@@ -134,6 +134,7 @@ class Section:
     cards: list[Mapping[str, Any]] = field(default_factory=list)  # claims: verdict, name, statement, sentence, details
     scales: dict[str, "ColorScale"] = field(default_factory=dict)  # group of small figures -> the one legend of all
     warnings: list[str] = field(default_factory=list)  # of the text: what was said on the terminal too
+    facts: list[tuple[str, str]] = field(default_factory=list)  # what is measured -> its value, in large print
 
     @property
     def anchor(self) -> str:
@@ -187,6 +188,7 @@ class Page:
     subtitle: str
     sections: list[Section]
     arms: Sequence[str] = ()  # of the filter, in the order of the charts' colors
+    filtered: bool = True  # whether it has a filter of its arms
 
 
 def html(page: Page) -> str:
@@ -224,7 +226,6 @@ def html(page: Page) -> str:
         vega=render.vega_bundle(),
         light=style.LIGHT,
         dark=style.DARK,
-        filter_from=2,
         dashes=[" ".join(map(str, d)) for d in style.DASHES],
         number_of={arm: i for i, arm in enumerate(every)},
     )
@@ -324,6 +325,7 @@ def write_markdown(page: Page, output: Path) -> list[Path]:
     for number, section in enumerate(page.sections, 1):
         lines += [f"## {_plain(section.title)}", ""]
         lines += [line for text in [*section.text, *section.missing] for line in (_plain(text), "")]
+        lines += [*(f"- {_plain(name)}: {_plain(value)}" for name, value in section.facts), ""] if section.facts else []
         for card in section.cards:
             lines += [f"**{_plain(card['statement'] or card['name'])}**", ""]
             lines += [f"{_plain(card['verdict'])} ({_plain(card['name'])})", ""]

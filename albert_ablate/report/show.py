@@ -1,7 +1,7 @@
-"""`albert-ablate show RUN`: one run, drawn from its folder, whatever became of it."""
+"""`albert-ablate show RUN`: one run, drawn from its folder, whatever became of it. Two runs: `two_runs.py`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,9 @@ FIGURES = {
     "flops": "training FLOPs",
     "peak_memory_bytes": "peak memory (bytes)",
 }
+
+FIRST = ("val_loss", "macro_f1", "test_loss", "accuracy", "gap", "tokens", "seconds", "train_loss", "steps")
+FACTS = 5  # of FIRST, those that the run has: what stands in large print above everything else
 
 
 @dataclass(frozen=True)
@@ -174,15 +177,24 @@ def maps(run: OneRun) -> dict[str, Figure]:
     return found
 
 
+def known_figures(run: OneRun) -> dict[str, tuple[str, Any]]:
+    """Key -> name and value of what was measured of the run, in the order of FIGURES."""
+    known = {**run.record["summary"], **run.record["cost"]}
+    return {
+        key: (title.replace("nats per token", run.unit), known[key])
+        for key, title in FIGURES.items()
+        if known.get(key) is not None
+    }
+
+
 def page(run: OneRun) -> Page:
-    record = run.record
-    known = {**record["summary"], **record["cost"]}
-    titles = {key: title.replace("nats per token", run.unit) for key, title in FIGURES.items()}
-    rows = [(title, known[key]) for key, title in titles.items() if known.get(key) is not None]
-    about = Section("Outcome", [outcome(record)], [Table("summary", pd.DataFrame(rows, columns=["figure", "value"]))])
+    record, known = run.record, known_figures(run)
+    over, drawn = figures(run), maps(run)
+    first = [known[key] for key in FIRST if key in known][:FACTS]
+    about = Section("Outcome", [outcome(record)], facts=[(title, human(value)) for title, value in first])
+    about.figures += [replace(over.pop("loss"), wide=True)] if "loss" in over else []
     if record.get("error"):
         about.text.append(f"It ended with: {record['error'].strip().splitlines()[-1]}")
-    drawn = maps(run)
     depth = Section(
         "Depth by tokens",
         ["Block 1 is next to the input. Where nothing is drawn there was no finite value."] if drawn else [],
@@ -193,8 +205,14 @@ def page(run: OneRun) -> Page:
         depth.missing.append(
             f"Not in this run's history (python run.py diagnostics.every=10 writes it): {'; '.join(absent)}."
         )
-    over = Section("Over training", figures=list(figures(run).values()))
-    sections = [about, over, *([depth] if drawn or depth.missing else []), *_evaluated(run)]
+    table = Table("summary", pd.DataFrame(known.values(), columns=["figure", "value"]))
+    sections = [
+        about,
+        *([depth] if drawn or depth.missing else []),
+        Section("Over training", figures=list(over.values())),
+        Section("All figures", tables=[table]),
+        *_evaluated(run),
+    ]
     setting = record.get("setting") or run.folder.parent.name
     return Page(
         record.get("name") or record["label"] or run.folder.name,
@@ -289,15 +307,20 @@ def as_document(folder: Path) -> dict[str, Any]:
     }
 
 
-def draw(folder: Path, output: Path) -> None:
-    """Write the picture (.png, .svg) or the interactive page (.html) of the run in `folder`."""
+def draw(folder: Path, output: Path, other: Path | None = None) -> None:
+    """Write the picture (.png, .svg) or the interactive page (.html) of the run in `folder`, beside that in `other` if
+    it is given."""
+    from albert_ablate.report import two_runs
+
     render.require()
     render.writable(output)
     run = read_run(folder)
+    both = None if other is None else two_runs.beside(run, read_run(other))
     if output.suffix == ".html":
-        write_html(page(run), output)
-    else:
-        try:
-            replace_file(output, render.picture(poster(run), output.suffix))
-        except OSError as error:
-            raise unwritable(output, error) from None
+        write_html(two_runs.page(both) if both else page(run), output)
+        return
+    drawn, arms = (two_runs.poster(both), both.names) if both else (poster(run), ())
+    try:
+        replace_file(output, render.picture(drawn, output.suffix, arms=arms))
+    except OSError as error:
+        raise unwritable(output, error) from None
