@@ -19,8 +19,6 @@ from albert_ablate.evaluations import commands as evaluations
 from albert_ablate.referee import commands as referee
 from albert_ablate.report import commands as analysis
 from albert_ablate.studies import commands as studies
-from albert_ablate.studies.judge_run import judge
-from albert_ablate.studies.plan import plan
 from albert_ablate.training.generate import generate
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
@@ -106,9 +104,9 @@ app.command("show")(analysis.show)
 app.command("report")(analysis.report)
 app.command("tune")(studies.tune)
 app.command("calibrate")(studies.calibrate)
-app.command("judge")(judge)
+app.command("judge")(studies.judge)
 app.command("compare")(referee.compare)
-app.command("plan")(plan)
+app.command("plan")(studies.plan)
 app.command("gate")(referee.gate)
 app.command("mcp")(referee.mcp)
 

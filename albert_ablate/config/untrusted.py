@@ -91,6 +91,6 @@ def _chooses(value: str) -> bool:
     return all(WORD.fullmatch(i[1:-1] if len(i) > 1 and i[0] == i[-1] and i[0] in "'\"" else i) for i in items)
 
 
-def told(arguments: list[str]) -> list[str]:
+def with_wandb_logger(arguments: list[str]) -> list[str]:
     """The arguments of a sweep's run, which goes to W&B unless they name another logger: the server waits for it."""
     return arguments if any(a.startswith("logger=") for a in arguments) else [*arguments, "logger=wandb"]

@@ -75,7 +75,7 @@ class ClaimText:
         """The primary contrasts of a form."""
         return tuple(self._asked(form, p) for p in self.parts)
 
-    def beside(self, form: str) -> tuple[Part, ...]:
+    def secondary_contrasts(self, form: str) -> tuple[Part, ...]:
         """The secondary contrasts of a form: where it asks another measure, those that can be asked it too."""
         own = [self._asked(form, p) for p in self.secondary]
         if self.forms[form].measure:

@@ -40,7 +40,7 @@ def why_no_contrast(arms: Sequence[ContrastArm]) -> str:
         looked = [z.composed.cfg.get("evaluation") or {} for z in (a, b)]
         for key in (*EVALUATED, "weights"):
             if looked[0].get(key) != looked[1].get(key):
-                p, q = (found.get(key) for found in looked)
+                p, q = (evaluation.get(key) for evaluation in looked)
                 return f"Measured unlike: evaluation.{key} is {p} in {a.name} and {q} in {b.name}."
     return ""
 
@@ -107,7 +107,7 @@ def check_text(arms: Sequence[ContrastArm], out: ContrastData) -> None:
 
 
 def held_up(
-    arms: Sequence[ContrastArm], rates: Sequence[float], seeds: Sequence[int], seed: int, bench: RunStore
+    arms: Sequence[ContrastArm], rates: Sequence[float], seeds: Sequence[int], seed: int, store: RunStore
 ) -> str:
     """What a missing seed holds up, and the record of it that cannot be read; "" where it is only the next one."""
 
@@ -120,7 +120,7 @@ def held_up(
         f"{r.folder.parent.name}/seed{seed}/"
         for a in lacking for r in a.runs if any(math.isclose(r.lr, rate, rel_tol=1e-9) for rate in rates or (a.rate,))
     }  # fmt: skip
-    unreadable = [text for text in bench.unreadable if any(text.startswith(place) for place in places)]
+    unreadable = [text for text in store.unreadable if any(text.startswith(place) for place in places)]
     if not waiting and not unreadable:
         return ""
     pairs = f"{waiting} pair{'s wait' if waiting > 1 else ' waits'}" if waiting else "no pair waits"
@@ -131,18 +131,18 @@ def held_up(
 def suspect(
     arm: ContrastArm, used: Sequence[Evidence], new: Sequence[Evidence], seed: int, rates: Sequence[float]
 ) -> str:
-    """Why an arm's runs of a seed cannot be taken beside those before it, or ""."""
-    several = [found for rate in rates or (arm.rate,) if len(found := arm.all_at(seed, rate)) > 1]
+    """Why an arm's runs of a seed cannot be taken together with those before it, or ""."""
+    doubles = [records for rate in rates or (arm.rate,) if len(records := arm.all_at(seed, rate)) > 1]
     return (
-        next((text for found in several if (text := admission.doubled(arm.name, found))), "")
+        next((text for records in doubles if (text := admission.doubled(arm.name, records))), "")
         or admission.repeated(arm.name, used)
         or next((text for r in new if (text := admission.edited(r))), "")
     )
 
 
 def failed(runs: Mapping[str, Sequence[Evidence | None]]) -> str:
-    for name, found in runs.items():
-        for r in found:
+    for name, several in runs.items():
+        for r in several:
             if r is not None and r.record["status"] == "failed" and r.record.get("sessions", 0) >= ATTEMPTS:
                 why = (r.record.get("error") or "no reason kept").strip().splitlines()[-1]
                 return f"Seed {r.record['seed']} of {name} failed after {r.record['sessions']} attempts: {why}"
@@ -152,10 +152,10 @@ def failed(runs: Mapping[str, Sequence[Evidence | None]]) -> str:
 def unfair(runs: Mapping[str, Sequence[Evidence]], control: str, equal: Mapping[str, float], m: Measure) -> str:
     """Why runs of one seed must not be compared, or ""."""
     base = runs[control]
-    for name, own in runs.items():
+    for name, several in runs.items():
         if name == control:
             continue
-        for a, b in zip(own, base, strict=True):
+        for a, b in zip(several, base, strict=True):
             seed = a.record["seed"]
             for key, tolerance in equal.items():
                 x, y = _held(a, key), _held(b, key)
@@ -172,17 +172,17 @@ def unfair(runs: Mapping[str, Sequence[Evidence]], control: str, equal: Mapping[
 
 
 def _measured_unlike(a: Evidence, b: Evidence, m: Measure) -> str:
-    """What a measure depends on beside the weights and in which two runs differ, or ""."""
+    """What a measure depends on besides the weights and in which two runs differ, or ""."""
     if m.kind in ("exact", "initial"):
         return ""
     x, y = ((r.record["config"].get("evaluation") or {}) for r in (a, b))
-    found = {f"evaluation.{k}": (x.get(k), y.get(k)) for k in EVALUATED}
+    compared = {f"evaluation.{k}": (x.get(k), y.get(k)) for k in EVALUATED}
     if m.evaluation:
         one, other = a.asked(m.evaluation), b.asked(m.evaluation)
         if None in (one["weights"], other["weights"]):
             return ""  # not asked yet, which is said elsewhere
-        found = {f"{m.evaluation}.{k}": (one.get(k), other.get(k)) for k in sorted(one.keys() | other.keys())}
-    return next((f"{key} is {p} in one and {q} in the other" for key, (p, q) in found.items() if p != q), "")
+        compared = {f"{m.evaluation}.{k}": (one.get(k), other.get(k)) for k in sorted(one.keys() | other.keys())}
+    return next((f"{key} is {p} in one and {q} in the other" for key, (p, q) in compared.items() if p != q), "")
 
 
 def _held(run: Evidence, key: str) -> float | None:

@@ -57,7 +57,7 @@ def lines(entry: Mapping[str, Any], width: int) -> list[str]:
         out.extend(textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=more, break_on_hyphens=False))
 
     say(entry["sentence"][:1].upper() + entry["sentence"][1:])
-    for kind, parts in (("", entry["parts"]), ("beside: ", entry["secondary"])):
+    for kind, parts in (("", entry["parts"]), ("secondary: ", entry["secondary"])):
         for p in parts:
             if p["pairs"] and (kind or len(_extras(p)) > 0):
                 said = f"{p['treatment']} / {p['control']}, {p['measure']}"

@@ -24,7 +24,7 @@ class Job:
 class ContrastData:
     """What the records say about one contrast."""
 
-    d: list[float] = field(default_factory=list)
+    differences: list[float] = field(default_factory=list)  # a pair each, positive: as the claim says
     seeds: list[int] = field(default_factory=list)
     treatment: str = ""
     values: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))

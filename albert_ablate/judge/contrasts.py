@@ -29,49 +29,49 @@ from albert_ablate.stats.learning_rate import TUNING_SEEDS, slack_bound
 NOT_PROVENANCE = ("created", "command")
 
 
-def gather(file: ClaimsFile, claim: ClaimText, part: Part, form: str, bench: RunStore) -> ContrastData:
+def gather(file: ClaimsFile, claim: ClaimText, part: Part, form: str, store: RunStore) -> ContrastData:
     """The differences of a contrast over the gapless prefix of its seeds, or why there are none."""
     out, m, f = ContrastData(), measure_of(part), claim.forms[form]
     tuned = claim.rate_matters(m)
     arms = {
-        a: ContrastArm(a, file.overrides(claim, part, form, a), bench, tuned, part.rate_factor) for a in arms_of(part)
+        a: ContrastArm(a, file.overrides(claim, part, form, a), store, tuned, part.rate_factor) for a in arms_of(part)
     }
     treatment = _chosen(part, arms, out, claim)
     if treatment is None:
         return out
     out.treatment = treatment
-    kept = [arms[a] for a in (arms_of(part) if part.other_end else [treatment, part.control, *part.singles])]
-    if refusal := why_no_contrast(kept):
+    compared = [arms[a] for a in (arms_of(part) if part.other_end else [treatment, part.control, *part.singles])]
+    if refusal := why_no_contrast(compared):
         out.refusal = refusal
         return out
-    out.notes += [_not_counted(a) for a in kept if a.outdated]
-    if tuned and any(a.runs for a in kept):
-        advised = (claim.name, form) not in bench.seen
-        check_tuning(kept, out, advised)
+    out.notes += [_not_counted(a) for a in compared if a.outdated]
+    if tuned and any(a.runs for a in compared):
+        advised = (claim.name, form) not in store.seen
+        check_tuning(compared, out, advised)
         if out.refusal:  # no pair at rates that are not those of the claim, so that nothing is seen of it before
-            out.jobs = [Job(a.name, a.overrides, None, claim.seeds[0]) for a in kept if not a.known]
+            out.jobs = [Job(a.name, a.overrides, None, claim.seeds[0]) for a in compared if not a.known]
             return out
-    check_text(kept, out)
+    check_text(compared, out)
     rates: tuple[float, ...] = f.grid if m.kind == "grid" else ()
-    used: dict[str, list[Evidence]] = {a.name: [] for a in kept}
+    used: dict[str, list[Evidence]] = {a.name: [] for a in compared}
     for seed in claim.seeds[: f.N]:
-        runs = {a.name: [a.at(seed, r) for r in rates] if rates else [a.at(seed)] for a in kept}
+        runs = {a.name: [a.at(seed, r) for r in rates] if rates else [a.at(seed)] for a in compared}
         if refusal := failed(runs):
             out.refusal = out.refusal or refusal
             break
         gaps = [
             Job(a.name, a.overrides, (r if rates else a.rate) if a.known else None, seed)
-            for a in kept
+            for a in compared
             for r, run in zip(rates or (a.rate,), runs[a.name], strict=True)
             if run is None or run.record["status"] not in DONE
         ]
         if gaps:
             out.jobs = gaps
-            out.pending_reason = held_up(kept, rates, claim.seeds[: f.N], seed, bench)
+            out.pending_reason = held_up(compared, rates, claim.seeds[: f.N], seed, store)
             break
-        done = {name: [r for r in found if r is not None] for name, found in runs.items()}
+        done = {name: [r for r in several if r is not None] for name, several in runs.items()}
         try:
-            for a in kept:
+            for a in compared:
                 used[a.name] += done[a.name]
                 out.refusal = out.refusal or suspect(a, used[a.name], done[a.name], seed, rates)
             if refusal := unfair(done, part.control, claim.equal, m):
@@ -79,18 +79,18 @@ def gather(file: ClaimsFile, claim: ClaimText, part: Part, form: str, bench: Run
             _add_pair(out, m, part, treatment, done)
         except Missing as sentence:
             out.pending_reason = str(sentence)
-            lacking = [(a, r) for a in kept for r in done[a.name]]
+            lacking = [(a, r) for a in compared for r in done[a.name]]
             out.jobs = [Job(a.name, a.overrides, r.lr, seed, m.evaluation) for a, r in lacking if m.evaluation]
             break
         except (Unusable, ValueError) as sentence:
             out.refusal = out.refusal or str(sentence)
             break
         out.seeds.append(seed)
-        out.used |= {r.place: r for found in done.values() for r in found}
-        out.trained |= {r.place: Job(a.name, a.overrides, r.lr, seed) for a in kept for r in done[a.name]}
+        out.used |= {r.place: r for several in done.values() for r in several}
+        out.trained |= {r.place: Job(a.name, a.overrides, r.lr, seed) for a in compared for r in done[a.name]}
     if m.looks and out.used:
         out.notes += _resolution([*out.used.values()][0], m)
-    _notes(out, kept)
+    _notes(out, compared)
     if claim.test == "moderated":
         out.prior = _prior(arms, part, m)
         if not out.prior:
@@ -100,7 +100,7 @@ def gather(file: ClaimsFile, claim: ClaimText, part: Part, form: str, bench: Run
             )
     if m.loss and m.log and out.values[1] and tuned:
         level = finite_mean(out.values[1])
-        slacks = {a.name: slack_bound(a.tuning) for a in kept if a.tuning and a.tuning.get("trained", True)}
+        slacks = {a.name: slack_bound(a.tuning) for a in compared if a.tuning and a.tuning.get("trained", True)}
         if part.other_end:  # of a mean of arms, and at most of the one end that counts
             slacks = {a: x / len(part.treatment) if a in part.treatment else x for a, x in slacks.items()}
         out.slack = float(sum(slacks.values()) / level) if slacks and math.isfinite(level) else 0.0
@@ -111,9 +111,9 @@ def gather(file: ClaimsFile, claim: ClaimText, part: Part, form: str, bench: Run
     return out
 
 
-def tuning_variance(file: ClaimsFile, claim: ClaimText, part: Part, form: str, bench: RunStore) -> float:
+def tuning_variance(file: ClaimsFile, claim: ClaimText, part: Part, form: str, store: RunStore) -> float:
     """Variance of a pair's difference as the tuning runs have it; 0 where it cannot be had."""
-    arms = {a: ContrastArm(a, file.overrides(claim, part, form, a), bench, True, 1.0) for a in arms_of(part)}
+    arms = {a: ContrastArm(a, file.overrides(claim, part, form, a), store, True, 1.0) for a in arms_of(part)}
     return _prior(arms, part, measure_of(part))
 
 
@@ -131,18 +131,18 @@ def _prior(arms: Mapping[str, ContrastArm], part: Part, m: Measure) -> float:
     seeds = sorted({r.record["seed"] for r in treatment.runs if r.record.get("role") == "tuning"})[:TUNING_SEEDS]
     if not all(sides) or len(seeds) < TUNING_SEEDS:
         return 0.0
-    found = []
+    variances = []
     for rates in zip(*sides, strict=True):
         runs = [[arm.at(s, rate) for s in seeds] for arm, rate in zip((treatment, control), rates, strict=True)]
         if any(r is None or r.record["status"] != "finished" for side in runs for r in side):
             return 0.0
         try:
             values = [[float(m.of(r)) for r in side] for side in runs]
-            d = effects.signed_difference(values[0], values[1], part.direction, m.log)  # type: ignore[arg-type]
+            differences = effects.signed_difference(values[0], values[1], part.direction, m.log)  # type: ignore[arg-type]
         except (Missing, Unusable, ValueError):
             return 0.0
-        found.append(d.var(ddof=1))
-    return float(np.mean(found))
+        variances.append(differences.var(ddof=1))
+    return float(np.mean(variances))
 
 
 def _around_best(arm: ContrastArm) -> list[float]:
@@ -190,24 +190,25 @@ def _add_pair(
         cells = [runs[a][0] for a in (treatment, part.control, *part.singles)]
         scale: Callable[[float], float] = math.log if m.log else float
         full, base, *singles = [math.nan if r.diverged else scale(_finite(m, r, r)) for r in cells]
-        d = float(effects.more_than_the_sum([full], [base], [singles], better)[0])  # type: ignore[arg-type]
+        difference = float(effects.more_than_the_sum([full], [base], [singles], better)[0])  # type: ignore[arg-type]
         if dead := [a for a in runs if all(r.diverged for r in runs[a])]:
             out.mixed_reason = f"Runs of {', '.join(dead)} diverged: a diverged cell is no interaction."
         value, other = (math.exp(x) if m.log else x for x in (full, base))
     elif m.kind == "pair":
         if any(lost):
-            d = math.nan if all(lost) else (-math.inf if lost[0] else math.inf)
+            difference = math.nan if all(lost) else (-math.inf if lost[0] else math.inf)
         else:
-            d = float(m.of(t[0], c[0])) * (1 if better == m.better else -1)
-            if not math.isfinite(d):
+            difference = float(m.of(t[0], c[0])) * (1 if better == m.better else -1)
+            if not math.isfinite(difference):
                 raise Unusable(f"{t[0].name} and {c[0].name} have no finite {m.name}.")
     else:
         value, other = (
             math.nan if gone else _finite(m, side if m.kind == "grid" else side[0], side[0])
             for gone, side in zip(lost, (t, c), strict=True)
         )
-        d = float(effects.signed_difference([value], [other], better, m.log, [lost[0]], [lost[1]])[0])  # type: ignore[arg-type]
-    out.d.append(d)
+        signed = effects.signed_difference([value], [other], better, m.log, [lost[0]], [lost[1]])  # type: ignore[arg-type]
+        difference = float(signed[0])
+    out.differences.append(difference)
     out.values[0].append(value)
     out.values[1].append(other)
     for side, gone in zip(out.diverged, lost, strict=True):
@@ -227,7 +228,7 @@ def _add_curve(out: ContrastData, m: Measure, part: Part, runs: Mapping[str, Seq
         for a in runs for v in [1.0 if lost[a] else _finite(m, runs[a][0], runs[a][0])]
     }  # fmt: skip
     inner, end = float(np.mean([x[a] for a in part.treatment])), min(x[part.control], x[part.other_end])
-    out.d.append(math.nan if math.isinf(inner) and math.isinf(end) else end - inner)
+    out.differences.append(math.nan if math.isinf(inner) and math.isinf(end) else end - inner)
     for side, gone, value in zip((0, 1), (math.isinf(inner), math.isinf(end)), (inner, end), strict=True):
         out.values[side].append(math.nan if gone else math.exp(sign * value) if m.log else sign * value)
         out.diverged[side].append(gone)
@@ -265,9 +266,9 @@ def _notes(out: ContrastData, arms: Sequence[ContrastArm]) -> None:
     if differ:
         out.notes.append(f"Provenance differs between the arms: {', '.join(differ)}.")
     first = [next((r for r in out.used.values() if r in a.runs), None) for a in arms]
-    for a, own in zip(arms[:-1], first[:-1], strict=True):
-        other = next((x for x in arms[-1].runs if own and x.record["seed"] == own.record["seed"]), None)
-        x, y = ((z.record.get("proof") or {}).get("initial_draws") or {} if z else {} for z in (own, other))
+    for a, run in zip(arms[:-1], first[:-1], strict=True):
+        other = next((x for x in arms[-1].runs if run and x.record["seed"] == run.record["seed"]), None)
+        x, y = ((z.record.get("proof") or {}).get("initial_draws") or {} if z else {} for z in (run, other))
         if x and y:
             shared = sum(y.get(k) == v for k, v in x.items())
             if shared < max(len(x), len(y)):

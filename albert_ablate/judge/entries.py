@@ -36,53 +36,54 @@ def entry_of(
     file: ClaimsFile,
     claim: ClaimText,
     form: str,
-    bench: RunStore,
-    found: Sequence[ContrastData],
-    beside: Sequence[ContrastData],
+    store: RunStore,
+    primary_data: Sequence[ContrastData],
+    secondary_data: Sequence[ContrastData],
     verdict: Verdict | None,
-    kept: dict[str, Any],
+    family: dict[str, Any],
     tests: int,
 ) -> dict[str, Any]:
-    f, primary, refused = claim.forms[form], claim.contrasts(form), refusals(found)
+    f, primary, refused = claim.forms[form], claim.contrasts(form), refusals(primary_data)
     exact = measure_of(primary[0]).kind == "exact"
     if refused:
         word, reason = "inadmissible", refused[0]
     elif exact:
-        word, reason = _exactly(primary[0], found[0])
+        word, reason = _exactly(primary[0], primary_data[0])
     else:
         assert verdict is not None
         word, reason = verdict.verdict, verdict.reason
-    waiting = [x.pending_reason for x in found if x.pending_reason]
+    waiting = [x.pending_reason for x in primary_data if x.pending_reason]
     if word in OPEN and waiting:
         reason = waiting[0]
-    detail = _never_trains(word, claim, found, form) or (verdict.detail if verdict else "")
+    detail = _never_trains(word, claim, primary_data, form) or (verdict.detail if verdict else "")
     if exact and word == "refuted":
         detail = OPPOSITE
     if verdict and verdict.failed:
         reason = " ".join(
-            f"Part {i + 1} fails, {part_words(primary[i], found[i])}: {how}." for i, how in verdict.failed.items()
+            f"Part {i + 1} fails, {part_words(primary[i], primary_data[i])}: {how}."
+            for i, how in verdict.failed.items()
         )
     parts = [
         _shown(p, x, f, file.alpha, claim.test, verdict.parts[i] if verdict else None)
-        for i, (p, x) in enumerate(zip(primary, found, strict=True))
+        for i, (p, x) in enumerate(zip(primary, primary_data, strict=True))
     ]
-    for p, x in zip(parts, found, strict=True):
+    for p, x in zip(parts, primary_data, strict=True):
         if word in UNDECIDED and verdict:
-            p["missing"] = _missing(claim, f.N, p, x.d, verdict)
+            p["missing"] = _missing(claim, f.N, p, x.differences, verdict)
         else:
             p["pairs_to_margin"] = None  # nothing is missing where a verdict stands
     if verdict and word in DECIDED:
-        for p, x, result in zip(parts, found, verdict.parts, strict=True):
+        for p, x, result in zip(parts, primary_data, verdict.parts, strict=True):
             p["decided_at"] = deciding_look(result, word)
-            after = [v for v in x.d[p["decided_at"] :] if math.isfinite(v)]
+            after = [v for v in x.differences[p["decided_at"] :] if math.isfinite(v)]
             p["after"] = float(np.mean(after)) if p["decided_at"] and after else None
     secondary = [
         _shown(p, x, f, file.alpha, claim.test) | ({"notes": [x.refusal]} if x.refusal else {})
-        for p, x in zip(claim.beside(form), beside, strict=True)
+        for p, x in zip(claim.secondary_contrasts(form), secondary_data, strict=True)
     ]
-    used = {place: run for x in (*found, *beside) for place, run in x.used.items()}
+    used = {place: run for x in (*primary_data, *secondary_data) for place, run in x.used.items()}
     judged_by = {p["test"] for p in parts} - {"t"}
-    notes = list(dict.fromkeys([*waiting, *(n for x in found for n in x.notes)]))
+    notes = list(dict.fromkeys([*waiting, *(n for x in primary_data for n in x.notes)]))
     if word not in OPEN and any(p["pairs"] < 8 for p in parts) and word != "inadmissible" and not exact:
         notes.append("Below 8 pairs a verdict rests on normal differences.")
     notes += [TEST_WORDS[name] for name in sorted(judged_by)]
@@ -90,7 +91,7 @@ def entry_of(
         notes += [*looks_words(file.alpha, tests, verdict, word), *(t for p in parts if (t := step_words(p, word)))]
         notes += [t for p, r in zip(parts, verdict.parts, strict=True) if (t := margin_words(p, r, len(parts) > 1))]
     regime = file.regime(claim, form)
-    how, edited = registration.status(file, claim, form, kept)
+    how, edited = registration.status(file, claim, form, family)
     entry = {
         "name": claim.name,
         "statement": claim.statement,
@@ -109,43 +110,44 @@ def entry_of(
         "level_inside": verdict.level_inside if verdict else None,
         "parts": parts,
         "secondary": secondary,
-        "cost": _cost(used, bench, file, claim, form),
+        "cost": _cost(used, store, file, claim, form),
         "notes": notes,
     }
     entry["sentence"] = sentence(entry)
     return entry
 
 
-def tested_contrasts(parts: Sequence[Part], found: Sequence[ContrastData], test: str) -> list[Contrast]:
-    return [tested_contrast(p, f, test) for p, f in zip(parts, found, strict=True)]
+def tested_contrasts(parts: Sequence[Part], data: Sequence[ContrastData], test: str) -> list[Contrast]:
+    return [tested_contrast(p, x, test) for p, x in zip(parts, data, strict=True)]
 
 
-def tested_contrast(part: Part, found: ContrastData, test: str) -> Contrast:
+def tested_contrast(part: Part, data: ContrastData, test: str) -> Contrast:
     discrete = measure_of(part).discrete
-    if discrete or (test == "moderated" and not found.prior):
+    if discrete or (test == "moderated" and not data.prior):
         test = "t"
-    own = Test(test, found.prior if test == "moderated" else 0.0)
-    return Contrast(found.d, part.margin, part.null, found.slack, found.mixed_reason, own, discrete)
+    chosen = Test(test, data.prior if test == "moderated" else 0.0)
+    return Contrast(data.differences, part.margin, part.null, data.slack, data.mixed_reason, chosen, discrete)
 
 
-def refusals(found: Sequence[ContrastData]) -> list[str]:
-    return [f.refusal for f in found if f.refusal]
+def refusals(data: Sequence[ContrastData]) -> list[str]:
+    """Why contrasts cannot be judged."""
+    return [x.refusal for x in data if x.refusal]
 
 
-def _never_trains(word: str, claim: ClaimText, found: Sequence[ContrastData], form: str) -> str:
+def _never_trains(word: str, claim: ClaimText, data: Sequence[ContrastData], form: str) -> str:
     """The control never trains: where a verdict rests on an arm all of whose runs diverged in every part."""
     side = {"supported": ("control", 1), "refuted": ("treatment", 0)}.get(word)
-    if side is None or not all(f.diverged[side[1]] and all(f.diverged[side[1]]) for f in found):
+    if side is None or not all(x.diverged[side[1]] and all(x.diverged[side[1]]) for x in data):
         return ""
     initial = all(measure_of(p).kind == "initial" for p in claim.contrasts(form))
     return f"the {side[0]} {'has no finite value' if initial else 'never trains'}"
 
 
-def _exactly(part: Part, found: ContrastData) -> tuple[str, str]:
+def _exactly(part: Part, data: ContrastData) -> tuple[str, str]:
     """The verdict on a measure without noise: no test, no n."""
-    t, c = ([v for v in values if math.isfinite(v)] for values in found.values)
+    t, c = ([v for v in values if math.isfinite(v)] for values in data.values)
     if not t or not c:
-        return "open", found.pending_reason or "No pair of finished runs yet."
+        return "open", data.pending_reason or "No pair of finished runs yet."
     m = measure_of(part)
     try:
         return effects.compare_exactly(t, c, part.margin, part.direction, m.log).verdict, "Compared exactly."  # type: ignore[arg-type]
@@ -154,20 +156,22 @@ def _exactly(part: Part, found: ContrastData) -> tuple[str, str]:
 
 
 def _shown(
-    part: Part, found: ContrastData, f: Form, alpha: float, test: str, result: PartResult | None = None
+    part: Part, data: ContrastData, f: Form, alpha: float, test: str, result: PartResult | None = None
 ) -> dict[str, Any]:
-    m, n = measure_of(part), len(found.d)
-    exact = m.kind == "exact" and len(set(found.d)) == 1  # skipped blocks make operations random
+    m, n = measure_of(part), len(data.differences)
+    exact = m.kind == "exact" and len(set(data.differences)) == 1  # skipped blocks make operations random
     if result is None and not exact:
-        alone = tested_contrast(part, found, test)
+        alone = tested_contrast(part, data, test)
         result = verdicts([Claim([alone], f.N)], 1, alpha)[0].parts[0]
-    mean, low, high = (result.mean, result.low, result.high) if result else ((found.d[0] if exact else math.nan),) * 3
+    mean, low, high = (
+        (result.mean, result.low, result.high) if result else ((data.differences[0] if exact else math.nan),) * 3
+    )
     level = nominal(0.05, f.N)
     rates = [
-        [sum(s), n, *effects.rate_interval(sum(s), n, level)[1:]] if n else [0, 0, 0.0, 1.0] for s in found.diverged
+        [sum(s), n, *effects.rate_interval(sum(s), n, level)[1:]] if n else [0, 0, 0.0, 1.0] for s in data.diverged
     ]
     return {
-        "treatment": found.treatment or "|".join(part.treatment),
+        "treatment": data.treatment or "|".join(part.treatment),
         "control": control_words(part),
         "singles": list(part.singles),
         "measure": m.name,
@@ -183,58 +187,58 @@ def _shown(
         "high": high,
         "percent": _percent(part, m, mean, low, high),
         "step": [result.step_low, result.step_high] if result else [mean, mean],
-        "treatment_mean": finite_mean(found.values[0]),
-        "control_mean": finite_mean(found.values[1]),
+        "treatment_mean": finite_mean(data.values[0]),
+        "control_mean": finite_mean(data.values[1]),
         "finished": result.finished if result else n,
         "lost": result.lost if result else 0,
         "treatment_diverged": rates[0],
         "control_diverged": rates[1],
-        "correlation": _try(lambda: list(effects.correlation(*found.values))),
-        "pairs_to_margin": _try(lambda: list(pairs_to_margin(found.d, part.margin))) if not exact else None,
-        "skew": _skew(found.d),
+        "correlation": _try(lambda: list(effects.correlation(*data.values))),
+        "pairs_to_margin": _try(lambda: list(pairs_to_margin(data.differences, part.margin))) if not exact else None,
+        "skew": _skew(data.differences),
         "rank": result.rank if result else "not tested",
         "looks": [asdict(look) for look in result.looks] if result else [],
-        "seeds": found.seeds,
-        "d": found.d,
-        "test": tested_contrast(part, found, test).test.name,
-        "tuning_slack": "unknown" if math.isnan(found.slack) else found.slack,
+        "seeds": data.seeds,
+        "d": data.differences,
+        "test": tested_contrast(part, data, test).test.name,
+        "tuning_slack": "unknown" if math.isnan(data.slack) else data.slack,
     }
 
 
-def _skew(d: Sequence[float]) -> list[float] | None:
+def _skew(differences: Sequence[float]) -> list[float] | None:
     """Skew of the finite differences and its standard error under normal ones; None of fewer than FIRST."""
-    finite = np.asarray(d, float)
+    finite = np.asarray(differences, float)
     finite = finite[np.isfinite(finite)]
-    found = float(skew(finite)) if len(finite) >= FIRST else math.nan
-    return [found, skew_error(len(finite))] if math.isfinite(found) else None
+    size = float(skew(finite)) if len(finite) >= FIRST else math.nan
+    return [size, skew_error(len(finite))] if math.isfinite(size) else None
 
 
-def _missing(claim: ClaimText, N: int, part: Mapping[str, Any], d: Sequence[float],
+def _missing(claim: ClaimText, N: int, part: Mapping[str, Any], differences: Sequence[float],
              verdict: Verdict) -> dict[str, Any] | None:  # fmt: skip
     """The fewest pairs in all with which a verdict would come if mean and spread stay as they are, and which one.
 
     At the Holm steps that the claim stands at. None where a run diverged, before the first look, and where the mean
     lies on what it is to be told from.
     """
-    if len(d) < FIRST or not np.isfinite(d).all() or part["test"] != "t":
+    if len(differences) < FIRST or not np.isfinite(differences).all() or part["test"] != "t":
         return None
-    mean, margin, parts = float(np.mean(d)), part["margin"], len(verdict.parts)
+    mean, margin, parts = float(np.mean(differences)), part["margin"], len(verdict.parts)
     shift = NULLS[part["null"]] * margin
     ways = [(abs(mean - shift), verdict.level_effect / (parts if claim.needs == "any" else 1), shift)]
     if shift >= 0 and margin > abs(mean):
         level = verdict.level_inside / (parts if claim.needs == "all" else 1)
         ways.append((margin - abs(mean), 2 * level, math.copysign(margin, mean)))
-    found = []
+    reachable = []
     for distance, level, other in ways:
         try:
-            pairs = pairs_missing(d, distance, N, level) if distance > 0 else None
+            pairs = pairs_missing(differences, distance, N, level) if distance > 0 else None
         except ValueError:
             continue
         if pairs:
-            found.append((pairs, other))
-    if not found:
+            reachable.append((pairs, other))
+    if not reachable:
         return None
-    pairs, other = min(found, key=lambda x: x[0][0])
+    pairs, other = min(reachable, key=lambda x: x[0][0])
     return {"pairs": pairs, "from": percent_of(part, other) if part["percent"] else other}
 
 
@@ -255,17 +259,17 @@ def _try(of: Callable[[], list[float]]) -> list[float] | None:
 
 
 def _cost(
-    used: Mapping[str, Evidence], bench: RunStore, file: ClaimsFile, claim: ClaimText, form: str
+    used: Mapping[str, Evidence], store: RunStore, file: ClaimsFile, claim: ClaimText, form: str
 ) -> dict[str, float]:
     """Seconds, tokens and runs so far, those of tuning included; runs shared between claims count in each."""
     settings = set[str]()
-    for part in (*claim.contrasts(form), *claim.beside(form)):
+    for part in (*claim.contrasts(form), *claim.secondary_contrasts(form)):
         for arm in arms_of(part) if claim.rate_matters(measure_of(part)) else ():
-            for r in bench.runs_of(file.overrides(claim, part, form, arm)):
-                tuning = read_tuning(bench.root, r.record["arm"]) if r.record.get("arm") else None
+            for r in store.runs_of(file.overrides(claim, part, form, arm)):
+                tuning = read_tuning(store.root, r.record["arm"]) if r.record.get("arm") else None
                 settings |= set((tuning or {}).get("runs", ()))
     tuning_runs = {
-        r.place: r for r in bench.evidence if r.folder.parent.name in settings and r.record.get("role") == "tuning"
+        r.place: r for r in store.evidence if r.folder.parent.name in settings and r.record.get("role") == "tuning"
     }
     every = [*({**tuning_runs, **used}).values()]
     return {

@@ -67,8 +67,8 @@ def _cells(entry: Mapping[str, Any], p: Mapping[str, Any], part: int, adjusted_p
     said = [entry["statement"], word] if first else ["", ""]
     tested = p["looks"] and entry["verdict"] != "inadmissible"
     figures = [f"{entry['p_effect']:.2g}", f"{adjusted_p:.2g}"] if first and tested else ["", ""]
-    own = [f"{p['treatment']} against {p['control']}", p["measure"], effect if p["pairs"] else "", str(p["pairs"])]
-    return [*said, *own, *figures, entry["registration"] if first else ""]
+    contrast = [f"{p['treatment']} against {p['control']}", p["measure"], effect if p["pairs"] else "", str(p["pairs"])]
+    return [*said, *contrast, *figures, entry["registration"] if first else ""]
 
 
 def _method(ledger: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> str:

@@ -31,68 +31,68 @@ def judge(file: ClaimsFile, runs: Path, form: str = "screen") -> dict[str, Any]:
 
 def judge_and_register(file: ClaimsFile, runs: Path, form: str) -> dict[str, Any]:
     """The ledger; the family is registered from now on."""
-    found = judged(file, runs, form)
-    registration.write(file, runs, found.registration)
-    return found.ledger
+    now = judged(file, runs, form)
+    registration.write(file, runs, now.registration)
+    return now.ledger
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A ledger; what was found of a claim's primary and secondary contrasts; the family's registration from now on."""
+    """A ledger; the data of each claim's primary and secondary contrasts; the family's registration from now on."""
 
     ledger: dict[str, Any]
-    found: dict[str, list[ContrastData]]
-    beside: dict[str, list[ContrastData]]
+    primary: dict[str, list[ContrastData]]
+    secondary: dict[str, list[ContrastData]]
     registration: dict[str, Any]
 
 
-def judged(file: ClaimsFile, runs: Path, form: str, bench: RunStore | None = None) -> Judged:
+def judged(file: ClaimsFile, runs: Path, form: str, store: RunStore | None = None) -> Judged:
     """All claims of a form, together with those of another form that has been looked at: both share the level.
 
-    bench: of the same runs, read before.
+    store: of the same runs, read before.
     """
-    bench = bench or RunStore(runs)
+    store = store or RunStore(runs)
     chosen = [c for c in file.claims if form in c.forms]
     if not chosen:
         raise ConfigError(f"{file.path} has no claim with the form {form}.")
-    kept = registration.registered(file, runs, form, lambda claim, form: _there(file, claim, form, bench))
-    bench.seen = {(c.name, f) for c in file.claims for f in c.forms if registration.is_seen(kept, c.name, f)}
+    family = registration.registered(file, runs, form, lambda claim, form: _runs_there(file, claim, form, store))
+    store.seen = {(c.name, f) for c in file.claims for f in c.forms if registration.is_seen(family, c.name, f)}
     asked: dict[tuple[str, str], Claim] = {}
-    every = dict[tuple[str, str], list[ContrastData]]()
-    for f in [form, *(f for f in kept["looked"] if f != form)]:
+    data = dict[tuple[str, str], list[ContrastData]]()
+    for f in [form, *(f for f in family["looked"] if f != form)]:
         for c in (c for c in file.claims if f in c.forms):
             parts = c.contrasts(f)
-            own = every[f, c.name] = [gather(file, c, p, f, bench) for p in parts]
-            if not refusals(own) and measure_of(parts[0]).kind != "exact":
-                asked[f, c.name] = Claim(tested_contrasts(parts, own, c.test), c.forms[f].N, c.needs)  # type: ignore[arg-type]
-            if any(x.seeds for x in own):
-                kept["claims"][c.name]["forms"][f]["seen"] = True
-    found = {c.name: every[form, c.name] for c in chosen}
-    beside = {c.name: [gather(file, c, p, form, bench) for p in c.beside(form)] for c in chosen}
-    forms = [f for f in FORMS if f in kept["forms"] or f == form]
+            contrasts = data[f, c.name] = [gather(file, c, p, f, store) for p in parts]
+            if not refusals(contrasts) and measure_of(parts[0]).kind != "exact":
+                asked[f, c.name] = Claim(tested_contrasts(parts, contrasts, c.test), c.forms[f].N, c.needs)  # type: ignore[arg-type]
+            if any(x.seeds for x in contrasts):
+                family["claims"][c.name]["forms"][f]["seen"] = True
+    primary = {c.name: data[form, c.name] for c in chosen}
+    secondary = {c.name: [gather(file, c, p, form, store) for p in c.secondary_contrasts(form)] for c in chosen}
+    forms = [f for f in FORMS if f in family["forms"] or f == form]
     tests = file.size * len(forms)
     decided = dict(zip(asked, verdicts([*asked.values()], tests, file.alpha), strict=True))
     entries = [
-        entry_of(file, c, form, bench, found[c.name], beside[c.name], decided.get((form, c.name)), kept, tests)
+        entry_of(file, c, form, store, primary[c.name], secondary[c.name], decided.get((form, c.name)), family, tests)
         for c in chosen
     ]
-    bench.keys.save()
+    store.keys.save()
     refused = [f"{e['name']}: {e['reason']}" for e in entries if e["verdict"] == "inadmissible"]
-    gone = registration.gone(file, kept)
+    gone = registration.gone(file, family)
     ledger = {
         "version": 1,
         "claims_file": file.path.name,
         "form": form,
         "family": {"name": file.family, "size": file.size, "alpha": file.alpha, "forms": forms, "tests": tests},
         "claims": entries,
-        "refusals": [*bench.unreadable, *refused, *gone],
-        "unreadable": bench.unreadable,
+        "refusals": [*store.unreadable, *refused, *gone],
+        "unreadable": store.unreadable,
         "gone": gone,
     }
-    return Judged(ledger, found, beside, kept)
+    return Judged(ledger, primary, secondary, family)
 
 
-def _there(file: ClaimsFile, claim: ClaimText, form: str, bench: RunStore) -> registration.There:
+def _runs_there(file: ClaimsFile, claim: ClaimText, form: str, store: RunStore) -> registration.There:
     """How many of a claim's runs are done, at whatever learning rate."""
     seeds = claim.seeds[: claim.forms[form].N]
     arms = dict[tuple[str, ...], set[int]]()
@@ -101,7 +101,7 @@ def _there(file: ClaimsFile, claim: ClaimText, form: str, bench: RunStore) -> re
         sides = [file.overrides(claim, part, form, a) for a in arms_of(part)]
         for side in sides:
             if side not in arms:
-                done = [r for r in bench.runs_of(side) if r.record["status"] in DONE] if bench.evidence else []
+                done = [r for r in store.runs_of(side) if r.record["status"] in DONE] if store.evidence else []
                 arms[side] = {r.record["seed"] for r in done}
         pairs += sum(all(s in arms[side] for side in sides) for s in seeds)
     there = sum(s in done for done in arms.values() for s in seeds)

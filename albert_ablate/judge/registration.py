@@ -40,27 +40,29 @@ def registered(file: ClaimsFile, runs: Path, form: str, count: Count) -> dict[st
     was added later, and by form hash, runs there, and whether a pair of it has been judged (seen).
     """
     place = family_file(file, runs)
-    kept = _read(place)
-    if kept is None:
+    family = _read(place)
+    if family is None:
         old = {
-            (c.name, f): found
+            (c.name, f): alone
             for c in file.claims
             for f in c.forms
-            if (found := _read(_older(c.name, f, runs))) is not None
+            if (alone := _read(_older(c.name, f, runs))) is not None
         }
         forms = [f for f in file.forms if any(f == g for _, g in old)] or [*file.forms]
-        kept = {"version": 1, "family": file.family, "forms": forms, "looked": [], "claims": {}}
-        for (name, f), found in old.items():
-            entry = kept["claims"].setdefault(name, {"statement": found.get("statement"), "later": False, "forms": {}})
-            entry["forms"][f] = {"hash": found.get("hash"), **UNKNOWN, "seen": True}
+        family = {"version": 1, "family": file.family, "forms": forms, "looked": [], "claims": {}}
+        for (name, f), alone in old.items():
+            entry = family["claims"].setdefault(
+                name, {"statement": alone.get("statement"), "later": False, "forms": {}}
+            )
+            entry["forms"][f] = {"hash": alone.get("hash"), **UNKNOWN, "seen": True}
         later = False
     else:
         later = True
-    if form not in kept["looked"]:
-        kept["looked"].append(form)
+    if form not in family["looked"]:
+        family["looked"].append(form)
     for claim in file.claims:
-        _register(file, claim, kept["claims"], count, later)
-    return kept
+        _register(file, claim, family["claims"], count, later)
+    return family
 
 
 def _register(file: ClaimsFile, claim: ClaimText, claims: dict[str, Any], count: Count, later: bool) -> None:
@@ -77,13 +79,13 @@ def _register(file: ClaimsFile, claim: ClaimText, claims: dict[str, Any], count:
             entry["forms"][form] = {"hash": file.hash(claim, form), **vars(count(claim, form)), "seen": False}
 
 
-def status(file: ClaimsFile, claim: ClaimText, form: str, kept: dict[str, Any]) -> tuple[str, bool]:
+def status(file: ClaimsFile, claim: ClaimText, form: str, family: dict[str, Any]) -> tuple[str, bool]:
     """How a claim is registered, in words, and whether it was edited since."""
-    entry = kept["claims"][claim.name]
-    own, hash_ = entry["forms"][form], file.hash(claim, form)
+    entry = family["claims"][claim.name]
+    registered_entry, hash_ = entry["forms"][form], file.hash(claim, form)
     names = {c.name for c in file.claims}
     before = [
-        name for name, other in kept["claims"].items()
+        name for name, other in family["claims"].items()
         if name not in names and other["forms"].get(form, {}).get("hash") == hash_
     ]  # fmt: skip
     if before:
@@ -91,42 +93,42 @@ def status(file: ClaimsFile, claim: ClaimText, form: str, kept: dict[str, Any]) 
     edited = [
         what for what, same in (
             ("its statement", entry["statement"] == claim.statement),
-            ("what it compares", own["hash"] == hash_),
+            ("what it compares", registered_entry["hash"] == hash_),
         ) if not same
     ]  # fmt: skip
     if edited:
         return f"edited since it was registered ({' and '.join(edited)})", True
     verb = "added later" if entry["later"] else "registered"
-    if own["runs"] is None:
+    if registered_entry["runs"] is None:
         return f"{verb} at its first judged pair, by a version that did not count runs", False
-    if not own["runs"]:
+    if not registered_entry["runs"]:
         return f"{verb} before its runs", False
-    exploratory = " (exploratory)" if own["pairs"] else ""
-    return f"{verb} with {own['runs']} of {own['wanted']} runs there{exploratory}", False
+    exploratory = " (exploratory)" if registered_entry["pairs"] else ""
+    return f"{verb} with {registered_entry['runs']} of {registered_entry['wanted']} runs there{exploratory}", False
 
 
-def gone(file: ClaimsFile, kept: dict[str, Any]) -> list[str]:
+def gone(file: ClaimsFile, family: dict[str, Any]) -> list[str]:
     """Claims that were registered and are no longer in the file, unless under another name."""
     names = {c.name for c in file.claims}
     hashes = {file.hash(c, f) for c in file.claims for f in c.forms}
     return [
         f"{name} was registered and is no longer in the file: {entry['statement']}"
-        for name, entry in kept["claims"].items()
+        for name, entry in family["claims"].items()
         if name not in names and not any(f["hash"] in hashes for f in entry["forms"].values())
     ]
 
 
-def is_seen(kept: dict[str, Any], name: str, form: str) -> bool:
+def is_seen(family: dict[str, Any], name: str, form: str) -> bool:
     """Whether a pair of the claim has been judged."""
-    return bool(kept["claims"].get(name, {}).get("forms", {}).get(form, {}).get("seen"))
+    return bool(family["claims"].get(name, {}).get("forms", {}).get(form, {}).get("seen"))
 
 
-def write(file: ClaimsFile, runs: Path, kept: dict[str, Any]) -> None:
+def write(file: ClaimsFile, runs: Path, family: dict[str, Any]) -> None:
     place = family_file(file, runs)
     try:
-        if _read(place) != kept:
+        if _read(place) != family:
             place.parent.mkdir(parents=True, exist_ok=True)
-            write_checked(place, kept, place.stem)
+            write_checked(place, family, place.stem)
     except OSError as error:
         raise unwritable(place, error) from None
 
@@ -138,14 +140,14 @@ def _older(name: str, form: str, runs: Path) -> Path:
 
 def _read(place: Path) -> dict[str, Any] | None:
     try:
-        found = read_checked(place, place.stem)
-        for entry in found["claims"].values() if "claims" in found else ():
+        content = read_checked(place, place.stem)
+        for entry in content["claims"].values() if "claims" in content else ():
             (
                 entry["statement"],
                 entry["later"],
                 [(f["hash"], f["runs"], f["pairs"], f["seen"]) for f in entry["forms"].values()],
             )
-        return found if "claims" in found else {"hash": found["hash"], "statement": found.get("statement")}
+        return content if "claims" in content else {"hash": content["hash"], "statement": content.get("statement")}
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

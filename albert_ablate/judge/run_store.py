@@ -9,25 +9,25 @@ from typing import Any
 from albert_ablate.analysis.registry import Evidence
 from albert_ablate.config import corrections
 from albert_ablate.judge import admission
-from albert_ablate.records import store
 from albert_ablate.records.keys import Arm, Keys
+from albert_ablate.records.store import FILE, Record, read, run_folders
 from albert_ablate.records.tuning import read_tuning
 
 
 class ContrastArm:
     """An arm of a contrast: its runs, and the learning rate at which it is judged."""
 
-    def __init__(self, name: str, overrides: tuple[str, ...], bench: "RunStore", tuned: bool, factor: float):
+    def __init__(self, name: str, overrides: tuple[str, ...], store: "RunStore", tuned: bool, factor: float):
         self.name, self.overrides = name, overrides
-        self.composed = bench.arm(overrides)
-        self.runs, self.outdated = bench.runs_of(overrides), bench.runs_of(overrides, outdated=True)
-        # what decides is tuned as a language model
-        trunk = tuple(o for o in overrides if o.partition("=")[0].split(".")[0] != "task")
-        ids = sorted({r.record["arm"] for r in bench.runs_of(trunk) if r.record.get("arm")})
-        found = [t for t in (read_tuning(bench.root, i) for i in ids) if t]
-        self.tuning: Mapping[str, Any] | None = found[0] if found else None
-        own = float(self.composed.cfg["optimizer"]["lr"])
-        self.rate = float(self.tuning["rate"] if tuned and self.tuning else own) * factor
+        self.composed = store.arm(overrides)
+        self.runs, self.outdated = store.runs_of(overrides), store.runs_of(overrides, outdated=True)
+        # a classification run is tuned as the language model it builds on
+        language = tuple(o for o in overrides if o.partition("=")[0].split(".")[0] != "task")
+        ids = sorted({r.record["arm"] for r in store.runs_of(language) if r.record.get("arm")})
+        tunings = [t for t in (read_tuning(store.root, i) for i in ids) if t]
+        self.tuning: Mapping[str, Any] | None = tunings[0] if tunings else None
+        given = float(self.composed.cfg["optimizer"]["lr"])
+        self.rate = float(self.tuning["rate"] if tuned and self.tuning else given) * factor
         self.known = bool(self.tuning) or not tuned  # False: to be tuned, or tuned further
 
     @property
@@ -38,8 +38,7 @@ class ContrastArm:
 
     def at(self, seed: int, rate: float | None = None) -> Evidence | None:
         """The run of a seed and rate, whatever its status."""
-        found = self.all_at(seed, rate)
-        return found[0] if found else None
+        return next(iter(self.all_at(seed, rate)), None)
 
     def all_at(self, seed: int, rate: float | None = None) -> list[Evidence]:
         """Every record of a seed and rate: more than one where a setting has had several names."""
@@ -66,16 +65,16 @@ class RunStore:
         """Read the records that are new or were written since."""
         self.evidence, self.unreadable = list[Evidence](), list[str]()
         self.outdated = list[Evidence]()  # made by a component that was corrected since: no evidence about today's
-        for folder in store.run_folders(self.root) if self.root.is_dir() else ():
+        for folder in run_folders(self.root) if self.root.is_dir() else ():
             place, written = f"{folder.parent.name}/{folder.name}", _written(folder)
-            before, found = self._read.get(place, (None, None))
+            before, evidence = self._read.get(place, (None, None))
             if before != written:
-                found = _evidence(folder, place)
-                self._read[place] = written, found
-            if isinstance(found, str):
-                self.unreadable.append(found)
-            elif found is not None:
-                (self.outdated if corrections(found.record) else self.evidence).append(found)
+                evidence = _evidence(folder, place)
+                self._read[place] = written, evidence
+            if isinstance(evidence, str):
+                self.unreadable.append(evidence)
+            elif evidence is not None:
+                (self.outdated if corrections(evidence.record) else self.evidence).append(evidence)
         self._admit()
         self._by_arm = dict[bool, dict[str, list[Evidence]]]()
 
@@ -88,7 +87,7 @@ class RunStore:
         return out
 
     def _admit(self) -> None:
-        """Keep what is evidence; what is not stands beside the unreadable records."""
+        """Keep what is evidence; what is not is listed with the unreadable records."""
         admitted = []
         for run in self.evidence:
             if why := admission.refusal(run.folder, run.record):
@@ -111,7 +110,7 @@ class RunStore:
 def _written(folder: Path) -> list[Any]:
     """When and how large a run's record and its evaluations were last written."""
     out: list[Any] = []
-    for name in (store.FILE, "evaluations.json"):
+    for name in (FILE, "evaluations.json"):
         try:
             about = os.stat(folder / name)
             out.append((about.st_mtime_ns, about.st_size, about.st_ino))
@@ -122,8 +121,8 @@ def _written(folder: Path) -> list[Any]:
 
 def _evidence(folder: Path, place: str) -> Evidence | str | None:
     """A run's record, why it cannot be read, or None where it is begun and nothing was committed."""
-    record = store.read(folder)
-    if isinstance(record, store.Record):
+    record = read(folder)
+    if isinstance(record, Record):
         if record.learning_rate is None:
             return f"{place}/record.json cannot be read: it has no config.optimizer.lr"
         return Evidence(folder, record)

@@ -44,8 +44,8 @@ def sentence(entry: Mapping[str, Any]) -> str:
     out = f"{entry['regime']}, {'; '.join(said)}: {word}" + (f" ({entry['detail']})" if entry.get("detail") else "")
     missing = [(p, p["missing"]) for p in entry["parts"] if p.get("missing")]
     if word in UNDECIDED and missing:
-        p, found = max(missing, key=lambda x: x[1]["pairs"][0])
-        out += f"; {missing_words(p, found, entry['N'])}"
+        p, lacking = max(missing, key=lambda x: x[1]["pairs"][0])
+        out += f"; {missing_words(p, lacking, entry['N'])}"
     return f"{out}. {entry['registration'][:1].upper()}{entry['registration'][1:]}."
 
 
@@ -82,11 +82,11 @@ def ratio_words(p: Mapping[str, Any]) -> str:
     return f"{p['treatment']} {verb} {said(mean)} {noun} than {p['control']} ({interval}, {_pairs(p)})"
 
 
-def missing_words(p: Mapping[str, Any], found: Mapping[str, Any], N: int) -> str:
+def missing_words(p: Mapping[str, Any], lacking: Mapping[str, Any], N: int) -> str:
     """What is still missing until a verdict: pairs of this claim, or of a new one."""
-    total, low, high = found["pairs"]
+    total, low, high = lacking["pairs"]
     sign = 1 if p["percent"] or p["direction"] == "higher" or p["singles"] else -1
-    mean, other = (p["percent"][0] if p["percent"] else sign * p["mean"]), sign * found["from"]
+    mean, other = (p["percent"][0] if p["percent"] else sign * p["mean"]), sign * lacking["from"]
     unit = "%" if p["percent"] else "(log ratio)" if p["log"] else p["unit"]
     tell = f"to tell {mean + 0.0:+.3g} from {f'{other:+.3g}' if other else 0} {unit}"
     if total <= N:
@@ -120,7 +120,7 @@ def margin_words(p: Mapping[str, Any], result: PartResult, several: bool) -> str
 
 
 def looks_words(alpha: float, tests: int, verdict: Verdict, word: str) -> list[str]:
-    """p with all looks counted, beside the level it needed."""
+    """p with all looks counted, and the level it needed."""
     inside = word == "no effect" or (word == "refuted" and verdict.p_inside <= verdict.level_inside)
     p, level = (verdict.p_inside, verdict.level_inside) if inside else (verdict.p_effect, verdict.level_effect)
     of = f" ({_ordinal(tests - round(alpha / level) + 1)} of {tests} by Holm)" if tests > 1 else ""
@@ -147,8 +147,8 @@ def control_words(part: Part) -> str:
     return f"the better of {part.control} and {part.other_end}" if part.other_end else part.control
 
 
-def part_words(part: Part, found: ContrastData) -> str:
-    return f"{found.treatment or '|'.join(part.treatment)} against {control_words(part)}, {part.measure}"
+def part_words(part: Part, data: ContrastData) -> str:
+    return f"{data.treatment or '|'.join(part.treatment)} against {control_words(part)}, {part.measure}"
 
 
 def percent_of(part: Mapping[str, Any], value: float) -> float:

@@ -123,7 +123,7 @@ def _trained(q: Question, scale: Scale, sides: Sequence[Side], folder: Path, wor
     recorded = True
     while True:
         now = judged(file, work.runs, "full")
-        ledger, found = now.ledger, now.found
+        ledger, found = now.ledger, now.primary
         contrasts = [
             _judged_contrast(e, sides[0], named[e["name"]], q, scale, m.better == "higher", found[e["name"]][0])
             for e in ledger["claims"]

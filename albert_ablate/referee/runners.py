@@ -123,7 +123,7 @@ class Training:
             found = gather(file, asked, asked.contrasts("full")[0], "full", RunStore(self.runs))
             if found.refusal:
                 raise Inadmissible(found.refusal)
-            if len(found.d) > at:
+            if len(found.differences) > at:
                 break
             if not found.jobs:
                 raise Inadmissible(found.pending_reason)

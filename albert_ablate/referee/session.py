@@ -350,10 +350,10 @@ class Session:
 
         file = read_claims(self.claim(number))
         found = gather(file, file.claims[0], file.claims[0].contrasts("full")[0], "full", RunStore(self.place.runs))
-        if len(found.d) < (known := len(self.differences(number))):
+        if len(found.differences) < (known := len(self.differences(number))):
             raise Inadmissible(
                 f"Runs of the baseline or the candidate that the ledger names are gone from {self.place.runs}: "
-                f"{found.refusal or found.pending_reason or f'{len(found.d)} of {known} pairs are there'}"
+                f"{found.refusal or found.pending_reason or f'{len(found.differences)} of {known} pairs are there'}"
             )
 
     def next_level(self, confirm: str) -> float:

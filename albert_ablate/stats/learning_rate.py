@@ -62,7 +62,7 @@ def next_rate(means: Mapping[int, float]) -> int | None:
     return best - 1 if best == min(means) else best + 1 if best == max(means) else None
 
 
-def rate_beside(means: Mapping[int, float]) -> int:
+def adjacent_rate(means: Mapping[int, float]) -> int:
     """The rate that a window gets because another arm's window moved: on the side of the better one of its ends."""
     low, high = min(means), max(means)
     return low - 1 if means[low] < means[high] else high + 1

@@ -62,7 +62,7 @@ class Test:
 
     @property
     def freedom(self) -> int:
-        """Degrees of freedom beside the n - 1 of n pairs."""
+        """Degrees of freedom in addition to the n - 1 of n pairs."""
         return PRIOR_FREEDOM if self.name == "moderated" else 0
 
 

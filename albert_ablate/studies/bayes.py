@@ -1,4 +1,4 @@
-"""A sweep of method bayes with no server: Optuna proposes, W&B's distributions are its prior, records its memory."""
+"""A sweep of method bayes with no server: Optuna proposes, W&B's distributions are its prior."""
 
 import json
 import math
@@ -11,20 +11,19 @@ from albert_ablate.data.tasks import is_language
 from albert_ablate.records.atomic import replace_file
 from albert_ablate.records.folder import RunFolder
 from albert_ablate.streams import digest, stream_seed
+from albert_ablate.studies.launch import Study
+from albert_ablate.studies.planned_runs import Planned, plan
 from albert_ablate.studies.states import is_done, last_line, state
-from albert_ablate.studies.sweeper import REFUSALS, Planned, Study, plan
-from albert_ablate.studies.sweepfile import DECISIONS, TAIL_PROBABILITY, Parameter, Sweep, varied_labels
+from albert_ablate.studies.sweepfile import DECISIONS, REFUSALS, TAIL_PROBABILITY, Parameter, Sweep, varied_labels
 
 REPEATS = 50  # proposals in a row of what has been tried, before one is drawn at random, and before all is tried
 
 Trial = dict[str, Any]  # draws: by key a place in `values` or a cumulative probability; setting; folder; error
 
 
-class Notebook:
-    """The trials of a sweep in their order, below runs/bayes/: noted before they are trained, so that none is lost.
-
-    What came out of one is in its run's record and nowhere else.
-    """
+class TrialLog:
+    """The file of a sweep's trials in their order, below runs/bayes/. A trial is written before it is trained, so that
+    none is lost; its result is in its run's record and nowhere else."""
 
     def __init__(self, runs: Path, key: str):
         self.runs = runs.expanduser().resolve()
@@ -49,9 +48,9 @@ class Notebook:
 
 def search_key(sweep: Sweep, extra: Sequence[str] = ()) -> str:
     """Names what is searched: parameters, metric and what every run shares. A larger run_cap goes on with the same."""
-    told = [o for o in (*sweep.fixed, *extra) if o.lstrip("+").split("=")[0].split(".")[0] in {*SIGNIFICANT, "seed"}]
+    shared = [o for o in (*sweep.fixed, *extra) if o.lstrip("+").split("=")[0].split(".")[0] in {*SIGNIFICANT, "seed"}]
     spec = [[p.name, p.values, p.probabilities, p.distribution, dict(p.arguments)] for p in sweep.parameters]
-    return digest(json.dumps([spec, sweep.metric, sweep.maximize, told], sort_keys=True).encode(), size=6)
+    return digest(json.dumps([spec, sweep.metric, sweep.maximize, shared], sort_keys=True).encode(), size=6)
 
 
 def propose(sweep: Sweep, trials: Sequence[Trial], results: Sequence[float | None], number: int) -> list[Trial]:
@@ -164,24 +163,24 @@ def run_bayes(
     planned = plan(sweep, corners(sweep), runs, extra)
     if sweep.metric in DECISIONS and any(is_language(p.cfg) for p in planned):
         raise ConfigError(f"{sweep.path}: metric {sweep.metric} is of task=classify, and these runs have none.")
-    notebook = Notebook(runs, search_key(sweep, extra))
-    trials = notebook.read()
-    done = sum(is_done(notebook.record(t)) for t in trials)
+    log = TrialLog(runs, search_key(sweep, extra))
+    trials = log.read()
+    done = sum(is_done(log.record(t)) for t in trials)
     refused = _refused(trials)
     proposed = f"{len(trials) - len(refused)} proposed" + (f", {len(refused)} refused" if refused else "")
     say(f"{sweep.path}: {sweep.run_cap} trials, {done} done, {proposed}.")
     if dry_run:
         for trial in trials:
-            say(f"{_label(sweep, trial)}: {notebook.record(trial)['status']}")
+            say(f"{_label(sweep, trial)}: {log.record(trial)['status']}")
         return 0
-    notebook.folder.create()
-    with notebook.folder.lock():
-        return _search(sweep, notebook, Study(launcher, workers, say), runs, extra, tuned, say)
+    log.folder.create()
+    with log.folder.lock():
+        return _search(sweep, log, Study(launcher, workers, say), runs, extra, tuned, say)
 
 
 def _search(
     sweep: Sweep,
-    notebook: Notebook,
+    log: TrialLog,
     study: Study,
     runs: Path,
     extra: Sequence[str],
@@ -189,24 +188,24 @@ def _search(
     say: Callable[[str], None],
 ) -> int:
     assert sweep.run_cap is not None
-    trials, failed = notebook.read(), dict[str, str]()  # by folder
+    trials, failed = log.read(), dict[str, str]()  # by folder
 
     plans: dict[str, Planned] = {}  # by folder
     in_a_row = 0  # proposals refused
 
-    def placed(trial: Trial) -> Planned:
+    def planned_of(trial: Trial) -> Planned:
         if trial["folder"] not in plans:
             (planned,) = plan(sweep, [trial["setting"]], runs, extra, tuned)
-            trial["folder"] = str(planned.folder.relative_to(notebook.runs))
+            trial["folder"] = str(planned.folder.relative_to(log.runs))
             plans[trial["folder"]] = planned
         return plans[trial["folder"]]
 
     while True:
         begun = [t for t in trials if t["folder"] and t["folder"] not in failed]
-        open_ = [placed(t) for t in begun if not is_done(notebook.record(t))]
-        errors = study.complete(list(dict.fromkeys(open_)))
-        failed |= {str(p.folder.relative_to(notebook.runs)): error for p, error in errors.items()}
-        results = [result_of(notebook.record(t), sweep) for t in trials]
+        to_do = [planned_of(t) for t in begun if not is_done(log.record(t))]
+        errors = study.complete(list(dict.fromkeys(to_do)))
+        failed |= {str(p.folder.relative_to(log.runs)): error for p, error in errors.items()}
+        results = [result_of(log.record(t), sweep) for t in trials]
         left = sweep.run_cap - (len(trials) - len(_refused(trials)))
         if study.stopped is not None or left <= 0:
             break
@@ -219,14 +218,14 @@ def _search(
             break
         for trial in new:
             try:
-                placed(trial)
+                planned_of(trial)
                 in_a_row = 0
             except ConfigError as error:  # two values that do not go together: another proposal takes its place
                 trial["error"] = str(error)
                 in_a_row += 1
                 say(f"refused: {error}")
         trials += new
-        notebook.write(trials)
+        log.write(trials)
     for trial in trials:
         if trial["folder"] in failed:
             say(f"failed: {_label(sweep, trial)}: {last_line(failed[trial['folder']])} ({trial['folder']})")

@@ -20,8 +20,10 @@ from albert_ablate.records.folder import plain
 from albert_ablate.records.tuning import FIRST_CALIBRATION_SEED
 from albert_ablate.stats import learning_rate as planning
 from albert_ablate.streams import stream_seed
+from albert_ablate.studies.estimates import say_price
+from albert_ablate.studies.launch import Study, split_overrides
+from albert_ablate.studies.planned_runs import Planned, plan
 from albert_ablate.studies.states import is_done, last_line, read_record
-from albert_ablate.studies.sweeper import Planned, Study, launched, plan, say_price
 from albert_ablate.studies.sweepfile import Sweep, varied_labels
 
 RUNS, PAIRS, PLANNED = 24, 4, (10, 20, 40)
@@ -44,7 +46,7 @@ def calibrate(
 ) -> int:
     """Train what is missing and say it: exit code 0, 1 where runs failed, 130 and 143 stopped."""
     _refuse(sweep, overrides, count, measure, margin)
-    launcher, extra = launched(sweep, overrides, workers)
+    launcher, extra = split_overrides(sweep, overrides, workers)
     wanted = _wanted(sweep, arm, treatments, count)
     bare = replace(sweep, parameters=tuple(p for p in sweep.parameters if p.name != "seed"))
     planned: dict[str, list[Planned]] = {}

@@ -1,4 +1,4 @@
-"""What `albert-ablate` does with studies: sweep, agent, tune, status."""
+"""Commands about studies: sweep, agent, tune, calibrate, judge, plan, status. Heavy imports stand inside them."""
 
 import os
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from albert_ablate.config import ConfigError
+from albert_ablate.studies.sweepfile import read_sweep
 
 
 def plain_path(path: Path) -> Path:
@@ -36,8 +37,7 @@ def sweep(
     tuned: TUNED = True,
 ) -> int:
     """Train what a sweep file still lacks, with no server: finished and diverged runs are kept, others go on."""
-    from albert_ablate.studies.sweeper import run_sweep
-    from albert_ablate.studies.sweepfile import read_sweep
+    from albert_ablate.studies.sweep import run_sweep
 
     return run_sweep(read_sweep(file), runs, workers or os.cpu_count() or 1, overrides or (), dry_run, tuned)
 
@@ -75,7 +75,6 @@ def tune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the arms, their grids and the price.")] = False,
 ) -> int:
     """Find the learning rate of each arm of a sweep file, with as many runs for every arm; `sweep` then uses it."""
-    from albert_ablate.studies.sweepfile import read_sweep
     from albert_ablate.studies.tune import tune as tune_arms
 
     return tune_arms(
@@ -102,7 +101,6 @@ def calibrate(
 ) -> int:
     """Noise over seeds, paired spread, reachable margins and false positives, from runs on fresh seeds."""
     from albert_ablate.studies.calibrate import calibrate as calibrate_arms
-    from albert_ablate.studies.sweepfile import read_sweep
 
     return calibrate_arms(
         read_sweep(file), runs, workers or os.cpu_count() or 1, overrides or (),
@@ -125,3 +123,80 @@ def status(
     from albert_ablate.studies.status import show_status
 
     show_status(runs, sweep, watch, overrides or (), as_json)
+
+
+FORM = Annotated[Literal["screen", "full"], typer.Option(help="The claims' small or large form.")]
+
+
+def judge(
+    claims: Annotated[Path, typer.Argument(help="A claims file, or albert_agpt: the article's.", show_default=False)],
+    runs: RUNS = Path("runs"),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the ledger as JSON in place of the text (schema: docs/referee.md).")
+    ] = False,
+    ledger_file: Annotated[
+        Path | None, typer.Option("--ledger", help="Where the ledger goes; RUNS/ledger.json.", show_default=False)
+    ] = None,
+    form: FORM = "screen",
+    only: Annotated[list[str] | None, typer.Option(help="Show and train only this claim; all are judged.")] = None,
+    run: Annotated[bool, typer.Option("--run", help="Train the cheapest next pair until all is decided.")] = False,
+    budget: Annotated[
+        str | None, typer.Option(help="With --run: 3600s, or 5e8tokens, to spend.", show_default=False)
+    ] = None,
+    secondary: Annotated[
+        bool, typer.Option("--secondary", help="With --run: then the secondary contrasts, to as many pairs.")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=1, help="With --run: processes, one thread each.")] = 2,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="The price of each claim in both forms.")] = False,
+    format: Annotated[
+        Literal["latex", "md", "csv"] | None,
+        typer.Option(help="Print a table, with a paragraph on the method, in place of the ledger.", show_default=False),
+    ] = None,
+    plot: Annotated[
+        Literal["png", "svg", "html"] | None,
+        typer.Option(help="Draw each claim to RUNS/claims/plots.", show_default=False),
+    ] = None,
+    verify: Annotated[
+        int, typer.Option(min=0, help="Train so many of the runs again, drawn at random, and compare.")
+    ] = 0,
+) -> int:
+    """Judge claims from the records of runs: a verdict for each, with its interval, its cost and every look."""
+    from albert_ablate.studies.judge_run import run_judge
+
+    return run_judge(
+        claims,
+        runs,
+        as_json,
+        ledger_file,
+        form,
+        only or (),
+        run,
+        budget,
+        secondary,
+        workers,
+        dry_run,
+        format,
+        plot,
+        verify,
+    )
+
+
+def plan(
+    claims: Annotated[Path, typer.Argument(help="A claims file, such as sweeps/claims.yaml.", show_default=False)],
+    runs: RUNS = Path("runs"),
+    form: FORM = "screen",
+    only: Annotated[list[str] | None, typer.Option(help="Plan only this claim; may be given several times.")] = None,
+    effect: Annotated[
+        list[str] | None,
+        typer.Option(help="An effect of interest: 0.5% of log ratios, else in the measure's unit; 1, 2 and 4 margins."),
+    ] = None,
+    spread: Annotated[
+        str | None,
+        typer.Option(help="Spread of a pair's difference, as `calibrate` says it: 0.3%; from pairs or tuning runs."),
+    ] = None,
+) -> None:
+    """Say what claims will take before they are run: pairs, runs and hours by effect, and reachable margins."""
+    from albert_ablate.judge.claims import read_claims
+    from albert_ablate.studies.power import show_plan
+
+    show_plan(read_claims(claims), runs, form, only or (), effect or (), spread)

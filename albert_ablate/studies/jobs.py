@@ -11,49 +11,53 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-KILLED = "Its process was killed, which a lack of memory does"
-PARENT_CHECK_SECONDS = 2.0  # seconds between a worker's looks at whether its command is still there
+from albert_ablate.config import ConfigError, compose
+from albert_ablate.records.folder import Busy
+from albert_ablate.training.errors import RunFailed
+
+KILLED = "Its process was killed, often for lack of memory"
+PARENT_CHECK_SECONDS = 2.0  # between a worker's looks at whether its command is still there
 
 _warm = False
-_busy = threading.Event()  # a run is being trained
+_training = threading.Event()  # a run is being trained
 
 
 def job(cfg: Any) -> dict[str, Any]:
     """Train or find the run of this job's number. Gives its status; raises nothing.
 
-    The folder `hydra.sweep.dir` of the launch is where a worker finds the run's overrides (it composes options once for
-    all its runs, where a launcher would read conf/ for each), where it says what it has begun (a file <number>.begun
-    that is there while it trains) and learns that the study is being stopped (a file `stop`, or the folder's end), or
+    `hydra.sweep.dir` is the work folder of the launch (launch.launch_folder). There a worker finds the run's overrides
+    (it composes options once for all its runs, where a launcher would read conf/ for each), writes a file NUMBER.begun
+    that is there while it trains, and learns that the study is being stopped (a file `stop`, or the folder is gone), or
     that nothing more is to be begun since the launch is over (a file `closed`).
     """
     from hydra.core.hydra_config import HydraConfig
 
     _lighten_results()
     about = HydraConfig.get()
-    desk, number = Path(about.sweep.dir), about.job.num
-    if is_over(desk) or (desk / "closed").exists():
+    folder, number = Path(about.sweep.dir), about.job.num
+    if is_over(folder) or (folder / "closed").exists():
         return {"status": "stopped"}
-    own = _settle(desk)
-    begun = desk / f"{number}.begun"
+    is_worker = _prepare_process(folder)
+    begun = folder / f"{number}.begun"
     with contextlib.suppress(OSError):  # a full disk
-        begun.write_text(whoami())
+        begun.write_text(process_name())
     main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, interrupt) if main and own else None
+    before = signal.signal(signal.SIGTERM, interrupt) if main and is_worker else None
     ended = threading.Event()
-    if own:
-        threading.Thread(target=_watch, args=(desk, ended), daemon=True).start()
-    _busy.set()
+    if is_worker:
+        threading.Thread(target=_watch, args=(folder, ended), daemon=True).start()
+    _training.set()
     try:
-        result = attempt(lambda: _run(json.loads((desk / "overrides.json").read_text())[number]))
+        result = attempt(lambda: _run(json.loads((folder / "overrides.json").read_text())[number]))
     finally:
-        _busy.clear()
+        _training.clear()
         ended.set()
         if before is not None:
             signal.signal(signal.SIGTERM, before)
         begun.unlink(missing_ok=True)
-    if result["status"] == "stopped" and not own:
-        (desk / "stop").write_text(str(result.get("signal", int(signal.SIGINT))))
-    _tell(desk, number, result)
+    if result["status"] == "stopped" and not is_worker:
+        (folder / "stop").write_text(str(result.get("signal", int(signal.SIGINT))))
+    _print_outcome(folder, number, result)
     return result
 
 
@@ -72,33 +76,32 @@ def _lighten_results() -> None:
     JobReturn.__getstate__ = pickled  # type: ignore[method-assign]
 
 
-def whoami() -> str:
+def process_name() -> str:
     """This process, among those of all nodes."""
     return f"{os.uname().nodename} {os.getpid()}"
 
 
-def is_over(desk: Path) -> bool:
-    """Whether the study has been stopped, or its folder removed by the next command."""
-    return (desk / "stop").exists() or not desk.exists()
+def is_over(folder: Path) -> bool:
+    """Whether the study has been stopped, or the launch's folder removed by the next command."""
+    return (folder / "stop").exists() or not folder.exists()
 
 
-def _watch(desk: Path, ended: threading.Event) -> None:
-    """Stop this worker's run with its study: a worker on another node can be told in no other way."""
+def _watch(folder: Path, ended: threading.Event) -> None:
+    """Stop this worker's run with its study: the only way for a worker on another node."""
     while not ended.wait(1):
-        if is_over(desk):
+        if is_over(folder):
             os.kill(os.getpid(), signal.SIGTERM)
             return
 
 
-def _leave_after(parent: int) -> None:
+def _exit_with_parent(parent: int) -> None:
     """End this worker when the process that started it is gone and its run done: joblib's would wait for ever."""
-    while os.getppid() == parent or _busy.is_set():
+    while os.getppid() == parent or _training.is_set():
         time.sleep(PARENT_CHECK_SECONDS)
     os._exit(0)
 
 
 def _run(overrides: list[str]) -> dict[str, Any]:
-    from albert_ablate.config import compose
     from albert_ablate.training.run import run
 
     return run(compose(overrides))
@@ -106,10 +109,6 @@ def _run(overrides: list[str]) -> dict[str, Any]:
 
 def attempt(train: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """How a run ended whose record `train` gives: its status, and its error where it has one. Raises nothing."""
-    from albert_ablate.config import ConfigError
-    from albert_ablate.records.folder import Busy
-    from albert_ablate.training.errors import RunFailed
-
     try:
         record = train()
     except (KeyboardInterrupt, SystemExit):
@@ -122,32 +121,33 @@ def attempt(train: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return {"status": "failed", "error": str(error)}
     except Exception as error:  # before there was a record to keep it
         return {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-    kept = ("status", "signal", "found", "folder")
-    return {k: record.get(k) for k in kept} | {
+    return {k: record.get(k) for k in ("status", "signal", "found", "folder")} | {
         "val_loss": record["summary"].get("val_loss"),
         "seconds": record["cost"].get("seconds"),
     }
 
 
-def _settle(desk: Path) -> bool:
-    """Whether this process is a worker, not the command itself; a worker imports once and leaves the terminal's Ctrl-C
-    to the command, which passes it on."""
+def _prepare_process(folder: Path) -> bool:
+    """Import what a run needs, once; gives whether this process is a worker, not the command itself.
+
+    A worker leaves the terminal's Ctrl-C to the command, which passes it on, and ends with the command.
+    """
     global _warm
     try:
-        own = (desk / "owner").read_text() != whoami()
+        is_worker = (folder / "owner").read_text() != process_name()
     except OSError:
-        own = True
+        is_worker = True
     if not _warm:
-        if own:
+        if is_worker:
             with contextlib.suppress(PermissionError):  # it leads a session already
                 os.setpgid(0, 0)
-            threading.Thread(target=_leave_after, args=(os.getppid(),), daemon=True).start()
-        imported(freeze=own)
+            threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
+        import_training(freeze=is_worker)
         _warm = True
-    return own
+    return is_worker
 
 
-def imported(freeze: bool) -> None:
+def import_training(freeze: bool) -> None:
     """Load what a run needs, once for all of a process."""
     import gc
 
@@ -165,10 +165,10 @@ def interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _tell(desk: Path, number: int, result: dict[str, Any]) -> None:
+def _print_outcome(folder: Path, number: int, result: dict[str, Any]) -> None:
     """A line about the run, on the command's own output where the worker shares it."""
     try:
-        label = json.loads((desk / "labels.json").read_text())[number]
+        label = json.loads((folder / "labels.json").read_text())[number]
     except (OSError, ValueError, IndexError):
         return
     print(f"{label}: {outcome_of(result)}", flush=True)
@@ -181,5 +181,5 @@ def outcome_of(result: dict[str, Any]) -> str:
     if result["status"] == "stopped":
         return "stopped, resumable"
     loss = result["val_loss"]
-    said = f"{result['status']}, validation loss {'not finite' if loss is None else f'{loss:.4f}'}"
-    return f"{said}, {result['seconds']:.1f} s{', found' if result['found'] else ''}"
+    words = f"{result['status']}, validation loss {'not finite' if loss is None else f'{loss:.4f}'}"
+    return f"{words}, {result['seconds']:.1f} s{', found' if result['found'] else ''}"

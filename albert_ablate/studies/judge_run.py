@@ -1,58 +1,51 @@
 """`albert-ablate judge`: print the ledger, price the claims, or train what the undecided ones lack, cheapest first."""
 
 import contextlib
+import random
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import typer
-
-from albert_ablate.config import ConfigError
+from albert_ablate.config import ConfigError, compose
+from albert_ablate.judge import registration
+from albert_ablate.judge.claims import ClaimsFile, ClaimText, Form, arms_of, measure_of, read_claims
+from albert_ablate.judge.console import show_ledger
+from albert_ablate.judge.contrast_data import Job
+from albert_ablate.judge.export import exported
+from albert_ablate.judge.ledger import judge_and_register, judged, refuse_unknown, strict, write_ledger
+from albert_ablate.judge.run_store import RunStore
+from albert_ablate.judge.words import OPEN
 from albert_ablate.records.json_output import document, output_to_stderr
 from albert_ablate.records.tuning import tuning_tokens
-from albert_ablate.studies.commands import RUNS
+from albert_ablate.stats.learning_rate import tuning_price
+from albert_ablate.studies.launch import Study, split_overrides
+from albert_ablate.studies.planned_runs import Planned, plan
+from albert_ablate.studies.price import show_price
+from albert_ablate.studies.sweepfile import Sweep
+from albert_ablate.studies.tune import tune_together
 
 
-def judge(
-    claims: Annotated[Path, typer.Argument(help="A claims file, or albert_agpt: the article's.", show_default=False)],
-    runs: RUNS = Path("runs"),
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the ledger as JSON in place of the text (schema: docs/referee.md).")
-    ] = False,
-    ledger_file: Annotated[
-        Path | None, typer.Option("--ledger", help="Where the ledger goes; RUNS/ledger.json.", show_default=False)
-    ] = None,
-    form: Annotated[Literal["screen", "full"], typer.Option(help="The claims' small or large form.")] = "screen",
-    only: Annotated[list[str] | None, typer.Option(help="Show and train only this claim; all are judged.")] = None,
-    run: Annotated[bool, typer.Option("--run", help="Train the cheapest next pair until all is decided.")] = False,
-    budget: Annotated[
-        str | None, typer.Option(help="With --run: 3600s, or 5e8tokens, to spend.", show_default=False)
-    ] = None,
-    secondary: Annotated[
-        bool, typer.Option("--secondary", help="With --run: then what stands beside a claim, to as many pairs.")
-    ] = False,
-    workers: Annotated[int, typer.Option(min=1, help="With --run: processes, one thread each.")] = 2,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="The price of each claim in both forms.")] = False,
-    format: Annotated[
-        Literal["latex", "md", "csv"] | None,
-        typer.Option(help="Print a table, with a paragraph on the method, in place of the ledger.", show_default=False),
-    ] = None,
-    plot: Annotated[
-        Literal["png", "svg", "html"] | None,
-        typer.Option(help="Draw each claim to RUNS/claims/plots.", show_default=False),
-    ] = None,
-    verify: Annotated[
-        int, typer.Option(min=0, help="Train so many of the runs again, drawn at random, and compare.")
-    ] = 0,
+def run_judge(
+    claims: Path,
+    runs: Path,
+    as_json: bool,
+    ledger_file: Path | None,
+    form: str,
+    only: Sequence[str],
+    run: bool,
+    budget: str | None,
+    secondary: bool,
+    workers: int,
+    dry_run: bool,
+    format: Literal["latex", "md", "csv"] | None,
+    plot: Literal["png", "svg", "html"] | None,
+    verify: int,
 ) -> int:
-    """Judge claims from the records of runs: a verdict for each, with its interval, its cost and every look."""
-    from albert_ablate.judge.claims import read_claims
-    from albert_ablate.judge.ledger import judge_and_register, refuse_unknown, write_ledger
-
+    """Do what `albert-ablate judge` is asked for: its exit code. Arguments are the command's options."""
     limit = _budget(budget)
     if budget and not run:
         raise ConfigError(f"--budget={budget} would do nothing: it limits --run.")
@@ -64,19 +57,17 @@ def judge(
     if as_json and format:
         raise ConfigError(f"--json and --format={format} exclude each other: both say how the ledger is printed.")
     file = read_claims(claims)
-    refuse_unknown(file, only or ())
-    if lacking := [c.name for c in file.claims if c.name in (only or ()) and form not in c.forms and not dry_run]:
+    refuse_unknown(file, only)
+    if lacking := [c.name for c in file.claims if c.name in only and form not in c.forms and not dry_run]:
         raise ConfigError(f"{file.path}: the claim {lacking[0]} has no form {form}.")
     if dry_run:
-        from albert_ablate.studies.price import show_price
-
-        show_price(file, runs, only or ())
+        show_price(file, runs, only)
         return 0
     aside = output_to_stderr if as_json else contextlib.nullcontext
     code = 0
     with aside():
         if run:
-            code = PairRunner(file, runs, form, only or (), secondary, workers, limit, print).go()
+            code = PairRunner(file, runs, form, only, secondary, workers, limit, print).go()
         elif not runs.is_dir():
             raise ConfigError(f"{runs} is not a folder of runs: --run trains them, --dry-run says what they cost.")
         elif not any(runs.glob("*/seed*")):
@@ -84,24 +75,20 @@ def judge(
         ledger = judge_and_register(file, runs, form)
         place = ledger_file or runs / "ledger.json"
         write_ledger(ledger, place)
-    _print_ledger(ledger, place, as_json, format, only or ())
+    _print_ledger(ledger, place, as_json, format, only)
     with aside():
         if plot:
-            from albert_ablate.report.claims import draw_claims
+            from albert_ablate.report.claims import draw_claims  # loads pandas
 
-            for drawn in draw_claims(ledger, place.parent / "claims" / "plots", plot, only or ()):
+            for drawn in draw_claims(ledger, place.parent / "claims" / "plots", plot, only):
                 print(drawn, file=sys.stderr if format else sys.stdout)
-        return code or (verify_runs(file, runs, form, only or (), verify, print) if verify else 0)
+        return code or (verify_runs(file, runs, form, only, verify, print) if verify else 0)
 
 
 def _print_ledger(
     ledger: Mapping[str, Any], place: Path, as_json: bool, format: Literal["latex", "md", "csv"] | None,
     only: Sequence[str],
 ) -> None:  # fmt: skip
-    from albert_ablate.judge.console import show_ledger
-    from albert_ablate.judge.export import exported
-    from albert_ablate.judge.ledger import strict
-
     if as_json:
         shown = [e for e in ledger["claims"] if not only or e["name"] in only]
         print(document("ledger", strict({**ledger, "claims": shown})))
@@ -112,19 +99,21 @@ def _print_ledger(
         print(place)
 
 
-def verify_runs(file: Any, runs: Path, form: str, only: Sequence[str], count: int, say: Callable[[str], None]) -> int:
+def verify_runs(
+    file: ClaimsFile, runs: Path, form: str, only: Sequence[str], count: int, say: Callable[[str], None]
+) -> int:
     """Train `count` of the runs that the claims rest on again, drawn at random: exit code 0 if all end as they did."""
-    import random
+    from albert_ablate.training.run import run  # loads torch
 
-    from albert_ablate.config import compose
-    from albert_ablate.judge.ledger import judged
-    from albert_ablate.training.run import run
-
-    found = judged(file, runs, form)
-    parts = [
-        f for kinds in (found.found, found.beside) for name in kinds for f in kinds[name] if not only or name in only
+    now = judged(file, runs, form)
+    contrasts = [
+        contrast
+        for by_claim in (now.primary, now.secondary)
+        for name, several in by_claim.items()
+        if not only or name in only
+        for contrast in several
     ]
-    trained = {place: job for f in parts for place, job in f.trained.items()}
+    trained = {place: job for contrast in contrasts for place, job in contrast.trained.items()}
     drawn = random.SystemRandom().sample(sorted(trained), min(count, len(trained)))
     same = 0
     for place in drawn:
@@ -148,41 +137,41 @@ class Budget:
 def _budget(text: str | None) -> Budget:
     if text is None:
         return Budget()
-    found = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)(s|tokens)", text.replace("_", "").strip(), re.IGNORECASE)
+    match = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)(s|tokens)", text.replace("_", "").strip(), re.IGNORECASE)
     try:
-        assert found
-        amount = float(found[1])
+        assert match
+        amount = float(match[1])
         assert amount > 0
     except (AssertionError, ValueError):
         raise ConfigError(f"--budget={text} is not allowed: write 3600s or 5e8tokens.") from None
-    return Budget(seconds=amount) if found[2].lower() == "s" else Budget(tokens=amount)
+    return Budget(seconds=amount) if match[2].lower() == "s" else Budget(tokens=amount)
 
 
 class PairRunner:
     """Trains, of all undecided claims, the cheapest next pair; what two claims share is trained once."""
 
-    def __init__(self, file: Any, runs: Path, form: str, only: Sequence[str], secondary: bool, workers: int,
+    def __init__(self, file: ClaimsFile, runs: Path, form: str, only: Sequence[str], secondary: bool, workers: int,
                  budget: Budget, say: Callable[[str], None]):  # fmt: skip
         self.file, self.runs, self.form, self.only, self.secondary = file, runs, form, only, secondary
         self.workers, self.budget, self.say = workers, budget, say
         self.begun, self.tokens = time.monotonic(), 0.0
-        self.bench: Any = None  # the records below `runs`, each read again only when it was written again
+        self.store: RunStore | None = None  # the records below `runs`, each read again only when it was written again
         self.broken = set[str]()  # claims whose next pair cannot be had
 
     def go(self) -> int:
         """Exit code 0, also where the budget ends; 130 and 143 stopped by a signal."""
         while True:
-            found = self.next()
-            if found is None:
+            following = self.next()
+            if following is None:
                 return 0
-            claim, jobs = found
+            claim, jobs = following
             if time.monotonic() - self.begun >= self.budget.seconds or self.tokens >= self.budget.tokens:
                 self.say("The budget is spent; the same command goes on from here.")
                 return 0
             if code := self.do(claim, jobs):
                 return code
 
-    def next(self) -> tuple[Any, list[Any]] | None:
+    def next(self) -> tuple[ClaimText, list[Job]] | None:
         """The cheapest claim to go on with and its jobs; secondary contrasts wait until every claim is decided."""
         claims = {c.name: c for c in self.file.claims}
         lacking = [
@@ -196,47 +185,39 @@ class PairRunner:
         *_, claim, jobs = min(lacking)
         return claim, jobs
 
-    def _lacking(self, only: Sequence[str]) -> dict[str, tuple[list[Any], list[Any]]]:
+    def _lacking(self, only: Sequence[str]) -> dict[str, tuple[list[Job], list[Job]]]:
         """By claim what its primary contrasts still lack, and what the secondary ones lack to have as many pairs."""
-        from albert_ablate.judge import registration
-        from albert_ablate.judge.ledger import judged
-        from albert_ablate.judge.words import OPEN
-
         out = {}
         now = judged(self.file, self.runs, self.form, self._updated())
         registration.write(self.file, self.runs, now.registration)
-        found, beside = now.found, now.beside
         for entry in now.ledger["claims"]:
             if only and entry["name"] not in only:
                 continue
             name, pairs = entry["name"], max(p["pairs"] for p in entry["parts"])
-            undecided = entry["verdict"] in OPEN or any(f.untuned for f in found[name])
-            primary = [j for f in found[name] for j in f.jobs] if undecided else []
-            behind = [f for f in beside[name] if len(f.d) < pairs and (not f.refusal or f.untuned)]
-            secondary = [j for f in behind for j in f.jobs] if self.secondary else []
+            undecided = entry["verdict"] in OPEN or any(c.untuned for c in now.primary[name])
+            primary = [job for c in now.primary[name] for job in c.jobs] if undecided else []
+            behind = [c for c in now.secondary[name] if len(c.differences) < pairs and (not c.refusal or c.untuned)]
+            secondary = [job for c in behind for job in c.jobs] if self.secondary else []
             out[name] = (list(dict.fromkeys(primary)), list(dict.fromkeys(secondary)))
         return out
 
-    def _updated(self) -> Any:
-        from albert_ablate.judge.run_store import RunStore
-
-        if self.bench is None:
-            self.bench = RunStore(self.runs)
+    def _updated(self) -> RunStore:
+        if self.store is None:
+            self.store = RunStore(self.runs)
         else:
-            self.bench.update()
-        return self.bench
+            self.store.update()
+        return self.store
 
-    def _price(self, name: str, jobs: Sequence[Any]) -> float:
+    def _price(self, name: str, jobs: Sequence[Job]) -> float:
         """Tokens times the size of the model, tuning included, in a unit that orders claims."""
-        from albert_ablate.stats.learning_rate import tuning_price
-
+        assert self.store is not None
         tuning = tuning_price(self._form(name).rates).expected
-        return sum(work(self.bench.arm(j.overrides).cfg) * (1 if j.rate else tuning) for j in jobs)
+        return sum(cost_rank(self.store.arm(j.overrides).cfg) * (1 if j.rate else tuning) for j in jobs)
 
-    def _form(self, name: str) -> Any:
+    def _form(self, name: str) -> Form:
         return next(c for c in self.file.claims if c.name == name).forms[self.form]
 
-    def do(self, claim: Any, jobs: Sequence[Any]) -> int:
+    def do(self, claim: ClaimText, jobs: Sequence[Job]) -> int:
         if any(j.rate is None for j in jobs):
             return self._tune(claim, {j.overrides: j.arm for j in jobs if j.rate is None})
         ready = [j for j in jobs if j.rate is not None]
@@ -244,10 +225,8 @@ class PairRunner:
             return self._evaluate(claim, ready)
         return self._train(claim, ready)
 
-    def _tune(self, claim: Any, lacking: Mapping[tuple[str, ...], str]) -> int:
+    def _tune(self, claim: ClaimText, lacking: Mapping[tuple[str, ...], str]) -> int:
         """Tune what lacks it together with the claim's other arms, so that all get as many full runs."""
-        from albert_ablate.judge.claims import arms_of, measure_of
-
         form = self._form(claim.name)
         arms = {
             self.file.overrides(claim, p, self.form, a): a
@@ -266,12 +245,12 @@ class PairRunner:
             self.broken.add(claim.name)
         return 0
 
-    def _train(self, claim: Any, jobs: Sequence[Any]) -> int:
+    def _train(self, claim: ClaimText, jobs: Sequence[Job]) -> int:
         study, extra = study_of(self.workers, self.say)
         planned = [p for j in jobs for p in planned_of(j, self.runs, extra)]
         self.say(f"{claim.name}: {', '.join(p.name for p in planned)}")
         failed = study.complete(planned)
-        self.tokens += sum(p.cfg["budget"]["tokens"] for p in planned)
+        self.tokens += sum(p.cfg.budget.tokens for p in planned)
         if study.stopped is not None:
             return 128 + study.stopped
         for p, error in failed.items():
@@ -282,10 +261,9 @@ class PairRunner:
             self.broken.add(claim.name)
         return 0
 
-    def _evaluate(self, claim: Any, jobs: Sequence[Any]) -> int:
+    def _evaluate(self, claim: ClaimText, jobs: Sequence[Job]) -> int:
         """Add the evaluation that a done run lacks, from its kept weights."""
-        from albert_ablate.config import compose
-        from albert_ablate.training.run import run
+        from albert_ablate.training.run import run  # loads torch
 
         for j in jobs:
             for p in planned_of(j, self.runs, [f"evaluation={j.evaluation}"]):
@@ -301,45 +279,37 @@ class PairRunner:
             self.broken.add(claim.name)
         return 0
 
-    def _still_lacks(self, claim: Any, jobs: Sequence[Any]) -> bool:
+    def _still_lacks(self, claim: ClaimText, jobs: Sequence[Job]) -> bool:
         primary, secondary = self._lacking([claim.name])[claim.name]
         return set(jobs) <= {*primary, *secondary}
 
 
-def _sweep(fixed: Sequence[str], name: str = "judge") -> Any:
-    from albert_ablate.studies.sweepfile import Sweep
-
+def _sweep(fixed: Sequence[str], name: str = "judge") -> Sweep:
     return Sweep(Path(f"{name}.yaml"), "grid", (), tuple(fixed))
 
 
-def study_of(workers: int, say: Callable[[str], None]) -> tuple[Any, list[str]]:
+def study_of(workers: int, say: Callable[[str], None]) -> tuple[Study, list[str]]:
     """A study on so many workers of this machine, and the overrides that its runs take for that."""
-    from albert_ablate.studies.sweeper import Study, launched
-
-    launcher, extra = launched(_sweep(()), (), workers)
+    launcher, extra = split_overrides(_sweep(()), (), workers)
     return Study(launcher, workers, say), extra
 
 
-def planned_of(job: Any, runs: Path, extra: Sequence[str] = ()) -> Iterator[Any]:
+def planned_of(job: Job, runs: Path, extra: Sequence[str] = ()) -> Iterator[Planned]:
     """The run of a job as a study knows it, at the arm's learning rate."""
-    from albert_ablate.studies.sweeper import plan
-
     for p in plan(_sweep(job.overrides), [{"seed": job.seed}], runs, [*extra, f"optimizer.lr={job.rate!r}"]):
         yield replace(p, label=f"{job.arm} lr={job.rate:g}")
 
 
-def tune_arms(arms: Mapping[tuple[str, ...], str], runs: Path, workers: int, form: Any,
+def tune_arms(arms: Mapping[tuple[str, ...], str], runs: Path, workers: int, form: Form,
               say: Callable[[str], None]) -> int:  # fmt: skip
     """Tune arms, by their overrides, as `albert-ablate tune` does, as many full runs each; its exit code."""
-    from albert_ablate.studies.tune import tune_together
-
-    # what decides is tuned as a language model
-    trunks = {tuple(o for o in a if o.partition("=")[0].split(".")[0] != "task"): name for a, name in arms.items()}
+    # a classification run is tuned as the language model it builds on
+    language = {tuple(o for o in a if o.partition("=")[0].split(".")[0] != "task"): name for a, name in arms.items()}
     objective = "best_val_loss"  # as claims are judged by test loss at the checkpoint chosen on validation
-    sweeps = [_sweep(trunk, name) for trunk, name in trunks.items()]
+    sweeps = [_sweep(overrides, name) for overrides, name in language.items()]
     return tune_together(sweeps, runs, workers, (), form.rates, form.step, objective=objective, say=say)
 
 
-def work(cfg: Mapping[str, Any]) -> float:
+def cost_rank(cfg: Mapping[str, Any]) -> float:
     """Tokens times layers times the square of the width: what orders runs by their price without building one."""
     return float(cfg["budget"]["tokens"]) * cfg["model"]["layers"] * cfg["model"]["width"] ** 2

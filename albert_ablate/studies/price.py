@@ -1,38 +1,41 @@
 """What claims cost before anything is trained."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from albert_ablate.judge.claims import ClaimsFile, ClaimText, arms_of, measure_of
+from albert_ablate.judge.ledger import refuse_unknown
+from albert_ablate.judge.run_store import RunStore
+from albert_ablate.stats.learning_rate import tuning_price
+
 Price = tuple[float, float, float, float]  # runs at most, tokens of each, FLOPs of each, runs expected
 
 
-def show_price(file: Any, runs: Path, only: Sequence[str] = ()) -> None:
+def show_price(file: ClaimsFile, runs: Path, only: Sequence[str] = ()) -> None:
     """Runs, tokens, FLOPs and hours of each claim in both forms, and of all claims together, shared runs once.
 
-    At most: all of a claim's pairs, and every window of tuning moved as often as it may; tuning as expected beside.
+    At most: all of a claim's pairs, and every window of tuning moved as often as it may; and the tuning to be expected.
     """
-    from albert_ablate.judge.ledger import refuse_unknown
-    from albert_ablate.judge.run_store import RunStore
-
     refuse_unknown(file, only)
     print(f"{'':<10}{'':>8}{'tuning':>18}")
     print(f"{'at most':<10}{'runs':>8}{'expected':>9}{'at most':>9}{'tokens':>10}{'FLOPs':>10}{'hours':>10}")
 
-    bench = RunStore(runs)
-    speed = _speed(bench)
-    every: dict[str, dict[Any, Price]] = {"screen": {}, "full": {}}
+    store = RunStore(runs)
+    speed = speed_of(store)
+    all_jobs: dict[str, dict[Any, Price]] = {"screen": {}, "full": {}}
     for claim in file.claims:
         if only and claim.name not in only:
             continue
         print(claim.name)
         for form in claim.forms:
-            jobs = price(file, claim, form, bench)
-            every[form] |= jobs
+            jobs = price(file, claim, form, store)
+            all_jobs[form] |= jobs
             print(_row(form, jobs, speed))
-    bench.keys.save()
+    store.keys.save()
     print("all of these, runs that they share once")
-    for form, jobs in every.items():
+    for form, jobs in all_jobs.items():
         if jobs:
             print(_row(form, jobs, speed))
     if speed:
@@ -41,21 +44,18 @@ def show_price(file: Any, runs: Path, only: Sequence[str] = ()) -> None:
         print(f"No run below {runs} is done: hours are unknown until one is.")
 
 
-def price(file: Any, claim: Any, form: str, bench: Any) -> dict[Any, Price]:
+def price(file: ClaimsFile, claim: ClaimText, form: str, store: RunStore) -> dict[Any, Price]:
     """Runs that a claim takes: what is trained -> its price.
 
-    Of its primary contrasts, as `judge --run` trains them: secondary ones stand beside where their runs are there.
+    Of its primary contrasts, as `judge --run` trains them. Secondary ones are shown where their runs are there.
     """
-    from albert_ablate.judge.claims import arms_of, measure_of
-    from albert_ablate.stats.learning_rate import tuning_price
-
     f = claim.forms[form]
     out: dict[Any, Price] = {}
     for part in claim.contrasts(form):
         m = measure_of(part)
         for arm in arms_of(part):
             overrides = file.overrides(claim, part, form, arm)
-            cfg = bench.arm(overrides).cfg
+            cfg = store.arm(overrides).cfg
             tokens = float(cfg["budget"]["tokens"])
             flops = tokens * _flops_per_token(cfg)
             if m.kind == "grid":
@@ -85,9 +85,7 @@ _FLOPS: dict[str, float] = {}
 
 def _flops_per_token(cfg: Mapping[str, Any]) -> float:
     """Counted once for each model, norm and attention; dropout, optimizer and clipping add none that are counted."""
-    import json
-
-    from albert_ablate.training.cost import flops_per_token
+    from albert_ablate.training.cost import flops_per_token  # loads torch
 
     key = json.dumps([cfg[k] for k in ("model", "norm", "norm_type", "attention", "loss")], sort_keys=True)
     if key not in _FLOPS:
@@ -95,9 +93,9 @@ def _flops_per_token(cfg: Mapping[str, Any]) -> float:
     return _FLOPS[key]
 
 
-def _speed(bench: Any) -> float | None:
+def speed_of(store: RunStore) -> float | None:
     """FLOPs per second of the done runs here: the median over all their FLOPs, which short runs hardly move."""
-    costs = [r.record["cost"] for r in bench.evidence]
+    costs = [r.record["cost"] for r in store.evidence]
     done = sorted((c["flops"] / c["seconds"], c["flops"]) for c in costs if c.get("seconds") and c.get("flops"))
     below, total = 0.0, sum(flops for _, flops in done)
     for speed, flops in done:

@@ -24,14 +24,16 @@ from albert_ablate.stats.learning_rate import (
     SHARE,
     TUNING_SEEDS,
     WINDOW,
+    adjacent_rate,
     log_step,
     next_rate,
-    rate_beside,
     tuned_rate,
     tuning_price,
 )
+from albert_ablate.studies.estimates import say_price
+from albert_ablate.studies.launch import Study, split_overrides
+from albert_ablate.studies.planned_runs import Planned, plan
 from albert_ablate.studies.states import is_done, last_line, read_record
-from albert_ablate.studies.sweeper import Planned, Study, launched, plan, say_price
 from albert_ablate.studies.sweepfile import Parameter, Sweep, varied_labels
 
 RATES, STEP, SEEDS = 7, 2.0, TUNING_SEEDS
@@ -107,7 +109,7 @@ def tune_together(
 ) -> int:
     """`tune` of the arms of several sweeps, all of which get as many full runs."""
     step = log_step(step, "--step")
-    launcher, extra = launched(sweeps[0], overrides, workers)
+    launcher, extra = split_overrides(sweeps[0], overrides, workers)
     found_arms: dict[str, Arm] = {}
     for sweep in sweeps:
         for arm in arms_of(sweep, _without_rate(sweep), runs, extra, rates, step):
@@ -229,7 +231,7 @@ class _Tuner:
         if moves:
             return moves
         widest = max(map(len, means.values()))
-        return {id: [rate_beside(own)] for id, own in means.items() if len(own) < widest}
+        return {id: [adjacent_rate(own)] for id, own in means.items() if len(own) < widest}
 
     def price(self, arms: Sequence[Arm], windows: int) -> list[Planned]:
         """Runs as dear as those to come, with `windows` rates at the full budget: which they are is not known yet."""

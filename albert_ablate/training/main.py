@@ -111,10 +111,10 @@ def _compose_and_run(train: Train, arguments: list[str], debug: bool, scratch: s
         arguments = as_settings(arguments)
     _check_arguments(arguments)
     if os.environ.get("WANDB_SWEEP_ID"):  # they are a server's, handed over by `wandb agent`
-        from albert_ablate.config.untrusted import refuse_untrusted, told
+        from albert_ablate.config.untrusted import refuse_untrusted, with_wandb_logger
 
         refuse_untrusted(arguments)
-        arguments = told(without_lacking(arguments))
+        arguments = with_wandb_logger(without_lacking(arguments))
     if {"-sc", "--shell-completion"} & set(arguments):
         given = list(arguments)  # Hydra's own words, which it wants as they are
     else:

@@ -19,7 +19,7 @@ from albert_ablate.config import ConfigError
 from albert_ablate.config.secrets import HANDED_ON, masked, with_password
 from albert_ablate.records.folder import RunFolder
 from albert_ablate.referee import commands as referee
-from albert_ablate.studies.sweeper import _handed_on
+from albert_ablate.studies.launch import without_passwords
 from albert_ablate.studies.wandb_agent.agent import Agent
 from albert_ablate.trackers.base import AXES, Tracker, reason
 from albert_ablate.training import main as training
@@ -139,7 +139,7 @@ def test_config_yaml_is_written_without_secrets(tmp_path):
 
 def test_a_sweep_hands_passwords_on_in_the_environment(monkeypatch):
     monkeypatch.setenv(HANDED_ON, "")
-    assert _handed_on([f"logger.uri={ADDRESS}", "seed=1"]) == [f"logger.uri={HIDDEN}", "seed=1"]
+    assert without_passwords([f"logger.uri={ADDRESS}", "seed=1"]) == [f"logger.uri={HIDDEN}", "seed=1"]
     assert with_password(HIDDEN, "logger.uri") == ADDRESS
 
 

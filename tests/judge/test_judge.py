@@ -820,7 +820,7 @@ def test_verify_counts_the_runs_that_end_alike(bench, capsys, monkeypatch):
         return {"reproduction": "reproduced" if len(asked) > 1 else "differs"}
 
     monkeypatch.setattr("albert_ablate.studies.judge_run.planned_of", planned_of)
-    monkeypatch.setattr("albert_ablate.config.compose", lambda overrides: overrides[0])
+    monkeypatch.setattr("albert_ablate.studies.judge_run.compose", lambda overrides: overrides[0])
     monkeypatch.setattr("albert_ablate.training.run.run", run)
     assert bench.command("--verify", "3") == 1 and len(asked) == 3
     shown = capsys.readouterr().out

@@ -148,7 +148,7 @@ def test_a_window_moves_to_its_end_at_most_four_times():
     assert t.next_rate({4: 3.0, 5: 2.0, 6: 1.5}) == 7 and t.next_rate({4: inf, 5: inf, 6: inf}) is None
     assert t.next_rate(dict(enumerate([7.0, 6, 5, 4, 3, 2, 1]))) is None  # three and four more
     assert t.next_rate({4: 3.0, 5: 2.0, 6: inf}) is None  # its neighbor ran
-    assert t.rate_beside({2: 3.0, 3: 2.0, 4: 2.5}) == 5 and t.rate_beside({2: 2.1, 3: 2.0, 4: 2.5}) == 1
+    assert t.adjacent_rate({2: 3.0, 3: 2.0, 4: 2.5}) == 5 and t.adjacent_rate({2: 2.1, 3: 2.0, 4: 2.5}) == 1
     assert t.tuning_price(7).worst == 7 / 4 + 7 * 3 and t.tuning_price(5, 2).worst == 5 / 4 + 7 * 2
 
 
@@ -176,7 +176,7 @@ def test_moving_windows_leave_no_arm_at_an_edge(curvature, alone):
         runs.append(3 * len(arms[0][0]))
         while len({len(m) for m, _ in arms}) > 1 or any(t.next_rate(m) is not None for m, _ in arms):
             ready = [(k, add) for m, add in arms if (k := t.next_rate(m)) is not None]
-            short = [(t.rate_beside(m), add) for m, add in arms if len(m) < max(len(x) for x, _ in arms)]
+            short = [(t.adjacent_rate(m), add) for m, add in arms if len(m) < max(len(x) for x, _ in arms)]
             for k, add in ready or short:
                 add(k)
         assert all(min(m, key=m.get) not in (min(m), max(m)) for m, _ in arms)

@@ -349,7 +349,7 @@ def test_a_killed_run_is_recorded_and_a_lost_server_awaited(tmp_path):
         (run,) = until(lambda: running(folder), process)
         os.kill(int((run / "lock").read_text().split()[1]), signal.SIGKILL)
         until(lambda: state(run)["status"] == "failed", process)
-        assert "Its process was killed, which a lack of memory does" in state(run)["error"]
+        assert "Its process was killed, often for lack of memory" in state(run)["error"]
         (other,) = until(lambda: running(folder), process)
         server.mode = "gone"
         time.sleep(8)

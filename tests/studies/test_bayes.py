@@ -12,9 +12,9 @@ from forking import arguments, forked, write_text
 
 from albert_ablate.cli import main
 from albert_ablate.config import ConfigError
-from albert_ablate.studies.bayes import Notebook, corners, propose, result_of, search_key
+from albert_ablate.studies.bayes import TrialLog, corners, propose, result_of, search_key
+from albert_ablate.studies.launch import Study
 from albert_ablate.studies.states import state
-from albert_ablate.studies.sweeper import Study
 from albert_ablate.studies.sweepfile import read_sweep
 
 pytest.importorskip("optuna", reason="method=bayes needs the extra bayes")
@@ -159,7 +159,7 @@ def test_a_trial_that_is_refused_does_not_count_and_is_replaced(parameters, done
         loss = 4 - trial["setting"]["model.heads"] - trial["setting"]["model.width"] / 1000
         return {"status": "finished", "summary": {"val_loss": loss}}
 
-    monkeypatch.setattr(Notebook, "record", record)
+    monkeypatch.setattr(TrialLog, "record", record)
     small = ["model=nano", "data=markov", "data.symbols=8", "data.length=60_000", BASIC]
     file = bayes_file(tmp_path, parameters, cap=6)
     for _ in range(2):  # the same command again ends alike
@@ -235,7 +235,7 @@ def test_a_stopped_search_ends_as_one_that_was_not(text, tmp_path, capfd):
 
     def trials(where):
         sweep_ = read_sweep(where / "bayes.yaml")
-        notes = Notebook(where / "runs", search_key(sweep_, given)).read()
+        notes = TrialLog(where / "runs", search_key(sweep_, given)).read()
         return [(t["setting"], state(where / "runs" / t["folder"])["proof"]["final_weights"]) for t in notes]
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"

@@ -13,7 +13,7 @@ from albert_ablate.records.folder import RunFolder
 from albert_ablate.records.tuning import FIRST_CALIBRATION_SEED, role
 from albert_ablate.stats.sequential import nominal
 from albert_ablate.studies.calibrate import calibration
-from albert_ablate.studies.sweeper import Study
+from albert_ablate.studies.launch import Study
 
 NOISE = np.random.default_rng(7).normal(0, 0.01, 24)
 SHIFT = {"pre_ln": 0.0, "post_ln": 0.02, "none": math.inf}

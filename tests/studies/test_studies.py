@@ -18,9 +18,10 @@ from albert_ablate.cli import main
 from albert_ablate.config import compose
 from albert_ablate.records.folder import RunFolder
 from albert_ablate.studies import jobs
+from albert_ablate.studies.launch import launch_folder, launcher_of
+from albert_ablate.studies.planned_runs import plan
 from albert_ablate.studies.states import INDEX, INDEX_WRITE_THRESHOLD, has_ended, is_held, run_folders, state
 from albert_ablate.studies.status import arms, cell, read_states
-from albert_ablate.studies.sweeper import _desk, _launcher, plan
 from albert_ablate.studies.sweepfile import read_sweep
 from albert_ablate.training.cost import training_flops
 from albert_ablate.training.run import run
@@ -266,8 +267,8 @@ def test_a_job_hands_back_its_result_and_no_configuration(given, tmp_path):
     planned = plan(read_sweep(sweep_file(tmp_path, seeds="0, 1, 2")), [{"seed": s} for s in range(3)], tmp_path, given)
 
     def work():
-        with _desk(planned) as desk, _launcher([BASIC], desk) as launcher:
-            (desk / "closed").touch()  # nothing is trained
+        with launch_folder(planned) as folder, launcher_of([BASIC], folder) as launcher:
+            (folder / "closed").touch()  # nothing is trained
             found = launcher.launch([[] for _ in planned], initial_job_idx=0)
             return [r.return_value for r in found], [len(pickle.dumps(r)) for r in found], [r.cfg for r in found[1:]]
 
@@ -318,14 +319,14 @@ def test_a_worker_whose_command_was_killed_ends_with_its_run(monkeypatch):
     def command():
         parent = os.getpid()
         if os.fork() == 0:
-            jobs._busy.set()
+            jobs._training.set()
 
             def end():
                 os.write(writer, b"x")
-                jobs._busy.clear()
+                jobs._training.clear()
 
             threading.Timer(0.3, end).start()
-            jobs._leave_after(parent)
+            jobs._exit_with_parent(parent)
         os.kill(parent, signal.SIGKILL)
 
     owner = Child(command)

@@ -13,8 +13,8 @@ from albert_ablate.config import ConfigError, compose, conf_folder, keys_of, opt
 from albert_ablate.config.untrusted import as_settings, refuse_untrusted
 from albert_ablate.records import keys as kept_keys
 from albert_ablate.records.keys import Keys
+from albert_ablate.studies.planned_runs import plan_random
 from albert_ablate.studies.status import arms
-from albert_ablate.studies.sweeper import plan_random
 from albert_ablate.studies.sweepfile import (
     ARGUMENTS,
     CONTINUOUS,
@@ -418,7 +418,7 @@ def test_a_random_draw_that_is_refused_is_replaced_by_the_next(tmp_path, monkeyp
     draws = [sweep.draw(i) for i in range(40)]
     allowed = [d for d in draws if (d["model.width"], d["model.heads"]) != (32, 3)][:8]
     kept = Keys(tmp_path)
-    planned, refused, missing = plan_random(sweep, tmp_path, SMALL, kept=kept)
+    planned, refused, missing = plan_random(sweep, tmp_path, SMALL, keys=kept)
     found = [(p.cfg["model"]["width"], p.cfg["model"]["heads"], p.seed) for p in planned]
     assert found == [(d["model.width"], d["model.heads"], d["seed"]) for d in allowed] and missing == 0
     assert len(refused) == draws.index(allowed[-1]) - 7 > 0 and "model.heads=3" in refused[0]

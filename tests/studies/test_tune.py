@@ -10,7 +10,7 @@ from forking import arguments, nano, write_text
 from albert_ablate.cli import main
 from albert_ablate.records.folder import RunFolder
 from albert_ablate.records.tuning import FIRST_SEED, read_tuning, write_tuning
-from albert_ablate.studies.sweeper import Study
+from albert_ablate.studies.launch import Study
 from albert_ablate.studies.tune import describe, loss_of
 from albert_ablate.training.prepare import identified
 from albert_ablate.training.swept import with_tuned_rate

@@ -160,11 +160,11 @@ def test_a_run_stopped_while_importing_is_not_called_killed():
     agent = Agent(SweepServer("http://nowhere", KEY, "e", "p", "s"), None, 1, say=said.append)  # type: ignore[arg-type]
     slot = Slot(None, "agent")  # type: ignore[arg-type]
     slot.run = "r1"
-    agent._follow(slot, {"type": "exit"})
-    agent._take(slot, {"status": "killed", "error": "Its process was killed, which a lack of memory does"})
+    agent._obey(slot, {"type": "exit"})
+    agent._finish_run(slot, {"status": "killed", "error": "Its process was killed, often for lack of memory"})
     assert said == ["r1: stopped, resumable"] and not agent.ended.get("failed")
     slot.stopping, slot.run = False, "r2"
-    agent._take(slot, {"status": "killed", "error": "Its process was killed, which a lack of memory does"})
+    agent._finish_run(slot, {"status": "killed", "error": "Its process was killed, often for lack of memory"})
     assert "lack of memory" in said[1]
     agent.say("x" * 5000)
     assert len(said[2]) < 1100

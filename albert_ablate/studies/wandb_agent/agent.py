@@ -17,19 +17,20 @@ from typing import Any
 
 from albert_ablate.config import ConfigError
 from albert_ablate.config.secrets import masked
-from albert_ablate.config.untrusted import flattened, refuse_untrusted, told
+from albert_ablate.config.untrusted import flattened, refuse_untrusted, with_wandb_logger
 from albert_ablate.records.signals import stops_handled
 from albert_ablate.studies.bayes import corners
-from albert_ablate.studies.jobs import KILLED, attempt, imported, interrupt, outcome_of
+from albert_ablate.studies.jobs import KILLED, attempt, import_training, interrupt, outcome_of
+from albert_ablate.studies.launch import note_killed
+from albert_ablate.studies.planned_runs import Planned, plan
 from albert_ablate.studies.states import read_record
-from albert_ablate.studies.sweeper import Planned, note_killed, plan
 from albert_ablate.studies.sweepfile import Sweep, overrides_of, own_overrides, served_sweep
 from albert_ablate.studies.wandb_agent.server import SweepGone, SweepServer, Unreachable
 
-HEARTBEAT = 5.0  # seconds between two of a slot that has nothing to say
-PATIENCE = 60.0  # seconds between two tries of a server that does not answer, at most
-LONGEST, LONGEST_ID = 1000, 200  # characters of a message, and of a run's id
-CHECKED = 1000  # settings that are all looked at before the first run
+HEARTBEAT_SECONDS = 5.0  # between two requests of a slot for the server's commands
+MAX_RETRY_SECONDS = 60.0  # between two tries of a server that does not answer
+MAX_MESSAGE, MAX_RUN_ID = 1000, 200  # characters of a message, and of a run's id
+MAX_CHECKED_SETTINGS = 1000  # a grid of so many is checked whole before its first run
 
 
 def find_server(sweep: str, entity: str | None, project: str | None) -> SweepServer:
@@ -52,8 +53,8 @@ def find_server(sweep: str, entity: str | None, project: str | None) -> SweepSer
 
 
 @dataclass(frozen=True)
-class Order:
-    """What a worker needs to know about its runs, and nothing that the server may choose."""
+class SweepRuns:
+    """How a worker makes a planned run of the values that the server sends."""
 
     sweep: Sweep
     runs: Path
@@ -69,21 +70,21 @@ class Order:
 class Slot:
     """A place for one run at a time: an agent in the server's eyes, and a process that stays warm."""
 
-    def __init__(self, order: Order, agent: str):
-        self.order, self.agent = order, agent
+    def __init__(self, sweep_runs: SweepRuns, agent: str):
+        self.sweep_runs, self.agent = sweep_runs, agent
         self.process: BaseProcess | None = None
         self.pipe: Connection | None = None
         self.run: str | None = None  # its id on the server
         self.planned: Planned | None = None
         self.due = 0.0  # when the next heartbeat is
-        self.stopping = False  # its run has been told to stop
+        self.stopping = False  # its run was sent the signal to stop
         self.done = False
 
     def start(self, run: str, setting: Mapping[str, Any]) -> None:
         if self.process is None or not self.process.is_alive():
             spawn = multiprocessing.get_context("spawn")
             self.pipe, theirs = spawn.Pipe()
-            self.process = spawn.Process(target=work, args=(theirs, self.order))
+            self.process = spawn.Process(target=worker, args=(theirs, self.sweep_runs))
             self.process.start()
             theirs.close()
         assert self.pipe is not None
@@ -126,12 +127,12 @@ class Agent:
     def __init__(
         self,
         server: SweepServer,
-        order: Order,
+        sweep_runs: SweepRuns,
         workers: int,
         count: int | None = None,
         say: Callable[[str], None] = print,
     ):
-        self.server, self.order = server, order
+        self.server, self.sweep_runs = server, sweep_runs
         self.say = lambda text: say(_short(masked(text)))
         self.workers, self.left = workers, count
         self.slots: list[Slot] = []
@@ -139,13 +140,13 @@ class Agent:
         self.silent = 0  # tries of a server that does not answer
         self.ended: dict[str, int] = {}  # status -> runs
 
-    def work(self) -> int:
+    def run(self) -> int:
         """Until the server has no more: exit code 0, 1 some failed, 130 and 143 stopped."""
         with stops_handled(self._stop):
             try:
-                self.slots = [Slot(self.order, self.server.register()) for _ in range(self.workers)]
+                self.slots = [Slot(self.sweep_runs, self.server.register()) for _ in range(self.workers)]
                 while any(not slot.done for slot in self.slots):
-                    self._turn()
+                    self._poll()
             except BaseException as error:
                 if isinstance(error, KeyboardInterrupt):  # the second signal
                     for slot in self.slots:
@@ -160,11 +161,11 @@ class Agent:
             return 128 + self.stopped
         return 1 if self.ended.get("failed") else 0
 
-    def _turn(self) -> None:
+    def _poll(self) -> None:
         """Take what the workers have to say, then ask the server for those whose turn it is."""
         for slot in self.slots:
             if slot.run is not None and (result := slot.result()):
-                self._take(slot, result)
+                self._finish_run(slot, result)
         for slot in self.slots:
             if slot.run is None and (self.stopped is not None or self.left == 0):
                 slot.done = True
@@ -179,27 +180,27 @@ class Agent:
             time.sleep(pause)
 
     def _ask(self, slot: Slot) -> None:
-        slot.due = time.monotonic() + HEARTBEAT
+        slot.due = time.monotonic() + HEARTBEAT_SECONDS
         try:
             commands = self.server.heartbeat(slot.agent, [slot.run] if slot.run else [])
         except SweepGone as error:
-            self.say(f"{error} Runs in work are finished.")
+            self.say(f"{error} Runs in training are finished.")
             self.left = 0
             return
         except Unreachable as error:
             if not self.silent:
-                self.say(f"{self.server.url} does not answer ({error}); asking again, runs in work go on.")
+                self.say(f"{self.server.url} does not answer ({error}); asking again, runs in training go on.")
             self.silent += 1
-            slot.due = time.monotonic() + min(PATIENCE, HEARTBEAT * 2 ** min(self.silent - 1, 8))
+            slot.due = time.monotonic() + min(MAX_RETRY_SECONDS, HEARTBEAT_SECONDS * 2 ** min(self.silent - 1, 8))
             return
         if self.silent:
             self.say(f"{self.server.url} answers again.")
         self.silent = 0
         for command in commands:
-            self._follow(slot, command)
+            self._obey(slot, command)
 
-    def _follow(self, slot: Slot, command: Mapping[str, Any]) -> None:
-        kind, run = command.get("type"), str(command.get("run_id"))[:LONGEST_ID]
+    def _obey(self, slot: Slot, command: Mapping[str, Any]) -> None:
+        kind, run = command.get("type"), str(command.get("run_id"))[:MAX_RUN_ID]
         if kind in ("run", "resume") and slot.run is None and self.stopped is None:
             try:
                 setting = _setting(command.get("args"))
@@ -217,7 +218,7 @@ class Agent:
             if slot.run is not None:
                 self.left = 0
 
-    def _take(self, slot: Slot, result: dict[str, Any]) -> None:
+    def _finish_run(self, slot: Slot, result: dict[str, Any]) -> None:
         """A run has ended: say how; the next is asked for at once."""
         name = slot.planned.name if slot.planned else str(slot.run)
         if result["status"] == "killed" and (self.stopped is not None or slot.stopping):
@@ -244,7 +245,7 @@ class Agent:
 
 def _short(text: str) -> str:
     """A message that may hold words of the server's."""
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    return text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]}..."
 
 
 def _setting(arguments: Any) -> dict[str, Any]:
@@ -254,31 +255,31 @@ def _setting(arguments: Any) -> dict[str, Any]:
     return flattened({str(key): argument.get("value") for key, argument in arguments.items()})
 
 
-def work(pipe: Connection, order: Order) -> None:
+def worker(pipe: Connection, sweep_runs: SweepRuns) -> None:
     """A worker: runs one after the other, until the agent has hung up. Nothing that happens in a run ends it."""
     os.setpgid(0, 0)  # the terminal's Ctrl-C is the agent's, which passes it on
     signal.signal(signal.SIGTERM, interrupt)
     with contextlib.suppress(EOFError, KeyboardInterrupt, BrokenPipeError):
-        imported(freeze=True)
-        os.environ.update(order.environment)
+        import_training(freeze=True)
+        os.environ.update(sweep_runs.environment)
         while True:
             run, setting = pipe.recv()
-            pipe.send(_one(pipe, order, run, setting))
+            pipe.send(_train_one(pipe, sweep_runs, run, setting))
 
 
-def _one(pipe: Connection, order: Order, run: str, setting: Mapping[str, Any]) -> dict[str, Any]:
+def _train_one(pipe: Connection, sweep_runs: SweepRuns, run: str, setting: Mapping[str, Any]) -> dict[str, Any]:
     import wandb
     import yaml
 
     from albert_ablate.training.swept import run_swept
 
     def train() -> dict[str, Any]:
-        (planned,) = order.planned([setting])
+        (planned,) = sweep_runs.planned([setting])
         pipe.send(planned)
         return run_swept(planned.cfg)
 
     # as `wandb agent` tells its processes, and in a session that has read it
-    parameters = order.scratch / f"{os.getpid()}.yaml"
+    parameters = sweep_runs.scratch / f"{os.getpid()}.yaml"
     parameters.write_text(yaml.safe_dump({"wandb_version": 1, **{k: {"value": v} for k, v in setting.items()}}))
     os.environ |= {"WANDB_RUN_ID": run, "WANDB_SWEEP_PARAM_PATH": str(parameters)}
     try:
@@ -310,21 +311,21 @@ def run_agent(
     except SweepGone as error:
         raise ConfigError(str(error)) from None
     overrides = tuple(own_overrides(overrides))
-    extra = told(list(overrides))
+    extra = with_wandb_logger(list(overrides))
     if not any(o.startswith("trainer.threads=") for o in [*found.fixed, *overrides]) and workers > 1:
         extra = ["trainer.threads=1", *extra]
     with tempfile.TemporaryDirectory(prefix="albert_ablate_", ignore_cleanup_errors=True) as scratch:
         environment = {"WANDB_SWEEP_ID": server.sweep, "WANDB_PROJECT": server.project, "WANDB_CACHE_DIR": scratch}
         environment |= {"WANDB_ENTITY": server.entity} if server.entity else {}
-        order = Order(found, runs, tuple(extra), tuple(environment.items()), Path(scratch), use_tuned)
+        sweep_runs = SweepRuns(found, runs, tuple(extra), tuple(environment.items()), Path(scratch), use_tuned)
         if found.method != "grid":
-            order.planned(corners(found)[:1])  # a draw whose values do not go together is refused by itself
-        elif math.prod(len(p.values) for p in found.parameters) <= CHECKED:
-            order.planned(found.settings())
+            sweep_runs.planned(corners(found)[:1])  # a draw whose values do not go together is refused by itself
+        elif math.prod(len(p.values) for p in found.parameters) <= MAX_CHECKED_SETTINGS:
+            sweep_runs.planned(found.settings())
         else:
-            order.planned(corners(found))
+            sweep_runs.planned(corners(found))
         try:
-            return Agent(server, order, workers, count, say).work()
+            return Agent(server, sweep_runs, workers, count, say).run()
         except Unreachable as error:
             raise RuntimeError(f"{server.url} does not answer: {error}.") from None
         except SweepGone as error:
