@@ -1,19 +1,22 @@
 """The command `albert-ablate`: runs are trained, swept, judged and shown.
 
 A command is a function whose heavy imports stand inside it (`albert-ablate --help` loads neither torch nor Hydra),
-registered in one line: `app.command("name")(function)`. What a user gets wrong raises ConfigError: one sentence, exit
-code 2; a RuntimeError that a command raises is one sentence and exit code 1.
+registered in one line of COMMANDS. What a user gets wrong raises ConfigError: one sentence, exit code 2; a RuntimeError
+that a command raises is one sentence and exit code 1.
 """
 
+import functools
+import inspect
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from albert_ablate.config import ConfigError, file_trouble
+from albert_ablate.config import ConfigError, file_trouble, folders_named, without_folders
 from albert_ablate.config.secrets import masked
 from albert_ablate.evaluations import commands as evaluations
 from albert_ablate.referee import commands as referee
@@ -61,10 +64,38 @@ def _run(arguments: list[str]) -> int:
         sys.argv = before
 
 
+CONFIG_DIR = Annotated[
+    list[Path] | None,
+    typer.Option("--config-dir", help="A folder with options of your own: DIR/norm/mine.yaml is norm=mine."),
+]
+
+
+def with_own_folders(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command with the option --config-dir, which also takes hydra.searchpath=[...] among its overrides."""
+
+    @functools.wraps(command)
+    def wrapped(*, config_dir: list[Path] | None = None, **given: Any) -> Any:
+        folders: list[Any] = list(config_dir or ())
+        if given.get("overrides"):
+            given["overrides"], searched = without_folders(given["overrides"])
+            folders += searched
+        with folders_named(folders):
+            return command(**given)
+
+    signature = inspect.signature(command)
+    option = inspect.Parameter("config_dir", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=CONFIG_DIR)
+    wrapped.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*signature.parameters.values(), option]
+    )
+    wrapped.__annotations__ = {**command.__annotations__, "config_dir": CONFIG_DIR}
+    return wrapped
+
+
 Tracker = Literal["wandb", "tensorboard", "mlflow"]
 
 
 @app.command()
+@with_own_folders
 def sync(
     runs: Annotated[Path, typer.Argument(help="A run folder, or a folder of runs.", show_default=False)],
     to: Annotated[Tracker, typer.Option(help="Where they are sent.")] = "wandb",
@@ -81,6 +112,7 @@ def sync(
 
 
 @app.command()
+@with_own_folders
 def methods(
     kind: Annotated[str | None, typer.Argument(help="One group: norm, dropout, optimizer, data, ...")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON (schema: docs/referee.md).")] = False,
@@ -95,20 +127,24 @@ def methods(
     show_methods(kind, as_json, plot)
 
 
-app.command("sweep")(studies.sweep)
-app.command("agent")(studies.agent)
-app.command("status")(studies.status)
-app.command("evaluate")(evaluations.evaluate)
-app.command("generate")(generate)
-app.command("show")(analysis.show)
-app.command("report")(analysis.report)
-app.command("tune")(studies.tune)
-app.command("calibrate")(studies.calibrate)
-app.command("judge")(studies.judge)
-app.command("compare")(referee.compare)
-app.command("plan")(studies.plan)
-app.command("gate")(referee.gate)
-app.command("mcp")(referee.mcp)
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "sweep": studies.sweep,
+    "agent": studies.agent,
+    "status": studies.status,
+    "evaluate": evaluations.evaluate,
+    "generate": generate,
+    "show": analysis.show,
+    "report": analysis.report,
+    "tune": studies.tune,
+    "calibrate": studies.calibrate,
+    "judge": studies.judge,
+    "compare": referee.compare,
+    "plan": studies.plan,
+    "gate": referee.gate,
+    "mcp": referee.mcp,
+}
+for name, function in COMMANDS.items():
+    app.command(name)(with_own_folders(function))
 
 
 def main(arguments: list[str] | None = None) -> int:

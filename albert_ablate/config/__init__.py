@@ -13,13 +13,13 @@ from albert_ablate.config.components import (
     construct,
     lacking,
     option_keys,
-    options,
+    own_targets,
     parameters_of,
     target_of,
     trait,
     traits,
 )
-from albert_ablate.config.composing import compose, composition, each_once, given_twice, prepared, with_choices
+from albert_ablate.config.composing import compose, composition, each_once, given_twice, prepared, search, with_choices
 from albert_ablate.config.errors import (
     ConfigError,
     as_config_error,
@@ -29,7 +29,18 @@ from albert_ablate.config.errors import (
     read_yaml,
     unwritable,
 )
-from albert_ablate.config.folders import conf_folder, study_file, sweeps_folder
+from albert_ablate.config.folders import (
+    conf_folder,
+    folders_named,
+    option_file,
+    option_files,
+    options,
+    own_folders,
+    own_option_files,
+    study_file,
+    sweeps_folder,
+    without_folders,
+)
 from albert_ablate.config.identities import (
     NUISANCE,
     REVISIONS,
@@ -97,6 +108,7 @@ __all__ = [  # fmt: skip
     "describe",
     "each_once",
     "evaluations_of",
+    "folders_named",
     "file_trouble",
     "given_twice",
     "identity",
@@ -104,8 +116,13 @@ __all__ = [  # fmt: skip
     "keys_of",
     "lacking",
     "nearest",
+    "option_file",
+    "option_files",
     "option_keys",
     "options",
+    "own_folders",
+    "own_option_files",
+    "own_targets",
     "parameters_of",
     "places",
     "prepared",
@@ -113,6 +130,7 @@ __all__ = [  # fmt: skip
     "read_yaml",
     "revisions",
     "run_identity",
+    "search",
     "significant",
     "steps_of",
     "study_file",
@@ -123,4 +141,5 @@ __all__ = [  # fmt: skip
     "traits",
     "unwritable",
     "with_choices",
+    "without_folders",
 ]

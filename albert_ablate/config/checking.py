@@ -6,8 +6,9 @@ from dataclasses import MISSING
 from functools import cache
 from typing import Any, TypeVar
 
-from albert_ablate.config.components import component_with_defaults, options
+from albert_ablate.config.components import component_with_defaults
 from albert_ablate.config.errors import ConfigError, listed, nearest, shown
+from albert_ablate.config.folders import options
 from albert_ablate.config.rules import check_together
 from albert_ablate.config.schema import NEUTRAL, SEVERAL, Config, Evaluation, Section
 from albert_ablate.config.types import Component, checked, describe

@@ -4,14 +4,24 @@ import importlib
 import inspect
 import os
 import re
+import traceback
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, is_dataclass
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, TypeVar
 
-from albert_ablate.config.errors import ConfigError, listed, nearest, shortened, shown
-from albert_ablate.config.folders import conf_folder
+from albert_ablate.config.errors import ConfigError, listed, nearest, read_yaml, shortened, shown
+from albert_ablate.config.folders import (
+    CONF,
+    conf_folder,
+    extend_path,
+    option_file,
+    option_files,
+    options,
+    own_option_files,
+)
 from albert_ablate.config.types import Component, Elsewhere, checked, describe
 
 Target = TypeVar("Target")
@@ -26,6 +36,7 @@ MOVED = {
     "albert_ablate.records.mlflow.": "albert_ablate.trackers.mlflow.",
     "albert_ablate.training.evaluations.": "albert_ablate.evaluations.",
 }
+GROUPS_WITHOUT_CLASS = ("recipe", "trainer")  # whose options are values
 TRUST = "ALBERT_ABLATE_TRUST"  # environment variable: modules or names of plug-ins, with commas between them
 
 
@@ -33,17 +44,21 @@ def target_of(path: str) -> Any:
     """The class or function that a `_target_` names: of a shipped option, or of a plug-in that the user has named.
 
     Nothing else is imported, wherever the configuration comes from: a run folder or a sweep file may be a stranger's.
-    Plug-ins are named on this machine, ALBERT_ABLATE_TRUST=my_norms,other.package.Class; a module stands for what is
-    defined in it and in the modules below it, not for what it imports. Raises ConfigError.
+    Plug-ins are named on this machine: by a conf folder (--config-dir, ALBERT_ABLATE_CONF, an installed plug-in), whose
+    YAML files name their targets, or by ALBERT_ABLATE_TRUST=my_norms,other.package.Class; there a module stands for
+    what is defined in it and in the modules below it, not for what it imports. Raises ConfigError.
     """
     path = next((new + path.removeprefix(old) for old, new in MOVED.items() if path.startswith(old)), path)
     if path in FORMER_TARGETS or _shipped(path):
         return _imported(path)
+    extend_path()
+    if path in own_targets():
+        return _imported(path)
     named = _trusted()
     if not _below(path, named):
         raise ConfigError(
-            f"_target_={shortened(path)} is not a component of this package: to use a plug-in of your own, set "
-            f"{TRUST} to its module, and only to modules whose code you trust."
+            f"_target_={shortened(path)} is not a component of this package: for one of your own name its conf folder "
+            f"(--config-dir DIR, {CONF}=DIR) or set {TRUST} to its module, and only where you trust the code."
         )
     target = _imported(path)
     home = f"{getattr(target, '__module__', None)}.{getattr(target, '__qualname__', None)}"
@@ -72,8 +87,22 @@ def _shipped(path: str) -> bool:
 
 @cache
 def _shipped_targets() -> frozenset[str]:
-    texts = [file.read_text() for file in conf_folder().glob("*/*.yaml")]
-    return frozenset(found for text in texts for found in re.findall(r"^\s*_target_:\s*([\w.]+)", text, re.MULTILINE))
+    return frozenset(found for file in conf_folder().glob("*/*.yaml") for found in _targets_in(file))
+
+
+def own_targets() -> dict[str, Path]:
+    """The `_target_`s that the options of conf folders besides the package's own name, each with its YAML file."""
+    return {target: file for file in own_option_files() for target in _read_targets(file, file.stat().st_mtime_ns)}
+
+
+@cache
+def _read_targets(file: Path, changed: int) -> list[str]:
+    return _targets_in(file)
+
+
+def _targets_in(file: Path) -> list[str]:
+    text = file.read_text(encoding="utf-8", errors="replace")
+    return re.findall(r"^\s*_target_:\s*['\"]?([\w.]+)", text, re.MULTILINE)
 
 
 @cache
@@ -83,9 +112,18 @@ def _imported(path: str) -> Any:
         return getattr(importlib.import_module(module), name)
     except ConfigError:
         raise
-    except Exception as error:  # a plug-in may break in any way
+    except (Exception, SystemExit) as error:  # a plug-in may break in any way
         reason = " ".join(f"{error}".split()) or type(error).__name__
-        raise ConfigError(f"_target_={path} cannot be imported: {shortened(reason)}.") from None
+        raise ConfigError(f"_target_={path} cannot be imported: {shortened(reason)}{_line_of(error)}.") from None
+
+
+def _line_of(error: BaseException) -> str:
+    """Where a plug-in broke, in brackets: the last line of it that was run. A syntax error says so itself."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__)[1:] if not f.filename.startswith("<frozen")]
+    frames = [f for f in frames if Path(f.filename).parent.name != "importlib"]
+    if isinstance(error, SyntaxError) or not frames:
+        return ""
+    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
 
 
 def construct(node: Mapping) -> Any:
@@ -187,26 +225,49 @@ def component_with_defaults(node: Any, key: str, choice: str | None = None) -> C
 
 def _options_with(group: str, name: str) -> list[str]:
     """The options of a group whose YAML sets `name`."""
-    files = sorted((conf_folder() / group).glob("*.yaml"))
-    return [f.stem for f in files if any(line.startswith(f"{name}:") for line in f.read_text().splitlines())]
+    files = option_files().get(group, {})
+    return [o for o in sorted(files) if any(line.startswith(f"{name}:") for line in files[o].read_text().splitlines())]
 
 
-@cache
 def option_keys(group: str) -> dict[str, frozenset[str]]:
     """The keys that each option of a group takes: those in its file and in the files of the same `_target_`.
 
     Without importing the targets. Empty for a group whose options are not all components.
     """
-    import yaml
+    files = option_files()[group]
+    return _keys_in(tuple((name, files[name], files[name].stat().st_mtime_ns) for name in sorted(files)))
 
-    files = sorted((conf_folder() / group).glob("*.yaml"))
-    nodes = {f.stem: yaml.safe_load(f.read_text()) or {} for f in files}
-    if not all("_target_" in node for node in nodes.values()):
+
+@cache
+def _keys_in(files: tuple[tuple[str, Path, int], ...]) -> dict[str, frozenset[str]]:
+    nodes = {name: read_yaml(file) or {} for name, file, _ in files}
+    if not all(isinstance(node, dict) and "_target_" in node for node in nodes.values()):
         return {}
     targets: dict[str, set[str]] = {}
     for node in nodes.values():
         targets.setdefault(node["_target_"], set()).update(node)
     return {name: frozenset(targets[node["_target_"]] - HYDRA_KEYS) for name, node in nodes.items()}
+
+
+def own_option(group: str, name: str) -> None:
+    """ConfigError where the YAML of an option of one's own cannot be read, or names no class that can be imported."""
+    file = option_file(group, name)
+    if file not in own_option_files():
+        return
+    node = read_yaml(file)
+    if not isinstance(node, dict):
+        raise ConfigError(f"{file} is not an option: it holds key: value lines.")
+    if group in GROUPS_WITHOUT_CLASS or "defaults" in node:
+        return
+    part = node.get(name) if group == "evaluation" else node
+    target = part.get("_target_") if isinstance(part, dict) else None
+    if not isinstance(target, str):
+        where = f"{name}: " if group == "evaluation" else ""
+        raise ConfigError(f"{file} names no class: it needs a line {where}_target_: module.Class.")
+    try:
+        target_of(target)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None
 
 
 def lacking(key: str, taken: Mapping[str, Any], others: typing.Callable[[str], typing.Iterable[Any]]) -> bool:
@@ -240,9 +301,3 @@ def component_arguments(node: Mapping) -> dict:
 def is_place(annotation: Any) -> bool:
     """Whether an argument says where something lies, not what it is."""
     return any(a is Elsewhere for a in typing.get_args(annotation)[1:])
-
-
-def options() -> dict[str, list[str]]:
-    """Configuration groups and the options in each, from the folder listing of conf/."""
-    folders = sorted(p for p in conf_folder().iterdir() if p.is_dir())
-    return {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in folders}

@@ -5,25 +5,38 @@ import sys
 import typing
 from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from albert_ablate.config.checking import check
-from albert_ablate.config.components import options, target_of
-from albert_ablate.config.errors import ConfigError, as_config_error, nearest
-from albert_ablate.config.folders import conf_folder
+from albert_ablate.config.components import own_option, target_of
+from albert_ablate.config.errors import ConfigError, as_config_error, nearest, quoted
+from albert_ablate.config.folders import (
+    SEARCHPATH,
+    conf_folder,
+    name_folders,
+    options,
+    own_folders,
+    own_option_files,
+    without_folders,
+)
 from albert_ablate.config.rules import evaluations_of
 from albert_ablate.config.schema import SEVERAL
 from albert_ablate.config.secrets import masked
 from albert_ablate.config.types import to_container
 
 
-def compose(overrides: typing.Sequence[str] = ()) -> Any:
+def compose(overrides: typing.Sequence[str] = (), config_dir: str | Path | None = None) -> Any:
     """The configuration that `python run.py <overrides>` would train: `compose(["norm=pre_ln", "seed=1"])`.
 
-    Raises ConfigError with one sentence for whatever is not allowed.
+    config_dir: a conf folder of your own, whose options count from then on in this process and those it starts; so do
+    those that ALBERT_ABLATE_CONF, a `hydra.searchpath=[...]` among the overrides, and installed plug-ins name. Raises
+    ConfigError with one sentence for whatever is not allowed.
     """
     from omegaconf import OmegaConf
 
+    overrides, folders = without_folders(overrides)
+    name_folders([*([] if config_dir is None else [config_dir]), *folders])
     overrides = prepared(overrides)
     cfg, choices = composition(overrides)
     return OmegaConf.create(to_container(check(with_choices(cfg, choices, overrides))))
@@ -40,7 +53,8 @@ def composition(overrides: typing.Sequence[str]) -> tuple[Any, dict[str, str]]:
     from omegaconf import OmegaConf
 
     values = [o for o in overrides if o.startswith("++") and not o.startswith("++hydra")]
-    files = tuple((str(f), f.stat().st_mtime_ns) for f in sorted(conf_folder().rglob("*.yaml")))
+    files = [*sorted(conf_folder().rglob("*.yaml")), *own_option_files()]
+    stamps = tuple((str(f), f.stat().st_mtime_ns) for f in files)
     try:
         parsed = OverridesParser.create().parse_overrides(values)
         # what takes a key away again, after it was set, counts in the order it was written
@@ -50,7 +64,7 @@ def composition(overrides: typing.Sequence[str]) -> tuple[Any, dict[str, str]]:
     except HydraException:
         parsed, values = [], []
     try:
-        kept, choices = _by_hydra(tuple(o for o in overrides if o not in values), files)
+        kept, choices = _by_hydra(tuple(o for o in overrides if o not in values), stamps)
         cfg = kept.copy()
         for override in parsed:
             OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True, force_add=True)
@@ -68,10 +82,16 @@ def _by_hydra(overrides: tuple[str, ...], files: tuple) -> tuple[Any, dict[str, 
 
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        cfg = hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
+        cfg = hydra.compose("config", overrides=[*overrides, *search()], return_hydra_config=True)
     # a group of which no option is taken has no choice
     choices = {str(k): str(v) for k, v in cfg.hydra.runtime.choices.items() if v is not None}
     return OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"]), choices
+
+
+def search() -> list[str]:
+    """The override by which Hydra looks into conf folders besides the package's own, if there are any."""
+    places = [quoted(f"file://{folder}") for folder in own_folders()]
+    return [f"{SEARCHPATH}=[{','.join(places)}]"] if places else []
 
 
 def given_twice(overrides: typing.Iterable[str]) -> list[str]:
@@ -110,6 +130,7 @@ def prepared(overrides: typing.Iterable[str]) -> list[str]:
                 if choice.strip(" '\"") not in groups[key]:
                     near = nearest(choice, groups[key])
                     raise ConfigError(f"{key}={choice} is not an option: {key} is one of {near}.")
+                own_option(key, choice.strip(" '\""))
             out.append(plain)
         elif equals and key.isascii() and key.replace(".", "_").isidentifier() and not key.startswith("hydra."):
             home = value.startswith("~/") and "'" not in value  # the shell leaves it, Hydra cannot read it unquoted
@@ -127,6 +148,7 @@ def _several(key: str, value: str, names: list[str]) -> list[str]:
     for choice in taken:
         if choice not in names:
             raise ConfigError(f"{key}={choice} is not an option: {key} is one of {nearest(choice, names)}.")
+        own_option(key, choice)
     if not taken or len(set(taken)) < len(taken) or len(taken) > 1 and "none" in taken:
         raise ConfigError(f"{key}={value} is not allowed: a list names one or more options, each once, and not none.")
     return [f"{key}={taken[0]}"] if len(taken) == 1 else [f"~{key}", *(f"+{key}@{key}.{t}={t}" for t in taken)]

@@ -1,14 +1,26 @@
-"""Where the package's own options and studies lie: beside the package in a checkout, inside it in a wheel."""
+"""Where options and studies lie: the package's own, beside it in a checkout and inside it in a wheel; those of conf
+folders that the user names; those of installed plug-ins."""
 
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 
-from albert_ablate.config.errors import ConfigError, nearest
+from albert_ablate.config.errors import ConfigError, as_config_error, nearest
+from albert_ablate.config.modules import folders_of_package
 
 STUDIES = {"albert_agpt": "claims"}  # names of shipped files that are called otherwise
+CONF = "ALBERT_ABLATE_CONF"  # environment variable: conf folders of one's own, with `:` between (`;` on Windows)
+PLUGINS = "albert_ablate.conf"  # group of entry points: packages that hold conf folders
+FLAGS = ("--config-dir", "-cd")  # as Hydra spells it
+SEARCHPATH = "hydra.searchpath"
 
 
 def conf_folder() -> Path:
-    """The folder of configuration groups."""
+    """The folder of the package's configuration groups."""
     return _shipped("conf")
 
 
@@ -20,6 +32,158 @@ def sweeps_folder() -> Path:
 def _shipped(name: str) -> Path:
     package = Path(__file__).parent.parent
     return next(p for p in (package / name, package.parent / name) if p.is_dir())
+
+
+# --- conf folders of one's own ---------------------------------------------------------------------------------------
+
+
+def named_folders() -> tuple[Path, ...]:
+    """The conf folders that ALBERT_ABLATE_CONF names, each once. Raises ConfigError for one that is not there."""
+    found = [Path(part).expanduser() for part in os.environ.get(CONF, "").split(os.pathsep) if part.strip()]
+    return tuple(dict.fromkeys(_existing(path, f"{CONF}={path}") for path in found))
+
+
+def own_folders() -> tuple[Path, ...]:
+    """All conf folders besides the package's own: those that the user names, then those of installed plug-ins."""
+    plugins = _plugins(tuple(sys.path))
+    return tuple(dict.fromkeys((*named_folders(), *(_existing(p, name) for p, name in plugins))))
+
+
+def _existing(path: Path, said: str) -> Path:
+    if not path.is_dir():
+        raise ConfigError(f"{said} is not a folder.")
+    return path.resolve()
+
+
+@cache
+def _plugins(search: tuple[str, ...]) -> tuple[tuple[Path, str], ...]:
+    """The conf folder of each installed plug-in, and how its entry point is written. No plug-in is imported."""
+    found = []
+    for point in entry_points(group=PLUGINS):
+        places = folders_of_package(point.value)
+        said = f"The conf folder of an installed plug-in ({point.name} = {point.value}, entry points {PLUGINS})"
+        found.append((Path(places[0]) if places else Path(point.value), said))
+    return tuple(found)
+
+
+def name_folders(folders: Iterable[str | Path]) -> None:
+    """Add conf folders to those that ALBERT_ABLATE_CONF names, so that the processes this one starts know them too."""
+    names = [str(path) for path in named_folders()]
+    for folder in folders:
+        path = _existing(Path(folder).expanduser(), f"--config-dir={folder}")
+        if os.pathsep in str(path):
+            raise ConfigError(f"--config-dir={folder} is not allowed: a folder's name may hold no {os.pathsep}.")
+        names.append(str(path))
+    if names:
+        os.environ[CONF] = os.pathsep.join(dict.fromkeys(names))
+
+
+@contextmanager
+def folders_named(folders: Iterable[str | Path] = ()) -> Iterator[None]:
+    """Name conf folders for what happens inside; what is named there besides is forgotten at the end, too."""
+    before = os.environ.get(CONF)
+    try:
+        name_folders(folders)
+        yield
+    finally:
+        os.environ.pop(CONF, None)
+        if before is not None:
+            os.environ[CONF] = before
+
+
+def without_folders(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments of a command without those that name conf folders, and these folders.
+
+    --config-dir DIR, --config-dir=DIR, -cd DIR and hydra.searchpath=[DIR,file://DIR,pkg://package.conf].
+    """
+    kept, folders = list[str](), list[str]()
+    waiting = iter(arguments)
+    for argument in waiting:
+        name, equals, value = argument.partition("=")
+        if name in FLAGS:
+            folder = value if equals else next(waiting, None)
+            if folder is None:
+                raise ConfigError(f"{name} needs a folder: {FLAGS[0]} DIR.")
+            folders.append(folder)
+        elif equals and name.lstrip("+") == SEARCHPATH:
+            folders += _searched(argument.lstrip("+"))
+        else:
+            kept.append(argument)
+    return kept, folders
+
+
+def _searched(override: str) -> list[str]:
+    """The folders in hydra.searchpath=[...]."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    try:
+        value = OverridesParser.create().parse_override(override).value()
+    except Exception as error:
+        raise as_config_error(error) from None
+    found = []
+    for place in [value] if isinstance(value, str) else value if isinstance(value, list) else [None]:
+        if not isinstance(place, str):
+            raise ConfigError(f"{override} is not allowed: it holds folders, {SEARCHPATH}=[DIR].")
+        scheme, separator, rest = place.partition("://")
+        if separator and scheme not in ("file", "pkg"):
+            raise ConfigError(f"{SEARCHPATH}=[{place}] is not allowed: a place is DIR, file://DIR or pkg://PACKAGE.")
+        if scheme == "pkg" and separator:
+            places = folders_of_package(rest.replace("/", "."))
+            if not places:
+                raise ConfigError(f"{SEARCHPATH}=[{place}] is not allowed: there is no package {rest}.")
+            found.append(places[0])
+        else:
+            found.append(rest if separator else place)
+    return found
+
+
+def extend_path() -> None:
+    """Make the modules beside the conf folders that the user names importable: they count after installed ones."""
+    for folder in named_folders():
+        if str(folder.parent) not in sys.path:
+            sys.path.append(str(folder.parent))
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+
+def options() -> dict[str, list[str]]:
+    """Configuration groups and the options in each, from the listing of all conf folders."""
+    return {group: sorted(files) for group, files in option_files().items()}
+
+
+def option_files() -> dict[str, dict[str, Path]]:
+    """The YAML file of every option, by group and name.
+
+    Raises ConfigError for two options of one name, and for a folder of one's own that is no group of options.
+    """
+    found = {p.name: {f.stem: f for f in p.glob("*.yaml")} for p in sorted(conf_folder().iterdir()) if p.is_dir()}
+    for folder in own_folders():
+        for place in sorted(p for p in folder.iterdir() if p.is_dir() and p.name.isidentifier()):
+            files = sorted(place.glob("*.yaml"))
+            if place.name not in found and files and place.name != "hydra":
+                raise ConfigError(f"{place} holds options of no group: the nearest are {nearest(place.name, found)}.")
+            for file in files if place.name in found else ():
+                other = found[place.name].setdefault(file.stem, file)
+                if other != file:
+                    raise ConfigError(
+                        f"{place.name}={file.stem} stands in two folders, {other.parent} and {file.parent}: "
+                        "give one of the two files another name."
+                    )
+    return found
+
+
+def option_file(group: str, name: str) -> Path:
+    """The YAML file of an option, the package's own or the user's; of one that is not there, where it would lie."""
+    return option_files().get(group, {}).get(name) or conf_folder() / group / f"{name}.yaml"
+
+
+def own_option_files() -> list[Path]:
+    """The YAML files of all options besides the package's own."""
+    shipped = conf_folder()
+    if not own_folders():
+        return []
+    return sorted(f for files in option_files().values() for f in files.values() if f.parent.parent != shipped)
 
 
 def study_file(path: str | Path) -> Path:

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 
-from albert_ablate.config.components import component_arguments, conf_folder, options, target_of, trait
+from albert_ablate.config.components import component_arguments, target_of, trait
 from albert_ablate.config.errors import ConfigError, read_yaml, shown
+from albert_ablate.config.folders import option_files
 from albert_ablate.config.schema import COMPONENTS, Config
 
 
@@ -80,7 +81,7 @@ def _check_sharded(cfg: Config) -> None:
 
 
 def _options_on_shards(group: str) -> list[str]:
-    nodes = {name: read_yaml(conf_folder() / group / f"{name}.yaml") for name in options()[group]}
+    nodes = {name: read_yaml(file) for name, file in sorted(option_files()[group].items())}
     return [name for name, node in nodes.items() if "_target_" in node and trait(node, "works_on_shards")]
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 import yaml
 
-from albert_ablate.config import Config, ConfigError, Count, conf_folder, nearest, options, target_of
+from albert_ablate.config import Config, ConfigError, Count, nearest, option_files, target_of
 from albert_ablate.data.corpora import Corpus
 from albert_ablate.data.packed import block_count, held_out_sample, take_blocks, target_bytes
 from albert_ablate.data.synthetic import Synthetic
@@ -86,7 +86,7 @@ class Domains(Evaluation):
 
 def _installable() -> dict[str, dict[str, Any]]:
     """The options of `data` that hold a text of their own, with their configuration."""
-    nodes = {name: yaml.safe_load((conf_folder() / "data" / f"{name}.yaml").read_text()) for name in options()["data"]}
+    nodes = {name: yaml.safe_load(file.read_text()) for name, file in sorted(option_files()["data"].items())}
     return {
         name: node
         for name, node in nodes.items()

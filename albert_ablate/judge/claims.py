@@ -351,6 +351,8 @@ def _overrides(where: str, found: Any) -> tuple[str, ...]:
     for o in found:
         if o.lstrip("+").partition("=")[0] in ("seed", "paths.runs"):
             raise ConfigError(f"{where}: {o} is not allowed: the judge chooses it.")
+        if o.lstrip("+").partition("=")[0].startswith("hydra"):  # a claims file may be a stranger's
+            raise ConfigError(f"{where}: {o} is not allowed: a folder of options is named by --config-dir DIR.")
     return tuple(found)
 
 

@@ -27,9 +27,13 @@ from albert_ablate.config import (
     conf_folder,
     is_outdated,
     keys_of,
+    own_option_files,
+    own_targets,
     places,
 )
 from albert_ablate.config.components import TRUST
+from albert_ablate.config.folders import extend_path
+from albert_ablate.config.modules import module_file
 from albert_ablate.config.secrets import masked
 from albert_ablate.records.atomic import replace_file
 from albert_ablate.records.store import last_line
@@ -173,13 +177,24 @@ def _head(body: str) -> str:
     return f"{_sources()} {zlib.crc32(body.encode()):08x}"
 
 
-@cache
 def _sources() -> str:
-    """Of the files that keys follow from: those of conf/ and of the package, by size and time of change."""
+    """Of the files that keys follow from: those of conf/ and of the package, and the user's own, by size and time of
+    change."""
+    extend_path()
+    modules = [module_file(target.rpartition(".")[0]) for target in own_targets()]
+    own = sorted({*own_option_files(), *(file for file in modules if file)})
+    return _name([_shipped_sources(), *map(_stamp, own), os.environ.get(TRUST, "")])
+
+
+@cache
+def _shipped_sources() -> str:
     folders = ((conf_folder(), "*.yaml"), (Path(__file__).parent.parent, "*.py"))
-    files = sorted(file for folder, kind in folders for file in folder.rglob(kind))
-    parts = [f"{file} {(about := file.stat()).st_mtime_ns} {about.st_size}" for file in files]
-    return _name([*parts, os.environ.get(TRUST, "")])
+    return _name([_stamp(file) for folder, kind in folders for file in sorted(folder.rglob(kind))])
+
+
+def _stamp(file: Path) -> str:
+    about = file.stat()
+    return f"{file} {about.st_mtime_ns} {about.st_size}"
 
 
 if __name__ == "__main__":

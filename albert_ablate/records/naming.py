@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from albert_ablate.config import HYDRA_KEYS, SIGNIFICANT, conf_folder
+from albert_ablate.config import HYDRA_KEYS, SIGNIFICANT, conf_folder, option_file
 
 BY_NAME = "by-name"  # a folder of links beside the settings' folders
 LONGEST = 150  # characters of a link's name
@@ -97,7 +97,7 @@ def _default_choices() -> dict[str, str]:
 
 
 def _recipe_choices(recipe: str) -> dict[str, str]:
-    entries = _yaml(conf_folder() / "recipe" / f"{recipe}.yaml").get("defaults") or []
+    entries = _yaml(option_file("recipe", recipe)).get("defaults") or []
     pairs = [pair for entry in entries if isinstance(entry, dict) for pair in entry.items()]
     return {str(k).removeprefix("override ").strip("/ "): str(v) for k, v in pairs}
 
@@ -106,7 +106,7 @@ def _option(group: str, choice: str | None) -> dict[str, Any]:
     """The values in an option's YAML, or for a section of config.yaml those there."""
     if choice is None:
         return _yaml(conf_folder() / "config.yaml").get(group) or {}
-    found = dict(_yaml(conf_folder() / group / f"{choice}.yaml"))
+    found = dict(_yaml(option_file(group, choice)))
     for base in found.pop("defaults", None) or []:  # an option that builds on another of its group
         if isinstance(base, str) and base != "_self_":
             found = {**_option(group, base), **found}

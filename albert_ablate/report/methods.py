@@ -14,7 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from albert_ablate.config import HYDRA_KEYS, ConfigError, conf_folder, nearest, options
+from albert_ablate.config import HYDRA_KEYS, ConfigError, conf_folder, nearest, option_files, own_targets, read_yaml
+from albert_ablate.config.folders import extend_path
+from albert_ablate.config.modules import module_file
 from albert_ablate.records.json_output import document
 
 # "Ba et al. 2016, 1607.06450", "Loshchilov and Hutter 2017, 1711.05101", "Shannon 1948"
@@ -28,7 +30,7 @@ SOURCE = re.compile(
 class Method:
     """One option: `formula` in a line, `sources` (authors, year, arXiv id or null), `defaults` from its YAML.
 
-    license and origin are given for corpora alone.
+    license and origin are given for corpora alone, the YAML file for options besides the package's own.
     """
 
     kind: str
@@ -38,20 +40,24 @@ class Method:
     defaults: dict[str, Any]
     license: str | None = None
     origin: str | None = None
+    file: str | None = None
 
 
 def methods(kind: str | None = None) -> list[Method]:
     """Every option on disk, or those of one group."""
-    groups = options()
+    groups = option_files()
+    extend_path()
     if kind is not None and kind not in groups:
         raise ConfigError(f"{kind} is not a group of options: there are {nearest(kind, groups)}.")
-    return [_method(group, name) for group in ([kind] if kind else groups) for name in groups[group]]
+    kinds = [kind] if kind else groups
+    return [_method(group, name, file) for group in kinds for name, file in sorted(groups[group].items())]
 
 
-def _method(group: str, name: str) -> Method:
-    import yaml
-
-    node = yaml.safe_load((conf_folder() / group / f"{name}.yaml").read_text()) or {}
+def _method(group: str, name: str, file: Path) -> Method:
+    place = None if file.parent.parent == conf_folder() else str(file)
+    node = read_yaml(file) or {}
+    if not isinstance(node, dict):
+        raise ConfigError(f"{file} is not an option: it holds key: value lines.")
     if isinstance(node.get(name), dict):  # an evaluation stands under its own name
         node = node[name]
     defaults = {k: v for k, v in node.items() if k not in HYDRA_KEYS and k != "defaults"}
@@ -59,10 +65,10 @@ def _method(group: str, name: str) -> Method:
         chosen = [item for item in node.get("defaults", []) if isinstance(item, dict)]
         defaults |= {k.split("/")[-1]: v for item in chosen for k, v in item.items()}
     if "_target_" not in node:
-        return Method(group, name, "", [], defaults)
+        return Method(group, name, "", [], defaults, file=place)
     text = docstring(node["_target_"])
-    facts = [attribute(node["_target_"], fact) if group == "data" else None for fact in ("LICENSE", "ORIGIN")]
-    return Method(group, name, formula_of(text), sources_of(text), defaults, *facts)
+    known, origin = (attribute(node["_target_"], f) if group == "data" else None for f in ("LICENSE", "ORIGIN"))
+    return Method(group, name, formula_of(text), sources_of(text), defaults, known, origin, place)
 
 
 def formula_of(text: str) -> str:
@@ -82,15 +88,15 @@ def sources_of(text: str) -> list[dict[str, str | None]]:
 
 @cache
 def _module(name: str) -> tuple[dict[str, ast.AST], dict[str, tuple[str, str]]]:
-    """Classes and functions of a module of the package, and what it imports from others: name -> (module, name)."""
-    place = Path(__file__).parent.parent.joinpath(*name.split(".")[1:])
-    file = next((f for f in (place.with_suffix(".py"), place / "__init__.py") if f.exists()), None)
-    if not name.startswith("albert_ablate.") or file is None:
-        return {}, {}
-    tree = ast.parse(file.read_text())
+    """Classes and functions of a module, and what it imports from others: name -> (module, name)."""
+    file, package = module_file(name), name.rpartition(".")[0]
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8")) if file else ast.Module([], [])
+    except (OSError, ValueError, SyntaxError):  # somebody's own, which the command that trains it will say
+        tree = ast.Module([], [])
     kinds = (ast.ClassDef, ast.FunctionDef)
     imports = {
-        alias.asname or alias.name: (node.module or "", alias.name)
+        alias.asname or alias.name: (f"{package}.{node.module}" if node.level else node.module or "", alias.name)
         for node in tree.body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
@@ -99,7 +105,9 @@ def _module(name: str) -> tuple[dict[str, ast.AST], dict[str, tuple[str, str]]]:
 
 
 def _lineage(module: str, name: str) -> Iterator[ast.AST]:
-    """A class or function and then its base classes, as far as they are the package's."""
+    """A class or function and then its base classes, as far as they are the package's or the user's own."""
+    if module.split(".")[0] not in {"albert_ablate", *(target.split(".")[0] for target in own_targets())}:
+        return
     known, imports = _module(module)
     node = known.get(name)
     if node is None:
@@ -162,7 +170,9 @@ def show_methods(kind: str | None, as_json: bool = False, plot: Path | None = No
         ):
             table.add_column(title, ratio=ratio, header_style="dim", overflow="fold")
         for m in (m for m in found if m.kind == group):
-            about = [m.formula, m.license or "", m.origin or ""] if group == "data" else [m.formula, _cited(m)]
+            source = f"your own: {m.file}" if m.file else ""
+            about = [m.formula, m.license or "", m.origin or source] if group == "data" else [m.formula, _cited(m)]
+            about[-1] = "; ".join(filter(None, [about[-1], "" if group == "data" else source]))
             table.add_row(*map(Text, [m.option, *about, _written(m.defaults)]))
         console.print(table)
         console.print()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from albert_ablate.config import ConfigError, as_config_error, conf_folder, quoted
+from albert_ablate.config import ConfigError, as_config_error, conf_folder, quoted, search
 from albert_ablate.config.secrets import HANDED_ON, masked
 from albert_ablate.records.folder import RunFolder
 from albert_ablate.records.signals import stops_handled
@@ -220,7 +220,7 @@ def _launcher_config(overrides: Sequence[str]) -> Iterator[tuple[Any, Any]]:
         try:
             cfg = main.compose_config(
                 config_name="job",
-                overrides=[*overrides],
+                overrides=[*overrides, *search()],
                 run_mode=RunMode.MULTIRUN,
                 from_shell=False,
                 with_log_configuration=False,

@@ -17,10 +17,14 @@ from albert_ablate.config import (
     conf_folder,
     each_once,
     file_trouble,
+    folders_named,
     lacking,
     options,
+    own_option_files,
     prepared,
     quoted,
+    search,
+    without_folders,
 )
 from albert_ablate.config.secrets import masked
 
@@ -37,6 +41,7 @@ Choose one option in each group (the default stands first):
 
 Several trackers at once: logger=[wandb_offline,tensorboard] logger.wandb_offline.project=mine
 Evaluated at the end, or added to a run that is done: evaluation=[domains,corruption] evaluation.corruption.tokens=65536
+Components of your own: --config-dir DIR, a folder that holds norm/mine.yaml, adds norm=mine
 Any number can be set by its key: seed=1 budget.tokens=1e6 model.layers=12 dropout.mean=0.2 optimizer.lr=3e-4
 schedule.warmup=0.1 data.batch=32 data.train_size=200_000 evaluation.every=50_000 trainer.threads=1 paths.runs=DIR
 force=true (train a finished run again and compare) debug=true (tracebacks)
@@ -72,6 +77,8 @@ def help_text() -> str:
     for group, names in options().items():
         first = [n for n in names if n == defaults.get(group)]
         rows.append(f"  {group:<11} {' '.join(first + [n for n in names if n not in first])}")
+    own = [f"{file.parent.name}={file.stem} ({file.parent.parent})" for file in own_option_files()]
+    rows += ["", f"Of your own: {', '.join(own)}"] if own else []
     return HELP.format(groups="\n".join(rows))
 
 
@@ -80,12 +87,12 @@ def command(train: Train = train) -> int:
 
     Exit code: 0 finished or diverged; 130 Ctrl-C, 143 SIGTERM; 2 the user's mistake; 1 anything later."""
     arguments = sys.argv[1:]
-    if "--help" in arguments or "-h" in arguments:
-        print(help_text(), end="")
-        return 0
     debug = any(a.lower() == "debug=true" for a in arguments)
+    folders = list[str]()
     try:
-        with tempfile.TemporaryDirectory(prefix="albert_ablate_") as scratch:
+        if not os.environ.get("WANDB_SWEEP_ID"):  # else they are a server's, which may name no folder
+            arguments, folders = without_folders(arguments)
+        with folders_named(folders), tempfile.TemporaryDirectory(prefix="albert_ablate_") as scratch:
             return _compose_and_run(train, arguments, debug, scratch)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
@@ -99,6 +106,9 @@ def command(train: Train = train) -> int:
 
 def _compose_and_run(train: Train, arguments: list[str], debug: bool, scratch: str) -> int:
     """All jobs of one command. Hydra's own files, which nobody reads, go to `scratch`."""
+    if "--help" in arguments or "-h" in arguments:
+        print(help_text(), end="")
+        return 0
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -170,6 +180,7 @@ def _given(arguments: list[str], scratch: str) -> list[str]:
     given = [a for a in arguments if "=" not in a or a.startswith("-")] + prepared(overrides)
     if not any(a.startswith("hydra.sweep.dir=") for a in overrides):
         given.append(f"hydra.sweep.dir={quoted(scratch)}")
+    given += search()
     parser = get_args_parser()
     parser.error = _refuse_flag  # type: ignore[method-assign]
     if "--version" not in given:
