@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from albert_ablate.analysis.external.runs import external_rows, is_external
 from albert_ablate.analysis.measures import log_of_positive, spike_score, spike_window
 from albert_ablate.config import ConfigError
 from albert_ablate.records import store
@@ -136,8 +137,10 @@ class Runs:
 
 
 def load_runs(path: str | Path) -> Runs:
-    """The runs below a folder; of a W&B project or sweep, `wandb:entity/project[/sweep]`; or of `.wandb` files, one or
-    a folder of them. A run that cannot be read is a row with its reason, never left out.
+    """The runs below a folder; of a W&B project or sweep, `wandb:entity/project[/sweep]`; of `.wandb` files, one or a
+    folder of them; or of another trainer (`analysis/external`): a table, a folder of TensorBoard's event files,
+    `mlflow:URI/EXPERIMENT`, or a YAML that says where in their columns everything stands. A run that cannot be read is
+    a row with its reason, never left out.
 
     Raises ConfigError where there is no such source, or no run in it.
     """
@@ -145,6 +148,8 @@ def load_runs(path: str | Path) -> Runs:
         from albert_ablate.analysis.wandb_reader import server_rows
 
         return _collected(server_rows(str(path)))
+    if is_external(path):
+        return _collected(external_rows(path))
     root = Path(path).expanduser()
     if root.suffix == ".wandb" and root.is_file():
         from albert_ablate.analysis.wandb_reader import offline_rows

@@ -35,6 +35,16 @@ STATES = {"finished": "finished", "running": "running", "preempting": "stopped",
 def server_rows(address: str) -> Iterator[tuple[dict[str, Any], Any]]:
     """A row of the summary, and how to read a history, of every run of `wandb:entity/project[/sweep]`."""
     parts = address.removeprefix(PREFIX).strip("/").split("/")
+    for run in server_runs(address):
+        name = f"{PREFIX}{'/'.join(parts[:2])}/{run.id}"
+        config, summary = dict(run.config), {k: _number(v) for k, v in dict(run.summary).items()}
+        row = _row(name, run.id, run.name, run.state, config, summary)
+        yield row, partial(_table, run.scan_history)
+
+
+def server_runs(address: str) -> list[Any]:
+    """W&B's own runs of `wandb:entity/project[/sweep]`; ConfigError where there are none or they cannot be read."""
+    parts = address.removeprefix(PREFIX).strip("/").split("/")
     if len(parts) not in (2, 3) or not all(parts):
         raise ConfigError(f"{address} names no project: write wandb:entity/project, or wandb:entity/project/sweep.")
     import wandb
@@ -50,11 +60,7 @@ def server_rows(address: str) -> Iterator[tuple[dict[str, Any], Any]]:
         raise ConfigError(f"{address} cannot be read from W&B: {' '.join(str(error).split())}.") from None
     if not found:
         raise ConfigError(f"{address} holds no run.")
-    for run in found:
-        name = f"{PREFIX}{'/'.join(parts[:2])}/{run.id}"
-        config, summary = dict(run.config), {k: _number(v) for k, v in dict(run.summary).items()}
-        row = _row(name, run.id, run.name, run.state, config, summary)
-        yield row, partial(_table, run.scan_history)
+    return found
 
 
 def offline_rows(files: Iterable[Path]) -> Iterator[tuple[dict[str, Any], Any]]:

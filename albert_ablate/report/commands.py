@@ -39,7 +39,12 @@ def show(
 
 
 def report(
-    runs: Annotated[Path, typer.Argument(help="A folder of runs.", show_default=False)],
+    runs: Annotated[
+        Path,
+        typer.Argument(
+            help="A folder of runs; or a table, W&B project, TensorBoard or MLflow folder.", show_default=False
+        ),
+    ],
     output: Annotated[
         Path | None,
         typer.Option(

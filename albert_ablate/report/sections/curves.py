@@ -19,8 +19,12 @@ def curves_section(m: Material) -> Section:
             f"Histories of {counted(len(lost), 'run')} cannot be read: {', '.join(lost[:5])}"
             f"{' …' if len(lost) > 5 else ''}.",
         )
-    if histories.evals.empty:
-        section.missing.append("No run has committed an evaluation yet.")
+    if histories.evals.empty or histories.evals["tokens"].isna().all():
+        section.missing.append(
+            "These runs have no losses over tokens: a column tokens, or tokens_per_step in a mapping, gives them."
+            if m.remote
+            else "No run has committed an evaluation yet."
+        )
         return section
     held = m.of_runs(histories.evals)
     validation = held[held["split"] == "validation"].drop(columns="split")

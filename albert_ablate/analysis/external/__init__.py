@@ -1,0 +1,1 @@
+"""Runs that another trainer made: tables, W&B projects, TensorBoard and MLflow, as `load_runs` reads its own."""
