@@ -48,7 +48,7 @@ def compare(
     max_pairs: Annotated[int, typer.Option(help="Most pairs of a contrast, 4 to 60.")] = 20,
     tune: Annotated[bool, typer.Option("--tune/--no-tune", help="Tune the learning rates of overrides first.")] = False,
     table: Annotated[
-        Path | None, typer.Option("--from", help="A CSV file (arm, seed, METRIC): judge it, run nothing.")
+        Path | None, typer.Option("--from", help="A table (arm, seed, METRIC), or a mapping: judge it, run nothing.")
     ] = None,
     command: COMMAND = "",
     common: COMMON = "",

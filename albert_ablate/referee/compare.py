@@ -1,6 +1,5 @@
 """Is B better than A? One family of contrasts against the first side, decided by the judge's own test and Holm."""
 
-import csv
 import hashlib
 import json
 import math
@@ -11,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from albert_ablate.config import nearest
+from albert_ablate.analysis.external.runs import external_rows
+from albert_ablate.config import ConfigError, nearest
 from albert_ablate.referee.answer import ACCEPT, INADMISSIBLE, NO_EFFECT, REJECT, UNDECIDED, Answer, Contrast
 from albert_ablate.referee.ledger import Ledger
 from albert_ablate.referee.runners import Commands, Stopped, margin_refusal, write_claim
@@ -34,7 +34,6 @@ DECISIONS = {
     "supported": ACCEPT, "refuted": REJECT, "no effect": NO_EFFECT, "mixed": REJECT, "inadmissible": INADMISSIBLE,
 }  # fmt: skip
 OPEN = ("open", "undecided")
-DIVERGED = ("diverged", "nan", "inf", "-inf")  # cells of a table
 
 
 @dataclass(frozen=True)
@@ -298,35 +297,26 @@ def judge_values(
 
 
 def compare_table(path: Path, question: Question) -> Answer:
-    """What a CSV file with the columns arm, seed and the metric says, and which pair to run next."""
+    """What a table, or what a mapping of columns leads to (`analysis/external`), says: arms, seeds and the metric; and
+    which pair to run next."""
     q, scale = question, read_margin(question.margin, question.higher)
     try:
-        rows = list(csv.DictReader(path.read_text().splitlines()))
-    except (OSError, UnicodeDecodeError) as error:
-        raise Inadmissible(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
-    columns = list(rows[0]) if rows else []
-    for column in ("arm", "seed", q.metric):
-        if column not in columns:
-            raise Inadmissible(f"{path} has no column {column}: it has {', '.join(map(str, columns)) or 'no row'}.")
-    arms = list(dict.fromkeys(r["arm"] for r in rows))
+        rows = [row for row, _ in external_rows(path, q.metric)]
+    except ConfigError as error:
+        raise Inadmissible(str(error)) from None
+    arms = list(dict.fromkeys(r["label"] for r in rows))
     texts = list(q.sides) or arms
     if len(texts) < 2:
         raise Inadmissible(f"{path} has one arm only ({arms[0]}): a comparison needs two.")
     if unknown := [t for t in texts if t not in arms]:
         raise Inadmissible(f"{path} has no arm {unknown[0]}: it has {nearest(unknown[0], arms)}.")
     values: dict[str, dict[int, float]] = {str(i): {} for i in range(len(texts))}
-    for n, row in enumerate(rows, 2):
-        if row["arm"] not in texts or not (row[q.metric] or "").strip():
-            continue  # an empty cell is a run that is not there
-        try:
-            seed, cell = int(row["seed"]), (row[q.metric] or "").strip()
-            value = math.inf if cell.lower() in DIVERGED else float(cell)
-        except (TypeError, ValueError):
-            raise Inadmissible(f"{path}, line {n}: seed and {q.metric} must be numbers, or diverged.") from None
-        own = values[str(texts.index(row["arm"]))]
-        if seed in own:
-            raise Inadmissible(f"{path}, line {n}: {row['arm']} has seed {seed} twice.")
-        own[seed] = value
+    for row in rows:
+        if row["label"] in texts and (row["status"] == "diverged" or row["status"] == "finished" and q.metric in row):
+            value = math.inf if row["status"] == "diverged" else float(row[q.metric])
+            values[str(texts.index(row["label"]))][row["seed"]] = value
+    if not any(values.values()):
+        raise Inadmissible(f"{path} has no run of {' or '.join(texts)} with a value of {q.metric}.")
     known = sorted({s for own in values.values() for s in own})
     seeds = [*known, *range(known[-1] + 1, known[-1] + 1 + q.max_pairs)]
     contrasts = judge_values(values, [*values], texts, scale, q.max_pairs, q.metric, seeds)

@@ -4,6 +4,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,15 +47,18 @@ def home_of(path: str | Path) -> Path:
     return place.with_name(place.name + ".judge")
 
 
-def external_rows(path: str | Path) -> Iterator[tuple[dict[str, Any], Callable[[str], pa.Table]]]:
+def external_rows(path: str | Path, metric: str = "") -> Iterator[tuple[dict[str, Any], Callable[[str], pa.Table]]]:
     """A row of the summary and a reader of histories for each run of the source that a path names.
 
     The path: a table (CSV, TSV, Parquet, JSON Lines) with columns arm, seed and metrics, and step or tokens where it
     has a row for each; a folder of TensorBoard's event files; mlflow:URI/EXPERIMENT; or a YAML that says which columns
-    are which (`mapping.py`). ConfigError in one sentence for what cannot be read.
+    are which (`mapping.py`). metric: the only one that is wanted, which must be there. ConfigError in one sentence for
+    what cannot be read.
     """
     place = Path(path).expanduser()
     columns = read_mapping(place) if place.suffix in MAPPINGS else Columns(str(path))
+    if metric and metric not in (columns.metrics or ()):
+        columns = replace(columns, metrics={metric: metric})
     taken: dict[tuple[str, int], str] = {}
     empty = True
     for raw in sources.raw_runs(columns):

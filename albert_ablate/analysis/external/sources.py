@@ -1,5 +1,6 @@
 """Runs as their sources have them: a table's groups of rows, W&B runs, TensorBoard's folders, MLflow's runs."""
 
+import csv
 import json
 import math
 import re
@@ -61,7 +62,7 @@ def _table_runs(file: Path, columns: Columns) -> Iterator[RawRun]:
     """A run for each arm and seed of a table; its facts are the last value of each column that has one."""
     rows = _read_table(file)
     groups: dict[tuple, list[tuple[int, Mapping[str, Any]]]] = {}
-    names = list(dict.fromkeys(k for row in rows for k in row))
+    names = list(dict.fromkeys(k for _, row in rows for k in row))
     for name in (*columns.arm, columns.seed):
         if name not in names:
             raise ConfigError(f"{file} has no column {name}: it has {', '.join(names) or 'no row'}.")
@@ -71,10 +72,13 @@ def _table_runs(file: Path, columns: Columns) -> Iterator[RawRun]:
     if lacking := [c for c in (columns.metrics or {}).values() if c not in names]:
         raise ConfigError(f"{file} has no column {lacking[0]}, which is a metric: it has {', '.join(names)}.")
     axis = next((c for c in (columns.step, columns.tokens) if c in names), None)
-    for line, row in enumerate(rows, 2 if file.suffix in (".csv", ".tsv") else 1):
+    for line, row in rows:
         seed = row.get(columns.seed)
         if whole(seed) is None:
             raise ConfigError(f"{file}, line {line}: the seed {seed!r} is not a whole number.")
+        for name in (columns.metrics or {}).values():
+            if not _is_empty(row.get(name)) and number(row[name]) is None:
+                raise ConfigError(f"{file}, line {line}: {name} must be a number or diverged, got {row[name]!r}.")
         groups.setdefault((*(str(row.get(a)) for a in columns.arm), whole(seed)), []).append((line, row))
     for who, own in groups.items():
         named = f"{' '.join(map(str, who[:-1]))}, seed {who[-1]}"
@@ -108,13 +112,13 @@ def _is_empty(value: Any) -> bool:
     return value is None or isinstance(value, str) and not value.strip()
 
 
-def _read_table(file: Path) -> list[dict[str, Any]]:
-    """The rows of a table; cells of CSV files are texts, empty ones None."""
+def _read_table(file: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Line or row number and cells of each row of a table; cells of CSV files are texts, empty ones None."""
     try:
         if file.suffix == ".parquet":
             import pyarrow.parquet
 
-            return pyarrow.parquet.read_table(file).to_pylist()
+            return [*enumerate(pyarrow.parquet.read_table(file).to_pylist(), 1)]
         text = file.read_text(encoding="utf-8-sig")
         if file.suffix in (".csv", ".tsv"):
             return _read_csv(file, text)
@@ -123,30 +127,28 @@ def _read_table(file: Path) -> list[dict[str, Any]]:
         raise ConfigError(f"{file} cannot be read: {error.strerror or error}.") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file} cannot be read: byte {error.start} is not UTF-8 text.") from None
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, csv.Error) as error:
         raise ConfigError(f"{file} cannot be read: {' '.join(str(error).split())}.") from None
     for line, row in rows:
         if not isinstance(row, dict):
-            raise ConfigError(f'{file}, line {line}: a line holds an object such as {{"arm": ..., "seed": 0}}.')
-    return [row for _, row in rows]
+            raise ConfigError(f'{file}, line {line}: a line holds an object such as {{"arm": "a", "seed": 0}}.')
+    return rows
 
 
-def _read_csv(file: Path, text: str) -> list[dict[str, Any]]:
-    import csv
-
-    rows = list(csv.reader(text.splitlines(), delimiter="\t" if file.suffix == ".tsv" else ",", strict=True))
-    if not rows:
-        return []
-    names, *rest = rows
+def _read_csv(file: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
+    reader = csv.reader(text.splitlines(keepends=True), delimiter="\t" if file.suffix == ".tsv" else ",", strict=True)
+    names = next(reader, [])
     if twice := [n for n in names if names.count(n) > 1]:
         raise ConfigError(f"{file} has the column {twice[0]} twice.")
     found = []
-    for line, row in enumerate(rest, 2):
+    for row in reader:
         if not row:
             continue
         if len(row) != len(names):
-            raise ConfigError(f"{file}, line {line} has {len(row)} cells, and there are {len(names)} columns.")
-        found.append({n: cell if cell.strip() else None for n, cell in zip(names, row, strict=True)})
+            raise ConfigError(
+                f"{file}, line {reader.line_num} has {len(row)} cells, and there are {len(names)} columns."
+            )
+        found.append((reader.line_num, {n: cell if cell.strip() else None for n, cell in zip(names, row, strict=True)}))
     return found
 
 
