@@ -12,8 +12,10 @@ import typer
 
 from albert_ablate.config import ConfigError
 from albert_ablate.records.json_output import output_to_stderr
+from albert_ablate.referee.display import Lines, Terminal, on_terminal
 from albert_ablate.studies.commands import RUNS
 
+Progress = Lines | Terminal
 SIDE = 'overrides ("norm=pre_ln"), a command with {seed} in it, or git:REF (with --command)'
 METRIC = Annotated[
     str,
@@ -71,7 +73,7 @@ def compare(
     from albert_ablate.referee.compare import compare as ask_for
     from albert_ablate.referee.sides import read_seconds
 
-    def ask(say: Callable[[str], None]) -> Any:
+    def ask(progress: Progress) -> Any:
         named = (*(sides or ()), *(f"git:{r}" for r in refs or ()))
         trained = not any("{seed}" in s or s.startswith("git:") for s in named)
         measured = metric or ("test_loss" if trained else "")
@@ -80,7 +82,8 @@ def compare(
         if table is not None:
             return compare_table(table, question)
         limits = read_seconds("--limit", limit), read_seconds("--budget", budget)
-        return ask_for(question, Work(runs, say, Path(), *limits, workers or (2 if trained else 1)))
+        count = workers or (2 if trained else 1)
+        return ask_for(question, Work(runs, progress.say, progress.watch, Path(), *limits, count))
 
     return _answered("compare", ask, as_json, markdown)
 
@@ -119,7 +122,8 @@ def gate(
     from albert_ablate.referee.sides import Inadmissible, read_seconds
     from albert_ablate.stats.sequential import FIRST, MOST_PAIRS
 
-    def ask(say: Callable[[str], None]) -> Any:
+    def ask(progress: Progress) -> Any:
+        say = progress.say
         if max_pairs and not FIRST <= max_pairs <= MOST_PAIRS:
             raise Inadmissible(f"--max-pairs={max_pairs} is not allowed: 0, or from {FIRST} to {MOST_PAIRS}.")
         if not 0 < alpha <= 0.2:
@@ -152,7 +156,7 @@ def _held(book: Any, ask: Callable[[], Any]) -> Any:
         return ask()
 
 
-def _answered(command: str, ask: Callable[[Callable[[str], None]], Any], as_json: bool, markdown: bool) -> int:
+def _answered(command: str, ask: Callable[[Progress], Any], as_json: bool, markdown: bool) -> int:
     """Ask, print the answer in the wanted form, and give its exit code; what is not an answer is 2, 75, 130 or 143."""
     from albert_ablate.config.secrets import masked
     from albert_ablate.records.atomic import replace_file
@@ -160,11 +164,13 @@ def _answered(command: str, ask: Callable[[Callable[[str], None]], Any], as_json
     from albert_ablate.referee.runners import Stopped
 
     def say(text: str) -> None:
-        print(masked(text), file=sys.stderr if as_json or markdown else sys.stdout, flush=True)
+        print(masked(text), file=sys.stderr if aside else sys.stdout, flush=True)
 
+    aside = as_json or markdown
+    progress = Terminal() if command == "compare" and not aside and on_terminal() else Lines(say)
     try:
-        with output_to_stderr() if as_json or markdown else contextlib.nullcontext():
-            answer = ask(say)
+        with output_to_stderr() if aside else contextlib.nullcontext(), progress:
+            answer = ask(progress)
         document = json.dumps(answer.document(), indent=1, allow_nan=False)
         if command == "compare" and Path(answer.folder).is_dir():
             replace_file(Path(answer.folder) / "answer.json", f"{document}\n".encode())
@@ -188,5 +194,5 @@ def _answered(command: str, ask: Callable[[Callable[[str], None]], Any], as_json
     elif markdown:
         print(answer.markdown(), end="")
     else:
-        answer.show(say)
+        answer.show(progress.say)
     return answer.exit_code

@@ -58,6 +58,7 @@ class Work:
 
     runs: Path
     say: Callable[[str], None]
+    watch: Callable[[Sequence[Contrast]], None] = lambda contrasts: None  # the contrasts after each pair
     repository: Path = Path()
     limit: float = math.inf
     budget: float = math.inf
@@ -118,6 +119,7 @@ def _trained(q: Question, scale: Scale, sides: Sequence[Side], folder: Path, wor
             work.say(text)
 
     runner = PairRunner(file, work.runs, "full", (), False, work.workers, Budget(), heard)
+    before = runner.done()
     shown: dict[str, int] = {}
     recorded = True
     while True:
@@ -131,13 +133,14 @@ def _trained(q: Question, scale: Scale, sides: Sequence[Side], folder: Path, wor
             if e["parts"][0]["pairs"] > shown.get(e["name"], 0) and not recorded:
                 work.say(_pair_line(c, found[e["name"]][0].values, e["parts"][0]["looks"]))
             shown[e["name"]] = e["parts"][0]["pairs"]
+        work.watch(contrasts)
         following = None if work.out_of_time else runner.next()
         if following is None:
             break
         recorded = False
-        work.spent += len(following[1])
         if code := runner.do(*following):
             raise Stopped(code - 128)
+    work.spent = runner.done() - before  # those of tuning too
     if broken := [c for c in contrasts if c.decision == UNDECIDED and not work.out_of_time]:
         why = next((t for t in reversed(said) if "set aside" in t), "")
         if why:
@@ -167,6 +170,8 @@ def _reason(word: str, reason: str) -> str:
         return "The candidate is better."
     if word == "refuted":
         return "The candidate is worse."
+    if word == "inconclusive":
+        return f"{reason} Asked again, this stays the answer; another --max-pairs is another question."
     return reason
 
 
@@ -243,7 +248,9 @@ def _run_commands(
         recorded = False
         found = values()
         metric = q.metric or next(e["metric"] for e in book.of("run"))
-        for c, n in zip(judge_values(found, names, texts, scale, q.max_pairs, metric, seeds), names[1:], strict=True):
+        contrasts = judge_values(found, names, texts, scale, q.max_pairs, metric, seeds)
+        work.watch(contrasts)
+        for c, n in zip(contrasts, names[1:], strict=True):
             if n in asked:
                 d = _differences(found, n, scale, seeds)[0]
                 work.say(_pair_line(c, ([found[n][seed]], [found["0"][seed]]), _last_look(d, c)))

@@ -19,6 +19,7 @@ from albert_ablate.judge.export import exported
 from albert_ablate.judge.ledger import judge_and_register, judged, refuse_unknown, strict, write_ledger
 from albert_ablate.judge.run_store import RunStore
 from albert_ablate.judge.words import OPEN
+from albert_ablate.records.folder import DONE
 from albert_ablate.records.json_output import document, output_to_stderr
 from albert_ablate.records.tuning import tuning_tokens
 from albert_ablate.stats.learning_rate import tuning_price
@@ -207,6 +208,10 @@ class PairRunner:
         else:
             self.store.update()
         return self.store
+
+    def done(self) -> int:
+        """How many runs of the folder are done."""
+        return sum(r.record["status"] in DONE for r in self._updated().evidence)
 
     def _price(self, name: str, jobs: Sequence[Job]) -> float:
         """Tokens times the size of the model, tuning included, in a unit that orders claims."""

@@ -135,7 +135,7 @@ def tune_together(
     )
     if narrow:
         say(f"Tuned with fewer rates than others here, and gets as many: {', '.join(a.label for a in narrow)}.")
-    tuner = _Tuner(runs, extra, Study(launcher, workers, say), seeds, objective)
+    tuner = _Tuner(runs, extra, Study(launcher, workers, say), seeds, objective, named=len(sweeps) > 1)
     if dry_run:
         _show_price(tuner, open_, rates, seeds, workers, say)
         return 0
@@ -199,7 +199,8 @@ def arms_of(sweep: Sweep, bare: Sweep, runs: Path, extra: Sequence[str], rates: 
 class _Tuner:
     """Runs the stages of all arms side by side, so that no worker waits for an arm."""
 
-    def __init__(self, runs: Path, extra: Sequence[str], study: Study, seeds: int, objective: str):
+    def __init__(self, runs: Path, extra: Sequence[str], study: Study, seeds: int, objective: str, named: bool = False):
+        self.named = named  # labels of runs begin with the arm's
         self.extra = [o for o in extra if not o.startswith("budget.tokens=")]
         self.runs, self.study, self.seeds, self.objective = runs, study, seeds, objective
 
@@ -259,7 +260,7 @@ class _Tuner:
         for sweep in sweeps:
             pairs = [(arm, job) for arm in arms if arm.sweep == sweep for job in jobs[arm.id]]
             planned = plan(_named(sweep), [self._setting(*pair) for pair in pairs], self.runs, self.extra)
-            if len(sweeps) > 1:  # whose labels name rate and budget alone
+            if self.named:  # labels of several sweeps name rate and budget alone
                 planned = [
                     replace(p, label=f"{arm.label} {p.label}") for (arm, _), p in zip(pairs, planned, strict=True)
                 ]

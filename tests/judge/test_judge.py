@@ -384,6 +384,13 @@ def test_a_speedup_is_said_in_tokens():
     assert "had 1 % less loss at equal FLOPs" in ratio_words(part(-math.log(0.99), 0.001, 0.02, "loss_at_equal_flops"))
 
 
+def test_runs_that_are_done_are_counted_with_those_of_tuning(bench):
+    bench.pairs([2.0, 2.1, INF], [2.2, 2.3, 2.1])
+    bench.run("pre_ln", 1_000_000, 2.0, role="tuning")
+    bench.run("pre_ln", 4, 2.0, status="failed")
+    assert PairRunner(read_claims(bench.file()), bench.runs, "screen", (), False, 1, Budget(), print).done() == 7
+
+
 def test_only_the_gapless_prefix_is_judged(bench):
     bench.pairs(2.0 + 0.01 * NOISE, 2.2 + 0 * NOISE)
     for file in bench.runs.glob("post_ln*/seed5/record.json"):

@@ -79,6 +79,15 @@ def test_a_table_says_which_pair_to_run_next(ask, tmp_path):
     assert ask("a", "b", *table(tmp_path, rows=[("a", 0, 1.0), ("b", 0, 2.0)]))[1]["contrasts"][0]["next_seed"] == 1
 
 
+def test_what_asking_again_does_not_change_is_said(ask, tmp_path):
+    noise = [2.0, 2.3, 1.8, 2.1, 2.4, 1.7]
+    rows = [(arm, s, v) for arm, values in (("a", noise), ("b", noise[::-1])) for s, v in enumerate(values)]
+    code, answer, _ = ask("a", "b", *table(tmp_path, rows=rows), "--max-pairs", 6)
+    (c,) = answer["contrasts"]
+    assert (code, c["next_seed"]) == (75, None)
+    assert c["reason"].endswith("Asked again, this stays the answer; another --max-pairs is another question.")
+
+
 def test_a_swapped_table_gives_the_opposite(ask, tmp_path):
     one, other = (ask(*order, *table(tmp_path))[1]["contrasts"][0] for order in ("ab", "ba"))
     assert (one["decision"], other["decision"]) == ("ACCEPT", "REJECT")
