@@ -358,12 +358,17 @@ for _name in ("macro_f1", "probe_macro_f1", "accuracy"):
 
 
 def measure(name: str) -> Measure:
-    """The measure called `name`; domains.<corpus> is bits per byte on any other corpus."""
+    """The measure called `name`; domains.<corpus> is bits per byte on any other corpus; column.<name> is a column of
+    runs of another trainer as it stands, ratio.<name> the same judged as a log ratio."""
+    kind, _, own = name.partition(".")
+    if kind in ("column", "ratio") and own:
+        return Measure(name, _summary(own), own, log=kind == "ratio")
     if name.startswith("domains."):
         corpus = name.partition(".")[2]
         if corpus not in (corpora := options()["data"]):
             raise ConfigError(f"measure={name} is unknown: a corpus is one of {nearest(corpus, corpora)}.")
         return Measure(name, _evaluated("domains", corpus), "bits per byte", log=True, evaluation="domains")
     if name not in MEASURES:
-        raise ConfigError(f"measure={name} is unknown: it is one of {nearest(name, [*MEASURES, 'domains.<corpus>'])}.")
+        near = nearest(name, [*MEASURES, "domains.<corpus>", "column.<name>", "ratio.<name>"])
+        raise ConfigError(f"measure={name} is unknown: it is one of {near}.")
     return MEASURES[name]

@@ -30,6 +30,11 @@ SCREEN_PAIRS, SCREEN_RATES, SCREEN_STEP = 12, 5, 3.16  # a few rates must reach 
 EQUAL = {"tokens": 0.0, "parameters": 0.02, "flops": 0.05}
 TUNED = ("optimizer.lr",)
 FORMS = ("screen", "full")
+UNPROVEN = {  # by runs of another trainer
+    "data_order": "the order of the data",
+    "tuning": "how their learning rates were chosen",
+    "tokens": "how many tokens they were trained on",
+}
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ class ClaimText:
     tuned: tuple[str, ...] = TUNED
     seeds: tuple[int, ...] = ()
     test: str = "t"  # of `stats.sequential.TESTS`
+    waives: tuple[str, ...] = ()  # of UNPROVEN: what runs of another trainer need not prove
 
     def contrasts(self, form: str) -> tuple[Part, ...]:
         """The primary contrasts of a form."""
@@ -128,6 +134,8 @@ class ClaimsFile:
         }  # fmt: skip
         if claim.test != "t":
             kept["test"] = claim.test
+        if claim.waives:
+            kept["waives"] = claim.waives
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -179,7 +187,8 @@ def _file(path: Path, tree: Any) -> ClaimsFile:
     return ClaimsFile(path, str(family.get("name", path.stem)), size, alpha, arms, regimes, claims, tuple(forms))
 
 
-CLAIM_KEYS = ("name", "statement", "needs", "parts", "secondary", "screen", "full", "equal", "tuned", "seeds", "test")
+CLAIM_KEYS = ("name", "statement", "needs", "parts", "secondary", "screen", "full", "equal", "tuned", "seeds", "test",
+              "waives")  # fmt: skip
 
 
 def _claim(tree: Any, arms: Mapping, regimes: Mapping) -> ClaimText:
@@ -229,6 +238,9 @@ def _claim(tree: Any, arms: Mapping, regimes: Mapping) -> ClaimText:
         raise ConfigError(f"{where}: test={test} needs N of {FIRST_CORRECTED} or more, got {few[0]}.")
     if test == "moderated" and not tuned:
         raise ConfigError(f"{where}: test={test} takes its spread from tuning runs: it needs tuned: [optimizer.lr].")
+    waives = tree.get("waives", [])
+    if not isinstance(waives, list) or [w for w in waives if w not in UNPROVEN]:
+        raise ConfigError(f"{where}: waives={waives} is not allowed: it is a list, of {', '.join(UNPROVEN)}.")
     most = max(f.N for f in forms.values())
     seeds = tree.get("seeds", list(range(most)))
     whole = isinstance(seeds, list) and all(isinstance(s, int) and 0 <= s < 1_000_000 for s in seeds)
@@ -236,7 +248,7 @@ def _claim(tree: Any, arms: Mapping, regimes: Mapping) -> ClaimText:
         raise ConfigError(f"{where}.seeds must name {most} or more different seeds from 0 to 999,999, in order.")
     equal = {k: _number(f"{where}.equal.{k}", v) for k, v in equal.items()}
     return ClaimText(name, " ".join(str(tree["statement"]).split()), needs, parts, lists["secondary"], forms,
-                     equal, tuned, tuple(seeds), test)  # fmt: skip
+                     equal, tuned, tuple(seeds), test, tuple(waives))  # fmt: skip
 
 
 def _form(where: str, tree: Any, regimes: Mapping, form: str) -> Form:

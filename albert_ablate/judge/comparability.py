@@ -157,17 +157,24 @@ def unfair(runs: Mapping[str, Sequence[Evidence]], control: str, equal: Mapping[
             continue
         for a, b in zip(several, base, strict=True):
             seed = a.record["seed"]
-            for key, tolerance in equal.items():
-                x, y = _held(a, key), _held(b, key)
-                if x is not None and y is not None and abs(x - y) > tolerance * max(abs(x), abs(y)):
-                    return (
-                        f"{key} must be equal{f' within {100 * tolerance:g} %' if tolerance else ''}; {name} has "
-                        f"{x:,.6g} and {control} {y:,.6g} (seed {seed})."
-                    )
+            if why := unequal(a, b, name, control, equal):
+                return why
             if unlike := _measured_unlike(a, b, m):
                 return f"{name} and {control} were measured unlike (seed {seed}): {unlike}."
             if not _same_order(a, b):
                 return f"The runs of seed {seed} saw different data or another order: {name} and {control} are no pair."
+    return ""
+
+
+def unequal(a: Evidence, b: Evidence, name: str, control: str, equal: Mapping[str, float]) -> str:
+    """What two runs must have equal and have not, within the claim's tolerances, or ""."""
+    for key, tolerance in equal.items():
+        x, y = _held(a, key), _held(b, key)
+        if x is not None and y is not None and abs(x - y) > tolerance * max(abs(x), abs(y)):
+            return (
+                f"{key} must be equal{f' within {100 * tolerance:g} %' if tolerance else ''}; {name} has "
+                f"{x:,.6g} and {control} {y:,.6g} (seed {a.record['seed']})."
+            )
     return ""
 
 

@@ -76,7 +76,7 @@ def gather(file: ClaimsFile, claim: ClaimText, part: Part, form: str, store: Run
                 out.refusal = out.refusal or suspect(a, used[a.name], done[a.name], seed, rates)
             if refusal := unfair(done, part.control, claim.equal, m):
                 out.refusal = out.refusal or refusal
-            _add_pair(out, m, part, treatment, done)
+            add_pair(out, m, part, treatment, done)
         except Missing as sentence:
             out.pending_reason = str(sentence)
             lacking = [(a, r) for a in compared for r in done[a.name]]
@@ -173,9 +173,7 @@ def _not_counted(arm: ContrastArm) -> str:
     return f"Runs of {arm.name} that do not count, because of a correction made since: {len(arm.outdated)} ({what})."
 
 
-def _add_pair(
-    out: ContrastData, m: Measure, part: Part, treatment: str, runs: Mapping[str, Sequence[Evidence]]
-) -> None:
+def add_pair(out: ContrastData, m: Measure, part: Part, treatment: str, runs: Mapping[str, Sequence[Evidence]]) -> None:
     better = part.direction
     if part.other_end:
         _add_curve(out, m, part, runs)

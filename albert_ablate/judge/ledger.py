@@ -15,8 +15,8 @@ from albert_ablate.config import ConfigError, nearest, unwritable
 from albert_ablate.judge import registration
 from albert_ablate.judge.claims import FORMS, ClaimsFile, ClaimText, arms_of, measure_of
 from albert_ablate.judge.contrast_data import ContrastData
-from albert_ablate.judge.contrasts import gather
 from albert_ablate.judge.entries import entry_of, refusals, tested_contrasts
+from albert_ablate.judge.external import gather_any, home_folder, open_store
 from albert_ablate.judge.run_store import RunStore
 from albert_ablate.records.checked import write_checked
 from albert_ablate.records.folder import DONE
@@ -32,7 +32,7 @@ def judge(file: ClaimsFile, runs: Path, form: str = "screen") -> dict[str, Any]:
 def judge_and_register(file: ClaimsFile, runs: Path, form: str) -> dict[str, Any]:
     """The ledger; the family is registered from now on."""
     now = judged(file, runs, form)
-    registration.write(file, runs, now.registration)
+    registration.write(file, home_folder(runs), now.registration)
     return now.ledger
 
 
@@ -51,24 +51,24 @@ def judged(file: ClaimsFile, runs: Path, form: str, store: RunStore | None = Non
 
     store: of the same runs, read before.
     """
-    store = store or RunStore(runs)
+    store = store or open_store(runs)
     chosen = [c for c in file.claims if form in c.forms]
     if not chosen:
         raise ConfigError(f"{file.path} has no claim with the form {form}.")
-    family = registration.registered(file, runs, form, lambda claim, form: _runs_there(file, claim, form, store))
+    family = registration.registered(file, store.root, form, lambda claim, form: _runs_there(file, claim, form, store))
     store.seen = {(c.name, f) for c in file.claims for f in c.forms if registration.is_seen(family, c.name, f)}
     asked: dict[tuple[str, str], Claim] = {}
     data = dict[tuple[str, str], list[ContrastData]]()
     for f in [form, *(f for f in family["looked"] if f != form)]:
         for c in (c for c in file.claims if f in c.forms):
             parts = c.contrasts(f)
-            contrasts = data[f, c.name] = [gather(file, c, p, f, store) for p in parts]
+            contrasts = data[f, c.name] = [gather_any(file, c, p, f, store) for p in parts]
             if not refusals(contrasts) and measure_of(parts[0]).kind != "exact":
                 asked[f, c.name] = Claim(tested_contrasts(parts, contrasts, c.test), c.forms[f].N, c.needs)  # type: ignore[arg-type]
             if any(x.seeds for x in contrasts):
                 family["claims"][c.name]["forms"][f]["seen"] = True
     primary = {c.name: data[form, c.name] for c in chosen}
-    secondary = {c.name: [gather(file, c, p, form, store) for p in c.secondary_contrasts(form)] for c in chosen}
+    secondary = {c.name: [gather_any(file, c, p, form, store) for p in c.secondary_contrasts(form)] for c in chosen}
     forms = [f for f in FORMS if f in family["forms"] or f == form]
     tests = file.size * len(forms)
     decided = dict(zip(asked, verdicts([*asked.values()], tests, file.alpha), strict=True))
@@ -94,18 +94,17 @@ def judged(file: ClaimsFile, runs: Path, form: str, store: RunStore | None = Non
 
 def _runs_there(file: ClaimsFile, claim: ClaimText, form: str, store: RunStore) -> registration.There:
     """How many of a claim's runs are done, at whatever learning rate."""
-    seeds = claim.seeds[: claim.forms[form].N]
-    arms = dict[tuple[str, ...], set[int]]()
-    pairs = 0
+    done, wanted, pairs = dict[tuple[str, ...], set[int]](), set[tuple[tuple[str, ...], int]](), 0
     for part in claim.contrasts(form):
         sides = [file.overrides(claim, part, form, a) for a in arms_of(part)]
+        seeds = store.seeds_of(claim.seeds, sides)[: claim.forms[form].N]
         for side in sides:
-            if side not in arms:
-                done = [r for r in store.runs_of(side) if r.record["status"] in DONE] if store.evidence else []
-                arms[side] = {r.record["seed"] for r in done}
-        pairs += sum(all(s in arms[side] for side in sides) for s in seeds)
-    there = sum(s in done for done in arms.values() for s in seeds)
-    return registration.There(there, len(arms) * len(seeds), pairs)
+            if side not in done:
+                ended = [r for r in store.runs_of(side) if r.record["status"] in DONE] if store.evidence else []
+                done[side] = {r.record["seed"] for r in ended}
+        wanted |= {(side, s) for side in sides for s in seeds}
+        pairs += sum(all(s in done[side] for side in sides) for s in seeds)
+    return registration.There(sum(s in done[side] for side, s in wanted), len(wanted), pairs)
 
 
 def refuse_unknown(file: ClaimsFile, only: Sequence[str]) -> None:

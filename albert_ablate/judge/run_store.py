@@ -100,6 +100,10 @@ class RunStore:
         """What overrides compose to; ConfigError for what is not allowed."""
         return self.keys.arm(overrides)
 
+    def seeds_of(self, seeds: Sequence[int], arms: Sequence[Sequence[str]]) -> Sequence[int]:
+        """The seeds of a claim about these arms, in the order in which they are judged."""
+        return seeds
+
     def runs_of(self, overrides: Sequence[str], outdated: bool = False) -> list[Evidence]:
         """The runs, of any seed and rate, of an arm."""
         if outdated not in self._by_arm:

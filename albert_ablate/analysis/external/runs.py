@@ -121,7 +121,11 @@ def _row(raw: RawRun, arm: str, seed: int, columns: Columns) -> dict[str, Any]:
         "folder": f"{columns.source}:{arm}/seed{seed}", "status": status, "reason": None, "label": arm, "arm": setting,
         "setting": setting, "identity": f"{setting}-{seed}", "seed": seed, "role": "confirmation",
     }  # fmt: skip
-    row |= {name: raw.facts.get(there) for name, there in columns.settings.items() if name not in row}
+    settings = columns.settings
+    if columns.metrics is None:  # without a mapping what holds text is a setting
+        used = {*columns.arm, columns.seed, columns.status, *row}
+        settings = {n: n for n, v in raw.facts.items() if isinstance(v, str) and n not in used} | {**settings}
+    row |= {name: raw.facts.get(there) for name, there in settings.items() if name not in row and name not in figures}
     row |= {n: v for n, v in figures.items() if v is not None and math.isfinite(v) and n not in row}
     return row | ({"tokens": tokens} if tokens is not None else {})
 
