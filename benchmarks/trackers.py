@@ -30,7 +30,7 @@ from wandb_server import Server  # noqa: E402
 
 from albert_ablate import cli  # noqa: E402
 from albert_ablate.trackers.base import AXES  # noqa: E402
-from albert_ablate.training import fit  # noqa: E402
+from albert_ablate.training import language  # noqa: E402
 from albert_ablate.training.run import run  # noqa: E402
 
 MIDDLE = 150  # of the moments of a run at which something can be made to happen
@@ -161,8 +161,8 @@ def trained(
 
     def work() -> tuple[str, float]:
         waited = [0.0]
-        made = fit.joined
-        fit.joined = lambda logger: Timed(made(logger), waited)  # type: ignore[attr-defined]
+        made = language.joined
+        language.joined = lambda logger: Timed(made(logger), waited)  # type: ignore[attr-defined]
 
         def act() -> None:
             time.sleep(FIRST_ROWS)

@@ -42,6 +42,11 @@ def evaluate_run(
         state = record["status"] if record else "no run"
         raise ConfigError(f"{path} is {state}, not evaluated: only a finished or diverged run is.")
     require(path, record, "config.evaluation", "choices", "provenance.threads", "data.fingerprint")
+    if "trunk" in record:
+        raise ConfigError(
+            f"{path} is a classification run, and evaluations need a language model: take its trunk, "
+            f"{record['trunk']['folder']}."
+        )
     if not nodes:
         return {}
     with folder.lock():

@@ -32,10 +32,21 @@ def banner(record: Mapping, estimate: float | None) -> str:
     lines = [
         f"{record['label']}, seed {record['seed']}",
         f"  model   {count(model['parameters'])} parameters, {model['layers']} layers, width {model['width']}",
-        f"  data    {data['name']}, {count(data['train_tokens'])} training tokens, {budget['passes']:.2g} passes",
-        f"  budget  {count(budget['tokens'])} tokens in {budget['steps']} steps, {count(budget['flops'])}FLOP"
-        + (f", about {duration(estimate)}" if estimate else ""),
     ]
+    if "trunk" in record:
+        trunk, held = record["trunk"], ", ".join(f"{n} {split}" for split, n in data["documents"].items())
+        lines += [
+            f"  trunk   {trunk['folder']}, {trunk['status']}, weights of step {trunk['step']}",
+            f"  data    {len(data['classes'])} classes; documents: {held}; {budget['passes']:.2g} passes",
+        ]
+    else:
+        lines.append(
+            f"  data    {data['name']}, {count(data['train_tokens'])} training tokens, {budget['passes']:.2g} passes"
+        )
+    lines.append(
+        f"  budget  {count(budget['tokens'])} tokens in {budget['steps']} steps, {count(budget['flops'])}FLOP"
+        + (f", about {duration(estimate)}" if estimate else "")
+    )
     if record.get("resumed_at"):
         lines.append(f"  goes on from step {record['resumed_at']}")
     return "\n".join(lines)
@@ -84,8 +95,7 @@ def show_record(record: Mapping) -> None:
     if record.get("reproduction"):
         print(f"Trained again: {record['reproduction']}.")
     if record["status"] == "stopped":
-        goes = "begins the task again" if "trunk" in record else "goes on from there"
-        print(f"Stopped at step {record['progress']['step']}; the same command {goes}.")
+        print(f"Stopped at step {record['progress']['step']}; the same command goes on from there.")
     show_result(record)
     if record.get("evaluations"):
         show_evaluations(record["evaluations"])

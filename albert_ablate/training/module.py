@@ -5,7 +5,7 @@ The order in which Lightning calls its hooks and the recorder's in one step is w
 
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import pytorch_lightning as pl
@@ -23,25 +23,28 @@ from albert_ablate.optim.clipping import global_norm
 from albert_ablate.optim.groups import assert_covers, decay_groups
 from albert_ablate.streams import stream_seed
 from albert_ablate.training.diagnostics import Weights, undisturbed
-from albert_ablate.training.step_watch import StepWatch
+from albert_ablate.training.trained_module import TrainedModule
 
 
-class LanguageModel(pl.LightningModule):
+class LanguageModel(TrainedModule):
     """Next-token prediction: forward, loss, clipping and optimizer of one arm."""
 
+    model: Decoder
+
     def __init__(self, model: Decoder, cfg: Config, steps: int, sharded: bool = False):
-        super().__init__()
-        self.model, self.cfg, self.steps, self.sharded = model, cfg, steps, sharded
+        super().__init__(model, model, cfg, steps, sharded)
         self.loss: Callable = construct(cfg.loss)
         self.clip = build(cfg.clip)
-        self.micro_batches = 0  # seen so far: names the dropout masks
-        self.order: list[str] | None = None  # of the parameters in the optimizer, and in the one that was saved
-        self.saved_order: list[str] | None = None
-        self.evaluating = False  # the model holds the weights to evaluate
-        self.stop_requested = False  # by the recorder: take no further step
         self.curvature: Any = None  # the optimizer, where it has the trait samples_predictions
         self.predictions: Tensor | None = None  # logits of this micro-batch, where it does
-        self.watch = StepWatch(model, cfg, steps)
+
+    @property
+    def decoder(self) -> Decoder:
+        return self.model
+
+    @property
+    def clip_factor(self) -> float | None:
+        return None if self.clip.common is None else float(self.clip.common)
 
     def configure_model(self) -> None:
         if self.sharded:
@@ -60,9 +63,6 @@ class LanguageModel(pl.LightningModule):
                 f"gradient_clip_val={self.trainer.gradient_clip_val} on the Trainer would be ignored: "
                 "clipping is chosen by clip=."
             )
-
-    def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> int | None:
-        return -1 if self.stop_requested else None
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         watch = self.watch
@@ -154,9 +154,7 @@ class LanguageModel(pl.LightningModule):
         optimizer = build(self.cfg.optimizer, decay_groups(self.model), fused)
         assert_covers(optimizer, self.model)
         self.curvature = optimizer if getattr(optimizer, "samples_predictions", False) else None
-        names = {id(p): name for name, p in self.named}
-        self.order = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
-        self._check_order()
+        self.note_order(optimizer)
         shape = construct(self.cfg.schedule)
         scheduler = LambdaLR(optimizer, lambda step: shape(min((step + 0.5) / self.steps, 1.0)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -170,37 +168,13 @@ class LanguageModel(pl.LightningModule):
             self.watch.weights.end()
             self.watch.phases.mark("diagnostics")
 
-    @contextmanager
-    def evaluated_weights(self) -> Iterator[None]:
-        """Within it the model holds the weights to evaluate and to keep: the optimizer's averages, if it makes any."""
-        averaged = getattr(self.trainer.optimizers[0], "averaged", nullcontext)
-        if self.evaluating:
-            averaged = nullcontext
-        before, self.evaluating = self.evaluating, True
-        try:
-            with averaged():
-                yield
-        finally:
-            self.evaluating = before
-
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        checkpoint["micro_batches"] = self.micro_batches
+        super().on_save_checkpoint(checkpoint)
         checkpoint["clip"] = self.clip.state_dict()
-        checkpoint["order"] = self.order
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        self.micro_batches = checkpoint["micro_batches"]
         self.clip.load_state_dict(checkpoint.get("clip", {}))
-        self.saved_order = checkpoint.get("order", [])
-        self._check_order()
-
-    def _check_order(self) -> None:
-        """torch hands an optimizer's state out by position, whatever the shapes: in another order it would corrupt."""
-        if self.order is not None and self.saved_order is not None and self.order != self.saved_order:
-            raise ConfigError(
-                "This run was begun by another version of albert_ablate, whose checkpoint this one cannot go on from: "
-                f"remove {self.trainer.default_root_dir} to train it anew."
-            )
+        super().on_load_checkpoint(checkpoint)
 
 
 class Blocks(IterableDataset):

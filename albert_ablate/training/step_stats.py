@@ -13,9 +13,9 @@ from albert_ablate.records.history import SCHEMAS
 from albert_ablate.streams import digest
 from albert_ablate.training.cost import Phases
 from albert_ablate.training.diagnostics import noise_parts
-from albert_ablate.training.module import LanguageModel
 from albert_ablate.training.ranks import Ranks
 from albert_ablate.training.step_watch import StepWatch
+from albert_ablate.training.trained_module import TrainedModule
 
 NOISE_DECAY = 0.9  # of the means of the gradient noise scale's two parts, at each step at which they are measured
 LAYER_COLUMNS = [f.name for f in SCHEMAS["layers"] if pa.types.is_floating(f.type)]
@@ -97,17 +97,16 @@ class StepStats:
             "logit_rms": math.sqrt(squares),
         }
 
-    def layer_rows(self, module: LanguageModel, clipped: float) -> Iterator[dict[str, Any]]:
+    def layer_rows(self, module: TrainedModule, clipped: float) -> Iterator[dict[str, Any]]:
         """The rows of a detailed step by block and sublayer; the first step's are those of step 0 too, as it begins at
         the initial weights. clipped: the step's own."""
         watch = module.watch
         assert watch.weights is not None
-        factor = None if module.clip.common is None else float(module.clip.common)
-        inside, weights = watch.probe.figures(), watch.weights.figures(clipped, factor)
+        inside, weights = watch.probe.figures(), watch.weights.figures(clipped, module.clip_factor)
         logged = watch.every and self.step % watch.every == 0
         for step in [0] * (self.step == 1) + [self.step] * bool(logged):
             axes = self.axes(step, None if step else 0.0)
-            for layer, block in enumerate(module.model.stack):
+            for layer, block in enumerate(module.decoder.stack):
                 for sublayer in ("attention", "mlp"):
                     values = weights.get((layer, sublayer), {}) | inside.get((layer, sublayer), {})
                     values["dropout"] = block.rate_now(sublayer)

@@ -36,7 +36,7 @@ from albert_ablate.model.build import assemble, build
 from albert_ablate.model.loss import objective
 from albert_ablate.optim.clipping import global_norm
 from albert_ablate.optim.optimizers import assert_covers, decay_groups
-from albert_ablate.training.fit import estimated_seconds
+from albert_ablate.training.language import estimated_seconds
 from albert_ablate.training.module import LanguageModel
 from albert_ablate.training.ranks import Ranks
 from albert_ablate.training.validation import Evaluator

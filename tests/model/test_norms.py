@@ -247,7 +247,7 @@ def test_what_a_token_sees_in_training(options, leaks):
 
 @pytest.mark.parametrize("option", ["batch_norm", "power_norm"])
 def test_statistics_are_filled_kept_in_checkpoints_and_hashed(option):
-    from albert_ablate.training.recorder import weights_hash
+    from albert_ablate.model.weights import weights_hash
 
     cfg = compose(["model=nano", "model.layers=2", f"norm_type={option}", "model.shared=true"])
     model = build_model(cfg)

@@ -82,32 +82,33 @@ def test_the_same_numbers_again_and_a_done_run_is_found(done, place):
 
 @pytest.mark.process
 @pytest.mark.slow
-def test_a_signal_stops_it_and_it_ends_with_the_same_numbers(done, place):
+def test_a_signal_stops_it_and_it_goes_on_from_there(done, place):
     def stopped_then_again():
         from albert_ablate import run
-        from albert_ablate.training.classify import ClassificationRun
+        from albert_ablate.training.classifier import ClassificationModule
 
-        plain, cfg = ClassificationRun._train_step, configured(place, runs="stopped")
+        plain, cfg = ClassificationModule.training_step, configured(place, runs="stopped")
 
         def interrupted(self, *args):
-            if self.step == 3:
+            if self.micro_batches == 3:
                 os.kill(os.getpid(), signal.SIGTERM)
             return plain(self, *args)
 
-        ClassificationRun._train_step = interrupted
+        ClassificationModule.training_step = interrupted
         first = run(cfg)
-        ClassificationRun._train_step = plain
+        ClassificationModule.training_step = plain
         return first, run(cfg)
 
     first, second = forked(stopped_then_again)
     assert (first["status"], first["signal"], first["progress"]["step"]) == ("stopped", signal.SIGTERM, 4)
     assert second["proof"] == done["proof"] and second["summary"] == done["summary"]
+    assert second["sessions"] == 2 and second["resumed_at"] == 4
 
 
 @pytest.mark.process
 @pytest.mark.slow
 def test_a_trunk_that_is_not_finite_is_an_outcome(place):
-    record = train(configured(place, "optimizer.lr=1e30", "task.weights=last"))
+    record = train(configured(place, "optimizer.lr=1e30", "task.weights=last"), verbose=True)
     assert record["status"] == "diverged" and record["summary"]["divergence"] == "non_finite"
     assert record["summary"]["macro_f1"] is None and record["summary"]["baseline_tfidf_macro_f1"] == 1
 
@@ -115,7 +116,7 @@ def test_a_trunk_that_is_not_finite_is_an_outcome(place):
 @pytest.mark.process
 def test_the_probe_leaves_the_trunk_as_it_is(place):
     from albert_ablate.model.weights import load_checkpoint, weights_hash
-    from albert_ablate.training.classify import Classifier
+    from albert_ablate.training.classifier import Classifier
 
     usual = ["task.documents=6000", "task.evaluations=4"]  # others would do nothing
     cfg = configured(place, "task.mode=probe", *usual)
@@ -126,6 +127,33 @@ def test_the_probe_leaves_the_trunk_as_it_is(place):
     model.load_state_dict(kept["state_dict"])
     assert weights_hash(model) == record["trunk"]["weights_hash"]
     assert weights_hash(Classifier(model, 2, "mean", 0)) == record["proof"]["final_weights"]
+
+
+@pytest.mark.process
+def test_trackers_and_the_terminal_follow_a_fine_tuning(place, capfd):
+    pytest.importorskip("tensorboard", reason="pip install 'albert_ablate[tensorboard]'")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    record = train(configured(place, "logger=tensorboard", "seed=1"), verbose=True)
+    reader = EventAccumulator(f"{record['folder']}/tensorboard").Reload()
+    for tag, split, column in (("train/loss", None, "loss"), ("eval/validation/accuracy", "validation", "accuracy")):
+        table = rows(record["folder"], "evals" if split else "steps").to_pylist()
+        written = [row[column] for row in table if split in (None, row.get("split"))]
+        assert [e.value for e in reader.Scalars(tag)] == pytest.approx(written)
+    out, err = capfd.readouterr()
+    assert f"  trunk   {record['trunk']['folder']}, finished, weights of step" in out
+    assert "  data    2 classes; documents: 98 train, 11 validation, 11 test; 0.98 passes" in out
+    assert "96.0/96.0" in err  # documents
+
+
+@pytest.mark.process
+def test_evaluations_of_a_classifier_are_refused(done):
+    from albert_ablate.evaluations.evaluate import evaluate_run
+
+    with pytest.raises(
+        ConfigError, match=f"evaluations need a language model: take its trunk, {done['trunk']['folder']}"
+    ):
+        evaluate_run(Path(done["folder"]), {}, "best")
 
 
 @pytest.mark.process
@@ -159,7 +187,7 @@ def test_scores_are_those_worked_out_by_hand():
 
 @pytest.mark.parametrize("pool", ["mean", "last"])
 def test_what_fills_a_row_up_changes_nothing(place, pool):
-    from albert_ablate.training.classify import Classifier
+    from albert_ablate.training.classifier import Classifier
 
     model = Classifier(build_model(configured(place)), 2, pool, 0).eval()
     tokens = torch.randint(256, (1, 7), generator=torch.Generator().manual_seed(0))
@@ -235,11 +263,11 @@ def test_a_byte_order_mark_is_accepted_and_a_cut_row_named(tmp_path):
 
 def test_a_document_without_a_token_has_finite_features():
     from albert_ablate.data.tasks import Labelled
-    from albert_ablate.training.classify import Documents
+    from albert_ablate.training.classifier import Documents
 
     class Nothing:
         encode = staticmethod(lambda text: np.zeros(0, np.uint16))
         decode = staticmethod(lambda tokens: "")
 
     labelled = Labelled(["a"], {"train": ["x"]}, {"train": [0]}, 0)
-    assert Documents(labelled, "train", Nothing(), 8, torch.device("cpu")).lengths.tolist() == [1]
+    assert Documents(labelled, "train", Nothing(), 8).lengths.tolist() == [1]

@@ -454,53 +454,86 @@ CLASSIFYING = {
 }
 
 
+def classifying(kind: str, text: Path, folder: Path, runs: str, *more: str) -> dict:
+    """A fine-tuning of 24 steps and 3 evaluations on 120 made-up documents in `folder`, or a probe."""
+    pytest.importorskip("sklearn", reason="pip install 'albert_ablate[classify]'")
+    rng, words = random.Random(0), {"fish": "fin gill reef tide".split(), "bird": "wing nest sky egg".split()}
+    lines = [f"{' '.join(rng.choices(words[k], k=6))},{k}" for k in rng.choices(["fish", "bird"], k=120)]
+    (folder / "labels.csv").write_text("\n".join(["text,label", *dict.fromkeys(lines)]))
+    task = ["task=classify", "task.data=file", "task.batch=8", f"task.path={folder / 'labels.csv'}"]
+    if kind != "probe":  # which fine-tunes nothing
+        task += ["task.documents=192", "task.evaluations=3"]
+    usual = ["optimizer.lr=0.003", "budget.tokens=2048"]
+    return nano(text, folder / runs, *task, *usual, *CLASSIFYING[kind], *more)
+
+
+def ends(record: dict) -> list[dict]:
+    """Of a classification run and of the language model that it builds on."""
+    runs = Path(record["folder"]).parents[1]
+    return [outcome(record["folder"]), outcome(runs / record["trunk"]["folder"])]
+
+
+def struck(cfg: dict, owner, name: str, at: int) -> bool:
+    """Whether a session was killed in the `at`-th call of a function."""
+
+    def work() -> None:
+        plain, calls = getattr(owner, name), []
+
+        def call(*args, **kwargs):
+            calls.append(1)
+            if len(calls) == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return plain(*args, **kwargs)
+
+        setattr(owner, name, call)
+        run(cfg)
+
+    return Child(work).wait() == ("killed", signal.SIGKILL)
+
+
 @pytest.mark.process
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.slow] * (k != "stateful")) for k in CLASSIFYING])
 def test_a_killed_classification_ends_as_if_it_had_not_been(kind, text, tmp_path):
-    """Killed in its language model, in fine-tuning, at its end: a fine-tuning begins again, with the same numbers."""
-    pytest.importorskip("sklearn", reason="pip install 'albert_ablate[classify]'")
-    from albert_ablate.training import classify
+    """Killed in its language model, twice in fine-tuning, in an evaluation, in its baselines and at its end."""
+    expected = ends(train(classifying(kind, text, tmp_path, "whole")))
+    from albert_ablate.training import classification_recorder, classifier
+    from albert_ablate.training.recorder import History
 
-    rng, words = random.Random(0), {"fish": "fin gill reef tide".split(), "bird": "wing nest sky egg".split()}
-    lines = [f"{' '.join(rng.choices(words[k], k=6))},{k}" for k in rng.choices(["fish", "bird"], k=120)]
-    (tmp_path / "labels.csv").write_text("\n".join(["text,label", *dict.fromkeys(lines)]))
-    task = "task=classify task.data=file task.batch=8".split()
-    if kind != "probe":  # which fine-tunes nothing
-        task += ["task.documents=96", "task.evaluations=2"]
-    task = [
-        *task,
-        f"task.path={tmp_path / 'labels.csv'}",
-        "optimizer.lr=0.003",
-        "budget.tokens=2048",
-        *CLASSIFYING[kind],
-    ]
+    cfg = classifying(kind, text, tmp_path, "parts")
+    quick, steps = kind == "stateful", (classifier.ClassificationModule, "training_step")
+    kills = quick or killed_at(cfg, [200]) == 1
+    if kind != "probe":
+        kills &= struck(cfg, *steps, 5)
+        (unfinished,) = (r for r in map(read_record, tmp_path.glob("parts/*/seed0")) if "trunk" in r)
+        assert unfinished["progress"]["step"] == 4
+        kills &= quick or struck(cfg, *steps, 6) and struck(cfg, classification_recorder, "scores", 2)
+    kills &= struck(cfg, classification_recorder, "baselines", 1) and struck(cfg, History, "finish", 2)
+    assert kills
+    record = train(cfg)
+    assert record["resumed_at"] == (0 if kind == "probe" else 23)  # the last commit before training was over
+    assert ends(record) == expected
 
-    def ends(record: dict) -> list[dict]:
-        runs = Path(record["folder"]).parents[1]
-        return [outcome(record["folder"]), outcome(runs / record["trunk"]["folder"])]
 
-    expected = ends(train(nano(text, tmp_path / "whole", *task)))
-    cfg = nano(text, tmp_path / "parts", *task)
+def read_record(folder: Path) -> dict:
+    record = RunFolder(folder).record()
+    assert record is not None
+    return record
 
-    def killed(owner, name: str, at: int) -> bool:
-        """A session that is killed in the `at`-th call of a function."""
 
-        def work() -> None:
-            plain, calls = getattr(owner, name), []
-
-            def struck(*args, **kwargs):
-                calls.append(1)
-                if len(calls) == at:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return plain(*args, **kwargs)
-
-            setattr(owner, name, struck)
-            run(cfg)
-
-        return Child(work).wait() == ("killed", signal.SIGKILL)
-
-    quick = kind == "stateful"
-    kills = quick or killed_at(cfg, [200]) + killed(classify, "baselines", 1) == 2
-    kills &= kind == "probe" or killed(classify.ClassificationRun, "_train_step", 5)
-    assert kills and killed(classify.History, "finish", 2)
-    assert ends(train(cfg)) == expected
+@pytest.mark.process
+@pytest.mark.slow
+@pytest.mark.parametrize("trial", range(6))
+def test_random_kills_of_a_classification(trial, text, tmp_path):
+    """At moments of disk use, from the first commit of the fine-tuning on: its trunk is there."""
+    rng = random.Random(f"classification {trial}")
+    kind = rng.choice(["both", "stateful"])
+    expected = ends(train(classifying(kind, text, tmp_path, "parts", RARELY)))
+    for folder in (tmp_path / "parts").glob("*/seed0"):
+        if "trunk" in read_record(folder):
+            shutil.rmtree(folder)
+    commit = rng.choice(["checkpoint.seconds=0", "checkpoint.seconds=1000"])
+    cfg = classifying(kind, text, tmp_path, "parts", commit)
+    kills = killed_at(cfg, [rng.randint(1, 90) for _ in range(5)])
+    record = train(cfg)
+    assert kills >= 3 and ends(record) == expected
+    print(f"{kind} {trial}: {kills} kills, {record['sessions']} sessions after the first commit, {commit}")

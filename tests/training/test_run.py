@@ -14,6 +14,7 @@ import torch
 from forking import Ambush, Child, forked, nano, outcome, rows, train, write_text
 
 from albert_ablate.config import ConfigError, check, compose
+from albert_ablate.model.weights import weights_hash
 from albert_ablate.records.folder import Busy, RunFolder
 from albert_ablate.records.history import SCHEMAS, read_history
 from albert_ablate.training.checkpoint import load_checkpoint
@@ -21,7 +22,7 @@ from albert_ablate.training.console import show_result
 from albert_ablate.training.diagnostics import interval
 from albert_ablate.training.divergence import Divergence, end_kind, midway
 from albert_ablate.training.errors import RunFailed
-from albert_ablate.training.recorder import Recorder, weights_hash
+from albert_ablate.training.recorder import Recorder
 from albert_ablate.training.run import run
 from albert_ablate.training.validation import due
 
