@@ -219,7 +219,12 @@ def component_with_defaults(node: Any, key: str, choice: str | None = None) -> C
         value = node.get(name, default)
         if value is MISSING or value == "???":
             raise ConfigError(f"{key}.{name} is missing: {option} needs {describe(annotation)}.")
-        out[name] = checked(value, annotation, f"{key}.{name}")
+        try:
+            out[name] = checked(value, annotation, f"{key}.{name}")
+        except ConfigError:
+            if name in node:
+                raise
+            out[name] = value  # the default of somebody else's class, such as an empty text
     return Component(out)
 
 

@@ -223,8 +223,14 @@ class Several(NoLogger):
 
 
 def joined(made: Any) -> NoLogger:
-    """One tracker of what `logger` builds: itself, or a dictionary of several."""
-    return Several(list(made.values())) if isinstance(made, Mapping) else made
+    """One tracker of what `logger` builds: itself, a dictionary of several, or a logger of Lightning's."""
+    if isinstance(made, Mapping):
+        return Several([joined(one) for one in made.values()])
+    if isinstance(made, NoLogger):
+        return made
+    from albert_ablate.trackers.lightning import LightningTracker
+
+    return LightningTracker(made)
 
 
 def lists(histories: Mapping[str, pa.Table]) -> dict[str, list[Mapping]]:
