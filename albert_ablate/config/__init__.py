@@ -5,7 +5,7 @@ The schema is read off the code: root keys from the dataclass `Config`, the keys
 Whatever a user can get wrong raises `ConfigError` with one sentence naming the key, its value and what is allowed.
 """
 
-from albert_ablate.config.checking import check
+from albert_ablate.config.checking import check, with_seed
 from albert_ablate.config.components import (
     HYDRA_KEYS,
     component_arguments,
@@ -19,7 +19,16 @@ from albert_ablate.config.components import (
     trait,
     traits,
 )
-from albert_ablate.config.composing import compose, composition, each_once, given_twice, prepared, search, with_choices
+from albert_ablate.config.composing import (
+    checked_config,
+    compose,
+    composition,
+    each_once,
+    given_twice,
+    prepared,
+    search,
+    with_choices,
+)
 from albert_ablate.config.errors import (
     ConfigError,
     as_config_error,
@@ -98,6 +107,7 @@ __all__ = [  # fmt: skip
     "as_config_error",
     "check",
     "checked",
+    "checked_config",
     "component_arguments",
     "component_with_defaults",
     "compose",
@@ -142,4 +152,5 @@ __all__ = [  # fmt: skip
     "unwritable",
     "with_choices",
     "without_folders",
+    "with_seed",
 ]

@@ -2,7 +2,7 @@
 
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING
+from dataclasses import MISSING, replace
 from functools import cache
 from typing import Any, TypeVar
 
@@ -53,13 +53,14 @@ def _check_section(node: Any, schema: type[S], key: str, choices: Mapping) -> S:
     prefix = f"{key}." if key else ""
     if not isinstance(node, Mapping):
         raise ConfigError(f"{key}={shown(node)} is not allowed: it holds {', '.join(prefix + h for h in hints)}.")
-    parts = options()["evaluation"] if schema is Evaluation else []
     out: dict[str, Any] = {}
     asked: dict[str, Component] = {}
     for name, value in node.items():
-        if name in parts:
+        if name in hints:
+            continue
+        if schema is Evaluation and name in options()["evaluation"]:
             asked[name] = _check_part(value, f"{prefix}{name}", name)
-        elif name not in hints:
+        else:
             close = [prefix + n for n in nearest(str(name), hints).split(", ")[:5]]
             raise ConfigError(f"{prefix}{name}={shown(value)} is unknown: the nearest keys are {', '.join(close)}.")
     for name, annotation in hints.items():
@@ -102,3 +103,8 @@ def check(cfg: Mapping) -> Config:
     out = _check_section(nodes, Config, "", choices if isinstance(choices, Mapping) else {})
     check_together(out)
     return out
+
+
+def with_seed(cfg: Config, seed: Any) -> Config:
+    """A checked configuration with another seed. Nothing else depends on it, so nothing else is checked again."""
+    return replace(cfg, seed=checked(seed, _hints(Config)["seed"], "seed"))

@@ -21,7 +21,7 @@ from albert_ablate.config.folders import (
     without_folders,
 )
 from albert_ablate.config.rules import evaluations_of
-from albert_ablate.config.schema import SEVERAL
+from albert_ablate.config.schema import SEVERAL, Config
 from albert_ablate.config.secrets import masked
 from albert_ablate.config.types import to_container
 
@@ -35,18 +35,25 @@ def compose(overrides: typing.Sequence[str] = (), config_dir: str | Path | None 
     """
     from omegaconf import OmegaConf
 
+    return OmegaConf.create(to_container(checked_config(overrides, config_dir)))
+
+
+def checked_config(overrides: typing.Sequence[str] = (), config_dir: str | Path | None = None) -> Config:
+    """`check(compose(overrides, config_dir))`, checked once and never made an OmegaConf tree again."""
     overrides, folders = without_folders(overrides)
     name_folders([*([] if config_dir is None else [config_dir]), *folders])
     overrides = prepared(overrides)
     cfg, choices = composition(overrides)
-    return OmegaConf.create(to_container(check(with_choices(cfg, choices, overrides))))
+    return check(with_choices(cfg, choices, overrides))
 
 
 def composition(overrides: typing.Sequence[str]) -> tuple[Any, dict[str, str]]:
     """What `prepared` overrides compose to, interpolations not resolved and nothing checked; the option taken by group.
 
-    Hydra reads some thirty files for each composition. Values (++key=value) count after all options, so options are
-    composed once, and values set on a copy in the way Hydra sets them; what it would refuse is left to it.
+    Hydra reads some thirty files for each composition, which takes a tenth of a second. An option whose file holds only
+    its own keys (group=option) replaces the node of its group, and values (++key=value) count after all options. So
+    Hydra composes the rest of the overrides once; options and values are set on a copy in the way Hydra sets them. What
+    it would refuse is left to it.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -64,13 +71,44 @@ def composition(overrides: typing.Sequence[str]) -> tuple[Any, dict[str, str]]:
     except HydraException:
         parsed, values = [], []
     try:
-        kept, choices = _by_hydra(tuple(o for o in overrides if o not in values), stamps)
-        cfg = kept.copy()
+        others = tuple(o for o in overrides if o not in values)
+        taken_options = _plain_options(others, stamps)
+        shared, choices = _by_hydra(tuple(o for o in others if o not in taken_options), stamps)
+        cfg, choices = shared.copy(), dict(choices)
+        for group, option in (o.split("=") for o in taken_options):
+            cfg[group] = _option(group, option, stamps)
+            choices[group] = option
         for override in parsed:
             OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True, force_add=True)
     except Exception as error:
         raise as_config_error(error) from None
-    return cfg, dict(choices)
+    return cfg, choices
+
+
+def _plain_options(overrides: tuple[str, ...], files: tuple) -> list[str]:
+    """Those overrides, group=option, that do no more than replace the node of their group."""
+    if any(o.startswith("recipe=") for o in overrides):  # it takes options of other groups
+        return []
+    groups = [re.split("[@=]", o.lstrip("+~"))[0] for o in overrides]
+    there = options()
+    plain = []
+    for override, group in zip(overrides, groups, strict=True):
+        key, _, option = override.partition("=")
+        if key == group and key in there and groups.count(group) == 1 and _option(key, option, files) is not None:
+            plain.append(override)
+    return plain
+
+
+@lru_cache(256)
+def _option(group: str, option: str, files: tuple) -> Any:
+    """The node that an option's file holds; None where there is no such file or Hydra makes more of it."""
+    from omegaconf import OmegaConf
+
+    file = conf_folder() / group / f"{option}.yaml"
+    if str(file) not in {name for name, _ in files}:
+        return None
+    text = file.read_text(encoding="utf-8")
+    return None if re.search(r"^defaults:|@package|\$\{", text, re.MULTILINE) else OmegaConf.create(text)
 
 
 @lru_cache(256)

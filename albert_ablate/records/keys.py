@@ -22,8 +22,7 @@ from albert_ablate.config import (
     SIGNIFICANT,
     ConfigError,
     Identity,
-    check,
-    compose,
+    checked_config,
     conf_folder,
     is_outdated,
     keys_of,
@@ -138,7 +137,7 @@ def _name(parts: Sequence[str]) -> str:
 
 
 def _arm(overrides: Sequence[str]) -> dict[str, Any]:
-    cfg = dict(check(compose([*overrides])))
+    cfg = dict(checked_config(overrides))
     keys = keys_of(cfg)
     return {"keys": [keys.arm, keys.setting, keys.run], "cfg": masked(cfg), "places": places(cfg)}
 
@@ -147,7 +146,7 @@ def _computed(jobs: Sequence[Mapping[str, Any]]) -> list[list[str] | None]:
     out: list[list[str] | None] = []
     for job in jobs:
         try:
-            keys = keys_of(job["config"] if "config" in job else check(compose(job["overrides"])))
+            keys = keys_of(job["config"] if "config" in job else checked_config(job["overrides"]))
             out.append([keys.arm, keys.setting, keys.run])
         except (ConfigError, KeyError, TypeError, ValueError, AttributeError):  # of another release, or not allowed
             out.append(None)

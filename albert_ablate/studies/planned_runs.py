@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from albert_ablate.config import Config, ConfigError, Identity, check, compose, identity, quoted
+from albert_ablate.config import Config, ConfigError, Identity, checked_config, identity, quoted, with_seed
 from albert_ablate.records.keys import Keys
 from albert_ablate.records.tuning import LEARNING_RATE, read_tuning
 from albert_ablate.studies.sweepfile import REFUSALS, Sweep, asked, of_arm, varied_labels
@@ -106,7 +106,7 @@ class Planner:
         seed = by_key.pop("seed", "seed=0").partition("=")[2]
         try:
             overrides, cfg, arm = self._arm(label, by_key)
-            cfg = check({**cfg, "seed": _number(seed)})
+            cfg = with_seed(cfg, _number(seed))
         except ConfigError as error:
             self.composed_arms.setdefault(of_arm(by_key), None)
             raise ConfigError(f"{self.sweep.path}: {label}: {error}") from None
@@ -135,7 +135,7 @@ class Planner:
         from albert_ablate.data.tasks import fingerprint
         from albert_ablate.model.build import build
 
-        cfg = check(compose([*overrides]))
+        cfg = checked_config(overrides)
         text = json.dumps([cfg.data, cfg.tokenizer, cfg.task, cfg.paths.cache], default=dict)
         if text not in self.fingerprints:
             cache = cache_folder(cfg.paths.cache)

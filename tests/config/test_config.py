@@ -5,7 +5,10 @@ import importlib.util
 import math
 import pickle
 
+import hydra
 import pytest
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 from albert_ablate import compose, run
 from albert_ablate.config import (
@@ -151,19 +154,35 @@ def test_a_path_in_the_home_folder_can_be_written_as_it_is():
             "x.y=null",
         ],
         ["optimizer.betas=[0.9,0.95]", "logger=[wandb_offline,tensorboard]", "data.path=a b", "data.path='it\\'s, ü'"],
+        ["recipe=albert_agpt", "norm=post_ln", "norm=rezero", "clip.factor=2"],
+        ["evaluation=all", "model=nano", "optimizer=lion", "optimizer.lr=0.1", "trainer=cpu", "logger=none"],
     ],
 )
-def test_values_set_on_cached_options_compose_as_in_hydra(overrides):
-    import hydra
-    from omegaconf import OmegaConf
-
+def test_options_and_values_compose_as_in_hydra(overrides):
     given = prepared(overrides)
-    with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        whole = OmegaConf.to_container(hydra.compose("config", overrides=given), resolve=False)
+    whole, choices = composed_by_hydra(given)
     for _ in range(2):  # the kept one is left as it is
-        found = OmegaConf.to_container(composition(given)[0], resolve=False)
-        assert found == whole and list(found) == list(whole)
+        cfg, taken = composition(given)
+        found = OmegaConf.to_container(cfg, resolve=False)
+        assert found == whole and list(found) == list(whole) and taken == choices
     assert compose(["seed=3"]).seed == 3 and compose([]).seed == 0
+
+
+def composed_by_hydra(given):
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        cfg = OmegaConf.to_container(hydra.compose("config", overrides=given, return_hydra_config=True), resolve=False)
+    choices = cfg.pop("hydra")["runtime"]["choices"]
+    return cfg, {k: v for k, v in choices.items() if v is not None}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", sorted(options()))
+def test_each_option_composes_as_in_hydra(group):
+    for option in options()[group]:
+        given = prepared([f"{group}={option}"])
+        cfg, choices = composition(given)
+        assert (OmegaConf.to_container(cfg, resolve=False), choices) == composed_by_hydra(given)
 
 
 def test_seed_zero_is_a_seed(base):
