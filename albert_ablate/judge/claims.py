@@ -120,8 +120,11 @@ class ClaimsFile:
     def regime(self, claim: ClaimText, form: str, part: Part | None = None) -> str:
         return str(self.regimes[(part.regime if part else "") or claim.forms[form].regime]["text"])
 
-    def hash(self, claim: ClaimText, form: str) -> str:
-        """Of what must not change once a run has been seen: contrasts, measures, margins, N, family, seeds, arms."""
+    def hash(self, claim: ClaimText, form: str, named: bool = True) -> str:
+        """Of what must not change once a run has been seen: contrasts, measures, margins, N, family, seeds, arms.
+
+        named: with the forms that family.forms names.
+        """
         parts = [
             {k: v for k, v in asdict(p).items() if k != "other_end" or v}
             | {"arms": {a: self.overrides(claim, p, form, a) for a in arms_of(p)}}
@@ -130,7 +133,7 @@ class ClaimsFile:
         kept = {
             "parts": parts, "needs": claim.needs, "form": asdict(claim.forms[form]), "equal": dict(claim.equal),
             "tuned": claim.tuned, "seeds": claim.seeds,
-            "family": [self.family, self.size, self.alpha, *([self.named_forms] if self.named_forms else [])],
+            "family": [self.family, self.size, self.alpha, *([self.named_forms] if named and self.named_forms else [])],
         }  # fmt: skip
         if claim.test != "t":
             kept["test"] = claim.test

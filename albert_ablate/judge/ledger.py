@@ -69,7 +69,7 @@ def judged(file: ClaimsFile, runs: Path, form: str, store: RunStore | None = Non
                 family["claims"][c.name]["forms"][f]["seen"] = True
     primary = {c.name: data[form, c.name] for c in chosen}
     secondary = {c.name: [gather_any(file, c, p, form, store) for p in c.secondary_contrasts(form)] for c in chosen}
-    forms = [f for f in FORMS if f in family["forms"] or f == form]
+    forms = [f for f in FORMS if f in family["forms"] or f in family["looked"]]  # `form` is looked at from now on
     tests = file.size * len(forms)
     decided = dict(zip(asked, verdicts([*asked.values()], tests, file.alpha), strict=True))
     entries = [

@@ -774,7 +774,7 @@ def test_older_registrations_of_single_claims_are_read(bench):
 def test_hashes_of_claims_are_those_of_older_versions():
     """Registered with the project's file at commit c2182eb."""
     file = read_claims("sweeps/claims.yaml")
-    hashes = {c.name: file.hash(c, "screen") for c in file.claims}
+    hashes = {c.name: file.hash(c, "screen", named=False) for c in file.claims}
     assert hashes["dropout_narrows_the_gap"] == "4a398683d69d77ec" and hashes["more_than_the_sum"] == "453556f6f565b06e"
 
 
@@ -795,6 +795,20 @@ def test_screen_and_full_share_the_family_s_level(bench):
     shutil.rmtree(bench.runs / "claims")
     assert level(forms=["screen"])[0] == [0.05 / 2]  # named before
     assert level("full", forms=["screen"])[1]["tests"] == 4  # another form was looked at all the same
+    assert level(forms=["screen"])[1]["tests"] == 4  # and stays so
+    shutil.rmtree(bench.runs / "claims")
+    for form in ("full", "screen"):  # as many claims as the family is large
+        found = judge_and_register(read_claims(family(bench, full, size=1, forms=["screen"])), bench.runs, form)
+        assert found["family"]["tests"] == 2
+    # named in a file that was registered without: the claim is no other one, and the tests stay as many as they were
+    shutil.rmtree(bench.runs / "claims")
+    for options, tests, edited in (({}, 4, False), ({"forms": ["screen"]}, 4, False), ({"forms": ["full"]}, 4, False)):
+        ledger = judge_and_register(read_claims(family(bench, full, size=2, **options)), bench.runs, "screen")
+        assert (ledger["family"]["tests"], ledger["claims"][0]["edited"]) == (tests, edited)
+    shutil.rmtree(bench.runs / "claims")
+    assert level(forms=["screen"])[1]["tests"] == 2
+    ledger = judge_and_register(read_claims(family(bench, full, size=2)), bench.runs, "screen")
+    assert ledger["family"]["tests"] == 2 and ledger["claims"][0]["edited"]  # left out later
     with pytest.raises(ConfigError, match="family.forms=.*is not allowed: it is a list, of screen and full"):
         read_claims(family(bench, full, forms=["huge"]))
 
@@ -1203,7 +1217,7 @@ def test_a_history_without_the_column_names_what_is_needed(bench):
 
 def test_the_fifteen_claims_are_read_and_screens_are_small():
     file = read_claims("sweeps/claims.yaml")
-    assert len(file.claims) == file.size == 15
+    assert len(file.claims) == file.size == 15 and file.forms == ("screen",)
     assert all(set(c.forms) == {"screen", "full"} for c in file.claims)
     assert all(c.forms["screen"].N <= 12 and c.forms["screen"].rates == 5 for c in file.claims)
     small = [c for c in file.claims if "12 layers" in file.regime(c, "screen")]
