@@ -236,38 +236,6 @@ def gap_at_equal_training_loss(treatment: Curve, control: Curve) -> float:
     return at[1] - at[0]
 
 
-def corruption_area(rates: Sequence[float], losses: Sequence[float]) -> float:
-    """Area between the loss over corruption rates and the loss without corruption, over the largest rate.
-
-    rates start at 0 and rise. Unit: nats per token, the mean rise of the loss over rates.
-    """
-    x, y = _curve((rates, losses))
-    if len(x) < 2 or x[0] != 0:
-        raise ValueError("Corruption rates must start at 0, the clean loss, and rise from there.")
-    return float(np.trapezoid(y - y[0], x) / x[-1])
-
-
-def calibration_error(shares: Sequence[float], confidences: Sequence[float], accuracies: Sequence[float]) -> float:
-    """Expected calibration error: sum_b share_b |accuracy_b - confidence_b| over bins of the confidence.
-
-    Guo et al. 2017, 1706.04599. Shares of tokens that add up to 1. Unit: share of tokens.
-    """
-    share, confidence, accuracy = (np.asarray(x, float) for x in (shares, confidences, accuracies))
-    if not len(share) == len(confidence) == len(accuracy) or not np.isclose(share.sum(), 1):
-        raise ValueError("Each bin needs a share, a confidence and an accuracy, and the shares must add up to 1.")
-    return float(np.sum(share * np.abs(accuracy - confidence)))
-
-
-def memorization_excess(train: float, validation: float) -> float:
-    """Share of training prefixes continued verbatim minus that of validation prefixes, which are just easy text.
-
-    Carlini et al. 2022, 2202.07646, definition 3.1, less its floor. Unit: share of prefixes; 0 is none memorized.
-    """
-    if not (0 <= train <= 1 and 0 <= validation <= 1):
-        raise ValueError(f"Shares of prefixes lie between 0 and 1, got {train:g} and {validation:g}.")
-    return float(train - validation)
-
-
 def _crossing(x: np.ndarray, y: np.ndarray, target: float) -> float:
     """y where x, straight between successive points, first is at or below `target`."""
     below = np.flatnonzero(x <= target)

@@ -86,28 +86,6 @@ def correlation(x, y, level: float = 0.05) -> tuple[float, float, float]:
     return float(found.statistic), float(low), float(high)
 
 
-def benjamini_hochberg(p: Sequence[float], m: int) -> np.ndarray:
-    """Adjusted p-values (Benjamini & Hochberg 1995) in a family of m; a column beside Holm, not a verdict."""
-    from scipy.stats import false_discovery_control
-
-    if m < len(p):
-        raise ValueError(f"The family was named with {m} claims but {len(p)} are judged.")
-    return false_discovery_control(np.r_[np.asarray(p, float), np.ones(m - len(p))])[: len(p)]
-
-
-def percentile_bootstrap(values, statistic, rng: np.random.Generator, level: float = 0.05,
-                         resamples: int = 2000) -> tuple[float, float, float]:  # fmt: skip
-    """(estimate, low, high) over resampled runs; `statistic` maps (..., n) to (...). Refused under 20 runs.
-
-    With 3, 5, 10 runs it rejects a true null 25, 17, 9 % of the time at a nominal 5 %.
-    """
-    values = np.asarray(values, float)
-    refuse_bootstrap(len(values))
-    drawn = statistic(values[rng.integers(len(values), size=(resamples, len(values)))])
-    low, high = np.quantile(drawn, [level / 2, 1 - level / 2])
-    return float(statistic(values)), float(low), float(high)
-
-
 def refuse_bootstrap(n: int) -> None:
     if n < 20:
         raise ValueError(f"A percentile bootstrap over {n} runs is too narrow; it needs 20. Use the t interval.")
@@ -161,7 +139,7 @@ def more_than_the_sum(full, base, singles, better: Literal["lower", "higher"] = 
     """Per seed, full + (k - 1) base - the k single-factor cells, signed so that positive = more than the sum.
 
     singles has shape (seeds, k); six cells at k = 4. On the scale of the values given (say which: nats, log). A seed
-    with a diverged cell has no contrast (nan); `dead_cells` names those no seed trains, which make the verdict *mixed*.
+    with a diverged cell has no contrast (nan).
     """
     full, base, singles = np.asarray(full, float), np.asarray(base, float), np.asarray(singles, float)
     if singles.ndim != 2 or singles.shape[0] != len(full) or len(full) != len(base):
@@ -172,12 +150,7 @@ def more_than_the_sum(full, base, singles, better: Literal["lower", "higher"] = 
     return np.where(finite, -gain if better == "lower" else gain, np.nan)
 
 
-def dead_cells(values: Mapping[str, Sequence[float]]) -> list[str]:
-    """Cells in which every seed diverged (no finite value)."""
-    return [name for name, x in values.items() if not np.isfinite(np.asarray(x, float)).any()]
-
-
-# --- rates, depth, measures without noise ----------------------------------------------------------------------------
+# --- learning rates, measures without noise --------------------------------------------------------------------------
 
 
 def rate_sensitivity(losses, initial) -> np.ndarray:
@@ -194,45 +167,6 @@ def rate_sensitivity(losses, initial) -> np.ndarray:
         raise ValueError("Sensitivity clamps at the initial loss, which must be finite for every seed.")
     clamped = np.minimum(np.nan_to_num(losses, nan=np.inf, posinf=np.inf, neginf=np.inf), initial)
     return clamped.mean(-1) - clamped.min(-1)
-
-
-def sensitivity_difference(treatment, control, initial_treatment, initial_control) -> np.ndarray:
-    """Control's minus treatment's sensitivity per seed: positive where the treatment is the less sensitive."""
-    return rate_sensitivity(control, initial_control) - rate_sensitivity(treatment, initial_treatment)
-
-
-def diverging_share(diverged) -> np.ndarray:
-    """Share of the rate grid that diverges, per seed; diverged has shape (seeds, rates)."""
-    diverged = np.asarray(diverged, bool)
-    if diverged.ndim != 2 or not diverged.shape[1]:
-        raise ValueError(f"The share that diverges needs outcomes of shape (seeds, rates), got {diverged.shape}.")
-    return diverged.mean(-1)
-
-
-def decision_accuracy(shallow, deep) -> float:
-    """Share of pairs of arms that the shallow and the deep models put in the same order (arXiv:2504.11393).
-
-    One value per arm (inf = diverged, the worst); a pair tied at one depth only counts half, one tied at both whole.
-    """
-    shallow, deep = np.asarray(shallow, float), np.asarray(deep, float)
-    if shallow.shape != deep.shape or len(shallow) < 2:
-        raise ValueError(f"Two depths need the same two arms or more, got {shallow.shape} and {deep.shape}.")
-    if np.isnan(shallow).any() or np.isnan(deep).any():
-        raise ValueError("Every arm needs a value at both depths; give a diverged arm as inf, not NaN.")
-    i, j = np.triu_indices(len(shallow), 1)
-    order = [np.sign((x[i] > x[j]).astype(int) - (x[i] < x[j])) for x in (shallow, deep)]
-    return float((1 - np.abs(order[0] - order[1]) / 2).mean())
-
-
-def transfer(values: Mapping[int, Sequence[float]]) -> dict[int, float]:
-    """`decision_accuracy` of each depth against the deepest: does what 12 layers say hold at 96?
-
-    values: depth -> one value per arm, the arms in the same order at every depth.
-    """
-    if len(values) < 2:
-        raise ValueError(f"Transfer needs at least two depths, got {len(values)}.")
-    deepest = max(values)
-    return {depth: decision_accuracy(values[depth], values[deepest]) for depth in sorted(values) if depth < deepest}
 
 
 @dataclass(frozen=True)
@@ -257,18 +191,3 @@ def compare_exactly(treatment, control, margin: float, better: Literal["lower", 
     d = signed_difference(values[:1], values[1:], better, log)[0]
     word = "no effect" if abs(d) <= margin else "supported" if d > 0 else "refuted"
     return Exact(float(values[0]), float(values[1]), float(d), word)
-
-
-def block_differences(seconds, order: Literal["ABBA", "BAAB"] = "ABBA") -> np.ndarray:
-    """log(seconds of A) - log(seconds of B) per interleaved block: one block, not a seed, is the unit.
-
-    seconds has shape (blocks, 4), in the order they ran; A the control, B the treatment; positive = B is faster. A
-    linear drift of the machine cancels within a block.
-    """
-    seconds = np.asarray(seconds, float)
-    if seconds.ndim != 2 or seconds.shape[1] != 4 or order not in ("ABBA", "BAAB"):
-        raise ValueError(f"Blocks of seconds have shape (blocks, 4) in the order ABBA or BAAB, got {seconds.shape}.")
-    if not (np.isfinite(seconds) & (seconds > 0)).all():
-        raise ValueError("Seconds are positive and finite; a block with a failed timing is run again.")
-    outer, inner = np.log(seconds[:, 0] + seconds[:, 3]), np.log(seconds[:, 1] + seconds[:, 2])
-    return outer - inner if order == "ABBA" else inner - outer

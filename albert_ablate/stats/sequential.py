@@ -431,15 +431,6 @@ def refuse_unusable(d) -> None:
         raise ValueError(f"All {len(d)} differences equal {d[0]:g}: not a random measure; compare it exactly.")
 
 
-def refuse_rank_test(n: int, N: int = PAIRS, level: float = ALPHA) -> None:
-    """Refuse a signed-rank test that cannot reach its level."""
-    if n < (need := rank_pairs(N, level)):
-        raise ValueError(
-            f"The signed rank cannot reach the level {nominal(level, N):.4g} with {n} pairs: its least p is "
-            f"{2.0 ** (1 - n):.4g}; it needs {need}."
-        )
-
-
 def _check_pairs(N: int) -> None:
     if not FIRST <= N <= MOST_PAIRS or N != int(N):
         raise ValueError(f"A claim names at most N pairs with N a whole number from {FIRST} to {MOST_PAIRS}, got {N}.")

@@ -12,13 +12,14 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from albert_ablate.config import Config, check, construct, steps_of
+from albert_ablate.config import Config, check, construct
 from albert_ablate.model.build import assemble
 from albert_ablate.model.decoder import Decoder
 from albert_ablate.model.loss import objective, passes
 from albert_ablate.optim.optimizers import extra_backward
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+NO_MEMORY = "DefaultCPUAllocator: "  # what torch says on a CPU; on a GPU it has an error of its own
 COUNTED = ("model", "norm", "norm_type", "attention", "dropout", "dropout_time", "tokenizer", "loss")  # what costs
 
 
@@ -133,6 +134,22 @@ def memory(cfg: Config) -> dict[str, int]:
     return {"weights": weights, "gradients": weights, "moments": 2 * weights, "activations": activations}
 
 
+def memory_hint(error: Exception, cfg: Config) -> str:
+    """After an error of a language model's training: what memory it takes by the estimate and how to lower it, one
+    sentence; "" where memory was not what it lacked."""
+    if not isinstance(error, torch.OutOfMemoryError | MemoryError) and NO_MEMORY not in str(error):
+        return ""
+    parts = {name: f"{size / 2**30:.3g}" for name, size in memory(cfg).items()}
+    ways = ["a larger data.accumulate (smaller micro-batches)"]
+    if not cfg.trainer.gradient_checkpointing:
+        ways.append("trainer.gradient_checkpointing=true")
+    return (
+        f" By the estimate a device needs {parts['weights']} GiB for weights, as much for gradients, "
+        f"{parts['moments']} for Adam's moments and {parts['activations']} for activations at float32: "
+        f"{' or '.join(ways)} lowers the last."
+    )
+
+
 class _Flash(TorchFunctionMode):
     """On the meta device torch takes attention apart; here it keeps what a kernel of one piece keeps."""
 
@@ -175,18 +192,6 @@ class _Kept:
             self.known[storage._cdata] = tensor
             self.bytes[self.layer] += storage.nbytes()
         return tensor
-
-
-def cost_table(cfg: Mapping) -> str:
-    """What an arm costs before it is trained, to be printed: parameters, operations, and memory in GiB."""
-    checked = check(cfg)
-    parts = memory(checked)
-    steps, tokens = steps_of(checked), checked.data.batch * checked.model.context
-    flops = flops_per_token(checked)
-    rows = [("parameters", f"{parts['weights'] // 4:,}"), ("training FLOPs per token", f"{flops:.4g}")]
-    rows += [("training FLOPs of the budget", f"{flops * steps * tokens:.4g}")]
-    rows += [(f"{name}, GiB", f"{size / 2**30:.2f}") for name, size in (*parts.items(), ("sum", sum(parts.values())))]
-    return "\n".join(f"{name:<30}{value:>16}" for name, value in rows)
 
 
 class PeakMemory:

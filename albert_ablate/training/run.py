@@ -21,6 +21,7 @@ from albert_ablate.records.naming import link_by_name
 from albert_ablate.records.record import continued_record, new_record
 from albert_ablate.records.store import FILE, require
 from albert_ablate.training.commits import last_commit
+from albert_ablate.training.cost import memory_hint
 from albert_ablate.training.errors import RunFailed
 from albert_ablate.training.launch import is_first, launch
 from albert_ablate.training.prepare import Job, check_machine, prepare
@@ -175,8 +176,9 @@ def _session(job: Job, record: dict | None, ranks: Ranks) -> Iterator[tuple[dict
             folder.write(record)
         except OSError:
             pass  # the disk may be what failed
-        kept = f" Its record: {folder.path}" if (folder.path / FILE).exists() else ""
-        raise RunFailed(f"The run failed: {type(error).__name__}: {error}.{kept}") from error
+        where = f" Its record: {folder.path}" if (folder.path / FILE).exists() else ""
+        hint = memory_hint(error, cfg) if is_language(cfg) else ""
+        raise RunFailed(f"The run failed: {type(error).__name__}: {error}.{hint}{where}") from error
 
 
 # --- several devices -------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from albert_ablate.stats import effects as e
@@ -97,18 +96,6 @@ def test_correlation_refuses_three_pairs_and_constant_arms():
         e.correlation([1, 1, 1, 1], [1, 2, 4, 5])
 
 
-@QUICK
-@given(st.lists(st.floats(1e-9, 1), min_size=1, max_size=6), st.integers(0, 5))
-def test_benjamini_hochberg_is_statsmodels(p, unrun):
-    expected = multipletests(p + [1.0] * unrun, method="fdr_bh")[1][: len(p)]
-    np.testing.assert_allclose(e.benjamini_hochberg(p, len(p) + unrun), expected, rtol=1e-12)
-
-
-def test_benjamini_hochberg_refuses_a_claim_too_many():
-    with pytest.raises(ValueError, match="family was named with 1"):
-        e.benjamini_hochberg([0.1, 0.2], 1)
-
-
 def test_interquartile_mean_ignores_a_quarter_at_each_end():
     assert e.interquartile_mean([-99, 1, 2, 3, 4, 5, 6, inf]) == np.mean([2, 3, 4, 5])
     with pytest.raises(ValueError, match="not NaN"):
@@ -130,16 +117,6 @@ def test_a_diverged_run_loses_every_comparison():
     assert e.probability_of_improvement([1.0, inf], [2.0, 3.0]) == 0.5
     with pytest.raises(ValueError, match="not NaN"):
         e.probability_of_improvement([nan], [1.0])
-
-
-def test_bootstrap_needs_twenty_runs_and_agrees_with_scipy():
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal(40)
-    with pytest.raises(ValueError, match="bootstrap over 19 runs"):
-        e.percentile_bootstrap(x[:19], np.mean, rng)
-    found = e.percentile_bootstrap(x, lambda v: v.mean(-1), rng, resamples=9000)
-    theirs = stats.bootstrap((x,), np.mean, method="percentile", n_resamples=9000, rng=rng).confidence_interval
-    assert found[0] == x.mean() and found[1:] == pytest.approx(theirs, abs=4 * 0.16 * 2.2 / 9000**0.5)
 
 
 # --- factorial -------------------------------------------------------------------------------------------------------
@@ -218,10 +195,9 @@ def test_additive_factors_do_no_more_than_the_sum():
 def test_a_diverged_cell_is_no_interaction():
     d = e.more_than_the_sum([1.0, 1.0], [inf, 2.0], [[1.5] * 4, [1.5] * 4])
     assert np.isnan(d[0]) and d[1] == 1 - 4 * 0.5 + 0  # gain of all 1, of the four 2
-    assert e.dead_cells({"base": [inf, nan], "full": [1.0, inf]}) == ["base"]
 
 
-# --- rates, depth, measures without noise ----------------------------------------------------------------------------
+# --- learning rates, measures without noise --------------------------------------------------------------------------
 
 
 def test_rate_sensitivity_by_hand():
@@ -233,43 +209,6 @@ def test_rate_sensitivity_by_hand():
         e.rate_sensitivity(losses, [4.0, nan])
 
 
-@QUICK
-@given(st.lists(st.lists(LOSSES, min_size=6, max_size=6), min_size=1, max_size=6))
-def test_sensitivity_difference_favors_the_flat_curve(rows):
-    x = np.array(rows)
-    there = e.sensitivity_difference(x[:, :3], x[:, 3:], 8.0, 8.0)
-    np.testing.assert_array_equal(there, -e.sensitivity_difference(x[:, 3:], x[:, :3], 8.0, 8.0))
-    assert (e.sensitivity_difference(np.full_like(x, 2.0), x, 8.0, 8.0) >= 0).all()
-
-
-def test_diverging_share_by_hand():
-    np.testing.assert_array_equal(e.diverging_share([[1, 1, 0, 0], [1, 1, 1, 0]]), [0.5, 0.75])
-    with pytest.raises(ValueError, match="shape"):
-        e.diverging_share([True, False])
-
-
-@QUICK
-@given(st.permutations(range(6)), st.permutations(range(6)))
-def test_decision_accuracy_is_kendalls_tau(a, b):
-    tau = stats.kendalltau(a, b).statistic
-    assert e.decision_accuracy(a, b) == pytest.approx((tau + 1) / 2)
-    assert e.decision_accuracy(a, b) == e.decision_accuracy(b, a)
-
-
-def test_decision_accuracy_with_ties_and_divergence():
-    assert e.decision_accuracy([1.0, inf, inf], [1.0, 2.0, inf]) == (1 + 1 + 0.5) / 3
-    assert e.decision_accuracy([1.0, inf, inf], [1.0, inf, inf]) == 1
-    with pytest.raises(ValueError, match="two arms or more"):
-        e.decision_accuracy([1.0], [1.0])
-
-
-def test_transfer_is_decision_accuracy_against_the_deepest():
-    found = e.transfer({96: [1.0, 2.0, 3.0], 12: [1.0, 3.0, 2.0], 24: [1.0, 2.0, inf]})
-    assert found == {12: 2 / 3, 24: 1.0} and list(found) == [12, 24]
-    with pytest.raises(ValueError, match="at least two depths"):
-        e.transfer({12: [1.0, 2.0]})
-
-
 def test_flops_are_compared_exactly():
     found = e.compare_exactly([100.0] * 5, [200.0] * 3, margin=log(1.005))
     assert (found.verdict, found.difference) == ("supported", log(200) - log(100))
@@ -278,25 +217,6 @@ def test_flops_are_compared_exactly():
     assert e.compare_exactly([100.0], [100.4], margin=log(1.005)).verdict == "no effect"
     with pytest.raises(ValueError, match="one finite number per arm; the control has"):
         e.compare_exactly([100.0], [100.0, 101.0], margin=0.0)
-
-
-def test_interleaved_blocks_cancel_a_linear_drift():
-    drift = np.arange(12.0).reshape(3, 4)
-    seconds = 100 + drift  # equal arms on a machine that slows down
-    np.testing.assert_array_equal(e.block_differences(seconds), np.zeros(3))
-    naive = np.log(seconds[:, :2].sum(1)) - np.log(seconds[:, 2:].sum(1))
-    assert (naive < -0.01).all()
-
-
-def test_blocks_by_hand_and_swapped():
-    seconds = np.array([[2.0, 1.0, 1.0, 2.0]])
-    assert e.block_differences(seconds)[0] == log(4) - log(2)
-    np.testing.assert_array_equal(e.block_differences(seconds, "BAAB"), -e.block_differences(seconds))
-    np.testing.assert_array_equal(e.block_differences(seconds[:, [1, 0, 3, 2]]), -e.block_differences(seconds))
-    with pytest.raises(ValueError, match="positive and finite"):
-        e.block_differences([[1.0, 0.0, 1.0, 1.0]])
-    with pytest.raises(ValueError, match="ABBA or BAAB"):
-        e.block_differences([[1.0, 2.0]])
 
 
 @pytest.mark.slow

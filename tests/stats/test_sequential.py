@@ -418,10 +418,8 @@ def test_unusable_differences_are_refused_each_with_its_sentence(d, sentence):
         s.paired_interval(d)
 
 
-def test_rank_test_that_cannot_reach_its_level_is_refused():
-    s.refuse_rank_test(8, 20)
-    with pytest.raises(ValueError, match="cannot reach the level .* with 7 pairs.* needs 8"):
-        s.refuse_rank_test(7, 20)
+def test_pairs_of_the_rank_test_and_levels_out_of_range():
+    assert s.rank_pairs(20) == 8
     with pytest.raises(ValueError, match="at least 2 differences"):
         s.p_effect([1.0])
     with pytest.raises(ValueError, match="between 0 and 1"):

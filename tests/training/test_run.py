@@ -19,6 +19,7 @@ from albert_ablate.records.folder import Busy, RunFolder
 from albert_ablate.records.history import SCHEMAS, read_history
 from albert_ablate.training.checkpoint import load_checkpoint
 from albert_ablate.training.console import show_result
+from albert_ablate.training.cost import memory, memory_hint
 from albert_ablate.training.diagnostics import interval
 from albert_ablate.training.divergence import Divergence, end_kind, midway
 from albert_ablate.training.errors import RunFailed
@@ -523,3 +524,21 @@ def test_memory_and_time_a_step_do_not_grow(text, tmp_path):
     seconds = read_history(Path(record["folder"]), "steps", None)["seconds"].to_numpy()
     first, last = (np.quantile(np.diff(part), 0.1) for part in (seconds[:1000], seconds[-1000:]))
     assert last < 1.3 * first, (first, last)  # of the quickest steps, which other work on the machine leaves alone
+
+
+@pytest.mark.process
+def test_a_lack_of_memory_is_answered_with_the_estimate(text, tmp_path):
+    """torch's own allocator refuses a tensor of 4 PB in the first step."""
+
+    def work():
+        from albert_ablate.training.module import LanguageModel
+
+        LanguageModel.training_step = lambda *args: torch.empty(10**15)
+        run(nano(text, tmp_path))
+
+    kind, error = Child(work).wait()
+    assert kind == "error" and isinstance(error, RunFailed)
+    parts = memory(nano(text, tmp_path))
+    expected = f"{parts['weights'] / 2**30:.3g} GiB for weights, as much for gradients"
+    assert expected in str(error) and "trainer.gradient_checkpointing=true lowers the last" in str(error)
+    assert memory_hint(RuntimeError("shapes differ"), nano(text, tmp_path)) == ""
