@@ -27,8 +27,13 @@ from albert_ablate.config.types import Component, Elsewhere, checked, describe
 Target = TypeVar("Target")
 
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_"}
-# options of earlier releases, which records name, and packages that have moved since
-FORMER_TARGETS = ("albert_ablate.trackers.wandb.NoLogger", "albert_ablate.model.pretrained.Pretrained")
+# what stands in no YAML: options of earlier releases, which records name, and what an option is replaced by
+FORMER_TARGETS = (
+    "albert_ablate.trackers.wandb.NoLogger",
+    "albert_ablate.model.pretrained.Pretrained",
+    "albert_ablate.model.hf.HuggingFace",
+    "albert_ablate.model.own.ItsOwn",
+)
 MOVED = {
     "albert_ablate.records.tracker.": "albert_ablate.trackers.base.",
     "albert_ablate.records.wandb.": "albert_ablate.trackers.wandb.",
@@ -163,6 +168,8 @@ def traits(**declared: Any) -> Callable[[Target], Target]:
     rewrites_weights        placement: changes matrices after each step
     starts_from_zero        placement: some matrices are zero at first
     normalizes_embedding    placement: what enters the first block is normalized by it
+    takes_parts             model: is built of the norm, attention and dropout that are chosen; False: it has its own
+    looks_inside            evaluation: needs a model that is built of such parts
     """
 
     def declare(target: Target) -> Target:

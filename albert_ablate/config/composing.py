@@ -20,6 +20,7 @@ from albert_ablate.config.folders import (
     own_option_files,
     without_folders,
 )
+from albert_ablate.config.own_model import set_aside_parts, steps_to_tokens
 from albert_ablate.config.rules import evaluations_of
 from albert_ablate.config.schema import SEVERAL, Config
 from albert_ablate.config.secrets import masked
@@ -195,7 +196,8 @@ def _several(key: str, value: str, names: list[str]) -> list[str]:
 def with_choices(cfg: Any, choices: Mapping, overrides: typing.Iterable[str] = ()) -> Any:
     """A copy of a composed configuration without its `hydra` node, the options taken noted in `choices`.
 
-    overrides: those it was composed with. A model that stands for a checkpoint is replaced by what it says.
+    overrides: those it was composed with. A model that stands for a checkpoint is replaced by what it says, and
+    budget.steps by as many tokens.
     """
     from omegaconf import OmegaConf, open_dict
 
@@ -211,9 +213,17 @@ def with_choices(cfg: Any, choices: Mapping, overrides: typing.Iterable[str] = (
         if "evaluation" not in cfg.choices and "evaluation" in cfg:  # a list of them
             cfg.choices.evaluation = f"[{','.join(evaluations_of(cfg))}]"
     model = cfg.get("model")
-    if model is None or "_target_" not in model or not hasattr(target_of(model._target_), "expand"):
+    if model is None or "_target_" not in model:
+        return cfg
+    target, steps = target_of(model._target_), "steps" in (cfg.get("budget") or {})
+    if not steps and not hasattr(target, "expand") and getattr(target, "takes_parts", False):
         return cfg
     nodes = typing.cast(dict, OmegaConf.to_container(cfg, resolve=True))
     asked = {o.lstrip("+~").partition("=")[0].partition("@")[0] for o in overrides}
-    target_of(nodes["model"]["_target_"]).expand(nodes, asked)
+    if hasattr(target, "expand"):
+        target.expand(nodes, asked)
+    if not getattr(target_of(nodes["model"]["_target_"]), "takes_parts", False):
+        set_aside_parts(nodes, asked)
+    if steps:
+        steps_to_tokens(nodes, asked)
     return OmegaConf.create(nodes)

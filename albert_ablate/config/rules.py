@@ -5,20 +5,13 @@ from collections.abc import Mapping
 from albert_ablate.config.components import component_arguments, target_of, trait
 from albert_ablate.config.errors import ConfigError, read_yaml, shown
 from albert_ablate.config.folders import option_files
+from albert_ablate.config.own_model import check_own_model
 from albert_ablate.config.schema import COMPONENTS, Config
 
 
 def check_together(cfg: Config) -> None:
     """Contradictions between keys and between groups."""
     model, data, steps = cfg.model, cfg.data, steps_of(cfg)
-    head_width = cfg.attention.get("head_width")  # a plug-in may have none
-    if head_width is None and model.width % model.heads:
-        raise ConfigError(f"model.width={model.width} is not divisible by model.heads={model.heads}.")
-    if cfg.attention.positions == "rotary" and (head_width or model.width // model.heads) % 2:
-        cause = f"model.width={model.width} over model.heads={model.heads} leaves an odd number per head"
-        if head_width is not None:
-            cause = f"attention.head_width={head_width} is odd"
-        raise ConfigError(f"attention.positions=rotary turns pairs of dimensions: {cause}.")
     if data.batch % data.accumulate:
         raise ConfigError(f"data.batch={data.batch} is not divisible by data.accumulate={data.accumulate}.")
     trainer = cfg.trainer
@@ -28,6 +21,8 @@ def check_together(cfg: Config) -> None:
             f"data.batch={data.batch} is not divisible into data.accumulate={data.accumulate} micro-batches on "
             f"{ranks} devices."
         )
+    if not trait(cfg.model, "takes_parts"):
+        check_own_model(cfg)
     if trainer.strategy == "fsdp":
         _check_sharded(cfg)
     if trainer.precision == "16-mixed" and trainer.accelerator == "cpu":  # Lightning would take bf16-mixed

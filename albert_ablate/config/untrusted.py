@@ -11,6 +11,7 @@ from albert_ablate.config.errors import ConfigError
 # Keys that say where files lie, where results go, and what is done with them are the user's own.
 OWN = ("paths", "logger", "force", "debug", "choices", "hydra")
 PLACES = ("path", "pattern")  # data.path, tokenizer.path: any file of the machine
+PLACE_KEYS = ("model.config",)
 KEY = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*")
 WORD = re.compile(r"[A-Za-z0-9_.+\- ]*")
 LONGEST = 1000  # characters of key=value
@@ -31,7 +32,8 @@ def refuse_untrusted(arguments: Iterable[str], own_file: bool = False) -> None:
         if not equals or not KEY.fullmatch(key):
             raise ConfigError(f"'{shown}' may not come from a sweep: its values are written key=value.")
         parts = key.split(".")
-        if (parts[0] in OWN and key != "logger") or (parts[-1] in PLACES and not own_file):
+        place = parts[-1] in PLACES or key in PLACE_KEYS
+        if (parts[0] in OWN and key != "logger") or (place and not own_file):
             raise ConfigError(f"{shown} may not come from a sweep: {key} is the user's own.")
         if own_file:
             fits = "${" not in value

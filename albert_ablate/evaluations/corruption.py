@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from albert_ablate.config import Config, ConfigError, Count, Fraction
 from albert_ablate.evaluations.subject import Evaluation, Result, Subject, finite
+from albert_ablate.model.decoder import Decoder
 
 KINDS = ("masked", "noisy", "swapped")
 
@@ -28,6 +29,8 @@ class Corruption(Evaluation):
     position 2i would see its own target.
     rates: from 0, rising. tokens: size of the fixed sample of validation text.
     """
+
+    looks_inside = True
 
     rates: tuple[Fraction, ...] = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3)
     tokens: Count = 8_192
@@ -98,7 +101,7 @@ def swapped(inputs: np.ndarray, where: np.ndarray) -> np.ndarray:
 def zeroed_embedding(subject: Subject, mask: Tensor) -> Iterator[None]:
     """Within it, what the embedding gives is zero where the mask (B, T) is true; rows go through in their order."""
     parts = (part for (part,) in subject.batches(mask))
-    handle = subject.model.embedding.register_forward_hook(
+    handle = cast(Decoder, subject.model).embedding.register_forward_hook(
         lambda module, args, out: out.masked_fill(next(parts)[..., None], 0.0)
     )
     try:

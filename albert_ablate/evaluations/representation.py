@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -29,11 +29,13 @@ class Representation(Evaluation):
     without the final norm. tokens: size of the fixed sample of validation text.
     """
 
+    looks_inside = True
+
     tokens: Count = 2_048
 
     def __call__(self, subject: Subject) -> Result:
         rows = subject.sample("validation", self.tokens)
-        with streams(subject.model) as kept:
+        with streams(cast(Decoder, subject.model)) as kept:
             subject.loss(rows)
         states = [torch.cat(parts).double().cpu() for parts in kept]
         table: list[dict[str, Any]] = []

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from albert_ablate.data.packed import Order, Packed, held_out_sample, take_blocks
-from albert_ablate.model.decoder import Decoder
+from albert_ablate.model.token_model import TokenModel
 from albert_ablate.streams import stream_seed
 
 BATCH_TOKENS = 2048  # a constant, so that results depend on nothing but weights and text
@@ -31,7 +31,7 @@ class Subject:
     tokenizer: as configured. steps: optimizer steps behind these weights, for what has been seen of the text.
     """
 
-    model: Decoder
+    model: TokenModel
     packed: Packed
     tokenizer: Any
     order: Order

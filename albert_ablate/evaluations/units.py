@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ class Units(Evaluation):
     on validation text. The figure of a share of 0.1 is rise_10.
     """
 
+    looks_inside = True
+
     shares: tuple[Fraction, ...] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3)
     draws: Count = 3
     split: Literal["train", "validation"] = "train"
@@ -45,7 +47,7 @@ class Units(Evaluation):
         table: list[dict[str, Any]] = []
         for share in self.shares:
             for draw in range(self.draws):
-                with zeroed_units(subject.model, self._units(subject, share, draw)):
+                with zeroed_units(cast(Decoder, subject.model), self._units(subject, share, draw)):
                     loss = subject.loss(rows)
                 table.append({"share": share, "draw": draw, "loss": loss, "rise": loss - clean})
         rises = {

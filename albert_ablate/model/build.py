@@ -1,12 +1,16 @@
 """From a configuration to a model."""
 
 from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import torch
 
-from albert_ablate.config import Config, ConfigError, check, construct
-from albert_ablate.model.decoder import Decoder, Parts
+from albert_ablate.config import Config, ConfigError, check, construct, target_of
+from albert_ablate.model.decoder import Parts
 from albert_ablate.model.dropout import Clock
+from albert_ablate.model.own import OwnModel
+from albert_ablate.model.token_model import TokenModel
 
 
 def build(node: Mapping, *args):
@@ -20,8 +24,11 @@ def build(node: Mapping, *args):
     return made(*args) if node.get("_partial_") else made
 
 
-def assemble(cfg: Config) -> Decoder:
+def assemble(cfg: Config) -> TokenModel:
     """The model of a checked configuration on the meta device: shapes without values."""
+    target = target_of(cfg.model._target_)
+    if not getattr(target, "takes_parts", False):
+        return _own_model(cfg, target)
     with torch.device("meta"):
         parts = Parts(
             vocabulary=build(cfg.tokenizer).vocabulary,
@@ -34,7 +41,18 @@ def assemble(cfg: Config) -> Decoder:
         return build(cfg.model, parts)
 
 
-def build_model(cfg: Mapping, device: torch.device | str = "cpu") -> Decoder:
+def _own_model(cfg: Config, target: Any) -> OwnModel:
+    """A model of one's own: what its class gives for the number of tokens and its arguments."""
+    vocabulary = build(cfg.tokenizer).vocabulary
+    make: Any = partial(build, cfg.model, vocabulary)
+    if hasattr(target, "shapes"):
+        make = make()
+    return OwnModel(
+        make, f"model={cfg.option('model')}", getattr(make, "rows", vocabulary), cfg.model.context, Clock(cfg.seed)
+    )
+
+
+def build_model(cfg: Mapping, device: torch.device | str = "cpu") -> Any:
     """The model of a configuration with its initial weights: `model(tokens)` gives logits, (B, T) -> (B, T, V).
 
     Raises ConfigError with one sentence where the configuration is not allowed.
@@ -43,7 +61,7 @@ def build_model(cfg: Mapping, device: torch.device | str = "cpu") -> Decoder:
     return initialized(assemble(checked), checked, device)
 
 
-def initialized(model: Decoder, cfg: Config, device: torch.device | str = "cpu") -> Decoder:
+def initialized(model: TokenModel, cfg: Config, device: torch.device | str = "cpu") -> Any:
     """An assembled model of a checked configuration, moved from the meta device to `device` with its initial weights;
     gradient checkpointing and torch.compile are set up."""
     model.initial_draws = model.fill(cfg.seed, device)

@@ -19,6 +19,7 @@ from albert_ablate.model.attention import CausalAttention
 from albert_ablate.model.dropout import SKIPS, Clock, DropHead, Dropout, DropPath, DropToken, NoDropout, Skip, Uniform
 from albert_ablate.model.placements import Placement, Site, Sublayer
 from albert_ablate.model.sigma import SigmaLinear, verify_sigma
+from albert_ablate.model.token_model import Place, TokenModel
 from albert_ablate.streams import digest, stream_seed
 
 Width = Annotated[int, Range(1, 1_000_000)]
@@ -153,7 +154,7 @@ class Block(nn.Module):
                 yield f"{part}.{leaf}", getattr(module, leaf), rows, around
 
 
-class Decoder(nn.Module):
+class Decoder(TokenModel):
     """Token embedding, blocks, head; `model(tokens)` gives logits, (B, T) integers -> (B, T, V).
 
     hidden: width of the MLP; null: `default_hidden`. gated: `GatedMLP`. tied: the head is the embedding, which then has
@@ -167,6 +168,8 @@ class Decoder(nn.Module):
     Initial draws are normal, of unit variance, one stream per parameter name, times: Xavier's sqrt(2 / (in + out)) and
     the placement's gain for block matrices, Xavier for the head, 1 for the embedding, 0.5 for learned positions.
     """
+
+    takes_parts = True
 
     def __init__(
         self,
@@ -226,6 +229,7 @@ class Decoder(nn.Module):
 
     @staticmethod
     def verify(cfg: Config) -> None:
+        _verify_heads(cfg)
         placement = target_of(cfg.norm._target_)
         if cfg.model.embedding_norm and placement.normalizes_embedding:
             name = cfg.option("norm")
@@ -297,6 +301,22 @@ class Decoder(nn.Module):
             if block.drop_weights.rate:
                 block.attention.mix = torch.compiler.disable(block.attention.mix)  # type: ignore[method-assign]
             block.through = torch.compile(block.through)  # type: ignore[method-assign]
+
+    def places(self) -> dict[str, Place]:
+        named = (name.split(".") for name, _ in self.named_parameters() if name.startswith("blocks."))
+        return {".".join(p): (int(p[1]), "mlp" if p[2].endswith("mlp") else "attention") for p in named}
+
+    def rates(self) -> dict[Place, float]:
+        parts = ("attention", "mlp")
+        return {(layer, part): block.rate_now(part) for layer, block in enumerate(self.stack) for part in parts}
+
+    def described(self) -> dict[str, Any]:
+        return {
+            "parameters": sum(p.numel() for p in self.parameters()),
+            "layers": len(self.stack),
+            "width": self.width,
+            "mean_dropout": sum(block.rate for block in self.stack) / len(self.stack),
+        }
 
     def multipliers(self, name: str) -> dict[str, float]:
         """Factors on the optimizer's lr, weight_decay and eps for the parameter `name`: its placement's word."""
@@ -376,6 +396,18 @@ class Decoder(nn.Module):
                 around.prepare(self)
         self.after_step()
         return draws
+
+
+def _verify_heads(cfg: Config) -> None:
+    model, attention = cfg.model, cfg.attention
+    head_width = attention.get("head_width")  # a plug-in may have none
+    if head_width is None and model.width % model.heads:
+        raise ConfigError(f"model.width={model.width} is not divisible by model.heads={model.heads}.")
+    if attention.positions == "rotary" and (head_width or model.width // model.heads) % 2:
+        cause = f"model.width={model.width} over model.heads={model.heads} leaves an odd number per head"
+        if head_width is not None:
+            cause = f"attention.head_width={head_width} is odd"
+        raise ConfigError(f"attention.positions=rotary turns pairs of dimensions: {cause}.")
 
 
 def initial_draw(seed: int, name: str, shape: torch.Size) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from albert_ablate.config import Config, ConfigError, NonNegative, Positive, traits
+from albert_ablate.config import Config, ConfigError, NonNegative, Positive, trait, traits
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, /, z_loss: NonNegative = 0.0) -> tuple[Tensor, Tensor]:
@@ -34,6 +34,8 @@ def r_drop(logits: Tensor, targets: Tensor, /, alpha: Positive = 1.0) -> tuple[T
 
 
 def _verify_r_drop(cfg: Config) -> None:
+    if not trait(cfg.model, "takes_parts"):
+        return  # what it drops is its own
     sites = set(cfg.dropout.get("sites", ()))
     if not sites or not cfg.dropout.mean:
         raise ConfigError("loss=r_drop would do nothing: it compares two dropout masks, and nothing is dropped.")

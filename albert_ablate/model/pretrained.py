@@ -8,7 +8,7 @@ import inspect
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from albert_ablate.config import (
 )
 from albert_ablate.model.decoder import Decoder, Parts
 from albert_ablate.model.dropout import Clock, NoDropout
-from albert_ablate.model.weight_files import read_json, shapes, stamp, tensors, weight_files
+from albert_ablate.model.weight_files import read_json, shapes, stamp, tensors, weight_files, weights_hash
 from albert_ablate.streams import digest
 
 Structure = dict[str, dict[str, Any]]
@@ -621,7 +621,7 @@ class Checkpoint:
             "_target_": f"{__name__}.{Pretrained.__name__}",
             "_partial_": True,
             "path": path,
-            "weights": _weights_hash(*((str(f), f.stat().st_mtime_ns) for f in weight_files(Path(path).expanduser()))),
+            "weights": weights_hash(weight_files(Path(path).expanduser())),
             "context": context or most,
         }
 
@@ -647,9 +647,3 @@ def _given(node: Mapping) -> str:
     """The numbers of a node, in brackets."""
     numbers = ", ".join(f"{k}={v}" for k, v in component_arguments(node).items())
     return f" ({numbers})" if numbers else ""
-
-
-@cache
-def _weights_hash(*files: tuple[str, int]) -> str:
-    """Hash of the files' content; asked anew when one was written since."""
-    return digest(*(Path(file).read_bytes() for file, _ in files))

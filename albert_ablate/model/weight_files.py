@@ -3,6 +3,7 @@
 import json
 import pickle
 from collections.abc import Collection, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from albert_ablate.config import ConfigError
+from albert_ablate.streams import digest
 
 NUMBERS = ("F64", "F32", "F16", "BF16")  # names of safetensors; others need a scale that this reader does not know
 
@@ -45,6 +47,16 @@ def weight_files(folder: Path) -> list[Path]:
                 raise ConfigError(f"{index} names {part}, which is not there: some of the weights are missing.")
         return [folder / part for part in sorted(set(parts.values()))]
     raise ConfigError(f"{folder} holds no weights: it needs model.safetensors or pytorch_model.bin.")
+
+
+def weights_hash(files: Collection[Path]) -> str:
+    """Hash of the files' content; asked anew when one was written since."""
+    return _hash_of(*((str(file), file.stat().st_mtime_ns) for file in files))
+
+
+@cache
+def _hash_of(*files: tuple[str, int]) -> str:
+    return digest(*(Path(file).read_bytes() for file, _ in files))
 
 
 def stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:

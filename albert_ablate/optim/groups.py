@@ -29,8 +29,9 @@ def decay_groups(model: nn.Module) -> list[dict]:
     }
     multipliers: Callable[[str], Mapping[str, float]] = getattr(model, "multipliers", lambda name: {})
     groups: dict[tuple, dict] = {}
+    known: Mapping[str, str] = getattr(model, "kinds", dict)()
     for name, p in model.named_parameters():
-        kind, factors = _kind(name, p, getattr(model, "tied", False)), dict(multipliers(name))
+        kind, factors = known.get(name) or _kind(name, p, getattr(model, "tied", False)), dict(multipliers(name))
         assert factors.keys() <= {"lr", "weight_decay", "eps"}, f"{name}: no optimizer knows all of {factors}"
         key = (kind, tuple(sorted(factors.items())), str(parts.get(name, 0)))
         new = {"params": [], "kind": kind, "factors": factors, "parts": parts.get(name, 0)}
@@ -57,6 +58,11 @@ def settled(
     """
     groups = [g if isinstance(g, dict) else {"params": [g]} for g in groups]
     held = {g.get("kind") for g in groups}
+    if "tied" in held and len({"embeddings", "head"} & set(decay)) == 1:
+        raise ConfigError(
+            f"optimizer.decay=[{','.join(decay)}] is not allowed: embeddings and head of this model are one matrix, "
+            "list both or neither."
+        )
     for kind in set(decay) - set(DECAYED) - held if None not in held else ():
         raise ConfigError(f"optimizer.decay={kind} would do nothing: this model has no {kind}; leave it out.")
     merged: dict[tuple, dict[str, Any]] = {}

@@ -41,7 +41,9 @@ def name_of(cfg: Mapping[str, Any]) -> str:
                 continue
             if known is _MISSING:  # an argument that the YAML leaves to the signature
                 known = _signature_default(str(node.get("_target_", "")), key)
-            if known is not _MISSING and not same_value(known, value):
+            if isinstance(value, Mapping) and isinstance(known, Mapping):
+                parts += [f"{group}.{key}.{k}={_text(v)}" for k, v in value.items() if not same_value(known.get(k), v)]
+            elif known is not _MISSING and not same_value(known, value):
                 parts.append(f"{group}.{key}={_text(value)}")
     return " ".join(parts) or "defaults"
 

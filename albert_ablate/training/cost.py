@@ -14,8 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from albert_ablate.config import Config, check, construct
 from albert_ablate.model.build import assemble
-from albert_ablate.model.decoder import Decoder
 from albert_ablate.model.loss import objective, passes
+from albert_ablate.model.own import OwnModel
+from albert_ablate.model.token_model import TokenModel
 from albert_ablate.optim.optimizers import extra_backward
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -35,13 +36,13 @@ def flops_per_token(cfg: Mapping) -> float:
     return expected_flops(training_flops(checked, model), model)
 
 
-def expected_flops(flops: tuple[float, list[float]], model: Decoder) -> float:
+def expected_flops(flops: tuple[float, list[float]], model: TokenModel) -> float:
     """`training_flops` less those of each block times the rate at which dropout leaves it out."""
     whole, blocks = flops
     return whole - sum(flops * block.skip.rate for flops, block in zip(blocks, model.stack, strict=True))
 
 
-def training_flops(cfg: Mapping, model: Decoder | None = None) -> tuple[float, list[float]]:
+def training_flops(cfg: Mapping, model: TokenModel | None = None) -> tuple[float, list[float]]:
     """Training operations per token with nothing left out: all, and those of each block.
 
     model: that of `cfg` on the meta device, where it is there already."""
@@ -62,8 +63,11 @@ COUNTS_KEPT = 64
 
 
 @torch.no_grad()
-def _forward_flops(model: Decoder, context: int) -> tuple[float, tuple[float, ...]]:
-    """Operations per token of a forward pass of `model`, on the meta device: all, and those of each block."""
+def _forward_flops(model: TokenModel, context: int) -> tuple[float, tuple[float, ...]]:
+    """Operations per token of a forward pass of `model`, on the meta device: all, and those of each block that dropout
+    may leave out."""
+    if isinstance(model, OwnModel):
+        return model.forward_flops(), ()
     training, name = model.training, type(model).__name__
     model.eval()
     with FlopCounterMode(display=False) as counter:
@@ -171,7 +175,7 @@ class _FlashShapes(torch.autograd.Function):
 class _Kept:
     """Bytes of the tensors that autograd saves, by the block (-1: outside) that saved them first; no weights."""
 
-    def __init__(self, model: Decoder):
+    def __init__(self, model: TokenModel):
         self.layer, self.stream = -1, 0
         self.bytes = dict.fromkeys(range(-1, len(model.blocks)), 0)
         self.known: dict[int, Tensor] = {

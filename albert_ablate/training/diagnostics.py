@@ -24,7 +24,8 @@ rank its part. Of a row's columns
     dropout                   the rate in force, 0 where no site of dropout.sites is in the sublayer
 
 Parameters that blocks share count where they are named first, and are nan elsewhere; so is all that a block which was
-left out of the micro-batch would have.
+left out of the micro-batch would have. A block of a model of one's own is one place, "block": of its activations it has
+residual_rms and residual_mean, those of what it gives.
 """
 
 import math
@@ -37,8 +38,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from albert_ablate.model.decoder import Decoder
 from albert_ablate.model.dropout import Dropout
+from albert_ablate.model.token_model import Place, TokenModel
 from albert_ablate.optim.clipping import Clip, tensor_norms
 
 DEFAULT_LOGGED_STEPS = 40  # that a run is looked at, about, where diagnostics.every is null
@@ -53,7 +54,6 @@ FLAT = {  # (edge, both sides): |a'(z)| < 1e-3 where z < edge, or where |z| > |e
     "sigmoid": (-6.9058, True),
 }
 HIDDEN = -1e30  # added to logits behind the mask; finite, so that nothing times 0 is nan
-Place = tuple[int, str]  # block from 0, "attention" or "mlp"
 Figures = dict[str, float]
 
 
@@ -63,10 +63,11 @@ def interval(every: int | None, steps: int) -> int:
 
 
 class Probe:
-    """Measures forward passes of `model`, whose MLPs have this activation. seconds: what the last one took."""
+    """Measures forward passes of `model`, whose MLPs have this activation (None: not known). seconds: what the last one
+    took."""
 
-    def __init__(self, model: Decoder, activation: str):
-        self.model, self.flat = model, FLAT.get(activation)
+    def __init__(self, model: TokenModel, activation: str | None):
+        self.model, self.flat = model, FLAT.get(activation or "")
         self.seconds = 0.0
         self.found: list[tuple[Place, str, float, Tensor]] = []  # factor and value of each figure
         self._masks: dict[tuple[int, int], Tensor] = {}
@@ -76,6 +77,9 @@ class Probe:
         """The forward pass within it is measured; a backward pass that recomputes blocks has to be outside."""
         self.seconds, self.found, handles, undo = 0.0, [], [], []
         began = time.perf_counter()
+        if not self.model.stack:
+            for layer, block in enumerate(self.model.blocks):
+                handles.append(block.register_forward_hook(partial(self._stream, (layer, "block"))))
         for layer, block in enumerate(self.model.stack):
             for name, module, around in block.sublayers:
                 place = (layer, name)
@@ -113,7 +117,8 @@ class Probe:
         for (place, column, factor, _), value in zip(self.found, values, strict=True):
             figures.setdefault(place, {})[column] = factor * value + 0.0  # no -0.0
         for own in figures.values():
-            if not math.isfinite(own["input_rms"]):  # what compares false with everything is not alive for that
+            # what compares false with everything is not alive for that
+            if not math.isfinite(own.get("input_rms", 0.0)):
                 own |= {column: math.nan for column in ("dead", "saturated") if column in own}
         self.found = []
         return figures
@@ -134,6 +139,8 @@ class Probe:
     def _stream(self, place: Place, module: nn.Module, given: tuple, stream: Any) -> None:
         began = time.perf_counter()
         x = stream if isinstance(stream, Tensor) else stream[0]
+        if not isinstance(x, Tensor):  # of a model of one's own, whose blocks give what they like
+            return
         self._rms(place, "residual_rms", x)
         self._mean(place, "residual_mean", x)
         self.seconds += time.perf_counter() - began
@@ -204,7 +211,7 @@ class Probe:
 
 
 @contextmanager
-def undisturbed(model: Decoder) -> Iterator[None]:
+def undisturbed(model: TokenModel) -> Iterator[None]:
     """Within it `model` takes passes of its own, by the blocks' plain code and with the masks of the moment. What they
     leave in it is put back: running statistics, attributes of any module (QK-clip's largest logits), and torch's
     generators, which dropout seeds. Gradients are the caller's."""
@@ -245,12 +252,12 @@ def _set(owner: Any, name: str, value: Any) -> Callable[[], None]:
 class Weights:
     """The parameters of the blocks over one step: their norms, how far they move, what clipping does to them.
 
-    named: all parameters, by name, as the clipping rule gets them.
+    named: all parameters, by name, as the clipping rule gets them. places: where those of the blocks belong.
     """
 
-    def __init__(self, named: Sequence[tuple[str, nn.Parameter]]):
-        self.named = [(name, p) for name, p in named if name.startswith("blocks.")]
-        self.place = {name: _place(name) for name, _ in self.named}
+    def __init__(self, named: Sequence[tuple[str, nn.Parameter]], places: Mapping[str, Place]):
+        self.named = [(name, p) for name, p in named if name in places]
+        self.place = places
         self.before: list[Tensor] = []
         self.norms: dict[str, dict[str, Tensor]] = {}  # figure -> parameter -> norm
         self.clipped: Mapping[str, tuple[Any, int]] = {}  # parameter -> units clipped, of how many
@@ -310,12 +317,6 @@ class Weights:
                     own["clipped"] = one / many if many else 0.0
             figures[place] = own
         return figures
-
-
-def _place(name: str) -> Place:
-    """Where a parameter blocks.3.around_attention.norm.weight belongs: (3, "attention")."""
-    _, layer, part, *_ = name.split(".")
-    return int(layer), "mlp" if part.endswith("mlp") else "attention"
 
 
 def noise_parts(small: float, large: float, b: float, B: float) -> tuple[float, float]:

@@ -35,12 +35,7 @@ def language_session(job: Job, record: dict[str, Any], ranks: Ranks, stop: StopS
     start, steps, per_step = record["resumed_at"], steps_of(cfg), batch * context
     record["budget"]["flops"] = expected_flops(flops, model) * per_step * steps
     record["proof"]["initial_draws"] = model.initial_draws
-    record["model"] = {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "layers": len(model.blocks),
-        "width": cfg.model.width,
-        "mean_dropout": sum(block.rate for block in model.stack) / len(model.blocks),
-    }
+    record["model"] = model.described()
     if not dataset.reversible and ranks.first:
         print("The tokenizer does not give the text back: bits per byte are left out.", file=sys.stderr)
     module = LanguageModel(model, cfg, steps, sharded=ranks.size > 1 and cfg.trainer.strategy == "fsdp")

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from albert_ablate.config import Config, ConfigError, construct
 from albert_ablate.data.packed import Order, Packed, take_blocks
 from albert_ablate.model.build import build
-from albert_ablate.model.decoder import Decoder
 from albert_ablate.model.loss import objective
+from albert_ablate.model.token_model import TokenModel
 from albert_ablate.optim.clipping import global_norm
 from albert_ablate.optim.groups import assert_covers, decay_groups
 from albert_ablate.streams import stream_seed
@@ -29,9 +29,9 @@ from albert_ablate.training.trained_module import TrainedModule
 class LanguageModel(TrainedModule):
     """Next-token prediction: forward, loss, clipping and optimizer of one arm."""
 
-    model: Decoder
+    model: TokenModel
 
-    def __init__(self, model: Decoder, cfg: Config, steps: int, sharded: bool = False):
+    def __init__(self, model: TokenModel, cfg: Config, steps: int, sharded: bool = False):
         super().__init__(model, model, cfg, steps, sharded)
         self.loss: Callable = construct(cfg.loss)
         self.clip = build(cfg.clip)
@@ -39,7 +39,7 @@ class LanguageModel(TrainedModule):
         self.predictions: Tensor | None = None  # logits of this micro-batch, where it does
 
     @property
-    def decoder(self) -> Decoder:
+    def decoder(self) -> TokenModel:
         return self.model
 
     @property
@@ -139,7 +139,7 @@ class LanguageModel(TrainedModule):
                 watch.grad_norm_clipped, after = global_norm(gradients)
             if watch.detailed:
                 watch.phases.mark("optimizer")
-                watch.weights = Weights(self.named)
+                watch.weights = Weights(self.named, self.places)
                 watch.weights.begin()
                 ends = None if after is None else dict(zip(names, after, strict=True))
                 watch.weights.gradients(dict(zip(names, before, strict=True)), ends, self.clip)
@@ -147,7 +147,8 @@ class LanguageModel(TrainedModule):
         watch.lr = optimizer.param_groups[0]["lr"]
 
     def configure_optimizers(self):
-        self.named = list(self.model.named_parameters())  # by now those that fully_shard has put in place
+        self.named = self.model.trained()  # by now those that fully_shard has put in place
+        self.places = self.model.places()
         # with 16-mixed the fused step would undo the loss scale itself, after our clipping; torch has no
         # fused sgd for sharded weights
         fused = self.cfg.trainer.precision != "16-mixed" and not self.sharded

@@ -9,7 +9,8 @@ from albert_ablate.config import Config, ConfigError, Identity, as_config_error,
 from albert_ablate.data.packed import Packed, block_count, cache_folder, pack
 from albert_ablate.data.tasks import fingerprint, is_language
 from albert_ablate.model.build import assemble, build, verify_compiler
-from albert_ablate.model.decoder import Decoder
+from albert_ablate.model.own import OwnModel
+from albert_ablate.model.token_model import TokenModel
 from albert_ablate.optim.groups import decay_groups
 from albert_ablate.records.folder import RunFolder
 
@@ -27,7 +28,7 @@ class Job:
     run_id: Identity
     folder: RunFolder
     verbose: bool = False
-    model: Decoder | None = None
+    model: TokenModel | None = None
 
 
 def prepare(cfg: Config, verbose: bool = False) -> Job:
@@ -79,6 +80,10 @@ def check_machine(job: Job) -> Job:
         verify_compiler("cuda" if cfg.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
     try:
         model = assemble(cfg)
+        if isinstance(model, OwnModel):
+            model.check(cfg.seed)
+            if cfg.trainer.gradient_checkpointing:
+                model.recompute_blocks()
         build(cfg.optimizer, decay_groups(model), False)
         build(cfg.logger)  # its package may not be installed
     except Exception as error:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import torch
 
 from albert_ablate.data.packed import Order, chain
-from albert_ablate.model.decoder import Decoder
+from albert_ablate.model.token_model import TokenModel
 from albert_ablate.records.history import SCHEMAS
 from albert_ablate.streams import digest
 from albert_ablate.training.cost import Phases
@@ -61,7 +61,7 @@ class StepStats:
             setattr(self, name, state.get(name, getattr(self, name)))  # older checkpoints have fewer
         self.phases.seconds |= state.get("phases", {"evaluation": state.get("seconds", 0.0)})
 
-    def count_skipped(self, model: Decoder) -> None:
+    def count_skipped(self, model: TokenModel) -> None:
         """Count the operations of the blocks that dropout has left out of this micro-batch."""
         for block, flops in zip(model.stack, self.flops_of_block, strict=True):
             if block.skip.rate and block.skip.skips():
@@ -106,14 +106,13 @@ class StepStats:
         logged = watch.every and self.step % watch.every == 0
         for step in [0] * (self.step == 1) + [self.step] * bool(logged):
             axes = self.axes(step, None if step else 0.0)
-            for layer, block in enumerate(module.decoder.stack):
-                for sublayer in ("attention", "mlp"):
-                    values = weights.get((layer, sublayer), {}) | inside.get((layer, sublayer), {})
-                    values["dropout"] = block.rate_now(sublayer)
-                    if step == 0:
-                        values["update_ratio"] = math.nan
-                    columns = {name: values.get(name, math.nan) for name in LAYER_COLUMNS if name not in axes}
-                    yield {**axes, "layer": layer, "sublayer": sublayer, **columns}
+            for place, rate in module.decoder.rates().items():
+                values = weights.get(place, {}) | inside.get(place, {})
+                values["dropout"] = rate
+                if step == 0:
+                    values["update_ratio"] = math.nan
+                columns = {name: values.get(name, math.nan) for name in LAYER_COLUMNS if name not in axes}
+                yield {**axes, "layer": place[0], "sublayer": place[1], **columns}
 
     def _noise_scale(self, watch: StepWatch, sharded: bool, small: float, large: float) -> float:
         """The gradient noise scale in tokens, from means over the steps so far that forget by a tenth a step.

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from albert_ablate.config import Config
-from albert_ablate.model.decoder import Decoder
+from albert_ablate.model.token_model import TokenModel
 from albert_ablate.training.cost import Phases
 from albert_ablate.training.diagnostics import Probe, Weights, interval
 
@@ -39,7 +39,7 @@ class StepWatch:
     that gradient, None where this step has none.
     """
 
-    def __init__(self, model: Decoder, cfg: Config, steps: int):
+    def __init__(self, model: TokenModel, cfg: Config, steps: int):
         self.losses: list[Tensor] = []
         self.logit_mean_squares: list[Tensor] = []
         self.grad_norm = self.grad_norm_clipped = self.clipped = torch.zeros(())
@@ -47,7 +47,7 @@ class StepWatch:
         self.phases = Phases()
         self.every = interval(cfg.diagnostics.every, steps)
         self.detailed = False
-        self.probe = Probe(model, cfg.model.activation)
+        self.probe = Probe(model, cfg.model.get("activation"))
         self.weights: Weights | None = None
         self.gns_rows: Tensor | None = None
         self.gns_fraction = 1.0

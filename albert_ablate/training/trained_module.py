@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from albert_ablate.config import Config, ConfigError
-from albert_ablate.model.decoder import Decoder
+from albert_ablate.model.token_model import TokenModel
 from albert_ablate.training.step_watch import StepWatch
 
 
@@ -21,7 +21,7 @@ class TrainedModule(pl.LightningModule):
     sharded: the weights are split over the ranks.
     """
 
-    def __init__(self, model: nn.Module, decoder: Decoder, cfg: Config, steps: int, sharded: bool = False):
+    def __init__(self, model: nn.Module, decoder: TokenModel, cfg: Config, steps: int, sharded: bool = False):
         super().__init__()
         self.model, self.cfg, self.steps, self.sharded = model, cfg, steps, sharded
         self.watch = StepWatch(decoder, cfg, steps)
@@ -33,7 +33,7 @@ class TrainedModule(pl.LightningModule):
         self.evaluating = False  # the model holds the weights to evaluate
 
     @property
-    def decoder(self) -> Decoder:
+    def decoder(self) -> TokenModel:
         """The decoder in `model`, or `model` itself."""
         raise NotImplementedError
 

@@ -56,6 +56,7 @@ NEEDS = {
     ("model", "gpt2_small"): ["model.layers=2", "model.width=48", "model.context=16"],
     ("model", "albert_agpt"): ["model.layers=2", "model.width=48", "model.context=16"],
     ("model", "pretrained"): [f"model.path={gpt2(Path(tempfile.mkdtemp()), context=16)}"],
+    ("model", "hf"): [f"model.config={gpt2(Path(tempfile.mkdtemp()), context=16)}"],
     ("loss", "r_drop"): ["dropout=uniform"],
     **{("dropout_time", name): ["dropout=uniform"] for name in options()["dropout_time"]},
 }
@@ -66,6 +67,7 @@ UNLISTED = {  # would do nothing there
     ("attention", "rotary"): {"qk_eps"},
 }
 TRAINED = [pair for pair in ALL if pair[0] not in ("data", "tokenizer", "task", "logger", "trainer", "evaluation")]
+AS_FILES_SAY = ("pretrained", "hf")  # whose shape stands in a file
 STEPS = 5  # of which the first three must move every parameter
 
 
@@ -76,6 +78,8 @@ def composed(*overrides):
 
 def configuration(group, option, *more):
     tiny = [o for o in TINY if group not in ("model", "recipe") or not o.startswith("model=")]
+    if option == "hf":  # its sizes are model.changes
+        tiny = [o for o in tiny if not o.startswith("model.")]
     cfg = composed(f"{group}={option}", *tiny, *NEEDS.get((group, option), []))
     # a copy; Hydra would take a tenth of a second
     return OmegaConf.create(to_container(check(OmegaConf.merge(cfg, OmegaConf.from_dotlist(list(more))))))
@@ -153,7 +157,9 @@ def test_option_composes_and_its_arguments_bind(group, option):
         assert not missing, f"conf/{group}/{option}.yaml does not list {missing}"
 
 
-@pytest.mark.parametrize("option", [o for o in OPTIONS["model"] if o != "pretrained"])  # its size is its checkpoint's
+@pytest.mark.parametrize(
+    "option", [o for o in OPTIONS["model"] if o not in AS_FILES_SAY]
+)  # its size is its checkpoint's
 def test_model_is_built_on_the_meta_device_at_its_own_size(option):
     cfg = compose([f"model={option}"])
     model = assemble(check(cfg))
@@ -234,7 +240,7 @@ def arguments():
     """(group, option, argument), one option for each target: its other YAMLs differ in values alone."""
     seen = set()
     for group, option in TRAINED:
-        if group == "recipe" or option == "pretrained":  # a folder and its length: tests/training/test_go_on.py
+        if group == "recipe" or option in AS_FILES_SAY:  # tests/training/test_go_on.py, tests/model/test_hf.py
             continue
         target = yaml.safe_load((conf_folder() / group / f"{option}.yaml").read_text())["_target_"]
         for name in parameters_of(target):
@@ -376,7 +382,7 @@ def test_a_measuring_pass_leaves_nothing_in_model_or_optimizer(pair, more):
     module.zero_grad(set_to_none=True)
     assert optimizer.state
     assert unchanged(estimate) > 0  # as before a session that goes on
-    evaluator = Evaluator(Sampled(module.model.embedding.num_embeddings), context, 32, Ranks())
+    evaluator = Evaluator(Sampled(256), context, 32, Ranks())
 
     def evaluate():
         with module.evaluated_weights():

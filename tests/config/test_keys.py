@@ -52,11 +52,11 @@ def variants(node):
 
 
 def every_configuration():
-    """Every option on disk but model=pretrained, in a configuration that allows it: (group, option), configuration."""
+    """Every option on disk but those that need a file, in a configuration that allows it: (group, option) and it."""
     cfg = {**base(), "dropout": node_of("dropout", "uniform")}
     for group in (g for g in COMPONENTS if g != "logger"):
         for option in options()[group]:
-            if (group, option) != ("model", "pretrained"):
+            if (group, option) not in (("model", "pretrained"), ("model", "hf")):
                 for node in variants(node_of(group, option)):
                     yield (group, option), {**cfg, **ALLOWED_WITH.get(option, dict)(), group: node}
 
@@ -87,6 +87,9 @@ def test_keys_are_equal_exactly_where_folders_are(tmp_path):
     given = ["model=pretrained", f"model.path={gpt2(tmp_path / 'here')}", "budget.tokens=100_000"]
     other = ["model=pretrained", f"model.path={gpt2(tmp_path / 'other', layers=3)}", "budget.tokens=100_000"]
     found = [(("model", "pretrained"), check(compose(o))) for o in (given, [*given, "seed=3"], other)]
+    hf = ["model=hf", f"model.config={tmp_path / 'here'}", "budget.tokens=100_000"]
+    changes = ([], ["seed=3"], ["model.weights=loaded"], ["model.changes.n_layer=3"])
+    found += [(("model", "hf"), check(compose([*hf, *more]))) for more in changes]
     pairs, seen, same = set(), {("logger", o) for o in options()["logger"]}, 0
     for option, cfg in (*found, *every_configuration()):
         lies = [cfg[group].get(name) for group, name in (("data", "path"), ("data", "name"), ("tokenizer", "path"))]

@@ -199,7 +199,7 @@ def test_norms_changes_and_ratios_are_those_of_the_parameters():
     F.cross_entropy(model(tokens()).flatten(0, 1), tokens().flatten()).backward()
     named = list(model.named_parameters())
     norm, each = global_norm([p.grad for _, p in named])
-    weights, clip = Weights(named), NoClip()
+    weights, clip = Weights(named, model.places()), NoClip()
     clip(named, norm)
     weights.begin()
     weights.gradients(dict(zip([n for n, _ in named], each, strict=True)), None, clip)
@@ -238,7 +238,7 @@ def test_clipped_share_and_ratio_by_sublayer_are_recomputed(clip):
     rule(named, norm)
     assert rule.common is None
     _, after = global_norm([p.grad for _, p in named])
-    names, weights = [n for n, _ in named], Weights(named)
+    names, weights = [n for n, _ in named], Weights(named, model.places())
     weights.begin()
     weights.gradients(dict(zip(names, each, strict=True)), dict(zip(names, after, strict=True)), rule)
     for (layer, sublayer), figures in weights.figures(0.0, None).items():
