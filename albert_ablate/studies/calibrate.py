@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from albert_ablate.config import ConfigError, nearest
+from albert_ablate.config import ConfigError, keys_of, nearest
 from albert_ablate.records.atomic import replace_file
 from albert_ablate.records.folder import plain
 from albert_ablate.records.tuning import FIRST_CALIBRATION_SEED
@@ -72,6 +72,7 @@ def calibrate(
         return 1
     finals = {label: [_final(p, measure) for p in part] for label, part in planned.items()}
     found = calibration(finals, control, measure, math.log1p(margin))
+    found["keys"] = {label: keys_of(part[0].cfg).arm for label, part in planned.items()}  # by which `plan` finds it
     file = runs / "calibration" / f"{planned[control][0].arm}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     replace_file(file, (json.dumps(plain(found), indent=1) + "\n").encode())

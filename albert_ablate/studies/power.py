@@ -3,22 +3,17 @@
 import math
 import re
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
-
-import numpy as np
 
 from albert_ablate.analysis.registry import Measure
 from albert_ablate.config import ConfigError
-from albert_ablate.judge.claims import ClaimsFile, ClaimText, Part, measure_of
-from albert_ablate.judge.contrasts import gather, tuning_variance
+from albert_ablate.judge.claims import ClaimsFile, ClaimText, measure_of
 from albert_ablate.judge.ledger import refuse_unknown
 from albert_ablate.judge.run_store import RunStore
 from albert_ablate.stats.learning_rate import half_width
-from albert_ablate.stats.sequential import ALPHA, FIRST, nominal, p_effect
+from albert_ablate.stats.sequential import ALPHA
 from albert_ablate.studies.price import price, speed_of
-
-STUDIES = 4000  # simulated, of one effect
+from albert_ablate.studies.spreads import expected, spread_of
 
 
 def show_plan(
@@ -51,7 +46,7 @@ def plan_lines(
     spread: str | None,
 ) -> list[str]:
     """Lines about a claim; a contrast whose spread nobody knows says how to get it."""
-    N, tests = claim.forms[form].N, file.size * len(file.forms)
+    N, tests = claim.forms[form].N, file.size * len({*file.forms, form})
     jobs = price(file, claim, form, store)
     tuning = sum(x[3] for key, x in jobs.items() if key[1] == "tuning")
     each = sum(x[0] for key, x in jobs.items() if key[1] != "tuning") / N
@@ -63,9 +58,9 @@ def plan_lines(
         if m.kind == "exact":
             out.append(f"{name}: compared exactly, without a test")
             continue
-        s, source = _spread(file, claim, part, form, store, amount(spread, m.log) if spread else 0.0)
+        s, source = spread_of(file, claim, part, form, store, amount(spread, m.log) if spread else 0.0)
         if not s:
-            out.append(f"{name}: its spread is unknown: tune the arms, run 4 pairs, or give --spread from `calibrate`")
+            out.append(f"{name}: its spread is unknown: tune or calibrate the arms, run 4 pairs, or give --spread")
             continue
         least = half_width(s, N, 2 * ALPHA)
         can = "can" if least <= part.margin else "cannot"
@@ -75,8 +70,8 @@ def plan_lines(
         )
         wanted = [amount(e, m.log) for e in effects] or [k * part.margin for k in (1, 2, 4)]
         for x in wanted:
-            pairs, power = expected(round(abs(x) / s, 2), N, ALPHA)
-            holm, holm_power = expected(round(abs(x) / s, 2), N, ALPHA / tests)
+            pairs, power = expected((round(abs(x) / s, 2),), N, ALPHA)
+            holm, holm_power = expected((round(abs(x) / s, 2),), N, ALPHA / tests)
             total = pairs * each + tuning
             hours = f", {total * flops / speed / 3600:.2g} h" if speed else ""
             out.append(
@@ -85,27 +80,6 @@ def plan_lines(
                 f"{100 * holm_power:.0f} %"
             )
     return out
-
-
-@cache
-def expected(effect: float, N: int, level: float) -> tuple[float, float]:
-    """Mean pairs and power of a claim alone at `level`, by simulation. effect: in spreads of a pair."""
-    x = np.random.default_rng(0).standard_normal((STUDIES, N)) + effect
-    rejected = np.stack([p_effect(x[:, :n]) for n in range(FIRST, N + 1)], -1) <= nominal(level, N)
-    return float(np.where(rejected.any(1), rejected.argmax(1) + FIRST, N).mean()), float(rejected.any(1).mean())
-
-
-def _spread(
-    file: ClaimsFile, claim: ClaimText, part: Part, form: str, store: RunStore, given: float
-) -> tuple[float, str]:
-    """Standard deviation of a pair's difference and where it is from; 0 where nobody knows."""
-    if given:
-        return given, "given"
-    differences = np.asarray(gather(file, claim, part, form, store).differences, float)
-    differences = differences[np.isfinite(differences)]
-    if len(differences) >= 4 and np.ptp(differences) > 0:
-        return float(differences.std(ddof=1)), f"of {len(differences)} pairs that are there"
-    return math.sqrt(tuning_variance(file, claim, part, form, store)), "of tuning runs"
 
 
 def amount(text: str, log: bool) -> float:

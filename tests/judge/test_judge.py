@@ -36,6 +36,7 @@ from albert_ablate.records.json_output import document
 from albert_ablate.report.claims import draw_claims
 from albert_ablate.stats import sequential as statistics
 from albert_ablate.studies.judge_run import Budget, PairRunner
+from albert_ablate.studies.spreads import expected as expected_pairs
 
 SHORT = {"text": "at 2 layers", "overrides": ["model=nano", "model.layers=2", "budget.tokens=20_000"]}
 CLAIM = {
@@ -316,7 +317,7 @@ def test_a_plan_has_the_pairs_of_the_published_table(bench, capsys, monkeypatch)
     half = scipy.stats.t.isf(statistics.nominal(0.1, 12) / 2, 11) * math.log(1.005) / math.sqrt(12)
     assert f"the least is about {100 * math.expm1(half):.2g} %" in shown
     assert main(["plan", str(path), "--runs", str(bench.runs)]) == 0
-    assert "its spread is unknown: tune the arms, run 4 pairs" in capsys.readouterr().out
+    assert "its spread is unknown: tune or calibrate the arms, run 4 pairs" in capsys.readouterr().out
     assert main(["plan", str(path), "--runs", str(bench.runs), "--spread", "0.5"]) == 2
 
 
@@ -617,6 +618,33 @@ def test_the_price_is_of_what_run_trains(bench, monkeypatch, capsys):
         f"{'screen':<8}{runs:>8,.0f}{expected:>9,.0f}{worst:>9,.0f}{runs * 20_000:>10.2g}{runs * 2e10:>10.2g}"
         f"{hours:>10,.1f}"
     ) in shown
+    # one claim at N = 12: 8.8, 5.3 and 4.4 pairs, as docs/verdicts.md has them
+    line = re.search(r"expected at 1 / 2 / 3 spreads: (.+) pairs, (.+) runs, (.+) hours", shown)
+    pairs, runs, hours = ([float(x) for x in text.split(" / ")] for text in line.groups())
+    assert pairs == pytest.approx([8.8, 5.3, 4.4], abs=0.15)
+    assert runs == pytest.approx([2 * n + expected for n in pairs], abs=0.6)
+    assert hours == pytest.approx([n * 20_000 * 1e6 / 3e9 / 3600 for n in runs], rel=0.06)
+
+
+def test_expected_pairs_follow_the_spread_where_it_is_known(bench, monkeypatch, capsys):
+    monkeypatch.setattr("albert_ablate.studies.price._flops_per_token", lambda overrides: 1e6)
+    d = [0.01, -0.01, 0.01, -0.01]  # of log losses: a spread of .01155
+    bench.pairs([2.0 * math.exp(x) for x in d], [2.0] * 4)
+    margin = math.expm1(0.01155)  # one spread
+    part = {"treatment": "pre", "control": "post", "measure": "test_loss", "margin": math.log1p(margin)}
+    assert bench.command("--dry-run", parts=[part]) == 0
+    line = re.search(r"expected at 1 / 2 / 4 margins: (.+) pairs", capsys.readouterr().out)
+    assert [float(x) for x in line[1].split(" / ")] == pytest.approx([8.8, 5.3, 4.1], abs=0.15)
+
+
+def test_expected_pairs_of_claims_of_several_parts():
+    alone, power = expected_pairs((1.0,), 12, 0.05)
+    assert expected_pairs((1.0, 9.0), 12, 0.05, "all") == pytest.approx((alone, power), abs=0.2)
+    both, rarer = expected_pairs((1.0, 1.0), 12, 0.05, "all")
+    assert both > alone and rarer == pytest.approx(power**2, abs=0.03)  # independent
+    assert expected_pairs((3.0, 0.0), 12, 0.05, "any")[0] == pytest.approx(
+        expected_pairs((3.0,), 12, 0.025)[0], abs=0.1
+    )
 
 
 def test_arms_that_differ_by_one_grid_share_are_told_apart(bench):

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import yaml
 from forking import arguments, write_text
 from scipy import stats
 
@@ -74,6 +75,44 @@ def test_spread_and_half_widths_are_those_of_the_formulas(calibrate, tmp_path, c
     assert "24 runs of norm=pre_ln, 4 of each of 2 treatments; 32 to do" in said
     seeds = sorted(p.seed for p in calibrate.asked if p.label == "norm=pre_ln")
     assert seeds == [FIRST_CALIBRATION_SEED + k for k in range(24)] and role(seeds[0]) == "calibration"
+
+
+def test_a_plan_takes_the_spread_of_a_calibration(calibrate, text, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("albert_ablate.studies.price._flops_per_token", lambda cfg: 1e6)
+    assert calibrate() == 0
+    given = [o for o in arguments(text, tmp_path / "runs") if not o.startswith("paths.runs")]
+    claims = tmp_path / "claims.yaml"
+    arms = {norm: [f"norm={norm}"] for norm in ("pre_ln", "post_ln", "rezero")}
+    sides = {"a": ("post_ln", "pre_ln"), "b": ("pre_ln", "post_ln"), "c": ("rezero", "pre_ln")}
+    asked = [
+        {
+            "name": name, "statement": name, "tuned": [], "screen": {"regime": "r", "N": 12},
+            "parts": [{"treatment": treatment, "control": control, "measure": "test_loss"}],
+        }
+        for name, (treatment, control) in sides.items()
+    ]  # fmt: skip
+    regime = {"text": "here", "overrides": given}
+    claims.write_text(yaml.safe_dump({"arms": arms, "regimes": {"r": regime}, "claims": asked}))
+
+    def said():
+        capsys.readouterr()
+        code = main(["plan", str(claims), "--runs", str(tmp_path / "runs")])
+        return code, "".join(capsys.readouterr())
+
+    code, shown = said()
+    paired = np.array([NOISE[-k] / 2 for k in range(4)]).std(ddof=1)
+    unpaired = NOISE.std(ddof=1) * math.sqrt(2)
+    # a against b is b against a, and an arm that was not calibrated has the unpaired spread of the other
+    assert code == 0 and shown.count(f"{100 * math.expm1(paired):.2g} % (of 4 pairs of a calibration)") == 2
+    assert f"{100 * math.expm1(unpaired):.2g} % (of 24 calibration runs of one arm, unpaired)" in shown
+    (file,) = (tmp_path / "runs" / "calibration").iterdir()
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({k: v for k, v in content.items() if k != "keys"}))  # of an older release
+    code, shown = said()
+    assert code == 0 and shown.count("its spread is unknown") == 3
+    file.write_text(json.dumps(content | {"unpaired_spread": "wide"}))
+    code, shown = said()
+    assert code == 2 and f"{file} cannot be read (" in shown and shown.strip().endswith("or calibrate again.")
 
 
 def test_the_arms_can_be_named(calibrate, capsys):
