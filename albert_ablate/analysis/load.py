@@ -15,6 +15,7 @@ import pyarrow as pa
 from albert_ablate.analysis.external.runs import external_rows, is_external
 from albert_ablate.analysis.measures import log_of_positive, spike_score, spike_window
 from albert_ablate.config import ConfigError
+from albert_ablate.config.dotted import dotted, is_internal
 from albert_ablate.records import store
 from albert_ablate.records.evaluation_results import read_evaluations
 from albert_ablate.records.history import SCHEMAS, read_history
@@ -230,7 +231,8 @@ def _facts(folder: Path, record: store.Record) -> dict[str, Any]:
     }
     row["fingerprint"] = record.data.get("fingerprint")  # of the text as tokens
     known = set(row) | {"folder", "reason"}  # no option or figure takes their place
-    more = {**record.choices, **dict(_dotted(record.config))}
+    nested = {key: value for key, value in dotted(record.config) if "." in key and not is_internal(key)}
+    more = {**record.choices, **nested}
     more |= {f"{group}.revision": number for group, number in record.revisions.items()}
     more |= {**record.summary, **record.cost}
     row |= {k: v for k, v in more.items() if k not in known} | {"reason": store.last_line(record.error) or None}
@@ -267,11 +269,3 @@ def _torn(folder: Path, lengths: Mapping[str, int] | None) -> str | None:
         if not whole:
             return f"{file.name} is cut off"
     return None
-
-
-def _dotted(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _dotted(value, f"{prefix}{name}.")
-        elif not name.startswith("_") and prefix:
-            yield f"{prefix}{name}", value

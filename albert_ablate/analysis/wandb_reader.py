@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from albert_ablate.config import ConfigError
+from albert_ablate.config.dotted import dotted, is_internal
 from albert_ablate.records.history import SCHEMAS
 from albert_ablate.records.store import Wrong, check_fields, plain
 from albert_ablate.records.tuning import role
@@ -107,16 +108,9 @@ def _row(folder: str, identity: str, label: str, state: str, config: Mapping, su
     row |= {group: option for group, option in (config.get("choices") or {}).items()}
     for name, value in config.items():
         if isinstance(value, Mapping) and name != "choices":
-            row |= dict(_dotted(value, f"{name.removesuffix('_settings')}."))  # beside a sweep's own word
+            group = name.removesuffix("_settings")  # which a sweep that sets the group itself makes of it
+            row |= {key: v for key, v in dotted(value, f"{group}.") if not is_internal(key)}
     return row | figures
-
-
-def _dotted(tree: Mapping, prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _dotted(value, f"{prefix}{name}.")
-        elif not name.startswith("_"):
-            yield f"{prefix}{name}", value
 
 
 def _table(scan: Any, name: str) -> pa.Table:

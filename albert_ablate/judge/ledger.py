@@ -3,13 +3,10 @@
 The same claims and records give the same ledger, byte for byte: nothing in it depends on when or where it was made.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from albert_ablate.config import ConfigError, nearest, unwritable
 from albert_ablate.judge import registration
@@ -20,7 +17,7 @@ from albert_ablate.judge.external import gather_any, home_folder, open_store
 from albert_ablate.judge.run_store import RunStore
 from albert_ablate.records.checked import write_checked
 from albert_ablate.records.folder import DONE
-from albert_ablate.records.json_output import schema_id
+from albert_ablate.records.json_output import nonfinite_as_text, schema_id
 from albert_ablate.stats.verdicts import Claim, verdicts
 
 
@@ -117,19 +114,6 @@ def write_ledger(ledger: Mapping[str, Any], path: Path) -> None:
     """As strict JSON: what is not finite is "Infinity", "-Infinity" or "NaN"."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_checked(path, {"schema": schema_id("ledger"), **strict(ledger)})
+        write_checked(path, {"schema": schema_id("ledger"), **nonfinite_as_text(ledger)})
     except OSError as error:
         raise unwritable(path, error) from None
-
-
-def strict(value: Any) -> Any:
-    """What JSON can hold: a number that is not finite as text, see `write_ledger`."""
-    if isinstance(value, Mapping):
-        return {str(k): strict(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [strict(v) for v in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    return value

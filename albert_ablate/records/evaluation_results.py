@@ -10,6 +10,7 @@ from typing import Any
 
 from albert_ablate.config import ConfigError
 from albert_ablate.records.checked import read_checked, write_checked
+from albert_ablate.records.json_output import nonfinite_as_text
 
 FILE = "evaluations.json"
 WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # JSON has no numbers for them
@@ -41,17 +42,7 @@ def read_evaluations(folder: Path, run: str | None = None) -> dict[str, dict[str
 
 def write_evaluations(folder: Path, entries: Mapping[str, Mapping], run: str | None = None) -> None:
     """Replace the file. Non-finite numbers become the words NaN, Infinity and -Infinity."""
-    write_checked(folder / FILE, _words(entries), run)
-
-
-def _words(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _words(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_words(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    return value
+    write_checked(folder / FILE, nonfinite_as_text(entries), run)
 
 
 def _numbers(row: Mapping) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from albert_ablate.records.store import plain
+
 SCHEMAS = Path(__file__).parent.parent / "schemas"  # NAME.schema.json, published: docs/referee.md
 VERSIONS = {"answer": 1, "ledger": 1, "status": 1, "run": 1, "methods": 1}
 
@@ -25,15 +27,20 @@ def schema(name: str) -> dict[str, Any]:
 
 def document(name: str, content: Mapping[str, Any]) -> str:
     """The document as text; a number that is not finite is null."""
-    return json.dumps(_finite({"schema": schema_id(name), **content}), indent=1, ensure_ascii=False, allow_nan=False)
+    return json.dumps(plain({"schema": schema_id(name), **content}), indent=1, ensure_ascii=False, allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def nonfinite_as_text(value: Any) -> Any:
+    """Numbers that JSON has none for as "NaN", "Infinity" or "-Infinity", at any depth; numpy's as plain numbers."""
     if isinstance(value, Mapping):
-        return {str(k): _finite(v) for k, v in value.items()}
+        return {str(k): nonfinite_as_text(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return [nonfinite_as_text(v) for v in value]
+    if type(value).__module__ == "numpy":
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
 
 
 @contextlib.contextmanager

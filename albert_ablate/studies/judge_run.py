@@ -18,11 +18,11 @@ from albert_ablate.judge.console import show_ledger
 from albert_ablate.judge.contrast_data import Job
 from albert_ablate.judge.export import exported
 from albert_ablate.judge.external import home_folder
-from albert_ablate.judge.ledger import judge_and_register, judged, refuse_unknown, strict, write_ledger
+from albert_ablate.judge.ledger import judge_and_register, judged, refuse_unknown, write_ledger
 from albert_ablate.judge.run_store import RunStore
 from albert_ablate.judge.words import OPEN
 from albert_ablate.records.folder import DONE
-from albert_ablate.records.json_output import document, output_to_stderr
+from albert_ablate.records.json_output import document, nonfinite_as_text, output_to_stderr
 from albert_ablate.records.tuning import tuning_tokens
 from albert_ablate.stats.learning_rate import tuning_price
 from albert_ablate.studies.launch import Study, split_overrides
@@ -100,7 +100,7 @@ def _print_ledger(
 ) -> None:  # fmt: skip
     if as_json:
         shown = [e for e in ledger["claims"] if not only or e["name"] in only]
-        print(document("ledger", strict({**ledger, "claims": shown})))
+        print(document("ledger", nonfinite_as_text({**ledger, "claims": shown})))
     elif format:
         print(exported(ledger, format, only), end="")
     else:

@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from albert_ablate.config import ConfigError
+from albert_ablate.config.dotted import dotted
 from albert_ablate.config.secrets import masked
 
 AXES = ("tokens", "step", "seconds", "flops")
@@ -313,7 +314,7 @@ def _applies(history: str, column: str, value: Any) -> bool:
 
 def settings(record: Mapping) -> dict[str, Any]:
     """The configuration and the names of a run, by dotted key."""
-    return {"arm": record["arm"], "setting": record["setting"], **dict(_dotted(record["config"]))}
+    return {"arm": record["arm"], "setting": record["setting"], **dict(dotted(record["config"]))}
 
 
 def figures(record: Mapping) -> dict[str, float]:
@@ -324,11 +325,3 @@ def figures(record: Mapping) -> dict[str, float]:
 def status_of(record: Mapping) -> str:
     """finished, diverged, stopped, or failed for whatever else a session has left."""
     return record["status"] if record["status"] in ("finished", "diverged", "stopped") else "failed"
-
-
-def _dotted(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _dotted(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

@@ -28,11 +28,11 @@ from albert_ablate.analysis.registry import MEASURES, Evidence, Missing
 from albert_ablate.cli import main
 from albert_ablate.config import ConfigError, check, compose, run_identity, to_container
 from albert_ablate.judge.claims import arms_of, read_claims
-from albert_ablate.judge.ledger import judge, judge_and_register, strict
+from albert_ablate.judge.ledger import judge, judge_and_register
 from albert_ablate.judge.run_store import RunStore
 from albert_ablate.judge.words import ratio_words
 from albert_ablate.records.history import SCHEMAS
-from albert_ablate.records.json_output import document
+from albert_ablate.records.json_output import document, nonfinite_as_text
 from albert_ablate.report.claims import draw_claims
 from albert_ablate.stats import sequential as statistics
 from albert_ablate.studies.judge_run import Budget, PairRunner
@@ -105,7 +105,7 @@ class Workbench:
 
     def judged(self, **claim):
         ledger = judge(read_claims(self.file(**claim)), self.runs)
-        return published(document("ledger", strict(ledger)), "ledger") and ledger["claims"][0]
+        return published(document("ledger", nonfinite_as_text(ledger)), "ledger") and ledger["claims"][0]
 
     def command(self, *more, **claim):
         return main(["judge", str(self.file(**claim)), "--runs", str(self.runs), *more])

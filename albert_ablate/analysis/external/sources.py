@@ -12,6 +12,7 @@ from typing import Any
 from albert_ablate.analysis.external.cells import RawRun, number, whole
 from albert_ablate.analysis.external.mapping import TABLES, Columns
 from albert_ablate.config import ConfigError
+from albert_ablate.config.dotted import dotted
 from albert_ablate.config.secrets import masked
 
 EVENTS = "*tfevents*"
@@ -160,19 +161,11 @@ def _wandb_runs(columns: Columns) -> Iterator[RawRun]:
     from albert_ablate.analysis.wandb_reader import server_runs
 
     for run in server_runs(columns.source):
-        config, summary = dict(_flat(dict(run.config))), dict(_flat(dict(run.summary)))
+        config, summary = dict(dotted(dict(run.config))), dict(dotted(dict(run.summary)))
         facts: dict[str, Any] = {**_named(run.name, columns), **config, **summary}
         facts |= {f"config.{k}": v for k, v in config.items()} | {f"summary.{k}": v for k, v in summary.items()}
         facts |= {"name": run.name, "state": run.state, "status": run.state, "group": run.group}
         yield RawRun(f"{columns.source}/{run.id}", facts, partial(_scanned, run, columns.step))
-
-
-def _flat(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _named(name: str, columns: Columns) -> dict[str, str]:
