@@ -21,6 +21,7 @@ from albert_ablate.config.secrets import masked
 from albert_ablate.evaluations import commands as evaluations
 from albert_ablate.referee import commands as referee
 from albert_ablate.report import commands as analysis
+from albert_ablate.scaffold import commands as scaffold
 from albert_ablate.studies import commands as studies
 from albert_ablate.training.generate import generate
 
@@ -142,6 +143,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "plan": studies.plan,
     "gate": referee.gate,
     "mcp": referee.mcp,
+    "new": scaffold.new,
+    "check-component": scaffold.check_component,
 }
 for name, function in COMMANDS.items():
     app.command(name)(with_own_folders(function))

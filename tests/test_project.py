@@ -21,7 +21,7 @@ LAYERS = [
     {"model", "optim"},
     {"evaluations"},
     {"training", "analysis"},
-    {"judge"},
+    {"judge", "scaffold"},
     {"report"},
     {"studies"},
     {"referee"},

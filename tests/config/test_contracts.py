@@ -3,47 +3,22 @@
 A new option is picked up from disk. What an option cannot promise stands in EXCEPTIONS with its reason.
 """
 
-import copy
-import math
 import tempfile
-from contextlib import nullcontext
 from dataclasses import MISSING
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import torch
 import yaml
 from checkpoints import gpt2
-from factories import SMALL
-from omegaconf import OmegaConf
 
-from albert_ablate import build_model, compose
-from albert_ablate.config import (
-    COMPONENTS,
-    HYDRA_KEYS,
-    check,
-    conf_folder,
-    construct,
-    identity,
-    options,
-    parameters_of,
-    to_container,
-)
-from albert_ablate.data.packed import Order, take_blocks
-from albert_ablate.model.build import assemble, build
-from albert_ablate.model.loss import objective
-from albert_ablate.optim.clipping import global_norm
-from albert_ablate.optim.optimizers import assert_covers, decay_groups
-from albert_ablate.training.language import estimated_seconds
-from albert_ablate.training.module import LanguageModel
-from albert_ablate.training.ranks import Ranks
-from albert_ablate.training.validation import Evaluator
+from albert_ablate import compose
+from albert_ablate.config import COMPONENTS, HYDRA_KEYS, check, conf_folder, identity, options, parameters_of
+from albert_ablate.model.build import assemble
+from albert_ablate.training import contracts
 
 OPTIONS = options()
 ALL = [(group, option) for group, names in OPTIONS.items() for option in names]
-TINY = [*SMALL, "data.batch=4", "budget.tokens=320"]
 # options that cannot be composed without a value only the user knows
 NEEDS = {
     ("data", "text_files"): ["data.path=somewhere"],
@@ -66,100 +41,31 @@ UNLISTED = {  # would do nothing there
     ("attention", "qk_norm"): {"rotary_base", "rotary_factor", "rotary_bands", "qk_clip"},
     ("attention", "rotary"): {"qk_eps"},
 }
-TRAINED = [pair for pair in ALL if pair[0] not in ("data", "tokenizer", "task", "logger", "trainer", "evaluation")]
+TRAINED = [pair for pair in ALL if pair[0] not in contracts.UNTRAINED]
 AS_FILES_SAY = ("pretrained", "hf")  # whose shape stands in a file
-STEPS = 5  # of which the first three must move every parameter
-
-
-@cache
-def composed(*overrides):
-    return compose(list(overrides))
 
 
 def configuration(group, option, *more):
-    tiny = [o for o in TINY if group not in ("model", "recipe") or not o.startswith("model=")]
-    if option == "hf":  # its sizes are model.changes
-        tiny = [o for o in tiny if not o.startswith("model.")]
-    cfg = composed(f"{group}={option}", *tiny, *NEEDS.get((group, option), []))
-    # a copy; Hydra would take a tenth of a second
-    return OmegaConf.create(to_container(check(OmegaConf.merge(cfg, OmegaConf.from_dotlist(list(more))))))
-
-
-def batches(seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(0, 256, (4, 17), generator=generator) for _ in range(STEPS)]
-
-
-def train(cfg, steps=STEPS):
-    """`steps` steps with the arm's own loss, clipping, optimizer and schedule: model, gradient seen, clipped shares."""
-    torch.set_num_threads(1)
-    cfg = check(cfg)
-    model = build_model(cfg).train()
-    before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    optimizer = build(cfg["optimizer"], decay_groups(model), True)
-    assert_covers(optimizer, model)
-    loss, clip, shape = construct(cfg.loss), build(cfg["clip"]), construct(cfg.schedule)
-    named, peak = list(model.named_parameters()), [g["lr"] for g in optimizer.param_groups]
-    seen = dict.fromkeys(before, False)
-    trace = []
-    for step, rows in enumerate(batches()[:steps]):
-        model.clock.set(step, 0, step, STEPS)
-        for group, lr in zip(optimizer.param_groups, peak, strict=True):
-            group["lr"] = lr * shape((step + 0.5) / STEPS)
-        optimizer.zero_grad(set_to_none=True)
-        logits: list[torch.Tensor] = []
-        total, plain = objective(loss, lambda tokens, kept=logits: kept.append(model(tokens)) or kept[0], rows)
-        if getattr(optimizer, "due", False):
-            optimizer.sample(logits[0], torch.rand(rows[:, 1:].shape, generator=torch.Generator().manual_seed(step)))
-        total.backward()
-        for name, p in named:
-            seen[name] |= p.grad is not None and bool(p.grad.ne(0).any())
-        with torch.no_grad():
-            norm, _ = global_norm([p.grad for _, p in named if p.grad is not None])
-            share = clip(named, norm, plain.detach())
-        optimizer.step()
-        model.after_step()
-        trace.append([plain.item(), norm.item(), float(share)])
-    moved = {n: bool((p != before[n]).any()) for n, p in model.named_parameters()}
-    return model, seen, moved, trace
-
-
-def state(cfg):
-    """All that a number of an option can change: what is built and every step's figures and weights."""
-    model, *_, trace = train(cfg)
-    weights = {n: p.detach().clone() for n, p in model.named_parameters()}
-    return str(model), trace, weights
+    return contracts.configuration(group, option, more, NEEDS.get((group, option), []))
 
 
 @cache
 def state_of(group, option, *more):
     """`state` of an option as it is, which several of its arguments are compared with."""
-    return state(configuration(group, option, *more))
-
-
-def differ(a, b):
-    same = a[0] == b[0] and a[1] == b[1] and a[2].keys() == b[2].keys()
-    return not (same and all(torch.equal(a[2][n], b[2][n]) for n in a[2]))
+    return contracts.state(configuration(group, option, *more))
 
 
 @pytest.mark.parametrize(("group", "option"), ALL)
 def test_option_composes_and_its_arguments_bind(group, option):
     cfg = configuration(group, option)
-    assert check(cfg) == check(to_container(check(cfg)))
     for key in COMPONENTS:
-        node = cfg[key]
-        known = parameters_of(node["_target_"])
+        node, known = cfg[key], parameters_of(cfg[key]["_target_"])
         assert set(node) - HYDRA_KEYS <= set(known)
         assert all(default is not MISSING or name in node for name, (_, default) in known.items())
-    assert cfg.choices[group] == option
-    if group in COMPONENTS:  # else `group.name=value` could not be set without a plus
-        missing = set(parameters_of(cfg[group]["_target_"])) - set(cfg[group]) - UNLISTED.get((group, option), set())
-        assert not missing, f"conf/{group}/{option}.yaml does not list {missing}"
+    assert not contracts.unbound(cfg, group, option, UNLISTED.get((group, option), ()))
 
 
-@pytest.mark.parametrize(
-    "option", [o for o in OPTIONS["model"] if o not in AS_FILES_SAY]
-)  # its size is its checkpoint's
+@pytest.mark.parametrize("option", [o for o in OPTIONS["model"] if o not in AS_FILES_SAY])
 def test_model_is_built_on_the_meta_device_at_its_own_size(option):
     cfg = compose([f"model={option}"])
     model = assemble(check(cfg))
@@ -168,21 +74,7 @@ def test_model_is_built_on_the_meta_device_at_its_own_size(option):
 
 @pytest.mark.parametrize(("group", "option"), TRAINED)
 def test_option_trains_and_every_parameter_takes_part(group, option):
-    _, seen, moved, trace = train(configuration(group, option), steps=3)
-    assert all(math.isfinite(x) for row in trace for x in row)
-    assert all(seen.values()), [n for n, s in seen.items() if not s]
-    assert all(moved.values()), [n for n, m in moved.items() if not m]
-
-
-def perturbed(key, value):
-    """A nearby allowed value of another size, None where there is none to try."""
-    if isinstance(value, bool):
-        return not value
-    if isinstance(value, int):
-        return value * 2 if key in ("model.width", "model.heads") else value + 1
-    if isinstance(value, float):
-        return 0.05 if value == 0 else value * 0.5
-    return None
+    assert not contracts.untrained(configuration(group, option))
 
 
 # (group, number) or (group, option, number): what makes the number count, where the tiny arm alone would not show it
@@ -257,7 +149,6 @@ def test_every_argument_of_an_option_changes_something(group, option, name):
     circumstances = CIRCUMSTANCES.get((group, option, name), CIRCUMSTANCES.get((group, name), []))
     cfg = configuration(group, option, *circumstances)
     value = cfg[group].get(name, parameters_of(cfg[group]["_target_"])[name][1])
-    other = copy.deepcopy(cfg)
     if name == "positions":
         tried = "rotary" if value == "learned" else "learned"
     elif name == "activation":
@@ -283,53 +174,15 @@ def test_every_argument_of_an_option_changes_something(group, option, name):
     elif name == "shape":
         tried = "linear" if value != "linear" else "cosine"
     else:
-        tried = perturbed(f"{group}.{name}", value)
+        tried = contracts.another(value, None, even=(group, name) in (("model", "width"), ("model", "heads")))
     assert tried is not None, f"no way to perturb {group}.{name}={value}: add one"
-    OmegaConf.set_struct(other, False)
-    other[group][name] = tried
-    assert differ(state_of(group, option, *circumstances), state(other)), (
-        f"{group}.{name}={value} -> {tried} changes nothing"
-    )
-    assert identity(cfg, "text").setting != identity(other, "text").setting
+    assert not contracts.ineffective(cfg, group, name, tried, state_of(group, option, *circumstances))
 
 
 def test_the_seed_changes_the_run_and_not_the_setting():
     a, b = configuration("norm", "pre_ln"), configuration("norm", "pre_ln", "seed=1")
     assert identity(a, "t").setting == identity(b, "t").setting and identity(a, "t").run != identity(b, "t").run
-    assert differ(state(a), state(b))
-    assert not differ(state(a), state(a))
-
-
-# --- what is measured beside training --------------------------------------------------------------------------------
-
-
-def left(module):
-    """All that a pass can leave behind: weights, every buffer, gradients and other attributes of the model, what
-    clipping rule and optimizer keep, torch's generator."""
-    kept = {"generator": torch.get_rng_state()}
-    for name, part in module.model.named_modules():
-        for key, value in vars(part).items():
-            if key not in ("_parameters", "_buffers", "_modules"):
-                kept[f"{name}.{key}"] = copy.copy(value) if isinstance(value, torch.Tensor | dict) else repr(value)
-    for kind, found in (("weight", module.model.named_parameters()), ("buffer", module.model.named_buffers())):
-        kept |= {f"{kind} {name}": value.detach().clone() for name, value in found}
-    kept |= {f"{n}.grad": None if p.grad is None else p.grad.clone() for n, p in module.named}
-    optimizer, names = module.trainer.optimizers[0], {id(p): n for n, p in module.named}
-    for p, state in optimizer.state.items():
-        kept |= {f"{names[id(p)]}.{key}": copy.deepcopy(value) for key, value in state.items()}
-    own = {k: v for k, v in vars(optimizer).items() if k not in ("state", "param_groups")}
-    groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    return kept | {"optimizer": repr(own), "groups": repr(groups), "clip": repr(vars(module.clip))}
-
-
-def same(a, b):
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else repr(a) == repr(b)
-
-
-class Text:
-    """Tokens as the estimate takes them."""
-
-    train = torch.arange(4000).remainder(251).numpy().astype("uint8")
+    assert not contracts.unseeded(a)
 
 
 MEASURED = [(pair, ()) for pair in TRAINED] + [
@@ -338,65 +191,6 @@ MEASURED = [(pair, ()) for pair in TRAINED] + [
 ]
 
 
-class Sampled(Text):
-    """And as the evaluator does."""
-
-    validation = test = Text.train[::-1].copy()
-
-    def __init__(self, vocabulary):
-        self.vocabulary = vocabulary
-
-    def bytes_per_target(self, *sample):
-        return 1.0
-
-
 @pytest.mark.parametrize("pair, more", MEASURED, ids=lambda x: "-".join(x) or "plain")
 def test_a_measuring_pass_leaves_nothing_in_model_or_optimizer(pair, more):
-    cfg = check(configuration(*pair, *more))
-    context, order = cfg["model"]["context"], Order(60, cfg["data"]["batch"], 0)
-    module = LanguageModel(build_model(cfg), cfg, STEPS).train()
-    optimizer = module.configure_optimizers()["optimizer"]
-    module.trainer = SimpleNamespace(
-        optimizers=[optimizer],
-        precision_plugin=SimpleNamespace(forward_context=nullcontext),
-        strategy=SimpleNamespace(reduce=lambda value, reduce_op: value),
-        world_size=1,
-        global_rank=0,
-    )
-
-    def unchanged(measure):
-        before, found = left(module), measure()
-        after = left(module)
-        assert not [key for key in {*before, *after} if not same(before.get(key), after.get(key))]
-        return found
-
-    def estimate():
-        return estimated_seconds(module, Text, order, context, 10)
-
-    assert unchanged(estimate) > 0
-    for micro in range(cfg["data"]["accumulate"]):  # one step, so that there is a state to spoil
-        module.training_step(micro_batch(cfg, order, micro), micro).backward()
-    module.configure_gradient_clipping(optimizer)
-    optimizer.step()
-    module.model.after_step()
-    module.zero_grad(set_to_none=True)
-    assert optimizer.state
-    assert unchanged(estimate) > 0  # as before a session that goes on
-    evaluator = Evaluator(Sampled(256), context, 32, Ranks())
-
-    def evaluate():
-        with module.evaluated_weights():
-            return evaluator.evaluate(module.model, "validation", nullcontext())["loss"]
-
-    assert unchanged(evaluate) > 0
-    batch = micro_batch(cfg, order, 0)
-    module.training_step(batch, 0).backward()  # another has begun: its gradients and statistics must stay
-    unchanged(lambda: module.watch.probe.beside(batch[:, :-1]))
-    module.watch.detailed, module.watch.gns_rows = True, batch[:1]
-    unchanged(module.on_after_backward)
-    assert module.watch.gns_grad_sq is not None or cfg["data"]["accumulate"] > 1
-
-
-def micro_batch(cfg, order, number):
-    rows = torch.from_numpy(take_blocks(Text.train, order.indices(0), cfg["model"]["context"]))
-    return rows.chunk(cfg["data"]["accumulate"])[number]
+    assert not contracts.measuring_leaves(configuration(*pair, *more))
