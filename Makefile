@@ -1,4 +1,4 @@
-.PHONY: check diagram format test slow
+.PHONY: check diagram docs format test slow
 
 check:  ## what a commit must pass
 	ruff check .
@@ -15,6 +15,9 @@ test:  ## all that start no processes
 
 diagram:
 	python docs/packages.py
+
+docs:  ## the manual as a site, in site/
+	NO_MKDOCS_2_WARNING=1 python -m mkdocs build
 
 slow:  ## hundreds of kills, long simulations
 	pytest -m slow

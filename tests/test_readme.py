@@ -1,6 +1,8 @@
 """Commands of README.md and docs/: options exist, settings compose, files are there; slow: they run."""
 
 import itertools
+import json
+import math
 import re
 import shlex
 import subprocess
@@ -45,11 +47,25 @@ def test_the_readme_has_commands_of_every_kind():
     assert len(TRAIN) >= 15 and len(TOOL) >= 20 and {c.split()[0] for c in COMMANDS} == set(STARTS)
 
 
+@pytest.fixture
+def named_files(tmp_path, monkeypatch):
+    """The files that commands of docs/ name as somebody's own."""
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2}
+    for file in ("llama.json", "FOLDER/config.json"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(json.dumps({"model_type": "llama", "vocab_size": 300, **sizes}))
+    (tmp_path / "FOLDER" / "model.safetensors").touch()  # is not read where a configuration is composed
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.mark.parametrize("command", TRAIN)
-def test_settings_of_the_readme_compose(command):
+def test_settings_of_the_readme_compose(command, request):
+    if "model=hf" in command:
+        request.getfixturevalue("named_files")
     words = shlex.split(command)
     found = composed(words[words.index("run.py") + 1 :])
-    assert len(found) == (6 if "-m" in words else 1)  # two norms, three seeds
+    levels = [word.partition("=")[2].count(",") + 1 for word in words if "[" not in word] if "-m" in words else []
+    assert len(found) == math.prod(levels)
 
 
 @pytest.mark.parametrize("command", TOOL)

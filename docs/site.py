@@ -1,0 +1,165 @@
+"""Pages of the site that are made from something else: README, CHANGELOG, options, measures, commands, claims file."""
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md",
+         "benchmarks/README.md": "benchmarks.md"}  # fmt: skip
+COPIED = {"analysis/images": "images", "albert_ablate/schemas": "schemas"}  # folders: here, on the site
+
+
+def on_config(config):
+    """The pages of the options join the navigation."""
+    groups = sorted(folder.name for folder in (ROOT / "conf").iterdir() if folder.is_dir())
+    pages = [f"reference/{group}.md" for group in groups if any((ROOT / "conf" / group).glob("*.yaml"))]
+    for entry in config.nav:
+        if "Train" in entry:
+            entry["Train"].insert(1, {"Every option": pages})
+    return config
+
+
+def on_files(files: Files, config) -> Files:
+    """Add the made pages and the pictures that pages show."""
+    made = {page: relinked((ROOT / source).read_text(), source) for source, page in PAGES.items()}
+    made |= dict(options_pages()) | {"every_measure.md": measures_page(), "commands.md": commands_page()}
+    for name, content in made.items():
+        files.append(File.generated(config, name, content=content))
+    for source, place in COPIED.items():
+        for file in sorted((ROOT / source).iterdir()):
+            if file.suffix in (".png", ".svg", ".json"):
+                files.append(File.generated(config, f"{place}/{file.name}", abs_src_path=str(file)))
+    return files
+
+
+def on_page_markdown(markdown: str, page, config, files) -> str:
+    """Links of a page of docs/ to files beside that folder; the diagram of packages as a picture, since Mermaid would
+    be fetched from another host."""
+    if page.file.generated_by is not None:
+        return markdown
+    markdown = re.sub(r"```mermaid\n(.*?)```", lambda m: drawn(m[1]), markdown, flags=re.DOTALL)
+    return relinked(markdown, f"docs/{page.file.src_uri}")
+
+
+def drawn(graph: str) -> str:
+    """A graph of `A --> B` lines as SVG: a package stands below all that import it."""
+    arrows = re.findall(r"(\w+) --> (\w+)", graph)
+    nodes = sorted({node for arrow in arrows for node in arrow})
+    rank = dict.fromkeys(nodes, 0)
+    for _ in nodes:
+        for above, below in arrows:
+            rank[below] = max(rank[below], rank[above] + 1)
+    rows = [[n for n in nodes if rank[n] == r] for r in range(max(rank.values()) + 1)]
+    at = {n: (720 * (i + 1) / (len(row) + 1), 30 + 64 * r) for r, row in enumerate(rows) for i, n in enumerate(row)}
+    lines = [f'<line x1="{at[a][0]:.0f}" y1="{at[a][1] + 14}" x2="{at[b][0]:.0f}" y2="{at[b][1] - 16}" '
+             'stroke="currentColor" opacity="0.5" marker-end="url(#tip)"/>' for a, b in arrows]  # fmt: skip
+    boxes = [f'<rect x="{x - 52:.0f}" y="{y - 15}" width="104" height="28" rx="5" fill="none" stroke="currentColor"/>'
+             f'<text x="{x:.0f}" y="{y + 4}" text-anchor="middle" fill="currentColor" font-size="13">{n}</text>'
+             for n, (x, y) in at.items()]  # fmt: skip
+    tip = ('<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+           '<path d="M0 0L8 4L0 8z" fill="currentColor"/></marker></defs>')  # fmt: skip
+    size = f"0 0 720 {64 * len(rows)}"
+    return (
+        f'<svg viewBox="{size}" role="img" aria-label="packages and their imports">{tip}{"".join(lines + boxes)}</svg>'
+    )
+
+
+def relinked(text: str, source: str) -> str:
+    """The text of a file of the repository with its links as they are on the site."""
+
+    def link(match: re.Match) -> str:
+        target, _, anchor = match[1].partition("#")
+        if "://" in target or not target:
+            return match[0]
+        place = (ROOT / source).parent.joinpath(target).resolve().relative_to(ROOT).as_posix()
+        place = PAGES.get(place, place.removeprefix("docs/"))
+        for folder, there in COPIED.items():
+            place = place.replace(folder, there)
+        return f"]({place}{'#' + anchor if anchor else ''})"
+
+    return re.sub(r"\]\(([^)\s]+)\)", link, text)
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in lines
+    )
+
+
+def options_pages() -> Iterator[tuple[str, str]]:
+    """A page for each group of options: formula, source and defaults, as `albert-ablate methods` prints them."""
+    from albert_ablate.report.methods import methods
+
+    groups: dict[str, list] = {}
+    for method in methods():
+        groups.setdefault(method.kind, []).append(method)
+    for kind, own in sorted(groups.items()):
+        parts = [
+            f"# {kind}",
+            f"What `{kind}=NAME` takes. Made from the components, as `albert-ablate methods {kind}` is.",
+        ]
+        if kind in ("norm", "dropout", "dropout_time"):
+            parts.append("![every option before training](../images/methods.png)")
+        for m in own:
+            parts.append(f"## {m.option}")
+            if m.formula:
+                parts.append(f"`{m.formula}`" if "`" not in m.formula else m.formula)
+            cited = [f"{s['authors']} {s['year']}" + (f", [arXiv {s['arxiv']}](https://arxiv.org/abs/{s['arxiv']})"
+                     if s["arxiv"] else "") for s in m.sources]  # fmt: skip
+            if cited:
+                parts.append("Source: " + "; ".join(cited) + ".")
+            if m.license:
+                parts.append(f"License: {m.license}. Origin: {m.origin}.")
+            if m.defaults:
+                rows = [[f"`{kind}.{k}`", f"`{json.dumps(v)}`"] for k, v in m.defaults.items()]
+                parts.append(table(["key", "default"], rows))
+        yield f"reference/{kind}.md", "\n\n".join(parts) + "\n"
+
+
+def measures_page() -> str:
+    """Every measure that a claim may ask for, from the registry."""
+    from albert_ablate.analysis.registry import MEASURES
+
+    kinds = {"run": "a run", "initial": "a run before its first step", "grid": "a seed's runs over learning rates",
+             "pair": "the two runs of a seed", "exact": "a run, without noise"}  # fmt: skip
+    rows = [[f"`{m.name}`", m.description if m.description != m.name else "", m.unit, m.better,
+             "log ratio" if m.log else "difference", kinds[m.kind],
+             f"`albert-ablate evaluate RUN {m.evaluation}`" if m.evaluation else ""]
+            for m in MEASURES.values()]  # fmt: skip
+    head = ["measure", "what it is", "unit", "better", "judged as", "of", "needs"]
+    return f"""# Every measure
+
+What `measure:` of a [claim](verdicts.md) and `--metric` of `compare` take; made from the registry. Besides these
+`domains.CORPUS` is bits per byte on another corpus, and `column.NAME` and `ratio.NAME` are columns of
+[runs of other trainers](others_runs.md).
+
+{table(head, rows)}
+"""
+
+
+def commands_page() -> str:
+    """The help of every command, as the terminal prints it."""
+    from typer.main import get_command
+
+    from albert_ablate.cli import app
+
+    tool = get_command(app)
+    parts = ["# Commands", "`albert-ablate COMMAND --help` prints the same."]
+    for name, command in sorted(tool.commands.items()):  # type: ignore[attr-defined]
+        parts.append(f"## {name}")
+        parts.append((command.help or "").split("\f")[0].strip())
+        rows = []
+        for p in command.params:
+            words = getattr(p, "help", None) or ""
+            shown = "/".join([*p.opts, *p.secondary_opts]) if p.param_type_name == "option" else p.name.upper()
+            rows.append([f"`{shown}`", words])
+        if rows:
+            parts.append(table(["argument or option", "what it does"], rows))
+    return "\n\n".join(parts) + "\n"
