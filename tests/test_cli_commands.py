@@ -20,7 +20,7 @@ from albert_ablate.report.methods import attribute, docstring, formula_of, metho
 
 ROOT = Path(__file__).parent.parent
 ALL = methods()
-HEAVY = "{'torch', 'hydra', 'omegaconf', 'pytorch_lightning', 'numpy', 'pandas', 'wandb', 'pyarrow'}"
+HEAVY = "{'torch', 'hydra', 'omegaconf', 'pytorch_lightning', 'numpy', 'pandas', 'wandb', 'pyarrow', 'pydantic'}"
 
 
 @pytest.mark.process

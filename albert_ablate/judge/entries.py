@@ -9,7 +9,8 @@ import numpy as np
 
 from albert_ablate.analysis.registry import Evidence, Measure
 from albert_ablate.judge import registration
-from albert_ablate.judge.claims import ClaimsFile, ClaimText, Form, Part, arms_of, measure_of
+from albert_ablate.judge.claim_models import Form
+from albert_ablate.judge.claims import ClaimsFile, ClaimText, Part, arms_of, measure_of
 from albert_ablate.judge.contrast_data import ContrastData, finite_mean
 from albert_ablate.judge.run_store import RunStore
 from albert_ablate.judge.words import (

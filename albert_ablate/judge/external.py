@@ -18,7 +18,8 @@ from albert_ablate.analysis.external.cells import number
 from albert_ablate.analysis.external.runs import external_rows, home_of, is_external
 from albert_ablate.analysis.registry import Evidence, Missing, Unusable
 from albert_ablate.config import ConfigError, nearest
-from albert_ablate.judge.claims import UNPROVEN, ClaimsFile, ClaimText, Part, arms_of, measure_of
+from albert_ablate.judge.claim_models import UNPROVEN
+from albert_ablate.judge.claims import ClaimsFile, ClaimText, Part, arms_of, measure_of
 from albert_ablate.judge.comparability import unequal
 from albert_ablate.judge.contrast_data import ContrastData, Job
 from albert_ablate.judge.contrasts import add_pair, gather

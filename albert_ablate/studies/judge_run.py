@@ -13,7 +13,8 @@ from typing import Any, Literal
 from albert_ablate.analysis.external.runs import is_external
 from albert_ablate.config import ConfigError, compose
 from albert_ablate.judge import registration
-from albert_ablate.judge.claims import ClaimsFile, ClaimText, Form, arms_of, measure_of, read_claims
+from albert_ablate.judge.claim_models import Form
+from albert_ablate.judge.claims import ClaimsFile, ClaimText, arms_of, measure_of, read_claims
 from albert_ablate.judge.console import show_ledger
 from albert_ablate.judge.contrast_data import Job
 from albert_ablate.judge.export import exported
