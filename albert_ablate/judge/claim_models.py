@@ -10,7 +10,8 @@ from albert_ablate.analysis.registry import Measure, measure
 from albert_ablate.config import ConfigError, nearest
 from albert_ablate.config.validation import FileModel, Number, Place, Whole, dotted
 from albert_ablate.stats.learning_rate import LEAST_RATES, log_step
-from albert_ablate.stats.sequential import ALPHA, FIRST, FIRST_CORRECTED, MOST_PAIRS
+from albert_ablate.stats.sequential import ALPHA, FIRST, MOST_PAIRS
+from albert_ablate.stats.student import FIRST_CORRECTED
 
 SCREEN_PAIRS, SCREEN_RATES, SCREEN_STEP = 12, 5, 3.16  # a few rates must reach far, or the best lies at their edge
 EQUAL = {"tokens": 0.0, "parameters": 0.02, "flops": 0.05}
@@ -195,8 +196,8 @@ class ClaimText(FileModel):
         ("optimizer.lr",),
         description="a list, of optimizer.lr or empty, since only optimizer.lr is tuned; empty: at the arms' own rates",
     )
-    test: Literal["t", "skew_corrected", "moderated"] = Field(
-        "t", description="t, skew_corrected or moderated; the paired test, see docs/verdicts.md"
+    test: Literal["t", "skew_corrected", "skew_bounded", "moderated"] = Field(
+        "t", description="t, skew_corrected, skew_bounded or moderated; the paired test, see docs/verdicts.md"
     )
     waives: tuple[Literal["data_order", "tuning", "tokens"], ...] = Field(
         (), description=f"a list, of {', '.join(UNPROVEN)}; what runs of another trainer need not prove"
@@ -221,7 +222,7 @@ class ClaimText(FileModel):
             )
         if len(self.parts) > 1 and any(measure(p.measure).kind == "exact" for p in self.parts):
             raise ConfigError("a measure without noise must be a claim's only part.")
-        if self.test == "skew_corrected" and (few := [f.N for f in self.forms.values() if f.N < FIRST_CORRECTED]):
+        if self.test.startswith("skew_") and (few := [f.N for f in self.forms.values() if f.N < FIRST_CORRECTED]):
             raise ConfigError(f"test={self.test} needs N of {FIRST_CORRECTED} or more, got {few[0]}.")
         if self.test == "moderated" and not self.tuned:
             raise ConfigError(f"test={self.test} takes its spread from tuning runs: it needs tuned: [optimizer.lr].")

@@ -14,8 +14,9 @@ COLORS = {
 GAPS = ("gap", "gap_at_best", "gap_at_equal_training_loss")  # loss on validation minus training text
 CAVEAT = (
     "Intervals speak about new seeds on this text, this tokenizer and these sizes; not about new text. "
-    "Means of claims that stopped early run high. Where differences have a skew of 1 or 2, 5 % of error are 8 or 16 % "
-    "(test: skew_corrected in the claim keeps 5 %)."
+    "Means of claims that stopped early run high. Where differences have a skew of 1 or 2, 5 % of error are 8 or 16 %, "
+    "in a family of 15 claims 15 or 52 % (test: skew_corrected in the claim keeps 5 % of one claim, skew_bounded of a "
+    "family)."
 )
 
 

@@ -29,7 +29,8 @@ from albert_ablate.judge.words import (
 from albert_ablate.records.tuning import read_tuning
 from albert_ablate.stats import effects
 from albert_ablate.stats.learning_rate import pairs_missing, pairs_to_margin
-from albert_ablate.stats.sequential import FIRST, Test, nominal, skew, skew_error
+from albert_ablate.stats.sequential import FIRST, Test, nominal
+from albert_ablate.stats.student import skew, skew_error
 from albert_ablate.stats.verdicts import NULLS, OPPOSITE, Claim, Contrast, PartResult, Verdict, deciding_look, verdicts
 
 

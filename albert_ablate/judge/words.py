@@ -17,6 +17,8 @@ UNDECIDED = ("inconclusive", "undecided")
 
 TEST_WORDS = {
     "skew_corrected": "Judged by the t test and Johnson's modified t, which must agree, from pair 8 on.",
+    "skew_bounded": "Judged by the t test, Johnson's modified t and Hall's transformed t with the skew one standard "
+    "error farther against the effect, which must all agree, from pair 8 on.",
     "moderated": "Judged by the moderated t, whose spread is partly that of tuning runs, from pair 3 on.",
 }
 

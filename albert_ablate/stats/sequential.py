@@ -13,60 +13,25 @@ Why this is valid:
    and so is what all of them have in common: an interval that never again holds what a look has excluded.
 4. The signed-rank p may use the same formula, because its own curve lies below that of the t test.
 It assumes differences symmetric about their mean, as exchangeable arms have; skew 1 makes 5 % into 8 %, and skew 2 into
-16 %; in a family of 15 into 15 and 52 % (docs/verdicts.md; `Test` has what to do about it).
+16 %; in a family of 15 into 15 and 52 % (docs/verdicts.md; `student.Test` has what to do about it).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from math import comb, exp, inf, log, sqrt
+from math import comb, exp, inf, log
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from albert_ablate.stats.student import FIRST as FIRST
+from albert_ablate.stats.student import PLAIN, Test, mean_and_error, t_tail
+
 ALPHA = 0.05
-FIRST = 4  # with 3 pairs t must exceed 11, which only an accidentally tiny spread does
 PAIRS = 20
 MOST_PAIRS = 60  # the formula of `overall` was fitted to N = 4..60
 FUTILE_FROM, FUTILE = 8, 0.6
 SMALLEST_FITTED = 6e-5  # below this nominal level the fitted formula falls under the truth (at 1e-10, N = 60: tenfold)
-FIRST_CORRECTED = 8  # of `skew_corrected`: with fewer pairs no estimate of a skew is worth anything
-FIRST_MODERATED, PRIOR_FREEDOM = 3, 3  # of `moderated`
-TESTS = ("t", "skew_corrected", "moderated")
-
-
-@dataclass(frozen=True)
-class Test:
-    """How differences of finished pairs are judged.
-
-    t: the paired t test, from the fourth pair on.
-    skew_corrected: that and Johnson's modified t must both reject, from the eighth pair on (`p_johnson`).
-    moderated: from the third pair on, t with PRIOR_FREEDOM more degrees of freedom and the spread
-    s~^2 = (PRIOR_FREEDOM s0^2 + (n - 1) s^2) / (PRIOR_FREEDOM + n - 1) (Smyth 2004), s0^2 = `prior` the variance of the
-    paired differences of tuning runs, which are independent of all pairs judged.
-    """
-
-    name: str = "t"
-    prior: float = 0.0  # s0^2, in the unit of d squared
-
-    def __post_init__(self) -> None:
-        if self.name not in TESTS:
-            raise ValueError(f"A test is one of {', '.join(TESTS)}, got {self.name!r}.")
-        if (self.name == "moderated") != (0 < self.prior < inf):
-            raise ValueError(f"The test {self.name} cannot have a prior variance of {self.prior:g}.")
-
-    @property
-    def first(self) -> int:
-        """Pairs at the first look."""
-        return {"skew_corrected": FIRST_CORRECTED, "moderated": FIRST_MODERATED}.get(self.name, FIRST)
-
-    @property
-    def freedom(self) -> int:
-        """Degrees of freedom in addition to the n - 1 of n pairs."""
-        return PRIOR_FREEDOM if self.name == "moderated" else 0
-
-
-PLAIN = Test()
 
 
 def overall(a, N: int, test: Test = PLAIN):
@@ -147,37 +112,6 @@ def fisher(d):
     return _fisher_table(d.shape[-1])[(d == inf).sum(-1) + both, (d == -inf).sum(-1) + both][()]
 
 
-def p_johnson(d, side: float = 0.0):
-    """Two-sided p of Johnson's modified t: t + g (1/6 + t^2 / 3) / sqrt(n), g the sample skew, on n - 1 (Johnson 1978).
-
-    1 where the correction turns the sign of t. A tail towards which the mean does not lie makes t too large.
-    """
-    d = np.asarray(d, float) - side
-    n = d.shape[-1]
-    mean, se = _mean_and_error(d)
-    t = np.where(se > 0, mean / np.where(se > 0, se, 1.0), 0.0)
-    modified = t + skew(d) * (1 / 6 + t**2 / 3) / sqrt(n)
-    return np.where(modified * t > 0, _t_tail(modified, np.ones_like(t), n - 1), 1.0)[()]
-
-
-def skew(d):
-    """Sample skew with its correction for few pairs: sqrt(n (n - 1)) / (n - 2) m3 / m2^1.5; nan without spread.
-
-    Of normal differences its standard error is `skew_error`. It understates: of n pairs it is at most about sqrt(n).
-    """
-    d = np.asarray(d, float)
-    n = d.shape[-1]
-    x = d - d.mean(-1, keepdims=True)
-    random = np.ptp(d, axis=-1) > 0
-    m2 = np.where(random, (x**2).mean(-1), 1.0)
-    return np.where(random, (x**3).mean(-1) / m2**1.5 * sqrt(n * (n - 1)) / max(n - 2, 1), np.nan)[()]
-
-
-def skew_error(n: int) -> float:
-    """Standard error of `skew` of n normal differences: sqrt(6 n (n - 1) / ((n - 2) (n + 1) (n + 3)))."""
-    return sqrt(6 * n * (n - 1) / ((n - 2) * (n + 1) * (n + 3)))
-
-
 def p_effect(d, discrete: bool = False, test: Test = PLAIN):
     """Nominal two-sided p of one look: paired t while every pair has two finished runs.
 
@@ -191,10 +125,10 @@ def p_effect(d, discrete: bool = False, test: Test = PLAIN):
     d = _differences(d)
     by_rank = _by_rank(d, discrete)
     finite = np.where(by_rank[..., None], 0.0, d)
-    mean, se = _mean_and_error(finite, test)
-    p = np.array(_t_tail(mean, se, d.shape[-1] - 1 + test.freedom))
-    if test.name == "skew_corrected":
-        p = np.maximum(p, p_johnson(finite))
+    mean, se = mean_and_error(finite, test)
+    p = np.array(t_tail(mean, se, d.shape[-1] - 1 + test.freedom))
+    if test.corrected:
+        p = np.maximum(p, test.corrected(finite))
     if by_rank.any():
         p[by_rank] = np.minimum(signed_rank(d[by_rank]), fisher(d[by_rank]))
     return p[()]
@@ -208,11 +142,11 @@ def p_inside(d, margin: float, test: Test = PLAIN):
     d = _differences(d)
     finite = np.isfinite(d).all(-1)
     d = np.where(finite[..., None], d, 0.0)
-    mean, se = _mean_and_error(d, test)
+    mean, se = mean_and_error(d, test)
     room = margin - np.abs(mean)
-    p = _t_tail(room, se, d.shape[-1] - 1 + test.freedom)
-    if test.name == "skew_corrected":
-        p = np.maximum(p, np.maximum(p_johnson(d, margin), p_johnson(d, -margin)))
+    p = t_tail(room, se, d.shape[-1] - 1 + test.freedom)
+    if test.corrected:
+        p = np.maximum(p, np.maximum(test.corrected(d, margin), test.corrected(d, -margin)))
     return np.where(finite & (room > 0), p, 1.0)[()]
 
 
@@ -221,7 +155,7 @@ def sign(d):
     where Fisher's test finds more."""
     d = np.asarray(d, float)
     finite = np.isfinite(d).all(-1)
-    direction = np.array(np.sign(_mean_and_error(np.where(finite[..., None], d, 0.0))[0]))
+    direction = np.array(np.sign(mean_and_error(np.where(finite[..., None], d, 0.0))[0]))
     if not finite.all():
         lost = d[~finite]
         ranks = (np.sign(np.nan_to_num(lost)) * _doubled_ranks(lost)).sum(-1)
@@ -290,7 +224,7 @@ def interval(d, N: int = PAIRS, level: float = ALPHA, test: Test = PLAIN) -> tup
     d = d[np.isfinite(d)]
     if len(d) < 2:
         return float(d.sum()) if len(d) else np.nan, -inf, inf
-    mean, se = map(float, _mean_and_error(d, test))
+    mean, se = map(float, mean_and_error(d, test))
     half = critical(len(d), N, level, test) * se if se else inf
     return mean, mean - half, mean + half
 
@@ -331,7 +265,7 @@ def paired_interval(d, level: float = ALPHA) -> tuple[float, float, float]:
 
     d = _differences(d)
     refuse_unusable(d)
-    mean, se = map(float, _mean_and_error(d))
+    mean, se = map(float, mean_and_error(d))
     half = -float(stdtrit(len(d) - 1, level / 2)) * se
     return mean, mean - half, mean + half
 
@@ -383,13 +317,13 @@ def looks(d, margin: float, N: int = PAIRS, level: float = ALPHA, inside_level: 
         x, inside = d[:n] - null, -inf
         p = float(p_effect(x, discrete, test))
         if not _by_rank(x, discrete):
-            mean, se = _mean_and_error(x, test)
+            mean, se = mean_and_error(x, test)
             name, statistic, boundary = "t", (mean / se if se else 0.0), critical(n, N, level, test)
-            if test.name == "skew_corrected" and p > a >= _t_tail(mean, se, n - 1):
-                boundary = inf  # the modified t does not reach the level
+            if test.corrected and p > a >= t_tail(mean, se, n - 1):
+                boundary = inf  # the corrected t does not reach the level
             if se and null >= 0:
-                inside = (margin - abs(_mean_and_error(d[:n])[0])) / se
-            if test.name == "skew_corrected" and p_inside(d[:n], margin, test) > nominal(wide, N, test):
+                inside = (margin - abs(mean_and_error(d[:n])[0])) / se
+            if test.corrected and p_inside(d[:n], margin, test) > nominal(wide, N, test):
                 inside = min(inside, 0.0)
         elif fisher(x) < signed_rank(x):
             lost = [int((np.isnan(x) | (x == end)).sum()) for end in (inf, -inf)]
@@ -427,7 +361,7 @@ def refuse_unusable(d) -> None:
         raise ValueError(
             "A pair with a diverged run has no finite difference: use the signed rank or the finished pairs."
         )
-    if not _mean_and_error(d)[1]:
+    if not mean_and_error(d)[1]:
         raise ValueError(f"All {len(d)} differences equal {d[0]:g}: not a random measure; compare it exactly.")
 
 
@@ -448,31 +382,7 @@ def _by_rank(d: np.ndarray, discrete: bool) -> np.ndarray:
     finite = np.isfinite(d).all(-1)
     if not discrete:
         return ~finite
-    return ~finite | (_mean_and_error(np.where(finite[..., None], d, 0.0))[1] == 0)
-
-
-def _mean_and_error(d: np.ndarray, test: Test = PLAIN) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard error along the last axis; the error is exactly 0 where all differences are equal."""
-    if test.freedom:
-        mean, se = _mean_and_error(d)
-        n = d.shape[-1]
-        pooled = (test.freedom * test.prior / n + (n - 1) * se**2) / (test.freedom + n - 1)
-        return mean, np.where(se > 0, np.sqrt(pooled), 0.0)
-    # over a power of two, which rounds nothing: squares of 1e200 or 1e-200 would overflow or vanish
-    largest = np.abs(d).max(-1)
-    scale = np.ldexp(1.0, np.frexp(largest)[1] - 1)
-    x = d / scale[..., None]
-    # .3 - .1 and .5 - .3 differ by rounding only: without the tolerance they would be a t of 1e16
-    equal = np.ptp(x, axis=-1) <= 1e-12 * largest / scale
-    return x.mean(-1) * scale, np.where(equal, 0.0, x.std(-1, ddof=1)) / sqrt(d.shape[-1]) * scale
-
-
-def _t_tail(x, se, freedom: int):
-    """2 P(T > |x| / se), and 1 where se is 0."""
-    from scipy.special import stdtr
-
-    random = se > 0
-    return np.where(random, 2 * stdtr(freedom, -np.abs(x) / np.where(random, se, 1.0)), 1.0)
+    return ~finite | (mean_and_error(np.where(finite[..., None], d, 0.0))[1] == 0)
 
 
 def _doubled_ranks(d: np.ndarray) -> np.ndarray:

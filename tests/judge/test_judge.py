@@ -356,8 +356,9 @@ def test_skew_is_printed_and_its_test_can_be_asked_for(bench, capsys):
     shown = " ".join(capsys.readouterr().out.split())
     skew = scipy.stats.skew(d, bias=False)
     assert f"skew of the differences {skew:+.1f} (standard error 0.6)" in shown
-    found = bench.judged(test="skew_corrected")
-    assert found["parts"][0]["looks"][0]["pairs"] == 8 and found["parts"][0]["test"] == "skew_corrected"
+    for test in ("skew_bounded", "skew_corrected"):
+        found = bench.judged(test=test)
+        assert found["parts"][0]["looks"][0]["pairs"] == 8 and found["parts"][0]["test"] == test
     assert "Judged by the t test and Johnson's modified t, which must agree, from pair 8 on." in found["notes"]
     discrete = CLAIM["parts"][0] | {"measure": "parameters", "margin": 0.01}
     assert bench.judged(parts=[discrete], test="skew_corrected")["verdict"] == "no effect"

@@ -274,7 +274,7 @@ def test_ledger_statistics_are_scipys():
 
 # --- other tests -----------------------------------------------------------------------------------------------------
 
-MODERATED, CORRECTED = s.Test("moderated", 0.7), s.Test("skew_corrected")
+MODERATED, CORRECTED, BOUNDED = s.Test("moderated", 0.7), s.Test("skew_corrected"), s.Test("skew_bounded")
 
 
 def test_fisher_is_scipys_on_every_table():
@@ -296,26 +296,6 @@ def test_pairs_that_fisher_needs_where_a_control_always_diverges():
     (four, five) = s.looks(np.full(5, inf), 0.1, 20)
     assert (five.test, five.statistic, five.boundary) == ("Fisher's exact test", 5.0, 5.0)
     assert four.p == pytest.approx(2 / 70) and four.boundary == inf
-
-
-def test_skew_is_scipys_and_its_error_is_that_of_normal_samples():
-    d = np.random.default_rng(0).gamma(2, size=(20_000, 9))
-    assert s.skew(d) == pytest.approx(stats.skew(d, axis=-1, bias=False), rel=1e-9)
-    normal = s.skew(np.random.default_rng(1).standard_normal((20_000, 9)))
-    assert normal.std() == pytest.approx(s.skew_error(9), rel=0.03)
-    assert np.isnan(s.skew(np.full(5, 2.0)))
-
-
-def test_johnsons_t_by_hand():
-    d = np.array([0.1, 0.4, 0.2, 0.3, 1.9, 0.2, 0.5, 0.1])
-    t, g = stats.ttest_1samp(d, 0).statistic, stats.skew(d, bias=False)
-    modified = t + g * (1 / 6 + t**2 / 3) / sqrt(8)
-    assert s.p_johnson(d) == pytest.approx(2 * stats.t.sf(modified, 7))
-    assert s.p_johnson(-d) == s.p_johnson(d) == pytest.approx(s.p_johnson(d + 3, 3))
-    low = d - 1.2  # the mean lies away from the tail, which makes t too large
-    assert s.p_johnson(low) > s.p_effect(low) == pytest.approx(stats.ttest_1samp(low, 0).pvalue)
-    assert s.p_effect(low, test=CORRECTED) == s.p_johnson(low)
-    assert s.sequential(5 + d[:7], 0.1, 20, test=CORRECTED).effect == 1 and CORRECTED.first == 8
 
 
 def test_moderated_t_by_hand():
@@ -345,7 +325,7 @@ def test_tests_that_do_not_exist_are_refused(name, prior):
 
 
 @QUICK
-@given(differences(3), st.sampled_from([MODERATED, CORRECTED]))
+@given(differences(3), st.sampled_from([MODERATED, CORRECTED, BOUNDED]))
 def test_looks_of_other_tests_show_each_crossing(d, test):
     a, wide = s.nominal(0.05, 20, test), s.nominal(0.1, 20, test)
     steps = s.looks(d, 5.0, 20, test=test)

@@ -99,6 +99,18 @@ def test_two_tests_that_must_agree_keep_the_level_at_skew_two():
     assert stop(d[:4000])[0].mean() > 0.14  # today's t test alone
 
 
+def test_the_bounded_skew_keeps_five_percent_of_a_family():
+    d = np.random.default_rng(0).exponential(size=(40_000, 20)) - 1
+    level, family = s.nominal(0.05 / 15, 20), {}
+    for name in ("skew_corrected", "skew_bounded"):
+        p = np.stack([s.p_effect(d[:, :n], test=s.Test(name)) for n in range(8, 21)], -1)
+        family[name] = 1 - (1 - (p <= level).any(1).mean()) ** 15  # 15 independent claims
+    assert family["skew_bounded"] <= 0.05 < 0.1 < family["skew_corrected"]
+    effect = np.random.default_rng(1).standard_normal((4000, 20)) + 1
+    p = np.stack([s.p_effect(effect[:, :n], test=s.Test("skew_bounded")) for n in range(8, 21)], -1)
+    assert close((p <= s.nominal(0.05, 20)).any(1).mean(), 0.825, 4000, rounding=0.005)
+
+
 def test_heavy_tails_are_conservative():
     rng = np.random.default_rng(1)
     assert close(stop(rng.standard_t(3, (MANY, 20)))[0].mean(), 0.034, MANY)

@@ -215,7 +215,10 @@ def test_a_decided_claims_interval_excludes_its_null_value(seed, effect, n, null
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.integers(0, 10**6), st.floats(-1.5, 1.5), st.integers(3, 20), st.sampled_from(["moderated", "skew_corrected"])
+    st.integers(0, 10**6),
+    st.floats(-1.5, 1.5),
+    st.integers(3, 20),
+    st.sampled_from(["moderated", "skew_corrected", "skew_bounded"]),
 )
 def test_intervals_of_other_tests_agree_with_their_verdicts(seed, effect, n, name):
     rng = np.random.default_rng(seed)
