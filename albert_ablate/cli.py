@@ -11,14 +11,17 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from albert_ablate.cli_help import GROUPS, epilog, panel_of
 from albert_ablate.config import ConfigError, file_trouble, folders_named, without_folders
 from albert_ablate.config.secrets import masked
 from albert_ablate.evaluations import commands as evaluations
+from albert_ablate.records.json_output import NO_BARS, output_to
 from albert_ablate.referee import commands as referee
 from albert_ablate.report import commands as analysis
 from albert_ablate.scaffold import commands as scaffold
@@ -44,7 +47,12 @@ def about(
     they prove."""
 
 
-@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(
+    add_help_option=False,
+    rich_help_panel=panel_of("run"),
+    epilog=epilog("run"),
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
 def run(
     arguments: Annotated[
         list[str] | None, typer.Argument(help="key=value, -m for a grid, and Hydra's own flags; --help lists them.")
@@ -71,6 +79,37 @@ CONFIG_DIR = Annotated[
 ]
 
 
+QUIET = Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing but errors.")]
+# commands whose output tells how far they are; what the others print is their result
+SAY_PROGRESS = ("sweep", "tune", "agent", "calibrate", "evaluate", "sync")
+
+
+def quietly(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command with the option --quiet, under which it and the processes that it starts print errors alone."""
+
+    @functools.wraps(command)
+    def wrapped(*, quiet: bool = False, **given: Any) -> Any:
+        if not quiet:
+            return command(**given)
+        os.environ[NO_BARS] = "1"
+        with output_to(os.devnull):
+            return command(**given)
+
+    return _with_option(wrapped, command, "quiet", QUIET, False)
+
+
+def _with_option(
+    wrapped: Callable[..., Any], command: Callable[..., Any], name: str, annotation: Any, default: Any
+) -> Callable[..., Any]:
+    signature = inspect.signature(command)
+    option = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+    wrapped.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*signature.parameters.values(), option]
+    )
+    wrapped.__annotations__ = {**command.__annotations__, name: annotation}
+    return wrapped
+
+
 def with_own_folders(command: Callable[..., Any]) -> Callable[..., Any]:
     """A command with the option --config-dir, which also takes hydra.searchpath=[...] among its overrides."""
 
@@ -83,22 +122,14 @@ def with_own_folders(command: Callable[..., Any]) -> Callable[..., Any]:
         with folders_named(folders):
             return command(**given)
 
-    signature = inspect.signature(command)
-    option = inspect.Parameter("config_dir", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=CONFIG_DIR)
-    wrapped.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=[*signature.parameters.values(), option]
-    )
-    wrapped.__annotations__ = {**command.__annotations__, "config_dir": CONFIG_DIR}
-    return wrapped
+    return _with_option(wrapped, command, "config_dir", CONFIG_DIR, None)
 
 
 Tracker = Literal["wandb", "tensorboard", "mlflow"]
 
 
-@app.command()
-@with_own_folders
 def sync(
-    runs: Annotated[Path, typer.Argument(help="A run folder, or a folder of runs.", show_default=False)],
+    runs: Annotated[Path, typer.Argument(help="A run folder, or a folder of runs.")] = Path("runs"),
     to: Annotated[Tracker, typer.Option(help="Where they are sent.")] = "wandb",
     project: Annotated[
         str | None,
@@ -112,8 +143,6 @@ def sync(
     sync_runs(runs, to, project, entity, say=print)
 
 
-@app.command()
-@with_own_folders
 def methods(
     kind: Annotated[str | None, typer.Argument(help="One group: norm, dropout, optimizer, data, ...")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON (schema: docs/referee.md).")] = False,
@@ -128,7 +157,20 @@ def methods(
     show_methods(kind, as_json, plot)
 
 
+def measures(
+    word: Annotated[str | None, typer.Argument(help="Only those with this word in name or text.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON (schema: docs/referee.md).")] = False,
+) -> None:
+    """List everything that a claim or a comparison can ask of runs: unit, direction and what it needs."""
+    from albert_ablate.report.measures import show_measures
+
+    show_measures(word, as_json)
+
+
 COMMANDS: dict[str, Callable[..., Any]] = {
+    "sync": sync,
+    "methods": methods,
+    "measures": measures,
     "sweep": studies.sweep,
     "agent": studies.agent,
     "status": studies.status,
@@ -146,8 +188,10 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "new": scaffold.new,
     "check-component": scaffold.check_component,
 }
-for name, function in COMMANDS.items():
-    app.command(name)(with_own_folders(function))
+for name in sorted(COMMANDS, key=lambda n: [*chain(*GROUPS.values())].index(n)):
+    function = COMMANDS[name]
+    function = quietly(function) if name in SAY_PROGRESS else function
+    app.command(name, rich_help_panel=panel_of(name), epilog=epilog(name))(with_own_folders(function))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -126,13 +126,13 @@ def options_pages() -> Iterator[tuple[str, str]]:
 def measures_page() -> str:
     """Every measure that a claim may ask for, from the registry."""
     from albert_ablate.analysis.registry import MEASURES
+    from albert_ablate.report.measures import measure_facts
 
-    kinds = {"run": "a run", "initial": "a run before its first step", "grid": "a seed's runs over learning rates",
-             "pair": "the two runs of a seed", "exact": "a run, without noise"}  # fmt: skip
-    rows = [[f"`{m.name}`", m.description if m.description != m.name else "", m.unit, m.better,
-             "log ratio" if m.log else "difference", kinds[m.kind],
-             f"`albert-ablate evaluate RUN {m.evaluation}`" if m.evaluation else ""]
-            for m in MEASURES.values()]  # fmt: skip
+    rows = [
+        [f"`{m['name']}`", m["text"], m["unit"], m["better"], m["scale"], m["of"],
+         f"`albert-ablate evaluate RUN {m['evaluation']}`" if m["evaluation"] else ""]
+        for m in map(measure_facts, MEASURES.values())
+    ]  # fmt: skip
     head = ["measure", "what it is", "unit", "better", "judged as", "of", "needs"]
     return f"""# Every measure
 

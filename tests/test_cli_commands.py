@@ -3,17 +3,22 @@
 import errno
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from published import published
+from typer.main import get_command
 
 from albert_ablate import cli
+from albert_ablate.analysis.registry import MEASURES
+from albert_ablate.cli_help import EXAMPLES, panel_of
 from albert_ablate.config import ConfigError, options, target_of, unwritable
 from albert_ablate.judge import ledger as judge
 from albert_ablate.records import checked
+from albert_ablate.records.json_output import NO_BARS
 from albert_ablate.report import methods as listed
 from albert_ablate.report import page
 from albert_ablate.report.methods import attribute, docstring, formula_of, methods, sources_of
@@ -36,7 +41,7 @@ def test_help_and_the_list_of_methods_load_nothing_heavy(arguments):
     ("arguments", "sentence"),
     [
         (["synk"], "No such command 'synk'"),
-        (["sync"], "Missing argument 'runs'"),
+        (["sync"], "runs holds no run: runs lie in runs/<setting>/seed<N>/"),
         (["methods", "--jsn"], "No such option"),
         (["methods", "nrm"], "nrm is not a group of options: there are norm"),
         (["methods", "norm", "--plot", "x.png"], "--plot draws dropout and norm"),
@@ -230,3 +235,41 @@ def test_the_picture_is_drawn(few, tmp_path, kind, monkeypatch):
     assert profiles.draw(tmp_path / f"x.{kind}") == []
     content = (tmp_path / f"x.{kind}").read_bytes()
     assert content.startswith(b"\x89PNG") if kind == "png" else b"depth_decay" in content and b"post_ln" in content
+
+
+def test_measures_are_listed_as_the_registry_has_them(capsys):
+    assert cli.main(["measures", "--json"]) == 0
+    found = {m["name"]: m for m in published(capsys.readouterr().out, "measures")["measures"]}
+    assert set(found) == set(MEASURES)
+    assert [m["name"] for m in found.values() if not m["text"]] == []
+    assert found["accuracy"]["better"] == "higher" and found["sharpness"]["evaluation"] == "sharpness"
+    assert cli.main(["measures", "gradient"]) == 0
+    shown = capsys.readouterr().out
+    assert "grad_norm" in shown and "test_loss" not in shown
+    assert cli.main(["measures", "bleu"]) == 2 and "No measure has 'bleu'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted({*get_command(cli.app).commands}))
+def test_help_has_a_group_and_two_examples_that_parse(name, capsys):
+    assert panel_of(name) != "Commands" and name in EXAMPLES
+    examples, following = EXAMPLES[name]
+    assert len(examples) == 2 and following.endswith(".")
+    for line in examples:
+        _, command, *words = shlex.split(line)
+        assert command == name
+        if name != "run":  # whose arguments are Hydra's
+            get_command(cli.app).commands[name].make_context(name, words).close()
+    if name != "run":
+        assert cli.main([name, "--help"]) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert all(" ".join(line.split()[:3]) in shown for line in examples)
+
+
+@pytest.mark.process
+def test_quiet_prints_nothing_but_errors(capfd, tmp_path, monkeypatch):
+    monkeypatch.setenv(NO_BARS, "")
+    (tmp_path / "runs").mkdir()
+    assert cli.main(["sweep", "smoke", "--dry-run", "-q", "--runs", str(tmp_path / "runs")]) == 0
+    assert capfd.readouterr().out == ""
+    assert cli.main(["sweep", str(tmp_path / "gone.yaml"), "-q"]) == 2
+    assert "gone.yaml cannot be read" in capfd.readouterr().err

@@ -155,7 +155,35 @@ class Measure:
 MEASURES: dict[str, Measure] = {}
 
 
+TEXTS = {  # of measures that are a figure of a record or of an evaluation
+    "test_loss": "Loss on test text of the weights that were best on validation text.",
+    "val_loss": "Loss on validation text at the end of training.",
+    "best_val_loss": "Least loss on validation text at an evaluation during training.",
+    "train_loss": "Loss without dropout on a fixed sample of training text at the end.",
+    "test_loss_last": "Loss on test text of the last weights.",
+    "test_bits_per_byte": "Loss on test text of the best weights, in bits per byte of the text.",
+    "val_bits_per_byte": "Loss on validation text at the end, in bits per byte of the text.",
+    "gap": "Validation minus training loss at the end, in nats.",
+    "parameters": "Number of trained parameters.",
+    "corruption_masked": "Mean rise of the loss over rates of missing tokens.",
+    "corruption_noisy": "Mean rise of the loss over rates of wrong tokens.",
+    "corruption_swapped": "Mean rise of the loss over rates of swapped neighboring tokens.",
+    "sharpness": "Largest eigenvalue of the Hessian of the loss.",
+    "sharpness_rise": "Rise of the loss under random perturbation of the weights.",
+    "rank_first": "Effective rank of the residual stream after the first block.",
+    "rank_middle": "Effective rank of the residual stream after the middle block.",
+    "rank_last": "Effective rank of the residual stream after the last block.",
+    "calibration": "Expected calibration error of the next token's probability.",
+    "memorization": "Share of training prefixes continued verbatim, less that of validation prefixes.",
+    "macro_f1": "Macro-averaged F1 of the fine-tuned classifier on test documents.",
+    "probe_macro_f1": "Macro-averaged F1 of the linear probe on test documents.",
+    "accuracy": "Accuracy of the fine-tuned classifier on test documents.",
+}
+
+
 def _add(name: str, of: Callable[..., float], unit: str, **more: Any) -> None:
+    if name in TEXTS:
+        of.__doc__ = TEXTS[name]
     MEASURES[name] = Measure(name, of, unit, **more)
 
 
@@ -345,6 +373,7 @@ _add("parameters", _summary("parameters"), "parameters", log=True, kind="exact")
 for _kind in ("masked", "noisy", "swapped"):
     _add(f"corruption_{_kind}", _evaluated("corruption", f"{_kind}_area"), "nats", evaluation="corruption")
 for _share in (1, 2, 5, 10, 20, 30):
+    TEXTS[f"unit_ablation_{_share}"] = f"Rise of the loss with {_share} % of the hidden units at zero."
     _add(f"unit_ablation_{_share}", _evaluated("units", f"rise_{_share}"), "nats", evaluation="units")
 _add("sharpness", _evaluated("sharpness", "eigenvalue"), "eigenvalue", log=True, evaluation="sharpness")
 _add("sharpness_rise", _evaluated("sharpness", "rise"), "nats", evaluation="sharpness")

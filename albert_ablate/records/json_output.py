@@ -12,7 +12,8 @@ from typing import Any
 from albert_ablate.records.store import plain
 
 SCHEMAS = Path(__file__).parent.parent / "schemas"  # NAME.schema.json, published: docs/referee.md
-VERSIONS = {"answer": 1, "ledger": 1, "status": 1, "run": 1, "methods": 1}
+NO_BARS = "ALBERT_ABLATE_NO_BARS"  # an environment variable, for processes that are started too
+VERSIONS = {"answer": 1, "ledger": 1, "status": 1, "run": 1, "methods": 1, "measures": 1}
 
 
 def schema_id(name: str) -> str:
@@ -52,6 +53,20 @@ def output_to_stderr() -> Iterator[None]:
     os.dup2(2, 1)
     try:
         with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+@contextlib.contextmanager
+def output_to(path: str) -> Iterator[None]:
+    """What is printed meanwhile, by processes that are started too, goes to this file."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        with open(path, "w") as file, contextlib.redirect_stdout(file):
+            os.dup2(file.fileno(), 1)
             yield
     finally:
         os.dup2(kept, 1)

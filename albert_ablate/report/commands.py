@@ -40,11 +40,8 @@ def show(
 
 def report(
     runs: Annotated[
-        Path,
-        typer.Argument(
-            help="A folder of runs; or a table, W&B project, TensorBoard or MLflow folder.", show_default=False
-        ),
-    ],
+        Path, typer.Argument(help="A folder of runs; or a table, W&B project, TensorBoard or MLflow folder.")
+    ] = Path("runs"),
     output: Annotated[
         Path | None,
         typer.Option(

@@ -109,7 +109,7 @@ def calibrate(
 
 
 def status(
-    runs: Annotated[Path, typer.Argument(help="A folder of runs.", show_default=False, callback=plain_path)],
+    runs: Annotated[Path, typer.Argument(help="A folder of runs.", callback=plain_path)] = Path("runs"),
     overrides: Annotated[
         list[str] | None, typer.Argument(help="With --sweep: the key=value that the sweep was run with.")
     ] = None,

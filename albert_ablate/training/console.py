@@ -1,5 +1,6 @@
 """What a person sees of a run: the banner before it, a bar during it, a table after it."""
 
+import os
 import sys
 from collections.abc import Mapping
 
@@ -8,6 +9,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from albert_ablate.evaluations.commands import show_evaluations
+from albert_ablate.records.json_output import NO_BARS
 
 
 def count(n: float) -> str:
@@ -145,7 +147,7 @@ class Progress:
             unit=self.unit,
             unit_scale=True,
             mininterval=0.2 if watched else 10.0,
-            disable=not self.shown,
+            disable=not self.shown or bool(os.environ.get(NO_BARS)),
             dynamic_ncols=watched,
             file=sys.stderr,
         )
