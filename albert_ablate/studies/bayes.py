@@ -11,10 +11,12 @@ from albert_ablate.data.tasks import is_language
 from albert_ablate.records.atomic import replace_file
 from albert_ablate.records.folder import RunFolder
 from albert_ablate.streams import digest, stream_seed
+from albert_ablate.studies.distributions import TAIL_PROBABILITY, Parameter
 from albert_ablate.studies.launch import Study
 from albert_ablate.studies.planned_runs import Planned, plan
 from albert_ablate.studies.states import is_done, last_line, state
-from albert_ablate.studies.sweepfile import DECISIONS, REFUSALS, TAIL_PROBABILITY, Parameter, Sweep, varied_labels
+from albert_ablate.studies.sweep_settings import REFUSALS, Sweep, varied_labels
+from albert_ablate.studies.sweepfile import DECISIONS
 
 REPEATS = 50  # proposals in a row of what has been tried, before one is drawn at random, and before all is tried
 

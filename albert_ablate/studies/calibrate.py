@@ -24,7 +24,7 @@ from albert_ablate.studies.estimates import say_price
 from albert_ablate.studies.launch import Study, split_overrides
 from albert_ablate.studies.planned_runs import Planned, plan
 from albert_ablate.studies.states import is_done, last_line, read_record
-from albert_ablate.studies.sweepfile import Sweep, varied_labels
+from albert_ablate.studies.sweep_settings import Sweep, varied_labels
 
 RUNS, PAIRS, PLANNED = 24, 4, (10, 20, 40)
 MARGIN = 0.005

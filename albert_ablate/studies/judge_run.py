@@ -29,7 +29,7 @@ from albert_ablate.stats.learning_rate import tuning_price
 from albert_ablate.studies.launch import Study, split_overrides
 from albert_ablate.studies.planned_runs import Planned, plan
 from albert_ablate.studies.price import show_price
-from albert_ablate.studies.sweepfile import Sweep
+from albert_ablate.studies.sweep_settings import Sweep
 from albert_ablate.studies.tune import tune_together
 
 

@@ -20,7 +20,7 @@ from albert_ablate.records.signals import stops_handled
 from albert_ablate.studies.jobs import KILLED, job, process_name
 from albert_ablate.studies.planned_runs import Planned
 from albert_ablate.studies.states import has_ended, is_done, is_held, read_record
-from albert_ablate.studies.sweepfile import Sweep, own_overrides
+from albert_ablate.studies.sweep_settings import Sweep, own_overrides
 
 ATTEMPTS = 3
 POLL_SECONDS = 2.0  # between looks at runs that others are training

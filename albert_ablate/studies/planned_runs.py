@@ -10,7 +10,7 @@ from typing import Any
 from albert_ablate.config import Config, ConfigError, Identity, checked_config, identity, quoted, with_seed
 from albert_ablate.records.keys import Keys
 from albert_ablate.records.tuning import LEARNING_RATE, read_tuning
-from albert_ablate.studies.sweepfile import REFUSALS, Sweep, asked, of_arm, varied_labels
+from albert_ablate.studies.sweep_settings import REFUSALS, Sweep, asked, of_arm, varied_labels
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from albert_ablate.records.json_output import document
 from albert_ablate.records.keys import Keys
 from albert_ablate.records.tuning import LEARNING_RATE
 from albert_ablate.studies.states import is_done, last_line, states
-from albert_ablate.studies.sweepfile import REFUSALS, Sweep, asked, of_arm, own_overrides, read_sweep, varied_labels
+from albert_ablate.studies.sweep_settings import REFUSALS, Sweep, asked, of_arm, own_overrides, varied_labels
+from albert_ablate.studies.sweepfile import read_sweep
 from albert_ablate.training.console import duration
 
 

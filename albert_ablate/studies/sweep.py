@@ -11,7 +11,7 @@ from albert_ablate.studies.estimates import show_plan
 from albert_ablate.studies.launch import Study, split_overrides
 from albert_ablate.studies.planned_runs import plan, plan_random
 from albert_ablate.studies.states import has_ended, last_line
-from albert_ablate.studies.sweepfile import Sweep
+from albert_ablate.studies.sweep_settings import Sweep
 
 
 def run_sweep(

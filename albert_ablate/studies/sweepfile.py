@@ -1,186 +1,27 @@
 """W&B sweep files read without W&B: one file, the same settings under `wandb agent` and under `albert-ablate sweep`."""
 
 import contextlib
-import itertools
 import json
 import math
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from albert_ablate.config import (
-    ConfigError,
-    each_once,
-    given_twice,
-    lacking,
-    nearest,
-    options,
-    quoted,
-    read_yaml,
-    study_file,
-)
-from albert_ablate.config.untrusted import WORD, refuse_untrusted
-from albert_ablate.streams import stream_seed
+from albert_ablate.config import ConfigError, given_twice, nearest, options, read_yaml, study_file
+from albert_ablate.config.untrusted import refuse_untrusted
+from albert_ablate.studies.distributions import CONTINUOUS, QUANTIZED, RANGE, TAIL_PROBABILITY, Parameter
+from albert_ablate.studies.sweep_settings import Sweep, refuse_places, written
 
 KEYS = ("method", "parameters", "metric", "run_cap", "command", "program", "name", "description", "project", "entity")
 METHODS = ("grid", "random", "bayes")
 PROGRAM = "run.py"
 # where a command takes a run's values, in the forms that run.py reads under `wandb agent`
 ARGUMENTS = ("${args}", "${args_no_hyphens}", "${args_append_hydra}", "${args_override_hydra}")
-REFUSALS = 50  # draws or proposals in a row that are refused, before no more are tried
-TAIL_PROBABILITY = 1e-6  # of the cumulative probability: the ends of a distribution
 MAX_GRID_VALUES = 10_000  # values of one parameter of a grid
 NUMBER = re.compile(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
-
-
-def _normal(u: float) -> float:
-    from scipy.special import ndtri
-
-    return float(ndtri(u))
-
-
-def _beta(u: float, a: float, b: float) -> float:
-    from scipy.special import betaincinv
-
-    return float(betaincinv(a, b, u))
-
-
-def _between(u: float, low: float, high: float) -> float:
-    return low + u * (high - low)
-
-
-RANGE: dict[str, float | None] = {"min": None, "max": None}
-NORMAL: dict[str, float | None] = {"mu": 0.0, "sigma": 1.0}
-# W&B's distributions: their arguments with the defaults (None: required) and the value at which the cumulative
-# probability is u. Each but the inverse ones has a form q_...: the value rounded to a multiple of q.
-CONTINUOUS: dict[str, tuple[dict[str, float | None], Callable[..., float]]] = {
-    "uniform": (RANGE, lambda u, min, max: _between(u, min, max)),
-    "log_uniform": (RANGE, lambda u, min, max: math.exp(_between(u, min, max))),  # min and max are exponents
-    "log_uniform_values": (RANGE, lambda u, min, max: math.exp(_between(u, math.log(min), math.log(max)))),
-    "inv_log_uniform": (RANGE, lambda u, min, max: math.exp(-_between(1 - u, min, max))),
-    "inv_log_uniform_values": (RANGE, lambda u, min, max: math.exp(_between(u, math.log(min), math.log(max)))),
-    "normal": (NORMAL, lambda u, mu, sigma: mu + sigma * _normal(u)),
-    "log_normal": (NORMAL, lambda u, mu, sigma: math.exp(mu + sigma * _normal(u))),
-    "beta": ({"a": 1.0, "b": 1.0}, _beta),
-}
-QUANTIZED = {f"q_{name}": name for name in CONTINUOUS if not name.startswith("inv_")}
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A key and what it may be: `values` (with `probabilities`, or equally likely), or a distribution's arguments."""
-
-    name: str
-    values: tuple = ()
-    probabilities: tuple[float, ...] = ()
-    distribution: str = ""
-    arguments: Mapping[str, float] = field(default_factory=dict)
-
-    def at(self, u: float) -> Any:
-        """The value at which the cumulative probability is u, 0 < u < 1."""
-        if self.values:
-            shares = self.probabilities or [1 / len(self.values)] * len(self.values)
-            passed = sum(u > total for total in itertools.accumulate(shares))
-            return self.values[min(passed, len(self.values) - 1)]
-        arguments = dict(self.arguments)
-        if self.distribution == "int_uniform":
-            low, high = int(arguments["min"]), int(arguments["max"])
-            return min(high, low + math.floor(u * (high - low + 1)))
-        q = arguments.pop("q", None)
-        value = CONTINUOUS[QUANTIZED.get(self.distribution, self.distribution)][1](u, **arguments)
-        if q is None:
-            return value
-        steps = round(value / q)
-        return steps * q if isinstance(q, int) else float(f"{steps * q:.12g}")  # 0.3, not 0.30000000000000004
-
-    def draw(self, index: int) -> Any:
-        """The value of the sweep's run `index`: a function of the parameter as it is written, and of nothing else."""
-        spec = [list(self.values), list(self.probabilities), self.distribution, dict(self.arguments)]
-        seed = stream_seed(0, "sweep", self.name, json.dumps(spec), index)
-        return self.at((seed + 0.5) / 2**63)
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A sweep file. `fixed` are the overrides its command gives to every run."""
-
-    path: Path
-    method: str
-    parameters: tuple[Parameter, ...]
-    fixed: tuple[str, ...] = ()
-    run_cap: int | None = None
-    metric: str | None = None
-    maximize: bool = False
-
-    @property
-    def varied(self) -> list[str]:
-        """The keys that have more than one value."""
-        return [p.name for p in self.parameters if len(p.values) != 1]
-
-    def settings(self) -> list[dict[str, Any]]:
-        """The values of each run, seeds outermost: the first seed of all arms comes before the second of any.
-
-        Of a grid the product; random: `run_cap` draws, of which a larger run_cap keeps the first and adds to them.
-        """
-        if self.method == "bayes":
-            raise ConfigError(
-                f"{self.path}: method=bayes finds its settings as it goes: `albert-ablate sweep` trains it."
-            )
-        if self.method == "random":
-            assert self.run_cap is not None
-            return [self.draw(i) for i in range(self.run_cap)]
-        return self._grid()[0][: self.run_cap]
-
-    def draw(self, index: int) -> dict[str, Any]:
-        """The setting of a random sweep's run `index`."""
-        return self.folded({p.name: p.draw(index) for p in self.parameters})
-
-    @property
-    def repeated(self) -> int:
-        """How many combinations of a grid are settings that another combination gives already."""
-        return self._grid()[1] if self.method == "grid" else 0
-
-    def _grid(self) -> tuple[list[dict[str, Any]], int]:
-        """The settings that differ, and how many combinations do not."""
-        order = sorted(self.parameters, key=lambda p: p.name != "seed")
-        names = [p.name for p in order]
-        found: dict[str, dict[str, Any]] = {}
-        combinations = 0
-        for combinations, values in enumerate(itertools.product(*[p.values for p in order]), 1):  # noqa: B007
-            setting = self.folded(dict(zip(names, values, strict=True)))
-            found.setdefault(json.dumps(setting, sort_keys=True), setting)
-        return [*found.values()], combinations - len(found)
-
-    def folded(self, setting: Mapping[str, Any]) -> dict[str, Any]:
-        """A setting without the keys that its option lacks and another option of the sweep has.
-
-        In a grid of dropout over none and uniform and of dropout.mean, dropout=none has no mean.
-        """
-        listed = {p.name: p.values for p in self.parameters}
-
-        def others(group: str) -> Sequence[Any]:
-            return listed.get(group, ())
-
-        return {key: value for key, value in setting.items() if not lacking(key, setting, others)}
-
-
-def written(value: Any) -> str:
-    """A value as an override holds it."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list | tuple):
-        return f"[{','.join(map(written, value))}]"
-    return quoted(value) if isinstance(value, str) and not WORD.fullmatch(value) else str(value)
-
-
-def overrides_of(setting: Mapping[str, Any]) -> list[str]:
-    """Values by key as `key=value`."""
-    return [f"{key}={written(value)}" for key, value in setting.items()]
 
 
 def read_sweep(path: str | Path) -> Sweep:
@@ -215,11 +56,11 @@ def served_sweep(name: str, tree: Any) -> Sweep:
     theirs = ("early_terminate", "metric", "run_cap", "settings", "controller", "scheduler")
     tree = {k: v for k, v in tree.items() if k not in theirs} if isinstance(tree, Mapping) else tree
     try:
-        found = _sweep(Path(name), tree, served=True)
-        refuse_untrusted(found.fixed)
+        sweep = _sweep(Path(name), tree, served=True)
+        refuse_untrusted(sweep.fixed)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
-    return found
+    return sweep
 
 
 def _sweep(path: Path, tree: Any, served: bool = False) -> Sweep:
@@ -293,17 +134,17 @@ def _parameter(name: str, spec: Any) -> Parameter:
     for key, value in given.items():
         if key not in takes:
             raise ConfigError(f"{name}.{key} is unknown: {distribution} takes {', '.join(takes)}.")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if not _is_number(value):
             hint = "; YAML reads a number without a point as text, write 1.0e-3" if isinstance(value, str) else ""
             raise ConfigError(f"{name}: {key}={value} is not allowed: it must be a number{hint}.")
     arguments: dict[str, Any] = {key: given.get(key, default) for key, default in takes.items()}
     if missing := [key for key, value in arguments.items() if value is None]:
         raise ConfigError(f"{name}: {distribution} needs {' and '.join(missing)}.")
     _check_arguments(name, distribution, arguments)
-    found = Parameter(name, distribution=distribution, arguments=arguments)
+    parameter = Parameter(name, distribution=distribution, arguments=arguments)
     with contextlib.suppress(OverflowError):
-        if all(math.isfinite(found.at(u)) for u in (TAIL_PROBABILITY, 1 - TAIL_PROBABILITY)):
-            return found
+        if all(math.isfinite(parameter.at(u)) for u in (TAIL_PROBABILITY, 1 - TAIL_PROBABILITY)):
+            return parameter
     raise ConfigError(f"{name}: {distribution} of {arguments} has values that no number can hold.")
 
 
@@ -329,11 +170,16 @@ def _arguments(name: str, distribution: Any) -> dict[str, float | None]:
     """The arguments a distribution takes, with their defaults."""
     if distribution == "int_uniform":
         return dict(RANGE)
-    base = QUANTIZED.get(distribution, distribution)
+    base = QUANTIZED.get(str(distribution), str(distribution))
     if base not in CONTINUOUS:
         known = ["constant", "categorical", "categorical_w_probabilities", "int_uniform", *CONTINUOUS, *QUANTIZED]
         raise ConfigError(f"{name}: distribution={distribution} is unknown: it is one of {', '.join(known)}.")
     return CONTINUOUS[base][0] | ({"q": 1.0} if distribution in QUANTIZED else {})
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a finite number; a whole one may be too large for a float."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _check_arguments(name: str, distribution: str, arguments: Mapping[str, Any]) -> None:
@@ -350,22 +196,22 @@ def _check_arguments(name: str, distribution: str, arguments: Mapping[str, Any])
 def _listed(name: str, given: dict, distribution: str | None) -> Parameter:
     kinds = {"value": ("constant",), "values": ("categorical", "categorical_w_probabilities")}
     key = "value" if "value" in given else "values"
-    found = given.pop(key)
+    listed = given.pop(key)
     weights = given.pop("probabilities", None) if key == "values" else None
     if given:
         raise ConfigError(f"{name}.{next(iter(given))} is unknown beside {key}.")
     if distribution is not None and distribution not in kinds[key]:
         raise ConfigError(f"{name}: distribution={distribution} takes no {key}.")
-    values = found if key == "values" else [found]
+    values = listed if key == "values" else [listed]
     if not isinstance(values, list) or not values:
         raise ConfigError(f"{name}: values={reprlib.repr(values)} is not allowed: it must be a list of one or more.")
     values = [_value(name, v) for v in values]
     if len({json.dumps(v) for v in values}) < len(values):
-        raise ConfigError(f"{name}: a value stands twice in {reprlib.repr(found)}.")
+        raise ConfigError(f"{name}: a value stands twice in {reprlib.repr(listed)}.")
     if weights is not None and (
         not isinstance(weights, list)
         or len(weights) != len(values)
-        or not all(isinstance(w, int | float) and not isinstance(w, bool) and w >= 0 for w in weights)
+        or not all(_is_number(w) and w >= 0 for w in weights)
         or not math.isclose(sum(weights), 1, rel_tol=1e-6)
     ):
         raise ConfigError(f"{name}: probabilities={weights} is not allowed: one for each value, and their sum 1.")
@@ -446,45 +292,3 @@ def _command(tree: Mapping) -> tuple[str, ...]:
     if twice := given_twice(fixed):
         raise ConfigError(f"command: {twice[0]} stands twice.")
     return tuple(fixed)
-
-
-def refuse_places(overrides: Iterable[str], where: str) -> None:
-    """Raise ConfigError for an override that says where the runs lie, which `--runs` does."""
-    for override in overrides:
-        if override.lstrip("+").partition("=")[0] in ("paths.runs", "paths"):
-            raise ConfigError(f"{where}: {override} cannot be honoured: the folder of the runs is given by --runs.")
-
-
-def own_overrides(overrides: Iterable[str]) -> list[str]:
-    """Overrides of a command line, each key once: of one given twice the last counts, which is said.
-
-    Raises ConfigError for one that says where the runs lie.
-    """
-    overrides = list(overrides)
-    refuse_places(overrides, "command line")
-    return each_once(overrides)
-
-
-def asked(sweep: Sweep, setting: Mapping[str, Any], more: Iterable[str] = ()) -> dict[str, str]:
-    """The overrides of a setting's run, by key: the file's, the setting's, and `more`, of which the last counts."""
-    by_key = {o.partition("=")[0].lstrip("+"): o for o in [*sweep.fixed, *overrides_of(setting), *more]}
-    kept = sweep.folded({key: o.partition("=")[2] for key, o in by_key.items()})
-    return {key: by_key[key] for key in kept}
-
-
-# groups and keys that do not determine the weights
-ASIDE = ("seed", "paths", "logger", "evaluation", "diagnostics", "checkpoint", "force", "debug")
-
-
-def of_arm(overrides: Mapping[str, str]) -> tuple[str, ...]:
-    """Those of a run's overrides by key that may make its arm or its learning rate."""
-    return tuple(o for k, o in overrides.items() if k.partition(".")[0] not in ASIDE and k != "trainer.threads")
-
-
-def varied_labels(sweep: Sweep, settings: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """A name for the arm of each setting: what varies between them, the seed left out."""
-    keys = [key for key in sweep.varied if key != "seed"]
-    for setting in settings:
-        has = {k: setting[k] for k in keys if k in setting}
-        shown = [f"{k}={f'{v:g}' if isinstance(v, float) else written(v)}" for k, v in has.items()]
-        yield " ".join(shown) or sweep.path.stem

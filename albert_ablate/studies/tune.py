@@ -30,11 +30,12 @@ from albert_ablate.stats.learning_rate import (
     tuned_rate,
     tuning_price,
 )
+from albert_ablate.studies.distributions import Parameter
 from albert_ablate.studies.estimates import say_price
 from albert_ablate.studies.launch import Study, split_overrides
 from albert_ablate.studies.planned_runs import Planned, plan
 from albert_ablate.studies.states import is_done, last_line, read_record
-from albert_ablate.studies.sweepfile import Parameter, Sweep, varied_labels
+from albert_ablate.studies.sweep_settings import Sweep, varied_labels
 
 RATES, STEP, SEEDS = 7, 2.0, TUNING_SEEDS
 OBJECTIVES = ("val_loss", "best_val_loss")

@@ -13,19 +13,11 @@ from albert_ablate.config import ConfigError, compose, conf_folder, keys_of, opt
 from albert_ablate.config.untrusted import as_settings, refuse_untrusted
 from albert_ablate.records import keys as kept_keys
 from albert_ablate.records.keys import Keys
+from albert_ablate.studies.distributions import CONTINUOUS, QUANTIZED, Parameter
 from albert_ablate.studies.planned_runs import plan_random
 from albert_ablate.studies.status import arms
-from albert_ablate.studies.sweepfile import (
-    ARGUMENTS,
-    CONTINUOUS,
-    QUANTIZED,
-    Parameter,
-    overrides_of,
-    own_overrides,
-    read_sweep,
-    served_sweep,
-    varied_labels,
-)
+from albert_ablate.studies.sweep_settings import overrides_of, own_overrides, varied_labels
+from albert_ablate.studies.sweepfile import ARGUMENTS, read_sweep, served_sweep
 from albert_ablate.studies.wandb_agent.agent import _setting
 from albert_ablate.training.main import without_lacking
 
@@ -283,6 +275,12 @@ REFUSED = [
     (grid(optimizer__lr="{min: 1e-4, max: 1.0e-2}"), "min=1e-4 is not allowed: it must be a number; YAML reads"),
     (grid(optimizer__lr="{distribution: log_uniform_values, min: 0.0, max: 1.0}"), "log_uniform_values needs it above"),
     (grid(optimizer__lr="{distribution: loguniform, min: 0.0, max: 1.0}"), "distribution=loguniform is unknown"),
+    (grid(optimizer__lr="{distribution: [uniform], min: 0.0}"), "distribution=['uniform'] is unknown"),
+    (grid(optimizer__lr=f"{{min: 0.0, max: 1{'0' * 400}}}"), "is not allowed: it must be a number."),
+    (
+        grid(norm=f"{{values: [pre_ln, post_ln], probabilities: [0, 1{'0' * 400}]}}"),
+        "one for each value, and their sum 1",
+    ),
     (grid(optimizer__lr="{distribution: uniform, min: 2.0, max: 1.0}"), "min=2.0 must be below max=1.0"),
     (grid(optimizer__lr="{distribution: uniform, min: 2.0}"), "uniform needs max"),
     (grid(optimizer__lr="{distribution: normal, mean: 2.0}"), "optimizer.lr.mean is unknown: normal takes mu, sigma"),

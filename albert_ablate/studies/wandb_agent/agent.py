@@ -24,7 +24,8 @@ from albert_ablate.studies.jobs import KILLED, attempt, import_training, interru
 from albert_ablate.studies.launch import note_killed
 from albert_ablate.studies.planned_runs import Planned, plan
 from albert_ablate.studies.states import read_record
-from albert_ablate.studies.sweepfile import Sweep, overrides_of, own_overrides, served_sweep
+from albert_ablate.studies.sweep_settings import Sweep, overrides_of, own_overrides
+from albert_ablate.studies.sweepfile import served_sweep
 from albert_ablate.studies.wandb_agent.server import SweepGone, SweepServer, Unreachable
 
 HEARTBEAT_SECONDS = 5.0  # between two requests of a slot for the server's commands
