@@ -136,7 +136,7 @@ def measures_page() -> str:
     head = ["measure", "what it is", "unit", "better", "judged as", "of", "needs"]
     return f"""# Every measure
 
-What `measure:` of a [claim](verdicts.md) and `--metric` of `compare` take; made from the registry. Besides these
+What `measure:` of a [claim](claims_file.md) and `--metric` of `compare` take; made from the registry. Besides these
 `domains.CORPUS` is bits per byte on another corpus, and `column.NAME` and `ratio.NAME` are columns of
 [runs of other trainers](others_runs.md).
 

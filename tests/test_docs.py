@@ -46,3 +46,13 @@ def test_the_site_fetches_nothing_from_other_hosts(site):
         found = re.findall(r'<(?:script|img|iframe|source)[^>]+src="(https?:[^"]+)"', page.read_text())
         found += re.findall(r'<link rel="stylesheet"[^>]+href="(https?:[^"]+)"', page.read_text())
         assert not found, page
+
+
+def test_the_notebook_is_the_tutorial(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    import colab
+
+    assert (ROOT / "docs" / "tutorial.ipynb").read_text() == colab.notebook(), "python docs/colab.py"
+    import nbformat
+
+    nbformat.validate(nbformat.read(ROOT / "docs" / "tutorial.ipynb", as_version=4))
