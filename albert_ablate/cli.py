@@ -215,8 +215,8 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(error, typer.Abort):
             return 130
         if hasattr(error, "format_message"):  # the parser's own: an unknown option, a missing argument
-            if said := error.format_message():  # type: ignore[attr-defined]
-                print(masked(f"{said.rstrip('.')}."), file=sys.stderr)
+            if message := error.format_message():  # type: ignore[attr-defined]
+                print(masked(f"{message.rstrip('.')}."), file=sys.stderr)
             return 2
         if isinstance(error, OSError) and (trouble := file_trouble(error)):
             print(masked(trouble[0]), file=sys.stderr)

@@ -85,12 +85,12 @@ class Runs:
             raise ConfigError(
                 f"{name} has no column {', '.join(sorted(unknown))}: it has {', '.join(SCHEMAS[name].names)}."
             )
-        kept = SCHEMAS[name] if columns is None else pa.schema([SCHEMAS[name].field(c) for c in columns])
-        empty = pa.schema([*((k, BESIDE[k]) for k in reversed(BESIDE)), *kept]).empty_table()
+        schema = SCHEMAS[name] if columns is None else pa.schema([SCHEMAS[name].field(c) for c in columns])
+        empty = pa.schema([*((k, BESIDE[k]) for k in reversed(BESIDE)), *schema]).empty_table()
         tables, trouble = [empty], dict[str, str]()
         for row in self.summary[self.summary["status"].notna()].itertuples():
             try:
-                table = self._history(row.folder, name).select(kept.names)
+                table = self._history(row.folder, name).select(schema.names)
             except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
                 trouble[row.folder] = f"{type(error).__name__}: {error}"
                 continue
@@ -118,7 +118,7 @@ class Runs:
         """The table of the evaluation `name` of these runs: its rows with the run's arm, setting and seed beside each,
         and which weights it is of. Runs that lack it have no row."""
         rows: list[dict[str, Any]] = []
-        there: set[str] = set()
+        available: set[str] = set()
         trouble = dict[str, str]()
         for run in self.summary[self.summary["status"].notna()].to_dict("records"):
             try:
@@ -126,14 +126,16 @@ class Runs:
             except ConfigError as error:
                 trouble[run["folder"]] = str(error)
                 continue
-            there |= set(entries)
+            available |= set(entries)
             entry = entries.get(name, {"rows": []})
-            own = {key: run[key] for key in ("arm", "setting", "seed")}
-            rows += [{**own, "weights": entry["weights"], **row} for row in entry["rows"]]
+            run_names = {key: run[key] for key in ("arm", "setting", "seed")}
+            rows += [{**run_names, "weights": entry["weights"], **row} for row in entry["rows"]]
         if trouble:
             _warn("evaluations", trouble)
-        if name not in there:
-            raise ConfigError(f"No run here has the evaluation {name}: they have {', '.join(sorted(there)) or 'none'}.")
+        if name not in available:
+            raise ConfigError(
+                f"No run here has the evaluation {name}: they have {', '.join(sorted(available)) or 'none'}."
+            )
         return pd.DataFrame(rows)
 
 
@@ -175,9 +177,9 @@ def runs_in(folders: Sequence[Path]) -> Runs:
     return Runs(_summary([_row(folder) for folder in folders]))
 
 
-def _collected(found: Iterator[tuple[dict[str, Any], Callable[[str], pa.Table]]]) -> Runs:
+def _collected(runs_read: Iterator[tuple[dict[str, Any], Callable[[str], pa.Table]]]) -> Runs:
     rows, remote = [], {}
-    for row, read in found:
+    for row, read in runs_read:
         rows.append(row)
         remote[row["folder"]] = read
     return Runs(_summary(rows), remote)
@@ -230,12 +232,12 @@ def _facts(folder: Path, record: store.Record) -> dict[str, Any]:
         "status": record.status,
     }
     row["fingerprint"] = record.data.get("fingerprint")  # of the text as tokens
-    known = set(row) | {"folder", "reason"}  # no option or figure takes their place
+    columns = set(row) | {"folder", "reason"}  # no option or figure takes their place
     nested = {key: value for key, value in dotted(record.config) if "." in key and not is_internal(key)}
     more = {**record.choices, **nested}
     more |= {f"{group}.revision": number for group, number in record.revisions.items()}
     more |= {**record.summary, **record.cost}
-    row |= {k: v for k, v in more.items() if k not in known} | {"reason": store.last_line(record.error) or None}
+    row |= {k: v for k, v in more.items() if k not in columns} | {"reason": store.last_line(record.error) or None}
     return {_text(k): _text(v) for k, v in row.items()}
 
 
@@ -254,10 +256,10 @@ def _torn(folder: Path, lengths: Mapping[str, int] | None) -> str | None:
                 whole = os.stat(file).st_size >= committed
             elif lengths is None:
                 file = folder / f"{name}.arrow"
-                with open(file, "rb", buffering=0) as found:
-                    size = found.seek(0, os.SEEK_END)
-                    found.seek(max(0, size - len(MAGIC)))
-                    whole = found.read() == MAGIC
+                with open(file, "rb", buffering=0) as stream:
+                    size = stream.seek(0, os.SEEK_END)
+                    stream.seek(max(0, size - len(MAGIC)))
+                    whole = stream.read() == MAGIC
             else:
                 continue
         except FileNotFoundError:

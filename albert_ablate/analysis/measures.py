@@ -89,9 +89,9 @@ def spike_score(values: Sequence[float], window: int = 1000, deviations: float =
 
     OLMo 2: Team OLMo 2024, 2501.00656, where 7 and 1000 are from.
     """
-    if len(found := spikes(values, window, deviations)) <= window:
+    if len(scores := spikes(values, window, deviations)) <= window:
         return np.nan
-    return float(np.mean(found[window:]))
+    return float(np.mean(scores[window:]))
 
 
 def spike_window(steps: int) -> int:
@@ -147,8 +147,8 @@ def largest_stable_rate(rates: Sequence[float], diverged: Sequence[bool]) -> flo
     if len(rates) != len(diverged) or not len(rates):
         raise ValueError(f"Each rate needs an outcome, got {len(rates)} rates and {len(diverged)} outcomes.")
     stable = 0.0
-    for rate, lost in sorted(zip(rates, diverged, strict=True)):
-        if lost:
+    for rate, has_diverged in sorted(zip(rates, diverged, strict=True)):
+        if has_diverged:
             break
         stable = float(rate)
     return stable

@@ -94,15 +94,15 @@ class Evidence:
         return read_evaluations(self.folder, self.record.get("identity"))
 
     def _history(self, name: str) -> Any:
-        kept = self.__dict__.setdefault("_histories", {})
-        if name not in kept:
+        cache = self.__dict__.setdefault("_histories", {})
+        if name not in cache:
             try:
-                kept[name] = read_history(self.folder, name, self.record["histories"], self.record.get("identity"))
+                cache[name] = read_history(self.folder, name, self.record["histories"], self.record.get("identity"))
             except (FileNotFoundError, KeyError) as error:
                 raise Missing(f"{self.name} has no readable {name}: {error}.") from None
             except (OSError, ValueError) as error:  # pyarrow has both for a file that the disk has spoilt
                 raise Unusable(f"{self.name} cannot be used: {error}.") from None
-        return kept[name]
+        return cache[name]
 
     def curve(self, split: str, y: str = "loss", x: str = "tokens") -> tuple[Any, Any]:
         """The evaluations of one split, over tokens."""
@@ -126,9 +126,9 @@ class Evidence:
 
     def norms(self, name: str, initial: bool = False) -> np.ndarray:
         """(logged steps, blocks): root of the sum of squares over a block's rows."""
-        found = self.layers(name, initial)
+        table = self.layers(name, initial)
         blocks = len(np.unique(self.column("layers", "layer")))
-        return np.sqrt(np.nansum(found.reshape(len(found), blocks, -1) ** 2, axis=-1))
+        return np.sqrt(np.nansum(table.reshape(len(table), blocks, -1) ** 2, axis=-1))
 
 
 Kind = Literal["run", "initial", "grid", "pair", "exact"]
@@ -327,8 +327,8 @@ def rate_sensitivity(runs: Sequence[Evidence]) -> float:
 def largest_stable_rate(runs: Sequence[Evidence]) -> float:
     """Log to base 2 of the largest rate that, like all below it, trains; a grid step below the grid if none does."""
     rates = [run.lr for run in runs]
-    found = measures.largest_stable_rate(rates, [run.diverged for run in runs])
-    return math.log2(found or min(rates) ** 2 / sorted(rates)[1])
+    stable = measures.largest_stable_rate(rates, [run.diverged for run in runs])
+    return math.log2(stable or min(rates) ** 2 / sorted(rates)[1])
 
 
 def diverging_share(runs: Sequence[Evidence]) -> float:
@@ -389,9 +389,9 @@ for _name in ("macro_f1", "probe_macro_f1", "accuracy"):
 def measure(name: str) -> Measure:
     """The measure called `name`; domains.<corpus> is bits per byte on any other corpus; column.<name> is a column of
     runs of another trainer as it stands, ratio.<name> the same judged as a log ratio."""
-    kind, _, own = name.partition(".")
-    if kind in ("column", "ratio") and own:
-        return Measure(name, _summary(own), own, log=kind == "ratio")
+    kind, _, metric = name.partition(".")
+    if kind in ("column", "ratio") and metric:
+        return Measure(name, _summary(metric), metric, log=kind == "ratio")
     if name.startswith("domains."):
         corpus = name.partition(".")[2]
         if corpus not in (corpora := options()["data"]):

@@ -64,32 +64,34 @@ def default_settings() -> Mapping[str, Any]:
     """The option of each group, and each setting by its dotted key, of a run to which no option is given."""
     import yaml
 
-    folder, found = conf_folder(), dict[str, Any]()
+    folder, settings = conf_folder(), dict[str, Any]()
     tree = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     for entry in tree.pop("defaults", []):
         if isinstance(entry, Mapping):
             for group, option in entry.items():
                 file = folder / str(group) / f"{option}.yaml"
                 if file.is_file():
-                    found[str(group)] = option
-                    own = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-                    found |= {f"{group}.{k}": v for k, v in own.items() if not str(k).startswith("_")}
-    found |= {f"{group}.{k}": v for group, own in tree.items() if isinstance(own, Mapping) for k, v in own.items()}
-    return found
+                    settings[str(group)] = option
+                    values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+                    settings |= {f"{group}.{k}": v for k, v in values.items() if not str(k).startswith("_")}
+    settings |= {
+        f"{group}.{k}": v for group, values in tree.items() if isinstance(values, Mapping) for k, v in values.items()
+    }
+    return settings
 
 
 def nearest_to_defaults(settings: pd.DataFrame) -> str:
     """The arm that differs from the defaults in the fewest groups, of several such in the fewest settings, of several
     such the first. Where arms differ in size (model, budget) or text, among those of the size and text that most arms
     have: an arm of another size is no baseline for them. settings: arm x differing setting."""
-    known = default_settings()
+    defaults = default_settings()
     size = [c for c in settings if str(c).split(".")[0] in SIZE]
     of_arm = {arm: tuple(key_of(settings.at[arm, c]) for c in size) for arm in settings.index}
     count = Counter(of_arm.values())
 
     def distance(arm: str) -> tuple[int, int, int]:
         row = settings.loc[arm]
-        apart = [c for c in settings if c in known and key_of(row[c]) != key_of(known[c])]
+        apart = [c for c in settings if c in defaults and key_of(row[c]) != key_of(defaults[c])]
         return -count[of_arm[arm]], sum("." not in c for c in apart), sum("." in c for c in apart)
 
     return min(settings.index, key=distance)
@@ -118,8 +120,8 @@ def baseline(settings: pd.DataFrame, wanted: str | None = None) -> str:
     if len(meant) == 1:
         return meant[0]
     among = "; ".join(meant or arms)
-    said = f"could be {len(meant)} arms" if meant else "is not an arm"
-    raise ConfigError(f"The baseline {wanted!r} {said}: give one of {among}.")
+    problem = f"could be {len(meant)} arms" if meant else "is not an arm"
+    raise ConfigError(f"The baseline {wanted!r} {problem}: give one of {among}.")
 
 
 # --- means -----------------------------------------------------------------------------------------------------------
@@ -140,7 +142,7 @@ def mean_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float, f
 
 def means(table: pd.DataFrame, arms: Sequence[str] | None = None) -> pd.DataFrame:
     """arm, mean, low, high of a table of arm and value (`mean_interval`), of `arms` in their order if given."""
-    values = {str(arm): own["value"].to_numpy(float) for arm, own in table.groupby("arm", sort=False)}
+    values = {str(arm): arm_rows["value"].to_numpy(float) for arm, arm_rows in table.groupby("arm", sort=False)}
     order = list(values) if arms is None else [a for a in arms if a in values]
     rows = [dict(zip(("arm", "mean", "low", "high"), (arm, *mean_interval(values[arm])), strict=True)) for arm in order]
     return pd.DataFrame(rows, columns=["arm", "mean", "low", "high"])
@@ -177,8 +179,10 @@ def paired(
     order = {arm: i for i, arm in enumerate(runs["arm"].unique())}
     both = runs[~is_control].merge(runs[is_control], on="seed", suffixes=("", "_control"))
     both = both.sort_values(["arm", "seed"], key=lambda c: c.map(order) if c.name == "arm" else c, ignore_index=True)
-    lost = both["diverged"], both["diverged_control"]
-    return both[["arm", "seed"]].assign(d=signed_difference(both["value"], both["value_control"], better, log, *lost))
+    diverged = both["diverged"], both["diverged_control"]
+    return both[["arm", "seed"]].assign(
+        d=signed_difference(both["value"], both["value_control"], better, log, *diverged)
+    )
 
 
 def percent(d: Any) -> Any:
@@ -192,8 +196,8 @@ def all_paired(runs: pd.DataFrame, arms: Sequence[str]) -> pd.DataFrame:
     control's at equal seed in percent, with its 95 % t interval. runs: as for `paired`, lower values being better."""
     rows = []
     for control in arms:
-        for arm, own in paired(runs, control).groupby("arm")["d"]:
-            d = own.to_numpy(float)
+        for arm, differences in paired(runs, control).groupby("arm")["d"]:
+            d = differences.to_numpy(float)
             mean, low, high = mean_interval(d)
             row = {"arm": arm, "control": control, "pairs": int(np.isfinite(d).sum())}
             rows.append(row | {"mean": percent(mean), "low": percent(high), "high": percent(low)})
@@ -204,8 +208,8 @@ def all_paired(runs: pd.DataFrame, arms: Sequence[str]) -> pd.DataFrame:
 def seed_against_seed(values: pd.DataFrame, control: str) -> pd.DataFrame:
     """arm, seed, control, value: each arm's run beside the control's of the same seed, less the means of these two over
     the seeds that both have. values: arm, seed, value, all finite."""
-    own = values.loc[values["arm"] == control, ["seed", "value"]].rename(columns={"value": "control"})
-    both = values[values["arm"] != control].merge(own, on="seed")[["arm", "seed", "control", "value"]]
+    control_values = values.loc[values["arm"] == control, ["seed", "value"]].rename(columns={"value": "control"})
+    both = values[values["arm"] != control].merge(control_values, on="seed")[["arm", "seed", "control", "value"]]
     both[["control", "value"]] -= both.groupby("arm")[["control", "value"]].transform("mean")
     return both
 
@@ -216,8 +220,10 @@ def differences_by(curves: pd.DataFrame, control: str, x: str) -> pd.DataFrame:
     from scipy.special import stdtrit
 
     keys = ["seed", x]
-    own = curves.loc[curves["arm"] == control, [*keys, "loss"]].drop_duplicates(keys)
-    both = curves.loc[curves["arm"] != control, ["arm", *keys, "loss"]].merge(own, on=keys, suffixes=("", "_control"))
+    control_losses = curves.loc[curves["arm"] == control, [*keys, "loss"]].drop_duplicates(keys)
+    both = curves.loc[curves["arm"] != control, ["arm", *keys, "loss"]].merge(
+        control_losses, on=keys, suffixes=("", "_control")
+    )
     both = both[(both["loss"] > 0) & (both["loss_control"] > 0)]
     both["d"] = np.log(both["loss_control"]) - np.log(both["loss"])
     over = both.groupby(["arm", x])["d"].agg(["count", "mean", "std"]).reset_index()

@@ -34,11 +34,11 @@ def thinned(values: Sequence[float] | np.ndarray, points: int = STEPS_OF_A_CURVE
     buckets = max(1, (points - 2) // 2)
     edges = np.linspace(0, len(at), buckets + 1).astype(int)
     bucket, part = np.repeat(np.arange(buckets), np.diff(edges)), y[at]
-    kept = [np.array([0, len(at) - 1])]
+    positions = [np.array([0, len(at) - 1])]
     for extreme in (np.minimum, np.maximum):
-        found = np.flatnonzero(part == extreme.reduceat(part, edges[:-1])[bucket])
-        kept.append(found[np.unique(bucket[found], return_index=True)[1]])  # the first of each bucket
-    return at[np.unique(np.concatenate(kept))]
+        extremes = np.flatnonzero(part == extreme.reduceat(part, edges[:-1])[bucket])
+        positions.append(extremes[np.unique(bucket[extremes], return_index=True)[1]])  # the first of each bucket
+    return at[np.unique(np.concatenate(positions))]
 
 
 def columns_of_time(steps: np.ndarray, columns: int = CELLS) -> np.ndarray:
@@ -88,7 +88,7 @@ def _of_blocks(
     def total(values: np.ndarray) -> np.ndarray:
         return np.bincount(key, np.nan_to_num(values, nan=0.0, posinf=np.inf, neginf=-np.inf), size)
 
-    there = np.bincount(key, minlength=size)
+    counts = np.bincount(key, minlength=size)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         if quantity == "residual_rms" or not sublayers:
             joined = np.full(size, np.nan)
@@ -98,8 +98,8 @@ def _of_blocks(
         elif quantity == "update_ratio" and weights is not None:
             joined = np.sqrt(total((x * weights) ** 2) / total(weights**2))
         elif quantity.endswith("_rms"):
-            joined = np.sqrt(total(x**2) / there)
+            joined = np.sqrt(total(x**2) / counts)
         else:
             joined = np.full(size, np.nan)
             (np.fmin if quantity in LOWEST else np.fmax).at(joined, key, x)
-    return np.where(there > 0, joined, np.nan)
+    return np.where(counts > 0, joined, np.nan)

@@ -52,16 +52,16 @@ def server_runs(address: str) -> list[Any]:
     from wandb.errors import Error
 
     try:
-        found = list(
+        runs = list(
             wandb.Api(timeout=60).runs(
                 "/".join(parts[:2]), filters={"sweep": parts[2]} if len(parts) == 3 else {}, lazy=False
             )
         )
     except (Error, ValueError, OSError) as error:  # whatever keeps its client from the project
         raise ConfigError(f"{address} cannot be read from W&B: {' '.join(str(error).split())}.") from None
-    if not found:
+    if not runs:
         raise ConfigError(f"{address} holds no run.")
-    return found
+    return runs
 
 
 def offline_rows(files: Iterable[Path]) -> Iterator[tuple[dict[str, Any], Any]]:
@@ -84,16 +84,16 @@ def _row(folder: str, identity: str, label: str, state: str, config: Mapping, su
     row: dict[str, Any] = {"folder": folder, "status": None, "reason": None}
     if not {"seed", "arm", "setting"} <= config.keys():
         return row | {"reason": "it is not a run of albert_ablate: its configuration has no arm, setting and seed"}
-    figures = {
+    metrics = {
         k: v
         for k, v in summary.items()
         if not k.startswith("_") and "/" not in k and k != "status" and (k == "divergence" or _is_number(v))
     }
     status = {"status": summary["status"]} if "status" in summary else {}
     settings = {name: value for name, value in config.items() if isinstance(value, Mapping) and name != "choices"}
-    own = {key: config[key] for key in ("seed", "arm", "setting", "label", "identity", "choices") if key in config}
+    named = {key: config[key] for key in ("seed", "arm", "setting", "label", "identity", "choices") if key in config}
     try:
-        check_fields(plain({"status": "finished", **own, "config": settings, "summary": figures} | status))
+        check_fields(plain({"status": "finished", **named, "config": settings, "summary": metrics} | status))
     except (Wrong, RecursionError) as error:
         return row | {"reason": f"it is not a run of albert_ablate: {error}"}
     row |= {
@@ -110,7 +110,7 @@ def _row(folder: str, identity: str, label: str, state: str, config: Mapping, su
         if isinstance(value, Mapping) and name != "choices":
             group = name.removesuffix("_settings")  # which a sweep that sets the group itself makes of it
             row |= {key: v for key, v in dotted(value, f"{group}.") if not is_internal(key)}
-    return row | figures
+    return row | metrics
 
 
 def _table(scan: Any, name: str) -> pa.Table:
@@ -121,16 +121,16 @@ def _table(scan: Any, name: str) -> pa.Table:
         axes = {k: row.get(k) for k in ("step", "tokens", "seconds", "flops")}
         if axes["step"] is None:
             continue
-        own: dict[tuple, dict[str, Any]] = {}
+        rows: dict[tuple, dict[str, Any]] = {}
         for key, value in row.items():
-            found = path.fullmatch(key)
-            if found and found["column"] in schema.names:
-                labels = {k: int(v) if k == "layer" else v for k, v in found.groupdict().items() if k != "column"}
+            match = path.fullmatch(key)
+            if match and match["column"] in schema.names:
+                labels = {k: int(v) if k == "layer" else v for k, v in match.groupdict().items() if k != "column"}
                 # what the first step found at initialization is in its row
                 begin = {"step": 0, "tokens": 0, "flops": 0.0} if labels.pop("initial", None) else {}
-                entry = own.setdefault((bool(begin), *labels.values()), {**axes, **labels, **begin})
-                entry[found["column"]] = _number(value)
-        out += own.values()
+                entry = rows.setdefault((bool(begin), *labels.values()), {**axes, **labels, **begin})
+                entry[match["column"]] = _number(value)
+        out += rows.values()
     columns = [_column([row.get(f.name) for row in out], f.type) for f in schema]
     return pa.Table.from_arrays(columns, schema=schema)
 

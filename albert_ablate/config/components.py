@@ -92,7 +92,7 @@ def _shipped(path: str) -> bool:
 
 @cache
 def _shipped_targets() -> frozenset[str]:
-    return frozenset(found for file in conf_folder().glob("*/*.yaml") for found in _targets_in(file))
+    return frozenset(target for file in conf_folder().glob("*/*.yaml") for target in _targets_in(file))
 
 
 def own_targets() -> dict[str, Path]:
@@ -214,15 +214,15 @@ def component_with_defaults(node: Any, key: str, choice: str | None = None) -> C
     if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
         raise ConfigError(f"{key}={shown(node)} is not allowed: it must be one of {listed(options()[key])}.")
     option = f"{key}={choice}" if choice else f"this {key}"
-    known = parameters_of(node["_target_"])
+    parameters = parameters_of(node["_target_"])
     for name, value in node.items():
-        if name not in known and name not in HYDRA_KEYS:
-            takes = f"{option} takes {nearest(str(name), known) if known else 'no numbers'}"
+        if name not in parameters and name not in HYDRA_KEYS:
+            takes = f"{option} takes {nearest(str(name), parameters) if parameters else 'no numbers'}"
             others = [o for o in _options_with(key, str(name)) if o != choice]
-            there = f"; it belongs to {key}={' or '.join(others)}" if others else ""
-            raise ConfigError(f"{key}.{name}={shown(value)} is unknown: {takes}{there}.")
+            hint = f"; it belongs to {key}={' or '.join(others)}" if others else ""
+            raise ConfigError(f"{key}.{name}={shown(value)} is unknown: {takes}{hint}.")
     out = {name: value for name, value in node.items() if name in HYDRA_KEYS}
-    for name, (annotation, default) in known.items():
+    for name, (annotation, default) in parameters.items():
         value = node.get(name, default)
         if value is MISSING or value == "???":
             raise ConfigError(f"{key}.{name} is missing: {option} needs {describe(annotation)}.")
@@ -290,19 +290,23 @@ def lacking(key: str, taken: Mapping[str, Any], others: typing.Callable[[str], t
     group, dot, name = key.partition(".")
     if not dot or group not in taken or group not in options():
         return False
-    known, name = option_keys(group), name.partition(".")[0]
-    own = known.get(str(taken[group]))
-    return own is not None and name not in own and any(name in known.get(str(o), ()) for o in others(group))
+    keys_of_options, name = option_keys(group), name.partition(".")[0]
+    option_own = keys_of_options.get(str(taken[group]))
+    return (
+        option_own is not None
+        and name not in option_own
+        and any(name in keys_of_options.get(str(o), ()) for o in others(group))
+    )
 
 
 def component_arguments(node: Mapping) -> dict:
     """A component's own arguments, those equal to their signature's default and those of place left out."""
-    known = parameters_of(node["_target_"])
+    parameters = parameters_of(node["_target_"])
     out = {}
     for name, value in node.items():
         if name in HYDRA_KEYS:
             continue
-        annotation, default = known[name]
+        annotation, default = parameters[name]
         if is_place(annotation):
             continue
         if default is MISSING or value != (list(default) if isinstance(default, tuple) else default):

@@ -91,11 +91,11 @@ def _plain_options(overrides: tuple[str, ...], files: tuple) -> list[str]:
     if any(o.startswith("recipe=") for o in overrides):  # it takes options of other groups
         return []
     groups = [re.split("[@=]", o.lstrip("+~"))[0] for o in overrides]
-    there = options()
+    available = options()
     plain = []
     for override, group in zip(overrides, groups, strict=True):
         key, _, option = override.partition("=")
-        if key == group and key in there and groups.count(group) == 1 and _option(key, option, files) is not None:
+        if key == group and key in available and groups.count(group) == 1 and _option(key, option, files) is not None:
             plain.append(override)
     return plain
 
@@ -141,13 +141,13 @@ def given_twice(overrides: typing.Iterable[str]) -> list[str]:
 
 def each_once(overrides: typing.Sequence[str]) -> list[str]:
     """Overrides of a command line, each key once: of one given twice the last counts, which is said on stderr."""
-    kept = list(overrides)
+    unique = list(overrides)
     for key in given_twice(overrides):
         *others, last = [o for o in overrides if "=" in o and o.lstrip("+").partition("=")[0] == key]
         print(f"{key} stands twice on the command line: {masked(last)} counts.", file=sys.stderr)
         for other in others:
-            kept.remove(other)
-    return kept
+            unique.remove(other)
+    return unique
 
 
 def prepared(overrides: typing.Iterable[str]) -> list[str]:

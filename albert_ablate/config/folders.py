@@ -39,8 +39,8 @@ def _shipped(name: str) -> Path:
 
 def named_folders() -> tuple[Path, ...]:
     """The conf folders that ALBERT_ABLATE_CONF names, each once. Raises ConfigError for one that is not there."""
-    found = [Path(part).expanduser() for part in os.environ.get(CONF, "").split(os.pathsep) if part.strip()]
-    return tuple(dict.fromkeys(_existing(path, f"{CONF}={path}") for path in found))
+    folders = [Path(part).expanduser() for part in os.environ.get(CONF, "").split(os.pathsep) if part.strip()]
+    return tuple(dict.fromkeys(_existing(path, f"{CONF}={path}") for path in folders))
 
 
 def own_folders() -> tuple[Path, ...]:
@@ -49,21 +49,21 @@ def own_folders() -> tuple[Path, ...]:
     return tuple(dict.fromkeys((*named_folders(), *(_existing(p, name) for p, name in plugins))))
 
 
-def _existing(path: Path, said: str) -> Path:
+def _existing(path: Path, title: str) -> Path:
     if not path.is_dir():
-        raise ConfigError(f"{said} is not a folder.")
+        raise ConfigError(f"{title} is not a folder.")
     return path.resolve()
 
 
 @cache
 def _plugins(search: tuple[str, ...]) -> tuple[tuple[Path, str], ...]:
     """The conf folder of each installed plug-in, and how its entry point is written. No plug-in is imported."""
-    found = []
+    folders = []
     for point in entry_points(group=PLUGINS):
         places = folders_of_package(point.value)
-        said = f"The conf folder of an installed plug-in ({point.name} = {point.value}, entry points {PLUGINS})"
-        found.append((Path(places[0]) if places else Path(point.value), said))
-    return tuple(found)
+        title = f"The conf folder of an installed plug-in ({point.name} = {point.value}, entry points {PLUGINS})"
+        folders.append((Path(places[0]) if places else Path(point.value), title))
+    return tuple(folders)
 
 
 def name_folders(folders: Iterable[str | Path]) -> None:
@@ -96,7 +96,7 @@ def without_folders(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
     --config-dir DIR, --config-dir=DIR, -cd DIR and hydra.searchpath=[DIR,file://DIR,pkg://package.conf].
     """
-    kept, folders = list[str](), list[str]()
+    overrides_left, folders = list[str](), list[str]()
     waiting = iter(arguments)
     for argument in waiting:
         name, equals, value = argument.partition("=")
@@ -108,8 +108,8 @@ def without_folders(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         elif equals and name.lstrip("+") == SEARCHPATH:
             folders += _searched(argument.lstrip("+"))
         else:
-            kept.append(argument)
-    return kept, folders
+            overrides_left.append(argument)
+    return overrides_left, folders
 
 
 def _searched(override: str) -> list[str]:
@@ -120,7 +120,7 @@ def _searched(override: str) -> list[str]:
         value = OverridesParser.create().parse_override(override).value()
     except Exception as error:
         raise as_config_error(error) from None
-    found = []
+    folders = []
     for place in [value] if isinstance(value, str) else value if isinstance(value, list) else [None]:
         if not isinstance(place, str):
             raise ConfigError(f"{override} is not allowed: it holds folders, {SEARCHPATH}=[DIR].")
@@ -131,10 +131,10 @@ def _searched(override: str) -> list[str]:
             places = folders_of_package(rest.replace("/", "."))
             if not places:
                 raise ConfigError(f"{SEARCHPATH}=[{place}] is not allowed: there is no package {rest}.")
-            found.append(places[0])
+            folders.append(places[0])
         else:
-            found.append(rest if separator else place)
-    return found
+            folders.append(rest if separator else place)
+    return folders
 
 
 def extend_path() -> None:
@@ -157,20 +157,22 @@ def option_files() -> dict[str, dict[str, Path]]:
 
     Raises ConfigError for two options of one name, and for a folder of one's own that is no group of options.
     """
-    found = {p.name: {f.stem: f for f in p.glob("*.yaml")} for p in sorted(conf_folder().iterdir()) if p.is_dir()}
+    by_group = {p.name: {f.stem: f for f in p.glob("*.yaml")} for p in sorted(conf_folder().iterdir()) if p.is_dir()}
     for folder in own_folders():
         for place in sorted(p for p in folder.iterdir() if p.is_dir() and p.name.isidentifier()):
             files = sorted(place.glob("*.yaml"))
-            if place.name not in found and files and place.name != "hydra":
-                raise ConfigError(f"{place} holds options of no group: the nearest are {nearest(place.name, found)}.")
-            for file in files if place.name in found else ():
-                other = found[place.name].setdefault(file.stem, file)
+            if place.name not in by_group and files and place.name != "hydra":
+                raise ConfigError(
+                    f"{place} holds options of no group: the nearest are {nearest(place.name, by_group)}."
+                )
+            for file in files if place.name in by_group else ():
+                other = by_group[place.name].setdefault(file.stem, file)
                 if other != file:
                     raise ConfigError(
                         f"{place.name}={file.stem} stands in two folders, {other.parent} and {file.parent}: "
                         "give one of the two files another name."
                     )
-    return found
+    return by_group
 
 
 def option_file(group: str, name: str) -> Path:

@@ -92,8 +92,8 @@ def revisions(cfg: Mapping) -> dict[str, int]:
 
 def _revised(cfg: Mapping) -> dict[str, Revision]:
     targets = {key: str(cfg[key].get("_target_")) for key in SIGNIFICANT if isinstance(cfg.get(key), Mapping)}
-    found = {key: REVISIONS[target] for key, target in targets.items() if target in REVISIONS}
-    return {key: revision for key, revision in found.items() if revision.concerns(cfg)}
+    revised = {key: REVISIONS[target] for key, target in targets.items() if target in REVISIONS}
+    return {key: revision for key, revision in revised.items() if revision.concerns(cfg)}
 
 
 def is_outdated(record: Mapping) -> bool:
@@ -176,13 +176,13 @@ def places(cfg: Mapping) -> dict[str, Any]:
 
     Spellings of one path are one: t.txt, ./t.txt and the absolute path of t.txt in the working directory.
     """
-    found = {}
+    locations = {}
     for key in TEXT:
         for name, (annotation, default) in parameters_of(cfg[key]["_target_"]).items():
             value = cfg[key].get(name, default)
             if is_place(annotation) and value != default:
-                found[f"{key}.{name}"] = _plain_path(value) if name == "path" else value
-    return found
+                locations[f"{key}.{name}"] = _plain_path(value) if name == "path" else value
+    return locations
 
 
 def _plain_path(path: str) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 def module_file(name: str) -> Path | None:
     """The source file of a module, None where there is none: a built-in or compiled one, or no module of this name."""
     spec = _spec(name)
-    found = spec.origin if spec and spec.has_location else None
-    return Path(found) if found and found.endswith(".py") else None
+    file = spec.origin if spec and spec.has_location else None
+    return Path(file) if file and file.endswith(".py") else None
 
 
 def folders_of_package(name: str) -> list[str]:

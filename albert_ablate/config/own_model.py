@@ -26,8 +26,8 @@ def set_aside_parts(nodes: dict[str, Any], asked: Collection[str]) -> None:
         group = key.partition(".")[0]
         if group in PARTS:
             value = nodes["choices"].get(key) if key == group else _value(nodes, key)
-            own = f"model={name}, which says itself {PARTS[group]}"
-            raise ConfigError(f"{key}={shown(value)} is not allowed with {own}: leave it out.")
+            model_choice = f"model={name}, which says itself {PARTS[group]}"
+            raise ConfigError(f"{key}={shown(value)} is not allowed with {model_choice}: leave it out.")
     if nodes["choices"].get("recipe"):
         raise ConfigError(
             f"recipe={nodes['choices']['recipe']} is not allowed with model={name}, which says itself "

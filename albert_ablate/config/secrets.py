@@ -41,26 +41,26 @@ def masked(value: Any) -> Any:
     return _masked(value, _environment())
 
 
-def _masked(value: Any, known: list[str]) -> Any:
+def _masked(value: Any, secrets: list[str]) -> Any:
     if isinstance(value, str):
-        return _text(value, known)
+        return _text(value, secrets)
     if isinstance(value, Mapping):
         return {
-            k: MASK if isinstance(v, str) and v and _SECRET_OPTION.search(str(k)) else _masked(v, known)
+            k: MASK if isinstance(v, str) and v and _SECRET_OPTION.search(str(k)) else _masked(v, secrets)
             for k, v in value.items()
         }
     if isinstance(value, list | tuple):
-        return type(value)(_masked(v, known) for v in value)
+        return type(value)(_masked(v, secrets) for v in value)
     return value
 
 
-def _text(text: str, known: list[str]) -> str:
+def _text(text: str, secrets: list[str]) -> str:
     if "://" in text:
         text = _PASSWORD.sub(rf"\1:{MASK}@", text)
         text = _TOKEN_AS_USER.sub(f"{MASK}@", text)
         text = _PARAMETER.sub(rf"\1{MASK}", text)
     text = _KNOWN_KEY.sub(MASK, text)
-    for secret in known:
+    for secret in secrets:
         if secret in text:
             text = text.replace(secret, MASK)
     return text
@@ -69,12 +69,12 @@ def _text(text: str, known: list[str]) -> str:
 def _environment() -> list[str]:
     """Values of this process's environment that are secret. One that is a plain word, as in a configuration, is not
     looked for: it would be cut out of names of options."""
-    found = [
+    values = [
         v
         for k, v in os.environ.items()
         if _SECRET_VARIABLE.search(k) and len(v) >= 8 and not re.fullmatch("[a-z_.]+", v)
     ]
-    return sorted(found, key=len, reverse=True)
+    return sorted(values, key=len, reverse=True)
 
 
 def with_password(address: str, key: str) -> str:

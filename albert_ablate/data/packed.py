@@ -96,8 +96,8 @@ class Packed:
             return self
         tokens = round(size / self.bytes_per_token["train"])
         if tokens > len(self.train):
-            most = int(len(self.train) * self.bytes_per_token["train"])
-            raise ConfigError(f"data.train_size={size} is more than the {most} bytes of training text there are.")
+            available = int(len(self.train) * self.bytes_per_token["train"])
+            raise ConfigError(f"data.train_size={size} is more than the {available} bytes of training text there are.")
         return replace(self, train=self.train[:tokens])
 
 
@@ -133,10 +133,10 @@ def _open(corpus: Corpus, tokenizer: Any, folder: Path) -> Packed:
         raise Damaged("facts.json is not what was written")
     for name, expected in files.items():
         try:
-            found = _digest_of(folder / name)
+            file_hash = _digest_of(folder / name)
         except (OSError, ValueError):  # ValueError: an empty file cannot be mapped
             raise Damaged(f"{name} is missing or empty") from None
-        if found != expected:
+        if file_hash != expected:
             raise Damaged(f"{name} is not what was written")
     tokens = {split: np.load(folder / f"{split}.npy", mmap_mode="r") for split in SPLITS}
     sizes = {split: np.load(folder / f"{split}.sizes.npy", mmap_mode="r") for split in SPLITS if facts["sizes"]}
@@ -153,28 +153,28 @@ def _packed(
     trained: Any = None,
 ) -> Packed:
     if type(tokenizer) is Bytes:  # not kept: each token is a byte
-        sizes = {split: np.broadcast_to(np.uint8(1), found.shape) for split, found in tokens.items()}
-    known: dict[str, Any] = {name: value for name, value in facts.items() if name != "sizes"} | dict(tokens)
-    return Packed(corpus=corpus, tokenizer=tokenizer, sizes=sizes, **known, folder=folder, trained=trained)
+        sizes = {split: np.broadcast_to(np.uint8(1), array.shape) for split, array in tokens.items()}
+    fields: dict[str, Any] = {name: value for name, value in facts.items() if name != "sizes"} | dict(tokens)
+    return Packed(corpus=corpus, tokenizer=tokenizer, sizes=sizes, **fields, folder=folder, trained=trained)
 
 
 def _write(corpus: Corpus, tokenizer: Any, folder: Path) -> Packed:
     """The corpus packed from its text, and kept in `folder` if there is room."""
     documents = corpus.split()
     codec = tokenizer.fit(documents["train"])
-    encoded = {split: codec.encode_documents(found, corpus.separator) for split, found in documents.items()}
-    tokens = {split: found.tokens for split, found in encoded.items()}
+    encoded = {split: codec.encode_documents(part, corpus.separator) for split, part in documents.items()}
+    tokens = {split: part.tokens for split, part in encoded.items()}
     for split in SPLITS:
         if len(tokens[split]) < 2:
             raise ConfigError(
                 f"The text of data={type(corpus).__name__} is too short: its {split} split holds {len(tokens[split])} "
                 "tokens, at least 2 are needed."
             )
-    counted = {split: found.sizes for split, found in encoded.items() if found.sizes is not None}
+    counted = {split: part.sizes for split, part in encoded.items() if part.sizes is not None}
     sizes = counted if len(counted) == len(SPLITS) else None
     # numbers that are no token's make a larger model of the same tokens: another setting
     larger = [f"vocabulary {tokenizer.vocabulary}".encode()] if codec.gaps else []
-    length = {split: len(corpus.separator.join(found).encode()) for split, found in documents.items()}
+    length = {split: len(corpus.separator.join(part).encode()) for split, part in documents.items()}
     facts = {
         "vocabulary": tokenizer.vocabulary,
         "fingerprint": digest(*(np.ascontiguousarray(tokens[s]).tobytes() for s in SPLITS), *larger),
@@ -183,9 +183,9 @@ def _write(corpus: Corpus, tokenizer: Any, folder: Path) -> Packed:
         "skipped": corpus.skipped,
         "sizes": sizes is not None and type(tokenizer) is not Bytes,
     }
-    arrays = {f"{split}.npy": found for split, found in tokens.items()}
+    arrays = {f"{split}.npy": part for split, part in tokens.items()}
     if sizes is not None and facts["sizes"]:
-        arrays |= {f"{split}.sizes.npy": found for split, found in sizes.items()}
+        arrays |= {f"{split}.sizes.npy": part for split, part in sizes.items()}
     try:
         _keep(arrays, codec, facts, folder)
         return _open(corpus, tokenizer, folder)
@@ -210,8 +210,8 @@ def _keep(arrays: Mapping[str, np.ndarray], codec: Any, facts: Mapping[str, Any]
             np.save(scratch / file, array)
         codec.save(scratch / "tokenizer.json")
         files = {file.name: _digest_of(file) for file in sorted(scratch.iterdir())}
-        kept = {**facts, "files": files, "digest": _seal(facts, files, folder)}
-        (scratch / "facts.json").write_text(json.dumps(kept, indent=1), encoding="utf-8")
+        content = {**facts, "files": files, "digest": _seal(facts, files, folder)}
+        (scratch / "facts.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
         folder.mkdir(exist_ok=True)
         for file in [*files, "facts.json"]:  # last: it says that the rest is there
             _sync(scratch / file)

@@ -148,14 +148,14 @@ class Grammar(Synthetic):
             )
         return out
 
-    def _expected(self, own: np.ndarray) -> float:
+    def _expected(self, per_symbol: np.ndarray) -> float:
         """x_S of x = own + M x."""
         counts = np.zeros((self.nonterminals, self.nonterminals))
         for a, rules in enumerate(self.productions):
             for p, _, following in rules:
                 for b in following:
                     counts[a, b] += p
-        return float(np.linalg.solve(np.eye(self.nonterminals) - counts, own)[0])
+        return float(np.linalg.solve(np.eye(self.nonterminals) - counts, per_symbol)[0])
 
     @property
     def entropy_rate(self) -> float:

@@ -102,10 +102,10 @@ class Classify:
         """With the first `train_size` training documents only (they are in hash order: a fair sample)."""
         if self.train_size is None:
             return labelled
-        most = len(labelled.texts["train"])
-        if self.train_size > most:
+        available = len(labelled.texts["train"])
+        if self.train_size > available:
             raise ConfigError(
-                f"task.train_size={self.train_size} is more than the {most} training documents there are."
+                f"task.train_size={self.train_size} is more than the {available} training documents there are."
             )
         texts, classes = dict(labelled.texts), dict(labelled.numbers)
         texts["train"], classes["train"] = texts["train"][: self.train_size], classes["train"][: self.train_size]
@@ -153,24 +153,24 @@ def fingerprint(cfg: Config, build: Callable[[Mapping], Any], text: str, cache: 
 
 def _labelled(texts: Sequence[Any], labels: Sequence[Any], source: str) -> Labelled:
     """Split by document: ranked by a hash of the text, the first 9 % are test, the next 9 % validation."""
-    found: dict[str, str] = {}
+    label_of: dict[str, str] = {}
     for text, label in zip(texts, labels, strict=True):
         if isinstance(text, str) and text.strip() and label is not None and (name := str(label).strip()):
-            found.setdefault(text, name)
-    if len(found) < MIN_DOCUMENTS:
-        raise ConfigError(f"{source} holds {len(found)} labelled documents: at least {MIN_DOCUMENTS} are needed.")
-    ranked = sorted(found, key=lambda text: blake2b(text.encode(errors="replace"), digest_size=8).digest())
+            label_of.setdefault(text, name)
+    if len(label_of) < MIN_DOCUMENTS:
+        raise ConfigError(f"{source} holds {len(label_of)} labelled documents: at least {MIN_DOCUMENTS} are needed.")
+    ranked = sorted(label_of, key=lambda text: blake2b(text.encode(errors="replace"), digest_size=8).digest())
     held = max(1, round(HELD_OUT * len(ranked)))
     parts = {"test": ranked[:held], "validation": ranked[held : 2 * held], "train": ranked[2 * held :]}
-    classes = sorted(set(found.values()))
-    if len({found[text] for text in parts["train"]}) < 2:
+    classes = sorted(set(label_of.values()))
+    if len({label_of[text] for text in parts["train"]}) < 2:
         raise ConfigError(f"{source} holds one class only, {classes[0]}: there is nothing to decide.")
     if len(classes) > len(ranked) // 2:
-        most = Counter(found.values()).most_common(1)[0][1]
+        largest = Counter(label_of.values()).most_common(1)[0][1]
         raise ConfigError(
-            f"{source} holds {len(classes)} classes in {len(ranked)} documents, at most {most} of each: too many."
+            f"{source} holds {len(classes)} classes in {len(ranked)} documents, at most {largest} of each: too many."
         )
-    numbers = {split: [classes.index(found[text]) for text in parts[split]] for split in SPLITS}
+    numbers = {split: [classes.index(label_of[text]) for text in parts[split]] for split in SPLITS}
     return Labelled(classes, {split: parts[split] for split in SPLITS}, numbers, len(texts) - len(ranked))
 
 

@@ -89,11 +89,11 @@ class Codec:
                 tokens.append(between)
                 sizes.append(between_sizes)
             tokens.append(np.array(encoding.ids, dtype=self.kind))
-            found = self._sizes(document, encoding, tokens[-1]) if reversible else None
-            if found is None:
+            document_sizes = self._sizes(document, encoding, tokens[-1]) if reversible else None
+            if document_sizes is None:
                 reversible = False
             else:
-                sizes.append(found)
+                sizes.append(document_sizes)
         if not tokens:
             return Encoded(np.zeros(0, self.kind), np.zeros(0, np.uint8))
         return Encoded(np.concatenate(tokens), _narrow(np.concatenate(sizes)) if reversible else None)
@@ -186,9 +186,9 @@ class BytePairs:
         from tokenizers import ByteLevelBPETokenizer
 
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-        made = ByteLevelBPETokenizer()
-        made.train_from_iterator(documents, vocab_size=self.vocabulary, min_frequency=2, show_progress=False)
-        return Codec(made._tokenizer)
+        trainer = ByteLevelBPETokenizer()
+        trainer.train_from_iterator(documents, vocab_size=self.vocabulary, min_frequency=2, show_progress=False)
+        return Codec(trainer._tokenizer)
 
     def load(self, file: Path) -> Codec:
         from tokenizers import Tokenizer

@@ -35,17 +35,17 @@ class Domains(Evaluation):
 
     @staticmethod
     def verify(cfg: Config) -> None:
-        there = _installable()
+        available = _installable()
         for name in cfg.evaluation.parts["domains"].corpora or ():
-            if name not in there:
+            if name not in available:
                 raise ConfigError(
-                    f"evaluation.domains.corpora={name} is not a corpus: it is one of {nearest(name, there)}."
+                    f"evaluation.domains.corpora={name} is not a corpus: it is one of {nearest(name, available)}."
                 )
 
     def settings(self, subject: Subject) -> dict[str, Any]:
-        found = dict(self._found(subject.packed.corpus))
-        missing = {name: corpus for name, corpus in found.items() if isinstance(corpus, str)}
-        return {**asdict(self), **subject.counting, "corpora": sorted(set(found) - set(missing)), "missing": missing}
+        corpora = dict(self._found(subject.packed.corpus))
+        missing = {name: corpus for name, corpus in corpora.items() if isinstance(corpus, str)}
+        return {**asdict(self), **subject.counting, "corpora": sorted(set(corpora) - set(missing)), "missing": missing}
 
     def __call__(self, subject: Subject) -> Result:
         rows, summary = [], {}
@@ -62,17 +62,19 @@ class Domains(Evaluation):
                 )
             blocks = held_out_sample(tokens, subject.context, self.tokens, f"domains/{name}")
             loss = subject.loss(torch.from_numpy(take_blocks(tokens, blocks, subject.context)))
-            own, bits = _same(corpus, subject.packed.corpus), None
+            is_training_text, bits = _same(corpus, subject.packed.corpus), None
             if encoded.sizes is not None:
                 size = target_bytes(encoded.sizes, blocks, subject.context)
                 bits = loss / math.log(2) * len(blocks) * subject.context / size
             missing = IRREVERSIBLE if bits is None else None
-            rows.append({"corpus": name, "own": own, "loss": loss, "bits_per_byte": bits, "missing": missing})
-            if not own and bits is not None:
+            rows.append(
+                {"corpus": name, "own": is_training_text, "loss": loss, "bits_per_byte": bits, "missing": missing}
+            )
+            if not is_training_text and bits is not None:
                 summary[name] = bits
         return Result(rows, summary)
 
-    def _found(self, own: Corpus) -> Iterator[tuple[str, Corpus | str]]:
+    def _found(self, training_corpus: Corpus) -> Iterator[tuple[str, Corpus | str]]:
         """Each corpus by its option's name, or the sentence why it cannot be read."""
         for name, node in _installable().items():
             if self.corpora is None or name in self.corpora:

@@ -65,8 +65,8 @@ def evaluate_run(
             say(f"{name} ...")
             began = time.perf_counter()
             result = evaluation(subject)
-            found = {"rows": result.rows, "summary": result.summary, **wanted}
-            entries[name] = {**found, "seconds": time.perf_counter() - began}
+            entry = {"rows": result.rows, "summary": result.summary, **wanted}
+            entries[name] = {**entry, "seconds": time.perf_counter() - began}
             write_evaluations(path, entries, run)
     return {name: entries[name] for name in nodes}
 
@@ -99,9 +99,11 @@ def load_subject(folder: RunFolder, record: Mapping, cfg: Config, weights: Weigh
 
 def _configuration(record: Mapping, nodes: Mapping[str, Mapping], cache: str | None) -> Config:
     """The run's own configuration, with these evaluations."""
-    kept = {name: value for name, value in record["config"]["evaluation"].items() if not isinstance(value, Mapping)}
+    plain_settings = {
+        name: value for name, value in record["config"]["evaluation"].items() if not isinstance(value, Mapping)
+    }
     here = {"paths": {"runs": "runs", "cache": cache}, "choices": record["choices"]}
-    return check({**record["config"], **here, "evaluation": {**kept, **nodes}})
+    return check({**record["config"], **here, "evaluation": {**plain_settings, **nodes}})
 
 
 def _text(record: Mapping, cfg: Config) -> tuple[Packed, Any]:

@@ -63,12 +63,12 @@ class Memorization(Evaluation):
     def _blocks(self, subject: Subject, split: str) -> Tensor:
         """(prefixes, T + 1) tokens."""
         array = getattr(subject.packed, split)
-        found = np.arange(block_count(array, subject.context))
+        blocks = np.arange(block_count(array, subject.context))
         if split == "train":
             batches = min(subject.steps, -(-subject.order.blocks // subject.order.batch))  # of the first pass
-            found = np.unique(np.concatenate([subject.order.indices(step) for step in range(batches)] or [found[:0]]))
-        found = subject.draws("memorization", split).permutation(found)[: self.prefixes]
-        return torch.from_numpy(take_blocks(array, np.sort(found), subject.context))
+            blocks = np.unique(np.concatenate([subject.order.indices(step) for step in range(batches)] or [blocks[:0]]))
+        blocks = subject.draws("memorization", split).permutation(blocks)[: self.prefixes]
+        return torch.from_numpy(take_blocks(array, np.sort(blocks), subject.context))
 
     def _runs(self, subject: Subject, rows: Tensor, prefix: int) -> np.ndarray | None:
         """How many tokens of each continuation come out verbatim; None where nothing was seen or is finite."""

@@ -35,9 +35,9 @@ class Representation(Evaluation):
 
     def __call__(self, subject: Subject) -> Result:
         rows = subject.sample("validation", self.tokens)
-        with streams(cast(Decoder, subject.model)) as kept:
+        with streams(cast(Decoder, subject.model)) as streams_by_depth:
             subject.loss(rows)
-        states = [torch.cat(parts).double().cpu() for parts in kept]
+        states = [torch.cat(parts).double().cpu() for parts in streams_by_depth]
         table: list[dict[str, Any]] = []
         for depth, x in enumerate(states):
             flat = x.flatten(0, 1)
@@ -80,17 +80,17 @@ def angular_distance(a: Tensor, b: Tensor) -> Tensor:
 @contextmanager
 def streams(model: Decoder) -> Iterator[list[list[Tensor]]]:
     """Within it, what enters the first block and what leaves each is kept: a list per depth of (B, T, D)."""
-    kept: list[list[Tensor]] = [[] for _ in range(len(model.blocks) + 1)]
+    captured: list[list[Tensor]] = [[] for _ in range(len(model.blocks) + 1)]
 
     def keep(depth: int, stream: Any) -> None:
         tensor = model.last.finish(stream, nn.Identity()) if isinstance(stream, tuple) else stream
-        kept[depth].append(tensor.detach())
+        captured[depth].append(tensor.detach())
 
     handles = [model.blocks[0].register_forward_pre_hook(lambda module, args: keep(0, args[0]))]
     for i, block in enumerate(model.blocks):
         handles.append(block.register_forward_hook(lambda module, args, out, depth=i + 1: keep(depth, out)))
     try:
-        yield kept
+        yield captured
     finally:
         for handle in handles:
             handle.remove()

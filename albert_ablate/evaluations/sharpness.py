@@ -41,22 +41,22 @@ class Sharpness(Evaluation):
         parameters = list(model.named_parameters())
         start = torch.cat([normal(subject.seed, "start", name, p).flatten() for name, p in parameters])
         clean = subject.loss(rows)
-        found = (math.nan, 0, math.nan)
+        eigenvalue = (math.nan, 0, math.nan)
         if math.isfinite(clean):
-            found = largest_eigenvalue(
+            eigenvalue = largest_eigenvalue(
                 lambda v: self._product(subject, rows, [p for _, p in parameters], v),
                 start,
                 self.iterations,
                 self.tolerance,
             )
         table: list[dict[str, Any]] = [
-            {"kind": "eigenvalue", "value": found[0], "iterations": found[1], "residual": found[2]}
+            {"kind": "eigenvalue", "value": eigenvalue[0], "iterations": eigenvalue[1], "residual": eigenvalue[2]}
         ]
         for draw in range(self.draws):
             with perturbed(model, self.radius, subject.seed, draw):
                 table.append({"kind": "perturbation", "draw": draw, "value": subject.loss(rows) - clean})
         rise = float(np.mean([row["value"] for row in table[1:]]))
-        return Result(table, {"eigenvalue": found[0], "rise": rise, "train_loss": clean})
+        return Result(table, {"eigenvalue": eigenvalue[0], "rise": rise, "train_loss": clean})
 
     def _product(self, subject: Subject, rows: Tensor, parameters: list[nn.Parameter], v: Tensor) -> Tensor:
         """H v, a mean over batches."""
@@ -116,7 +116,7 @@ def normal(seed: int, draw: object, name: str, like: Tensor) -> Tensor:
 def perturbed(model: nn.Module, radius: float, seed: int, draw: int) -> Iterator[None]:
     """Within it every matrix W is W + radius * D, |row of D| = |row of W|."""
     matrices = [(name, p) for name, p in model.named_parameters() if p.ndim > 1]
-    kept = [p.detach().clone() for _, p in matrices]
+    originals = [p.detach().clone() for _, p in matrices]
     try:
         with torch.no_grad():
             for name, p in matrices:
@@ -125,5 +125,5 @@ def perturbed(model: nn.Module, radius: float, seed: int, draw: int) -> Iterator
         yield
     finally:
         with torch.no_grad():
-            for (_, p), before in zip(matrices, kept, strict=True):
+            for (_, p), before in zip(matrices, originals, strict=True):
                 p.copy_(before)

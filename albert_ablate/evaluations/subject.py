@@ -55,8 +55,8 @@ class Subject:
         return self.blocks(getattr(self.packed, split), tokens, split)
 
     def blocks(self, array: np.ndarray, tokens: int, name: str) -> Tensor:
-        found = held_out_sample(array, self.context, tokens, name)
-        return torch.from_numpy(take_blocks(array, found, self.context))
+        blocks = held_out_sample(array, self.context, tokens, name)
+        return torch.from_numpy(take_blocks(array, blocks, self.context))
 
     def draws(self, *name: object) -> np.random.Generator:
         """The stream `name` of the run's seed: arms of one seed share it."""

@@ -67,9 +67,9 @@ def zeroed_units(model: Decoder, units: Sequence[np.ndarray]) -> Iterator[None]:
     """Within it, these units of each layer's MLP give zero."""
     mlps = [block.mlp for block in model.stack]
     before = [mlp.activation for mlp in mlps]
-    for mlp, own in zip(mlps, units, strict=True):
+    for mlp, layer_units in zip(mlps, units, strict=True):
         keep = torch.ones(mlp.inner, device=mlp.down.weight.device)
-        keep[torch.from_numpy(own)] = 0
+        keep[torch.from_numpy(layer_units)] = 0
         mlp.activation = _times(mlp.activation, keep)
     try:
         yield

@@ -191,12 +191,12 @@ class CausalAttention(Sublayer):
         self.largest = None
 
     def _rotation(self, T: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        kept = self._angles
-        if kept is None or kept[0].shape[0] < T or kept[0].device != like.device or kept[0].dtype != like.dtype:
-            self._angles = kept = rotary_angles(
+        angles = self._angles
+        if angles is None or angles[0].shape[0] < T or angles[0].device != like.device or angles[0].dtype != like.dtype:
+            self._angles = angles = rotary_angles(
                 max(T, self.context), like.shape[-1], self.rotary_base, like, self.rotary_factor, self.rotary_bands
             )
-        return kept[0][:T], kept[1][:T]
+        return angles[0][:T], angles[1][:T]
 
 
 def _verify_qk_clip(cfg: Config) -> None:
@@ -245,8 +245,8 @@ def rotary_angles(
     speeds = base ** (-torch.arange(0, dims, 2, device=like.device, dtype=torch.float64) / dims)
     if bands is not None:
         low, high, tokens = bands
-        kept = ((speeds * tokens / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
-        speeds = (1 - kept) * speeds / factor + kept * speeds
+        kept_share = ((speeds * tokens / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
+        speeds = (1 - kept_share) * speeds / factor + kept_share * speeds
     elif factor != 1:
         speeds = speeds / factor
     angles = torch.arange(T, device=like.device, dtype=torch.float64)[:, None] * speeds

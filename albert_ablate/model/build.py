@@ -20,8 +20,8 @@ def build(node: Mapping, *args):
     """
     if "_target_" not in node:
         return {name: build(part, *args) for name, part in node.items()}
-    made = construct(node)
-    return made(*args) if node.get("_partial_") else made
+    component = construct(node)
+    return component(*args) if node.get("_partial_") else component
 
 
 def assemble(cfg: Config) -> TokenModel:

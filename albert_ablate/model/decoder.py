@@ -117,8 +117,8 @@ class Block(nn.Module):
     def rate_now(self, sublayer: str) -> float:
         """The dropout rate in force in "attention" or "mlp" at the clock's step: 0 where no site is in it."""
         attention = (self.drop_weights, self.drop_heads, self.drop_attention, self.path_attention)
-        own = attention if sublayer == "attention" else (self.drop_hidden, self.drop_mlp, self.path_mlp)
-        return max(site.rate for site in (*own, self.skip)) * self.skip.clock.factor
+        layers = attention if sublayer == "attention" else (self.drop_hidden, self.drop_mlp, self.path_mlp)
+        return max(site.rate for site in (*layers, self.skip)) * self.skip.clock.factor
 
     def forward(self, x: Any) -> Any:
         if self.skip.skips():
@@ -218,10 +218,10 @@ class Decoder(TokenModel):
         if tied:
             self.head.weight = self.embedding.weight
         if sigma_reparam:
-            for own in self.stack:
-                for name, matrix, rows, _ in own.matrices():
+            for each in self.stack:
+                for name, matrix, rows, _ in each.matrices():
                     part, leaf = name.split(".")
-                    setattr(getattr(own, part), leaf, SigmaLinear(matrix, [*rows.values()]))
+                    setattr(getattr(each, part), leaf, SigmaLinear(matrix, [*rows.values()]))
         if shared:
             for block in self.blocks[1:]:
                 for name, parameter in self.blocks[0].named_parameters(remove_duplicate=False):
@@ -372,8 +372,8 @@ class Decoder(TokenModel):
             if tensor.is_floating_point():
                 tensor.fill_(torch.nan)
         for module in self.modules():
-            own = list(module.parameters(recurse=False))
-            if own and all(p.ndim < 2 for p in own) and hasattr(module, "reset_parameters"):
+            parameters = list(module.parameters(recurse=False))
+            if parameters and all(p.ndim < 2 for p in parameters) and hasattr(module, "reset_parameters"):
                 cast(Callable[[], None], module.reset_parameters)()
         draws, scales = {}, self.initial_scales()
         for name, parameter in self.named_parameters():

@@ -376,8 +376,8 @@ class DropHead(Dropout):
         rate = self.now
         if rate == 0:
             return x
-        kept = self.mask((*x.shape[:2], 1, 1), x, rate).ne(0).to(x.dtype)
-        return x * (kept * (x.shape[1] / kept.sum(1, keepdim=True).clamp(min=1)))
+        keep = self.mask((*x.shape[:2], 1, 1), x, rate).ne(0).to(x.dtype)
+        return x * (keep * (x.shape[1] / keep.sum(1, keepdim=True).clamp(min=1)))
 
 
 class Skip(Dropout):

@@ -49,12 +49,12 @@ class Configured:
         for name in changes:
             if not hasattr(base, name):
                 raise ConfigError(f"model.changes.{name} is unknown: {type(base).__name__} has no such field.")
-        most = getattr(configuration(structure).get_text_config(), "max_position_embeddings", None)
-        context = node.get("context") or most
+        largest_context = getattr(configuration(structure).get_text_config(), "max_position_embeddings", None)
+        context = node.get("context") or largest_context
         if context is None:
             raise ConfigError(f"model.context is missing: {path} does not say how many positions the model has.")
-        if isinstance(most, int) and isinstance(context, int) and context > most:
-            raise ConfigError(f"model.context={context} is not allowed: {path} has {most} positions.")
+        if isinstance(largest_context, int) and isinstance(context, int) and context > largest_context:
+            raise ConfigError(f"model.context={context} is not allowed: {path} has {largest_context} positions.")
         files = weight_files(folder) if node.get("weights") == "loaded" else []
         nodes["model"] = {
             "_target_": f"{__name__}.{HuggingFace.__name__}",
@@ -138,27 +138,27 @@ class HuggingFace:
         if type(self.config) not in auto._model_mapping:
             raise ConfigError(f"model.config has model_type={self.config.model_type}, no causal language model.")
         try:
-            found = auto.from_config(self.config, dtype=torch.float32)
+            model = auto.from_config(self.config, dtype=torch.float32)
         except Exception as error:  # its models raise kinds of their own
             raise ConfigError(f"model.config cannot be built: {shortened(' '.join(str(error).split()))}.") from None
-        return self._with_blocks(found)
+        return self._with_blocks(model)
 
-    def _with_blocks(self, found: Any) -> nn.Module:
+    def _with_blocks(self, model: Any) -> nn.Module:
         layers = getattr(self.config.get_text_config(), "num_hidden_layers", None)
-        lists = (m for m in found.modules() if isinstance(m, nn.ModuleList) and len(m) == layers)
-        found.blocks = list(next(lists, ()))  # a plain list: they are in the module already
-        return found
+        lists = (m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == layers)
+        model.blocks = list(next(lists, ()))  # a plain list: they are in the module already
+        return model
 
     def __call__(self) -> nn.Module:
         if self.weights == "random":
             return self.shapes()
         folder = self.folder if self.folder.is_dir() else self.folder.parent
         load = library().AutoModelForCausalLM.from_pretrained
-        found, about = load(
+        model, about = load(
             folder, config=self.config, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
         for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
             if about.get(what):
                 name = sorted(map(str, about[what]))[0]
                 raise ConfigError(f"The weights in {folder} do not fit its config.json: {name} is {what[:-5]}.")
-        return self._with_blocks(found)
+        return self._with_blocks(model)

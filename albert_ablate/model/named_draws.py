@@ -16,7 +16,7 @@ from albert_ablate.streams import digest, stream_seed
 @contextmanager
 def seeded_generators(seed: int, *name: object) -> Iterator[None]:
     """Within it torch's, numpy's and Python's global generators begin at the stream `name`; they are put back."""
-    kept = random.getstate(), np.random.get_state()
+    states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         start = stream_seed(seed, *name)
         torch.manual_seed(start)
@@ -25,8 +25,8 @@ def seeded_generators(seed: int, *name: object) -> Iterator[None]:
         try:
             yield
         finally:
-            random.setstate(kept[0])
-            np.random.set_state(kept[1])
+            random.setstate(states[0])
+            np.random.set_state(states[1])
 
 
 class _Draws(TorchDispatchMode):
@@ -66,8 +66,8 @@ def drawn(make: Callable[[], nn.Module], seed: int) -> tuple[nn.Module, dict[str
         del module, first
     with seeded_generators(seed, "init"), _Draws(seed, names):
         module = make()
-    known = dict(module.named_parameters())
-    return module, {n: value_hash(known[n]) for n in dict.fromkeys(names) if n in known}
+    parameters = dict(module.named_parameters())
+    return module, {n: value_hash(parameters[n]) for n in dict.fromkeys(names) if n in parameters}
 
 
 def value_hash(tensor: Tensor) -> str:

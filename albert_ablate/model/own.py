@@ -92,12 +92,12 @@ class OwnModel(TokenModel):
 
     def trained(self) -> list[tuple[str, nn.Parameter]]:
         layer = {id(p): i for i, block in enumerate(self.blocks) for p in block.parameters()}
-        kinds, found = self.kinds(), []
+        kinds, names = self.kinds(), []
         for name, p in self.named_parameters():
             part = {"head": "head", "embeddings": "embedding", "tied": "embedding"}.get(kinds.get(name, ""), "own")
             part = f"blocks.{layer[id(p)]}" if id(p) in layer else part
-            found.append((f"{part}.{name.removeprefix('own.')}", p))
-        return found
+            names.append((f"{part}.{name.removeprefix('own.')}", p))
+        return names
 
     def places(self) -> dict[str, Place]:
         return {n: (int(n.split(".")[1]), "block") for n, _ in self.trained() if n.startswith("blocks.")}
@@ -115,21 +115,21 @@ class OwnModel(TokenModel):
         there are logits; the rest is told by name and shape."""
         tables = {id(m.weight): m for m in self.own.modules() if isinstance(m, nn.Embedding)}
         heads = {id(m.weight) for m in self.own.modules() if not isinstance(m, nn.Embedding) and self._is_head(m)}
-        found = {}
+        kinds = {}
         for name, p in self.named_parameters():
             if id(p) in tables:
-                found[name] = "tied" if id(p) in heads else "embeddings"
+                kinds[name] = "tied" if id(p) in heads else "embeddings"
             elif id(p) in heads:
-                found[name] = "head"
+                kinds[name] = "head"
         asked: dict[str, str] = getattr(self.own, "decay_groups", dict)()
-        known = {name.removeprefix("own."): name for name, _ in self.named_parameters()}
+        full_names = {name.removeprefix("own."): name for name, _ in self.named_parameters()}
         for name, kind in asked.items():
-            if name not in known or kind not in KINDS:
+            if name not in full_names or kind not in KINDS:
                 raise ConfigError(
                     f"decay_groups() of {self.name} says {name}: {kind}; it must name a parameter of the model and one "
                     f"of {', '.join(KINDS)}."
                 )
-        return found | {known[name]: kind for name, kind in asked.items()}
+        return kinds | {full_names[name]: kind for name, kind in asked.items()}
 
     def _is_head(self, module: nn.Module) -> bool:
         weight = getattr(module, "weight", None)

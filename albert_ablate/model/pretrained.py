@@ -346,9 +346,9 @@ def _names_of_llama(w: Weights, layers: int, norms: Mapping[str, str]) -> Weight
         home = f"layers.{layer}."
         for leaf in ("weight", "bias"):
             three = [w.pop(f"{home}self_attn.{p}_proj.{leaf}", None) for p in "qkv"]
-            found = [t for t in three if t is not None]
-            if len(found) == 3:
-                out[f"blocks.{layer}.attention.qkv.{leaf}"] = torch.cat(found)
+            present = [t for t in three if t is not None]
+            if len(present) == 3:
+                out[f"blocks.{layer}.attention.qkv.{leaf}"] = torch.cat(present)
         for theirs, ours in parts.items():
             for leaf in ("weight", "bias"):
                 if f"{home}{theirs}.{leaf}" in w:
@@ -449,8 +449,8 @@ def _has_another_head(folder: Path, held: Mapping[str, Tensor]) -> bool:
     embeddings = [name for name in held if name.split(".")[-2:-1] in ([e] for e in EMBEDDINGS)]
     if "lm_head.weight" not in held or len(embeddings) != 1:
         return False
-    found = tensors(folder, {"lm_head.weight", *embeddings})
-    return not torch.equal(found["lm_head.weight"], found[embeddings[0]])
+    weights = tensors(folder, {"lm_head.weight", *embeddings})
+    return not torch.equal(weights["lm_head.weight"], weights[embeddings[0]])
 
 
 def _decoder(nodes: Structure, dropout: NoDropout, seed: int) -> Decoder:
@@ -556,9 +556,11 @@ def _rows_of(path: str) -> int:
 
 
 def _signature() -> inspect.Signature:
-    own = [p for p in inspect.signature(Pretrained.__init__).parameters.values() if p.name not in ("self", "structure")]
+    parameters = [
+        p for p in inspect.signature(Pretrained.__init__).parameters.values() if p.name not in ("self", "structure")
+    ]
     inherited = [p for p in inspect.signature(Decoder).parameters.values() if p.name != "parts"]
-    return inspect.Signature([*own, *(p.replace(kind=p.KEYWORD_ONLY) for p in inherited)])
+    return inspect.Signature([*parameters, *(p.replace(kind=p.KEYWORD_ONLY) for p in inherited)])
 
 
 # what a configuration may hold is read from signatures
@@ -593,12 +595,12 @@ class Checkpoint:
             if key.startswith("model.") and key not in ("model.path", "model.context"):
                 _refuse_other(key, nodes["model"].get(key.removeprefix("model.")), theirs["model"].get(key[6:]), path)
         for group in ("norm", "norm_type", "attention"):
-            found = {**theirs[group], "_partial_": True}
-            name = theirs["attention"]["positions"] if group == "attention" else _option(group, found["_target_"])
-            if group in asked and _plain(nodes[group], group) != _plain(found, group):
+            node = {**theirs[group], "_partial_": True}
+            name = theirs["attention"]["positions"] if group == "attention" else _option(group, node["_target_"])
+            if group in asked and _plain(nodes[group], group) != _plain(node, group):
                 raise ConfigError(
                     f"{group}={nodes['choices'][group]} contradicts the checkpoint in {path}, which has "
-                    f"{group}={name}{_given(found)}: leave it out."
+                    f"{group}={name}{_given(node)}: leave it out."
                 )
             nodes["choices"][group] = name
             for key in sorted(k for k in asked if k.startswith(f"{group}.")):
@@ -606,15 +608,17 @@ class Checkpoint:
                 value = nodes[group].get(name)
                 if name in theirs[group]:
                     _refuse_other(key, value, theirs[group][name], path)
-                found[name] = value
-            nodes[group] = found
-        most = theirs["model"]["context"]
+                node[name] = value
+            nodes[group] = node
+        largest_context = theirs["model"]["context"]
         if context is not None and (
-            isinstance(context, bool) or not isinstance(context, int) or not 0 < context <= most
+            isinstance(context, bool) or not isinstance(context, int) or not 0 < context <= largest_context
         ):
-            raise ConfigError(f"model.context={context} is not allowed: the checkpoint in {path} has {most} positions.")
+            raise ConfigError(
+                f"model.context={context} is not allowed: the checkpoint in {path} has {largest_context} positions."
+            )
         window = nodes["attention"].get("window")
-        if window is not None and "attention.window" not in asked and window >= (context or most):
+        if window is not None and "attention.window" not in asked and window >= (context or largest_context):
             nodes["attention"] |= {"window": None, "full_every": None}  # a shorter context lies within it
         nodes["model"] = {
             **theirs["model"],
@@ -622,7 +626,7 @@ class Checkpoint:
             "_partial_": True,
             "path": path,
             "weights": weights_hash(weight_files(Path(path).expanduser())),
-            "context": context or most,
+            "context": context or largest_context,
         }
 
 

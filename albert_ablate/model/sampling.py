@@ -17,8 +17,8 @@ def top_k(logits: Tensor, k: int) -> Tensor:
     """The `k` largest stay (Fan et al. 2018, 1805.04833); all where there are no more."""
     ranked = logits.sort(dim=-1, descending=True, stable=True).indices
     out = torch.full_like(logits, -torch.inf)
-    kept = ranked[..., :k]
-    return out.scatter(-1, kept, logits.gather(-1, kept))
+    top = ranked[..., :k]
+    return out.scatter(-1, top, logits.gather(-1, top))
 
 
 def top_p(logits: Tensor, p: float) -> Tensor:

@@ -61,14 +61,14 @@ def _hash_of(*files: tuple[str, int]) -> str:
 
 def stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
     """Name, time and size of config.json and of the weights' files: what was read holds while these are the same."""
-    found = []
+    facts = []
     for file in (folder / "config.json", *weight_files(folder)):
         try:
             about = file.stat()
         except OSError as error:
             raise ConfigError(f"{file} cannot be read: {error.strerror}.") from None
-        found.append((str(file), about.st_mtime_ns, about.st_size))
-    return tuple(found)
+        facts.append((str(file), about.st_mtime_ns, about.st_size))
+    return tuple(facts)
 
 
 def shapes(folder: Path) -> dict[str, Tensor]:
@@ -83,10 +83,10 @@ def tensors(folder: Path, names: Collection[str] | None = None) -> dict[str, Ten
 
 def _collected(files: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
     out: dict[str, Tensor] = {}
-    for found in files:
-        if twice := out.keys() & found.keys():
+    for file in files:
+        if twice := out.keys() & file.keys():
             raise ConfigError(f"The weight {min(twice)} stands in two files of the checkpoint.")
-        out |= found
+        out |= file
     return out
 
 
@@ -94,9 +94,9 @@ def _meta(file: Path) -> dict[str, Tensor]:
     if file.suffix != ".safetensors":
         return _pickled(file, "meta")
     out = {}
-    with _opened(file) as found:
-        for name in found.keys():  # noqa: SIM118 - it is not a dictionary
-            part = found.get_slice(name)
+    with _opened(file) as tensors:
+        for name in tensors.keys():  # noqa: SIM118 - it is not a dictionary
+            part = tensors.get_slice(name)
             if part.get_dtype() not in NUMBERS:
                 raise ConfigError(
                     f"{file} holds {name} as {part.get_dtype()}: weights must be one of {', '.join(NUMBERS)}."
@@ -108,8 +108,8 @@ def _meta(file: Path) -> dict[str, Tensor]:
 def _values(file: Path, names: Collection[str] | None) -> dict[str, Tensor]:
     if file.suffix != ".safetensors":
         return {k: v for k, v in _pickled(file, "cpu").items() if names is None or k in names}
-    with _opened(file) as found:
-        return {k: found.get_tensor(k) for k in found.keys() if names is None or k in names}  # noqa: SIM118
+    with _opened(file) as tensors:
+        return {k: tensors.get_tensor(k) for k in tensors.keys() if names is None or k in names}  # noqa: SIM118
 
 
 def _opened(file: Path) -> Any:
@@ -127,17 +127,17 @@ def _pickled(file: Path, device: str) -> dict[str, Tensor]:
     """A pickle, read for its tensors alone."""
     _refuse_pointer(file)
     try:
-        found = torch.load(file, map_location=device, weights_only=True)
+        content = torch.load(file, map_location=device, weights_only=True)
     except Exception as error:  # torch raises whatever its readers meet in a spoilt file
         if isinstance(error, pickle.UnpicklingError) and "global" in str(error).lower():
             raise ConfigError(f"{file} holds more than tensors, and a pickle's code is not run.") from None
         raise ConfigError(f"{file} is cut off or not a file of weights: {type(error).__name__}.") from None
-    if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):
+    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
         raise ConfigError(f"{file} must hold tensors by name and nothing else.")
-    for name, tensor in found.items():
+    for name, tensor in content.items():
         if not tensor.is_floating_point() and tensor.ndim > 1 and not name.endswith("bias"):  # older files hold masks
             raise ConfigError(f"{file} holds {name} as {tensor.dtype}: weights must be floating-point numbers.")
-    return dict(found)
+    return dict(content)
 
 
 def _refuse_pointer(file: Path) -> None:

@@ -31,11 +31,11 @@ def load_checkpoint(path: Path, run: str | None = None) -> dict[str, Any]:
         raise Damaged(f"it is damaged: {str(error).rstrip('.') or type(error).__name__}") from None
     if spoilt is not None:
         raise Damaged(f"it is damaged: {spoilt} does not have its checksum")
-    found = torch.load(path, map_location="cpu", weights_only=True)
-    whose = found.get("run") if isinstance(found, dict) else None
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    whose = checkpoint.get("run") if isinstance(checkpoint, dict) else None
     if run and whose and whose != run:
         raise Damaged(f"it is that of another run, {whose}")
-    return found
+    return checkpoint
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:

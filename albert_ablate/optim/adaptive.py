@@ -219,8 +219,8 @@ class SophiaG(Adaptive):
         with torch.enable_grad():
             loss = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="sum")
         params = [p for group in self.param_groups for p in group["params"]]
-        found = torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True)
-        for p, g in zip(params, found, strict=True):
+        gradients = torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True)
+        for p, g in zip(params, gradients, strict=True):
             if g is not None:
                 self.sums[p] = self.sums[p] + g if p in self.sums else g
         self.count += labels.numel()
@@ -291,18 +291,18 @@ class ScheduleFreeAdamW(Adaptive):
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Within it the parameters hold x."""
-        kept = []
+        originals = []
         with torch.no_grad():
             for group in self.param_groups:
                 for p in group["params"]:
                     if "z" in self.state[p]:
-                        kept.append((p, p.detach().clone()))
+                        originals.append((p, p.detach().clone()))
                         p.lerp_(self.state[p]["z"], 1 - 1 / group["betas"][0])
         try:
             yield
         finally:
             with torch.no_grad():
-                for p, y in kept:
+                for p, y in originals:
                     p.copy_(y)
 
 
@@ -340,11 +340,11 @@ class MuonAdamW(Optimizer):
                     if p.grad is not None:
                         state[p] = self.state[p]
                     continue
-                own = self.state[p]
-                if not own:
-                    own["momentum_buffer"] = torch.zeros_like(p)
+                state_of_p = self.state[p]
+                if not state_of_p:
+                    state_of_p["momentum_buffer"] = torch.zeros_like(p)
                 rows = [len(p) // parts] * parts if isinstance(parts := group["parts"], int) else parts
-                pieces = (x.split(rows) for x in (p.detach(), p.grad, own["momentum_buffer"]))
+                pieces = (x.split(rows) for x in (p.detach(), p.grad, state_of_p["momentum_buffer"]))
                 for piece, gradient, momentum in zip(*pieces, strict=True):
                     piece.grad = gradient
                     state[piece] = {"momentum_buffer": momentum}

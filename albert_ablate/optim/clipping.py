@@ -107,7 +107,7 @@ class AdaptiveClip(Clip):
             if p.grad is not None and not name.startswith("head."):
                 shapes[p.shape].append((name, p, p.grad))
         clipped, units = [], 0
-        found: dict[str, tuple[Tensor, int]] = {}
+        counts_by_name: dict[str, tuple[Tensor, int]] = {}
         for alike in shapes.values():
             names, weights, grads = map(list, zip(*alike, strict=True))
             scale = self.factor * unit_norms(weights).clamp_(min=self.eps) / unit_norms(grads).clamp_(min=1e-6)
@@ -115,9 +115,9 @@ class AdaptiveClip(Clip):
             units += scale.numel()
             if self.watched:
                 counts = (scale < 1).reshape(len(names), -1).sum(1)
-                found |= {n: (c, scale[0].numel()) for n, c in zip(names, counts, strict=True)}
+                counts_by_name |= {n: (c, scale[0].numel()) for n, c in zip(names, counts, strict=True)}
             torch._foreach_mul_(grads, scale.clamp_(max=1).unbind())
-        self.found = found
+        self.found = counts_by_name
         return torch.stack(clipped).sum() / units
 
 
@@ -248,10 +248,10 @@ class AdaGC(Clip):
         if self.watched:
             self.found = {n: (c, 1) for n, c in zip(names, scale < 1, strict=True)}
         torch._foreach_mul_(grads, scale.unbind())
-        kept = scale * norms
+        scaled = scale * norms
         # a norm of 0, as ReZero's matrices have until their gate has moved, would cut them to nothing ever after
-        least = torch.fmin(gamma, torch.where(kept > 0, kept, torch.nan))
-        self.gamma[seen] = torch.where(young, least, gamma.lerp(kept, 1 - self.beta))
+        least = torch.fmin(gamma, torch.where(scaled > 0, scaled, torch.nan))
+        self.gamma[seen] = torch.where(young, least, gamma.lerp(scaled, 1 - self.beta))
         return (scale < 1).float().mean()
 
 

@@ -29,9 +29,9 @@ def decay_groups(model: nn.Module) -> list[dict]:
     }
     multipliers: Callable[[str], Mapping[str, float]] = getattr(model, "multipliers", lambda name: {})
     groups: dict[tuple, dict] = {}
-    known: Mapping[str, str] = getattr(model, "kinds", dict)()
+    kinds: Mapping[str, str] = getattr(model, "kinds", dict)()
     for name, p in model.named_parameters():
-        kind, factors = known.get(name) or _kind(name, p, getattr(model, "tied", False)), dict(multipliers(name))
+        kind, factors = kinds.get(name) or _kind(name, p, getattr(model, "tied", False)), dict(multipliers(name))
         assert factors.keys() <= {"lr", "weight_decay", "eps"}, f"{name}: no optimizer knows all of {factors}"
         key = (kind, tuple(sorted(factors.items())), str(parts.get(name, 0)))
         new = {"params": [], "kind": kind, "factors": factors, "parts": parts.get(name, 0)}
@@ -69,14 +69,14 @@ def settled(
     for group in groups:
         kind, factors = group.get("kind"), group.get("factors", {})
         decays = kind is None or kind in decay or (kind == "tied" and {"embeddings", "head"} <= set(decay))
-        own = {
+        settings = {
             "params": [],
             "lr": lr * factors.get("lr", 1),
             "weight_decay": weight_decay * factors.get("weight_decay", 1) if decays else 0.0,
         }
         if eps is not None:
-            own["eps"] = eps * factors.get("eps", 1)
-        merged.setdefault((decays, tuple(sorted(factors.items()))), own)["params"] += group["params"]
+            settings["eps"] = eps * factors.get("eps", 1)
+        merged.setdefault((decays, tuple(sorted(factors.items()))), settings)["params"] += group["params"]
     return sorted(merged.values(), key=lambda g: (g["lr"] != lr, not g["weight_decay"]))
 
 

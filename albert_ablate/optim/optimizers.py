@@ -217,9 +217,14 @@ def muon(
         for group in settled(alike, DECAYED if "matrices" in decay else (), lr, weight_decay):
             matrices.append({**group, "parts": parts if split else 1})
     others = settled([g for g in groups if not g["parts"]], decay, adamw_lr * lr, weight_decay, eps)
-    own: dict[str, Any] = {"momentum": momentum, "nesterov": nesterov, "ns_steps": iterations, "adjust_lr_fn": scale}
+    muon_settings: dict[str, Any] = {
+        "momentum": momentum,
+        "nesterov": nesterov,
+        "ns_steps": iterations,
+        "adjust_lr_fn": scale,
+    }
     return adaptive.MuonAdamW(
-        torch.optim.Muon(matrices, **own) if matrices else None,
+        torch.optim.Muon(matrices, **muon_settings) if matrices else None,
         torch.optim.AdamW(others, betas=_pair(betas), fused=fused) if others else None,
     )
 

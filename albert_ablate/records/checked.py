@@ -33,15 +33,15 @@ def read_checked(path: Path, owner: str | None = None) -> dict[str, Any]:
     """What `write_checked` was given. ValueError with half a sentence where the file is damaged, was edited, or is that
     of another run or arm than `owner`; OSError where it cannot be opened."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
         raise ValueError("it is nested too deep") from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise ValueError("it is not a JSON object")
-    written = found.pop(SUM, None)
-    if written is not None and written != checksum(found):
+    written = content.pop(SUM, None)
+    if written is not None and written != checksum(content):
         raise ValueError(f"it does not match its checksum: it was damaged, or edited without removing `{SUM}`")
-    whose = found.pop(OWNER, owner)
+    whose = content.pop(OWNER, owner)
     if owner is not None and whose != owner:
         raise ValueError(f"it belongs to another, {whose}")
-    return found
+    return content

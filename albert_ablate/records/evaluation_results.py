@@ -21,8 +21,8 @@ def read_evaluations(folder: Path, run: str | None = None) -> dict[str, dict[str
 
     Raises ConfigError with one sentence where the file is damaged or belongs to another run."""
     try:
-        found = read_checked(folder / FILE, run)
-        for entry in found.values():
+        content = read_checked(folder / FILE, run)
+        for entry in content.values():
             missing = {"rows", "summary", "settings", "weights", "weights_hash"} - set(entry)
             if missing:
                 raise ValueError(f"{', '.join(sorted(missing))} missing")
@@ -32,7 +32,7 @@ def read_evaluations(folder: Path, run: str | None = None) -> dict[str, dict[str
                 "rows": [_numbers(row) for row in entry["rows"]],
                 "summary": _numbers(entry["summary"]),
             }
-            for name, entry in found.items()
+            for name, entry in content.items()
         }
     except FileNotFoundError:
         return {}

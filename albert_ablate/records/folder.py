@@ -36,12 +36,12 @@ class RunFolder:
 
     def record(self) -> dict[str, Any] | None:
         """The record, None where there is none. ConfigError with one sentence where it cannot be read."""
-        found = read(self.path)
-        if isinstance(found, Record):
-            return found.content
-        if found.missing:
+        result = read(self.path)
+        if isinstance(result, Record):
+            return result.content
+        if result.missing:
             return None
-        why = found.reason.removeprefix("record.json cannot be read: ")
+        why = result.reason.removeprefix("record.json cannot be read: ")
         raise ConfigError(f"{self.path / 'record.json'} cannot be read: {why}; {REMEDY}.")
 
     def write(self, record: Mapping) -> None:
@@ -141,7 +141,7 @@ class RunFolder:
 
 def recorded_folders(path: Path) -> list[Path]:
     """The run folders at `path` or below it that hold a record: RUN, runs/<setting> or runs. ConfigError where none."""
-    found = [f.parent for pattern in ("", "seed*/", "*/seed*/") for f in path.glob(f"{pattern}record.json")]
-    if not found:
+    folders = [f.parent for pattern in ("", "seed*/", "*/seed*/") for f in path.glob(f"{pattern}record.json")]
+    if not folders:
         raise ConfigError(f"{path} holds no run: runs lie in {path}/<setting>/seed<N>/.")
-    return sorted(found)
+    return sorted(folders)

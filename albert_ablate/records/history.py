@@ -165,12 +165,12 @@ def _column(values: list, kind: pa.DataType) -> pa.Array:
 
 def _prefix_hash(path: Path, length: int) -> Any:
     """SHA-256 of the first `length` bytes of a file, or of what there is of them."""
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
     with path.open("rb") as file:
         while length and (part := file.read(min(length, 1 << 20))):
-            found.update(part)
+            hasher.update(part)
             length -= len(part)
-    return found
+    return hasher
 
 
 def is_whole(folder: Path, name: str, length: int, digest: str | None) -> bool:
@@ -186,14 +186,14 @@ def is_whole(folder: Path, name: str, length: int, digest: str | None) -> bool:
 
 def _rows_digest(table: pa.Table) -> str:
     """SHA-256 of the columns' names and values, in order."""
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
     for name, column in zip(table.column_names, table.columns, strict=True):
-        found.update(f"{name} {column.type} {len(column)} ".encode())
+        hasher.update(f"{name} {column.type} {len(column)} ".encode())
         if pa.types.is_string(column.type):
-            found.update("\0".join("\1" if text is None else text for text in column.to_pylist()).encode())
+            hasher.update("\0".join("\1" if text is None else text for text in column.to_pylist()).encode())
         else:
-            found.update(np.ascontiguousarray(column.to_numpy()).tobytes())
-    return found.hexdigest()
+            hasher.update(np.ascontiguousarray(column.to_numpy()).tobytes())
+    return hasher.hexdigest()
 
 
 def read_stream(path: Path, length: int) -> pa.Table:

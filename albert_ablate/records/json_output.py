@@ -49,25 +49,25 @@ def output_to_stderr() -> Iterator[None]:
     """What is printed meanwhile, by processes that are started too, goes to the standard error: the standard output is
     for the document alone."""
     sys.stdout.flush()
-    kept = os.dup(1)
+    original = os.dup(1)
     os.dup2(2, 1)
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(original, 1)
+        os.close(original)
 
 
 @contextlib.contextmanager
 def output_to(path: str) -> Iterator[None]:
     """What is printed meanwhile, by processes that are started too, goes to this file."""
     sys.stdout.flush()
-    kept = os.dup(1)
+    original = os.dup(1)
     try:
         with open(path, "w") as file, contextlib.redirect_stdout(file):
             os.dup2(file.fileno(), 1)
             yield
     finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(original, 1)
+        os.close(original)

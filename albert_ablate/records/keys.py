@@ -64,12 +64,12 @@ class Keys:
         """An arm, composed once. Raises ConfigError for what is not allowed."""
         overrides = tuple(overrides)
         if overrides not in self.arms:
-            kept = _name(["arm", os.getcwd(), *overrides])
-            found = self.lines.get(kept)
-            if found is None:
-                found = _arm(overrides)
-                self._keep(kept, found, overrides)
-            self.arms[overrides] = Arm(found["cfg"], Identity(*found["keys"]), found["places"])
+            cache_name = _name(["arm", os.getcwd(), *overrides])
+            key = self.lines.get(cache_name)
+            if key is None:
+                key = _arm(overrides)
+                self._keep(cache_name, key, overrides)
+            self.arms[overrides] = Arm(key["cfg"], Identity(*key["keys"]), key["places"])
         return self.arms[overrides]
 
     def of_overrides(self, several: Sequence[Sequence[str]]) -> list[Identity | None]:
@@ -93,17 +93,17 @@ class Keys:
         out: list[Identity | None] = []
         names, jobs = list[str](), dict[str, Any]()
         for record in records:
-            kept = record.get("key") or {}
-            if "arm" in kept and "setting" in kept and not is_outdated(record):
-                out.append(Identity(kept["arm"], kept["setting"], ""))
+            recorded = record.get("key") or {}
+            if "arm" in recorded and "setting" in recorded and not is_outdated(record):
+                out.append(Identity(recorded["arm"], recorded["setting"], ""))
                 continue
             config = record.get("config") or {}
             parts = {key: config.get(key) for key in (*SIGNIFICANT, "trainer")}
             names.append(_name(["config", os.getcwd(), json.dumps(parts, sort_keys=True)]))
             jobs.setdefault(names[-1], {"config": parts})
             out.append(None)
-        found = iter(self._found(jobs, names))
-        return [keys if keys is not None else next(found) for keys in out]
+        computed = iter(self._found(jobs, names))
+        return [keys if keys is not None else next(computed) for keys in out]
 
     def _found(self, jobs: Mapping[str, Any], names: Sequence[str]) -> list[Identity | None]:
         lacking = [name for name in jobs if name not in self.lines]
@@ -181,8 +181,8 @@ def _sources() -> str:
     change."""
     extend_path()
     modules = [module_file(target.rpartition(".")[0]) for target in own_targets()]
-    own = sorted({*own_option_files(), *(file for file in modules if file)})
-    return _name([_shipped_sources(), *map(_stamp, own), os.environ.get(TRUST, "")])
+    files = sorted({*own_option_files(), *(file for file in modules if file)})
+    return _name([_shipped_sources(), *map(_stamp, files), os.environ.get(TRUST, "")])
 
 
 @cache

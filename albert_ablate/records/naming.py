@@ -36,14 +36,16 @@ def name_of(cfg: Mapping[str, Any]) -> str:
             continue
         written = _option(group, choices.get(group))
         for key, value in node.items():
-            known = written.get(key, _MISSING)
-            if key in HYDRA_KEYS or isinstance(known, str) and "${" in known:
+            default = written.get(key, _MISSING)
+            if key in HYDRA_KEYS or isinstance(default, str) and "${" in default:
                 continue
-            if known is _MISSING:  # an argument that the YAML leaves to the signature
-                known = _signature_default(str(node.get("_target_", "")), key)
-            if isinstance(value, Mapping) and isinstance(known, Mapping):
-                parts += [f"{group}.{key}.{k}={_text(v)}" for k, v in value.items() if not same_value(known.get(k), v)]
-            elif known is not _MISSING and not same_value(known, value):
+            if default is _MISSING:  # an argument that the YAML leaves to the signature
+                default = _signature_default(str(node.get("_target_", "")), key)
+            if isinstance(value, Mapping) and isinstance(default, Mapping):
+                parts += [
+                    f"{group}.{key}.{k}={_text(v)}" for k, v in value.items() if not same_value(default.get(k), v)
+                ]
+            elif default is not _MISSING and not same_value(default, value):
                 parts.append(f"{group}.{key}={_text(value)}")
     return " ".join(parts) or "defaults"
 
@@ -87,10 +89,10 @@ def _yaml(file: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        found = yaml.safe_load(file.read_text())
+        tree = yaml.safe_load(file.read_text())
     except (OSError, yaml.YAMLError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return tree if isinstance(tree, dict) else {}
 
 
 def _default_choices() -> dict[str, str]:
@@ -108,11 +110,11 @@ def _option(group: str, choice: str | None) -> dict[str, Any]:
     """The values in an option's YAML, or for a section of config.yaml those there."""
     if choice is None:
         return _yaml(conf_folder() / "config.yaml").get(group) or {}
-    found = dict(_yaml(option_file(group, choice)))
-    for base in found.pop("defaults", None) or []:  # an option that builds on another of its group
+    values = dict(_yaml(option_file(group, choice)))
+    for base in values.pop("defaults", None) or []:  # an option that builds on another of its group
         if isinstance(base, str) and base != "_self_":
-            found = {**_option(group, base), **found}
-    return found
+            values = {**_option(group, base), **values}
+    return values
 
 
 def _signature_default(target: str, name: str) -> Any:

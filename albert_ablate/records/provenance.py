@@ -12,7 +12,7 @@ LIBRARIES = ("albert_ablate", "torch", "pytorch-lightning", "hydra-core", "torch
 def provenance() -> dict:
     return {
         "code": code_version(),
-        "libraries": {name: found for name in LIBRARIES if (found := _version(name))},
+        "libraries": {name: version for name in LIBRARIES if (version := _version(name))},
         "python": platform.python_version(),
         "system": platform.system(),
         "machine": platform.machine(),

@@ -143,11 +143,11 @@ def read_fields(folder: Path | str, names: Sequence[str]) -> dict[str, Any] | Un
         lines = (line.partition(b'": ') for line in raw[: raw.rfind(_SUMS)].split(_TOP_LEVEL))
         text = {key: value.removesuffix(b",") for key, _, value in lines}
         wanted = [key for name in {*names, "format", "setting", "seed"} if (key := name.encode()) in text]
-        found = json.loads(b"{%s}" % b",".join(b'"%s":%s' % (key, text[key]) for key in wanted))
+        fields = json.loads(b"{%s}" % b",".join(b'"%s":%s' % (key, text[key]) for key in wanted))
         with contextlib.suppress(Wrong):
-            _belongs(found, str(folder))
-            if found.get("format") == FORMAT:
-                return {name: _DEFAULTS[name]() if found.get(name) is None else found[name] for name in names}
+            _belongs(fields, str(folder))
+            if fields.get("format") == FORMAT:
+                return {name: _DEFAULTS[name]() if fields.get(name) is None else fields[name] for name in names}
     record = read(folder)
     return {name: getattr(record, name) for name in names} if isinstance(record, Record) else record
 
@@ -155,10 +155,10 @@ def read_fields(folder: Path | str, names: Sequence[str]) -> dict[str, Any] | Un
 def require(folder: Path, record: Mapping[str, Any], *keys: str) -> None:
     """ConfigError with one sentence where a record lacks one of these dotted keys, or has null there."""
     for key in keys:
-        found: Any = record
+        value: Any = record
         for part in key.split("."):
-            found = found.get(part) if isinstance(found, Mapping) else None
-        if found is None:
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if value is None:
             raise ConfigError(f"{folder / FILE} cannot be used: it has no {key}; {REMEDY}.")
 
 
@@ -190,7 +190,7 @@ def write(folder: Path, record: Mapping[str, Any]) -> None:
 
 def run_folders(root: Path) -> list[Path]:
     """The run folders below `root`, runs/<setting>/seed<N>, in order. Links to folders are followed."""
-    found = []
+    folders = []
     try:
         settings = sorted((e for e in os.scandir(root) if _is_folder(e)), key=lambda e: e.name)
     except OSError as error:
@@ -200,8 +200,8 @@ def run_folders(root: Path) -> list[Path]:
             names = sorted(e.name for e in os.scandir(setting.path) if is_seed(e.name) and not _is_file(e))
         except OSError:
             continue  # a link to nowhere, or somebody else's
-        found += [root / setting.name / name for name in names]
-    return found
+        folders += [root / setting.name / name for name in names]
+    return folders
 
 
 def is_seed(name: str) -> bool:
@@ -259,8 +259,8 @@ def _bytes(path: str) -> bytes:
 def _unreadable(error: BaseException) -> Unreadable:
     if isinstance(error, Wrong):
         return Unreadable(f"{FILE} cannot be read: {error}")
-    what = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
-    return Unreadable(f"{FILE} cannot be read: {' '.join(what.split())[:300]}")
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
+    return Unreadable(f"{FILE} cannot be read: {' '.join(reason.split())[:300]}")
 
 
 # --- checksums -------------------------------------------------------------------------------------------------------
@@ -280,18 +280,18 @@ def _is_intact(raw: bytes) -> bool:
     return at >= 0 and raw[at:].rstrip(b"\n}").endswith(f'"file": "{_hash(raw[:at] + END)}"'.encode())
 
 
-def _compare(found: dict[str, Any]) -> str | None:
+def _compare(record: dict[str, Any]) -> str | None:
     """Raise Wrong where a part that holds results is not what was written; gives a note on the others."""
-    sums = found["checksums"]
+    sums = record["checksums"]
     if not isinstance(sums, dict):
         raise Wrong("its checksums are not an object")
     for key in CHECKED:
-        if key in sums and key in found and checksum(found[key]) != sums[key]:
+        if key in sums and key in record and checksum(record[key]) != sums[key]:
             raise Wrong(
                 f"its {key} does not match its checksum, so it was damaged or edited after the run wrote it "
                 "(to accept an edit, remove `checksums` from the file)"
             )
-    content = {key: value for key, value in found.items() if key != "checksums"}
+    content = {key: value for key, value in record.items() if key != "checksums"}
     same = _hash(_dumped(content)) == sums.get("file")
     return None if same else f"{FILE} was changed after the run wrote it, in what holds no result"
 
@@ -308,48 +308,48 @@ def _constant(word: str) -> None:
 
 
 def _parsed(raw: bytes, folder: str) -> Record:
-    found = json.loads(raw.decode("utf-8"), parse_constant=_constant)
-    if not isinstance(found, dict):
+    content = json.loads(raw.decode("utf-8"), parse_constant=_constant)
+    if not isinstance(content, dict):
         raise Wrong("it is no JSON object")
-    version = found.get("format", 1)
+    version = content.get("format", 1)
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
         raise Wrong(f"its format is {_shown(version)}")
     if version > FORMAT:
         raise Wrong(f"its format is version {version}, and this release reads up to version {FORMAT}: update it")
     name = os.path.basename(os.path.abspath(folder))
-    if "seed" not in found and is_seed(name):  # the folder says it too
-        found["seed"] = int(name[4:])
+    if "seed" not in content and is_seed(name):  # the folder says it too
+        content["seed"] = int(name[4:])
     for key in ("status", "seed"):
-        if key not in found:
+        if key not in content:
             raise Wrong(f"it has no {key}")
     intact = _is_intact(raw)
     if not intact:  # else it holds what `write` was given, and its fields need no look
-        check_fields(found)
-    _belongs(found, folder)
-    note = _compare(found) if "checksums" in found and not intact else None
-    found = found if intact else masked(found)  # older releases kept passwords
-    own = {key: found[key] for key in _NAMES if found.get(key) is not None}
-    return Record(**own, note=note, content=found)
+        check_fields(content)
+    _belongs(content, folder)
+    note = _compare(content) if "checksums" in content and not intact else None
+    content = content if intact else masked(content)  # older releases kept passwords
+    named = {key: content[key] for key in _NAMES if content.get(key) is not None}
+    return Record(**named, note=note, content=content)
 
 
-def check_fields(found: Mapping[str, Any]) -> None:
+def check_fields(content: Mapping[str, Any]) -> None:
     """Raise Wrong where a field that a record has is not of its type."""
     for key, check in _FIELDS.items():
-        if key in found and (found[key] is not None or key in _NEVER_NULL):
-            check(key, found[key])
+        if key in content and (content[key] is not None or key in _NEVER_NULL):
+            check(key, content[key])
 
 
-def _belongs(found: Mapping[str, Any], folder: str) -> None:
+def _belongs(content: Mapping[str, Any], folder: str) -> None:
     """Raise Wrong where the record was taken from another run: by the folder's name, where that is seed<N>."""
     parent, _, name = os.path.abspath(folder).rpartition("/")
-    setting, own = parent.rpartition("/")[2], found.get("setting") or parent.rpartition("/")[2]
+    setting, setting_recorded = parent.rpartition("/")[2], content.get("setting") or parent.rpartition("/")[2]
     if not is_seed(name):
         return
-    moved = _is_id(setting) and _is_id(own) and setting != own
-    if moved or int(name[4:]) != found.get("seed"):
+    moved = _is_id(setting) and _is_id(setting_recorded) and setting != setting_recorded
+    if moved or int(name[4:]) != content.get("seed"):
         raise Wrong(
             f"it is the record of another run: it lies in {setting}/{name} and says that it is "
-            f"{own}/seed{found.get('seed')}"
+            f"{setting_recorded}/seed{content.get('seed')}"
         )
 
 

@@ -37,8 +37,8 @@ def read_tuning(runs: Path, arm: str) -> dict[str, Any] | None:
     """
     file = tuning_file(runs, arm)
     try:
-        found = read_checked(file, arm)
-        return found if float(found["rate"]) > 0 else None
+        content = read_checked(file, arm)
+        return content if float(content["rate"]) > 0 else None
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -55,9 +55,9 @@ def tuning_tokens(runs: Path) -> int:
     return total
 
 
-def write_tuning(runs: Path, arm: str, found: Mapping[str, Any]) -> None:
+def write_tuning(runs: Path, arm: str, result: Mapping[str, Any]) -> None:
     file = tuning_file(runs, arm)
     file.parent.mkdir(parents=True, exist_ok=True)
     scratch = file.with_name(f".{arm}.{os.getpid()}")  # of two commands that tune one arm both come to the same
-    write_checked(scratch, plain(found), arm)
+    write_checked(scratch, plain(result), arm)
     os.replace(scratch, file)

@@ -173,11 +173,11 @@ class Tracker(NoLogger):
         self.acts.put((done, act, args))
         return done
 
-    def _wait(self, done: threading.Event, most: float) -> bool:
+    def _wait(self, done: threading.Event, limit: float) -> bool:
         began = time.monotonic()
-        found = done.wait(max(0.0, min(self.left, most)))
+        is_done = done.wait(max(0.0, min(self.left, limit)))
         self.left -= time.monotonic() - began
-        return found
+        return is_done
 
     def _work(self, acts: queue.SimpleQueue) -> None:
         while (task := acts.get()) is not None:
@@ -223,15 +223,15 @@ class Several(NoLogger):
             tracker.wait_closed()
 
 
-def joined(made: Any) -> NoLogger:
+def joined(loggers: Any) -> NoLogger:
     """One tracker of what `logger` builds: itself, a dictionary of several, or a logger of Lightning's."""
-    if isinstance(made, Mapping):
-        return Several([joined(one) for one in made.values()])
-    if isinstance(made, NoLogger):
-        return made
+    if isinstance(loggers, Mapping):
+        return Several([joined(one) for one in loggers.values()])
+    if isinstance(loggers, NoLogger):
+        return loggers
     from albert_ablate.trackers.lightning import LightningTracker
 
-    return LightningTracker(made)
+    return LightningTracker(loggers)
 
 
 def lists(histories: Mapping[str, pa.Table]) -> dict[str, list[Mapping]]:

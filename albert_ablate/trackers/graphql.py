@@ -18,9 +18,9 @@ ROWS = """query RunResumeStatus($project: String, $entity: String, $name: String
 class Refused(OSError):
     """An answer with another status than 200."""
 
-    def __init__(self, status: int, said: str):
-        super().__init__(f"status {status}{said}")
-        self.status, self.said = status, said
+    def __init__(self, status: int, message: str):
+        super().__init__(f"status {status}{message}")
+        self.status, self.said = status, message
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):

@@ -32,8 +32,8 @@ class LightningTracker(Tracker):
             self.notes = {}
         self.latest, self.tokens = int(self.notes.get(self.NAME, -1)), 0
         self.logger.log_hyperparams({"run": display_name(record), **settings(record)})
-        known = self.latest
-        self.push({name: [r for r in own if r["step"] > known] for name, own in rows.items()})
+        latest = self.latest
+        self.push({name: [r for r in history_rows if r["step"] > latest] for name, history_rows in rows.items()})
 
     def push(self, rows: Rows) -> None:
         for row in merged(rows, self.latest + 1, self.layers):
@@ -64,12 +64,12 @@ def lightning_logger(name: str, options: dict | None = None, layers: bool = Fals
     if name not in classes:
         raise ConfigError(f"logger.name={name} is not allowed: it is one of {nearest(name, classes)}.")
     try:
-        made = getattr(loggers, name)(**(options or {}))
+        logger = getattr(loggers, name)(**(options or {}))
     except ModuleNotFoundError as error:
         raise ConfigError(f"{name} needs a package that is not installed: {' '.join(str(error).split())}.") from None
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{name} does not take logger.options={dict(options or {})}: {error}.") from None
-    return LightningTracker(made, layers)
+    return LightningTracker(logger, layers)
 
 
 class TrackioLogger:

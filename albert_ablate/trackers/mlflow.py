@@ -53,13 +53,13 @@ class MLflow(Tracker):
 
         self.client: Any = MlflowClient(tracking_uri=self.uri or store_of(folder).as_uri())
         experiment = self._experiment()
-        found = self.client.search_runs([experiment], f"tags.identity = '{record['identity']}'", max_results=1)
-        made = found[0] if found else self._create(experiment, record)
-        self.id, self.created, self.latest, self.tokens = made.info.run_id, record["created"], -1, 0
-        if made.info.status != "RUNNING":
+        existing = self.client.search_runs([experiment], f"tags.identity = '{record['identity']}'", max_results=1)
+        run = existing[0] if existing else self._create(experiment, record)
+        self.id, self.created, self.latest, self.tokens = run.info.run_id, record["created"], -1, 0
+        if run.info.status != "RUNNING":
             self.client.update_run(self.id, status="RUNNING")
-        self.sent = {(k, m.step) for k in made.data.metrics for m in self.client.get_metric_history(self.id, k)}
-        self._params(record, made.data.params)
+        self.sent = {(k, m.step) for k in run.data.metrics for m in self.client.get_metric_history(self.id, k)}
+        self._params(record, run.data.params)
         self.push(rows)
 
     def push(self, rows: Rows) -> None:
@@ -79,15 +79,15 @@ class MLflow(Tracker):
     def _experiment(self) -> str:
         from mlflow.exceptions import MlflowException
 
-        known = self.client.get_experiment_by_name(self.experiment)
-        if known is None:
+        experiment = self.client.get_experiment_by_name(self.experiment)
+        if experiment is None:
             try:
                 return self.client.create_experiment(self.experiment)
             except MlflowException:  # another run has just made it
-                known = self.client.get_experiment_by_name(self.experiment)
-                if known is None:
+                experiment = self.client.get_experiment_by_name(self.experiment)
+                if experiment is None:
                     raise
-        return known.experiment_id
+        return experiment.experiment_id
 
     def _create(self, experiment: str, record: Mapping) -> Any:
         tags = {key: str(record[key]) for key in ("identity", "arm", "setting", "seed")}
@@ -95,12 +95,12 @@ class MLflow(Tracker):
             experiment, start_time=int(record["created"] * 1000), tags=tags, run_name=display_name(record)
         )
 
-    def _params(self, record: Mapping, known: Mapping[str, str]) -> None:
+    def _params(self, record: Mapping, logged: Mapping[str, str]) -> None:
         """Those that are not there: MLflow refuses to change one, and how a run is watched may change as it goes on."""
         from mlflow.entities import Param
 
         texts = {k: v if isinstance(v, str) else json.dumps(plain(v)) for k, v in settings(record).items()}
-        new = [Param(k, v[:LENGTH]) for k, v in texts.items() if k not in known]
+        new = [Param(k, v[:LENGTH]) for k, v in texts.items() if k not in logged]
         for start in range(0, len(new), PARAMS):
             self.client.log_batch(self.id, params=new[start : start + PARAMS])
 

@@ -28,7 +28,7 @@ def sync_runs(
     folders = [RunFolder(folder) for folder in recorded_folders(path)]
     with tempfile.TemporaryDirectory(prefix="albert_ablate_") as scratch:
         send, destination = SENDERS[to](project, entity, Path(scratch))
-        sent = there = 0
+        sent = already = 0
         for folder in folders:
             try:
                 with folder.lock():
@@ -38,7 +38,7 @@ def sync_runs(
                         continue
                     notes = _notes(folder.path, record.get("identity"))
                     if destination in notes:
-                        there += 1
+                        already += 1
                         continue
                     rows = _rows(folder.path, record.get("identity"))
                     try:
@@ -54,7 +54,7 @@ def sync_runs(
                     say(f"{folder.path} sent: {display_name(record)}, {record['status']}.")
             except ConfigError as error:  # busy, or a file in it that cannot be read
                 say(f"{error} Not sent.")
-        earlier = f", {there} had been sent before" if there else ""
+        earlier = f", {already} had been sent before" if already else ""
         say(f"{sent or 'Nothing'} sent to {destination}{earlier}.")
     return sent
 

@@ -36,9 +36,9 @@ class TensorBoard(Tracker):
         file = place / f"events.out.tfevents.{int(self.created)}.{record['sessions']}"
         self.writer = RecordWriter(file.open("xb"))
         self._event(file_version="brain.Event:2")
-        known = settings(record)
-        self._text("config", "```\n" + "\n".join(f"{k}: {json.dumps(v)}" for k, v in known.items()) + "\n```")
-        self._session(start=known, record=record)
+        configuration = settings(record)
+        self._text("config", "```\n" + "\n".join(f"{k}: {json.dumps(v)}" for k, v in configuration.items()) + "\n```")
+        self._session(start=configuration, record=record)
         self.push(rows)
 
     def push(self, rows: Rows) -> None:

@@ -167,20 +167,20 @@ class Wandb(Tracker):
 
         settings = run.settings
         for pause in (0.3, 0.7, 2.0, None):  # a server may count a moment later
-            there = history_rows(settings.base_url, settings.api_key, run.entity, run.project, run.id)
-            if there >= self.next:
+            rows_on_server = history_rows(settings.base_url, settings.api_key, run.entity, run.project, run.id)
+            if rows_on_server >= self.next:
                 return
             if pause is not None:
                 time.sleep(pause)
-        raise OSError(f"the server has not got every row: {there} of {self.next}")
+        raise OSError(f"the server has not got every row: {rows_on_server} of {self.next}")
 
     def arrived(self, folder: Path, record: Mapping) -> bool:
         """Whether the server has every row: asked by opening the run there once more."""
         self._init(folder, record, "online")
-        there = self.run.starting_step
+        rows_on_server = self.run.starting_step
         self.run.finish(exit_code=_exit_code(record))
         self.run = None
-        return there >= self.next
+        return rows_on_server >= self.next
 
 
 def agent_run() -> str | None:
@@ -254,8 +254,10 @@ def release() -> None:
 def _clients() -> list[int]:
     """The processes of wandb that this one has started."""
     try:
-        found = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,comm="], capture_output=True, text=True, timeout=RELEASE)
+        listing = subprocess.run(
+            ["ps", "-A", "-o", "pid=,ppid=,comm="], capture_output=True, text=True, timeout=RELEASE
+        )
     except (OSError, subprocess.SubprocessError):
         return []
-    rows = [line.split(None, 2) for line in found.stdout.splitlines()]
+    rows = [line.split(None, 2) for line in listing.stdout.splitlines()]
     return [int(r[0]) for r in rows if len(r) == 3 and r[1] == str(os.getpid()) and "wandb-core" in r[2]]

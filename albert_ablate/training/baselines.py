@@ -47,14 +47,14 @@ def best_regression(x: dict[str, Any], y: dict[str, list[int]], classes: int, pe
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    found: list[tuple[float, list[int]]] = []
+    candidates: list[tuple[float, list[int]]] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a fit that stopped early competes all the same
         for c in penalties:
             model = LogisticRegression(C=c, max_iter=300).fit(x["train"], y["train"])
             on_validation, _ = scores(model.predict(x["validation"]), y["validation"], classes)
-            found.append((on_validation, model.predict(x["test"]).tolist()))
-    return max(found, key=lambda pair: pair[0])[1]  # the strongest penalty of equals
+            candidates.append((on_validation, model.predict(x["test"]).tolist()))
+    return max(candidates, key=lambda pair: pair[0])[1]  # the strongest penalty of equals
 
 
 def probe_scores(features: Mapping[str, np.ndarray], classes: dict[str, list[int]], count: int) -> dict[str, float]:

@@ -94,9 +94,9 @@ class ClassificationRecorder(Recorder):
             batches = list(self._through(model, model.pooled, split))
             features[split] = torch.cat([z.double().cpu() for z, _ in batches]).numpy()
             classes[split] = torch.cat([c for _, c in batches]).tolist()
-        found = probe_scores(features, classes, self.classes)
+        probe = probe_scores(features, classes, self.classes)
         self.stats.phases.mark("evaluation")
-        return found
+        return probe
 
     def _evaluate(self, model: Any, split: str, step: int, data_order: str, flops: float) -> dict[str, float]:
         """loss, macro_f1 and accuracy on all documents of a split, which become a row of the history `evals`."""

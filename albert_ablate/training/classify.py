@@ -99,15 +99,15 @@ def _labelled(cfg: Config) -> Labelled:
 def _load_trunk(job: Job, record: dict[str, Any], model: Decoder) -> Decoder:
     """`model` with the weights of the language model's run, which the record names."""
     source, weights = trunk_of(job.cfg, job.dataset)
-    kept = load_checkpoint(weights, source.get("identity"))
-    model.load_state_dict(kept["state_dict"])
+    checkpoint = load_checkpoint(weights, source.get("identity"))
+    model.load_state_dict(checkpoint["state_dict"])
     record["model"] = source["model"]
     record["trunk"] = {
         "identity": source["identity"],
         "folder": f"{source['setting']}/seed{source['seed']}",
         "status": source["status"],
         "weights": job.cfg.task.weights,
-        "step": kept["step"],
+        "step": checkpoint["step"],
         "weights_hash": weights_hash(model),
         "val_loss": source["summary"].get("val_loss"),
     }

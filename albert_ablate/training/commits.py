@@ -46,12 +46,12 @@ def _checked(folder: RunFolder, committed: Path, run: str | None) -> int:
             _require_best(file, best, run)
         return step
     except FileNotFoundError:
-        what = "it is missing"
+        why = "it is missing"
     except (OSError, MemoryError):
         raise
     except Exception as error:  # torch has no error of its own for a file that the disk has spoilt
-        what = str(error) if isinstance(error, Damaged) else f"{type(error).__name__}: {error}".splitlines()[0]
-    raise Damaged(f"{file} cannot be read ({what})") from None
+        why = str(error) if isinstance(error, Damaged) else f"{type(error).__name__}: {error}".splitlines()[0]
+    raise Damaged(f"{file} cannot be read ({why})") from None
 
 
 def _require_best(file: Path, step: int, run: str | None) -> None:
@@ -61,9 +61,9 @@ def _require_best(file: Path, step: int, run: str | None) -> None:
     trouble: Exception | None = None
     for place in (file, file.with_name("best.previous.ckpt")):
         try:
-            found = load_checkpoint(place, run)["step"]
-            if found != step:
-                raise Damaged(f"it is of step {found}, not {step}")
+            saved_step = load_checkpoint(place, run)["step"]
+            if saved_step != step:
+                raise Damaged(f"it is of step {saved_step}, not {step}")
         except (FileNotFoundError, KeyError, ValueError, RuntimeError) as error:
             trouble = trouble or error
         else:

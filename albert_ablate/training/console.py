@@ -85,8 +85,8 @@ def _show_decisions(record: Mapping) -> None:
     for column in (f"{status}{kind}", "macro-F1", "accuracy"):
         table.add_column(column, justify="left" if column.startswith(status) else "right", header_style="none")
     for title, prefix in DECIDERS:
-        figures = [summary.get(f"{prefix}{name}") for name in ("macro_f1", "accuracy")]
-        table.add_row(title, *("-" if x is None else f"{x:.3f}" for x in figures))
+        values = [summary.get(f"{prefix}{name}") for name in ("macro_f1", "accuracy")]
+        table.add_row(title, *("-" if x is None else f"{x:.3f}" for x in values))
     Console(file=sys.stdout, highlight=False).print(table)
 
 

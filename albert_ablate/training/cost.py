@@ -127,14 +127,14 @@ def memory(cfg: Config) -> dict[str, int]:
     model = assemble(cfg).train()
     batch, context = cfg.data.batch // cfg.data.accumulate, cfg.model.context
     weights = 4 * sum(p.numel() for p in model.parameters())
-    kept = _Kept(model)
+    saved = _Kept(model)
     tokens = torch.zeros(batch, context + 1, dtype=torch.long, device="meta")
-    with _Flash(), torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda t: t):
+    with _Flash(), torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda t: t):
         objective(construct(cfg.loss), model, tokens)
-    activations = sum(kept.bytes.values())
+    activations = sum(saved.bytes.values())
     if cfg.trainer.gradient_checkpointing:
-        blocks = [kept.bytes[layer] for layer in range(len(model.blocks))]
-        activations += len(blocks) * kept.stream + max(blocks) - sum(blocks)
+        blocks = [saved.bytes[layer] for layer in range(len(model.blocks))]
+        activations += len(blocks) * saved.stream + max(blocks) - sum(blocks)
     return {"weights": weights, "gradients": weights, "moments": 2 * weights, "activations": activations}
 
 

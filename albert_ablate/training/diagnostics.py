@@ -116,10 +116,10 @@ class Probe:
         figures: dict[Place, Figures] = {}
         for (place, column, factor, _), value in zip(self.found, values, strict=True):
             figures.setdefault(place, {})[column] = factor * value + 0.0  # no -0.0
-        for own in figures.values():
+        for columns in figures.values():
             # what compares false with everything is not alive for that
-            if not math.isfinite(own.get("input_rms", 0.0)):
-                own |= {column: math.nan for column in ("dead", "saturated") if column in own}
+            if not math.isfinite(columns.get("input_rms", 0.0)):
+                columns |= {column: math.nan for column in ("dead", "saturated") if column in columns}
         self.found = []
         return figures
 
@@ -202,12 +202,12 @@ class Probe:
 
     def _mask(self, T: int, window: int, like: Tensor) -> Tensor:
         """0 where a token sees another, else HIDDEN, (T, T)."""
-        kept = self._masks.get((T, window))
-        if kept is None or kept.device != like.device or kept.dtype != like.dtype:
+        mask = self._masks.get((T, window))
+        if mask is None or mask.device != like.device or mask.dtype != like.dtype:
             seen = torch.ones(T, T, dtype=torch.bool, device=like.device).tril_().triu_(1 - window)
-            kept = torch.zeros(T, T, device=like.device, dtype=like.dtype).masked_fill_(~seen, HIDDEN)
-            self._masks[T, window] = kept
-        return kept
+            mask = torch.zeros(T, T, device=like.device, dtype=like.dtype).masked_fill_(~seen, HIDDEN)
+            self._masks[T, window] = mask
+        return mask
 
 
 @contextmanager
@@ -227,8 +227,8 @@ def undisturbed(model: TokenModel) -> Iterator[None]:
             vars(module).clear()
             vars(module).update(before)
         with torch.no_grad():
-            for buffer, kept in zip(model.buffers(), buffers, strict=True):
-                buffer.copy_(kept)
+            for buffer, saved in zip(model.buffers(), buffers, strict=True):
+                buffer.copy_(saved)
 
 
 def _device_numbers(model: nn.Module) -> list[int]:
@@ -303,19 +303,19 @@ class Weights:
         figures: dict[Place, Figures] = {}
         for place, weight in squares["weight"].items():
             weight = math.sqrt(weight)
-            own = {"weight_norm": weight}
+            values = {"weight_norm": weight}
             if "change" in squares:
-                own["update_ratio"] = math.sqrt(squares["change"][place]) / weight if weight else math.nan
+                values["update_ratio"] = math.sqrt(squares["change"][place]) / weight if weight else math.nan
             if place in squares.get("grad", {}):
-                norm = own["grad_norm"] = math.sqrt(squares["grad"][place])
+                norm = values["grad_norm"] = math.sqrt(squares["grad"][place])
                 if factor is not None:
-                    own |= {"clipped": clipped, "clip_ratio": factor}
+                    values |= {"clipped": clipped, "clip_ratio": factor}
                 else:
                     after = math.sqrt(squares["after"][place])
-                    own["clip_ratio"] = after / norm if norm else 1.0
+                    values["clip_ratio"] = after / norm if norm else 1.0
                     one, many = units.get(place, (0.0, 0))
-                    own["clipped"] = one / many if many else 0.0
-            figures[place] = own
+                    values["clipped"] = one / many if many else 0.0
+            figures[place] = values
         return figures
 
 

@@ -71,8 +71,8 @@ def continuation(
     if not given:
         raise ConfigError(f"--prompt {begin!r} holds no token of this run's tokenizer.")
     random = np.random.Generator(np.random.PCG64(stream_seed(seed, "generate")))
-    known = build(cfg.tokenizer).vocabulary
-    steps = _draws(model, given, cfg.model.context, known, tokens, temperature, top_k, top_p, random)
+    vocabulary = build(cfg.tokenizer).vocabulary
+    steps = _draws(model, given, cfg.model.context, vocabulary, tokens, temperature, top_k, top_p, random)
     first = next(steps)  # before anything is printed: the weights may be of no use
     if prompt:
         yield prompt
@@ -110,16 +110,16 @@ def _draws(
 
 def pieces(codec: Any, given: list[int], first: int, rest: Iterator[int]) -> Iterator[str]:
     """What each token adds to the text of the tokens before it, held back while a character is incomplete."""
-    tokens, said = list(given), len(codec.decode(given))
+    tokens, printed = list(given), len(codec.decode(given))
     for token in _chained(first, rest):
         tokens.append(token)
         text = codec.decode(tokens)
         sure = text[:-1] if text.endswith("\ufffd") else text
-        if len(sure) > said:
-            yield sure[said:]
-            said = len(sure)
-    if len(text) > said:
-        yield text[said:]
+        if len(sure) > printed:
+            yield sure[printed:]
+            printed = len(sure)
+    if len(text) > printed:
+        yield text[printed:]
 
 
 def _chained(first: int, rest: Iterator[int]) -> Iterator[int]:

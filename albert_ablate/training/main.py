@@ -77,8 +77,8 @@ def help_text() -> str:
     for group, names in options().items():
         first = [n for n in names if n == defaults.get(group)]
         rows.append(f"  {group:<11} {' '.join(first + [n for n in names if n not in first])}")
-    own = [f"{file.parent.name}={file.stem} ({file.parent.parent})" for file in own_option_files()]
-    rows += ["", f"Of your own: {', '.join(own)}"] if own else []
+    own_options = [f"{file.parent.name}={file.stem} ({file.parent.parent})" for file in own_option_files()]
+    rows += ["", f"Of your own: {', '.join(own_options)}"] if own_options else []
     return HELP.format(groups="\n".join(rows))
 
 
@@ -149,8 +149,8 @@ def _compose_and_run(train: Train, arguments: list[str], debug: bool, scratch: s
             raise
         return codes[-1]
     except (ValueError, OSError) as error:  # on its own flags and folders Hydra raises whatever comes to hand
-        known = isinstance(error, ConfigError | HydraException | OmegaConfBaseException)
-        if begun or known or (isinstance(error, OSError) and file_trouble(error)):
+        is_users_mistake = isinstance(error, ConfigError | HydraException | OmegaConfBaseException)
+        if begun or is_users_mistake or (isinstance(error, OSError) and file_trouble(error)):
             raise
         raise ConfigError(f"Hydra: {' '.join(str(error).split()).rstrip('.')}.") from None
     finally:

@@ -46,10 +46,10 @@ def prepare(cfg: Config, verbose: bool = False) -> Job:
     for split in ("train", "validation", "test"):
         if not block_count(getattr(dataset, split), context):
             size = cfg.data.get("train_size") if split == "train" else None
-            kept = f" at data.train_size={size}" if size else ""
+            cut = f" at data.train_size={size}" if size else ""
             raise ConfigError(
                 f"model.context={context} is too long for the text: its {split} split holds "
-                f"{len(getattr(dataset, split))} tokens{kept}, one more than the context is needed."
+                f"{len(getattr(dataset, split))} tokens{cut}, one more than the context is needed."
             )
     folder = RunFolder(Path(cfg.paths.runs).expanduser() / run_id.setting / f"seed{cfg.seed}")
     return Job(cfg, dataset, run_id, folder, verbose)
@@ -99,7 +99,7 @@ def _with_devices(cfg: Config, gpus: int) -> Config:
         if not gpus:
             raise ConfigError("trainer.devices=-1 means all GPUs, and there is none that trainer.accelerator allows.")
         return check({**cfg, "trainer": {**cfg.trainer, "devices": gpus}})
-    most = gpus or (1 if cfg.trainer.accelerator == "mps" else wanted)
-    if wanted > most:
-        raise ConfigError(f"trainer.devices={wanted} is not allowed here: this machine has {most}.")
+    available = gpus or (1 if cfg.trainer.accelerator == "mps" else wanted)
+    if wanted > available:
+        raise ConfigError(f"trainer.devices={wanted} is not allowed here: this machine has {available}.")
     return cfg

@@ -120,12 +120,12 @@ def _reproduce(job: Job, record: dict, ranks: Ranks) -> dict[str, Any]:
     threads = job.cfg.trainer.threads or record["provenance"]["threads"]
     cfg = replace(job.cfg, trainer=replace(job.cfg.trainer, threads=threads))
     again = replace(job, cfg=cfg, folder=RunFolder(job.folder.path / "reproduction"))
-    kept = again.folder.record()
-    if kept is not None and kept["status"] in DONE:
+    earlier = again.folder.record()
+    if earlier is not None and earlier["status"] in DONE:
         shutil.rmtree(again.folder.path)
-        kept = None
+        earlier = None
     again.folder.create()
-    with _session(again, kept, ranks) as (fresh, resume):
+    with _session(again, earlier, ranks) as (fresh, resume):
         fresh = plain(fit(again, fresh, resume, ranks))
     if fresh["status"] not in DONE:
         return fresh
@@ -204,16 +204,16 @@ def _follow(job: Job, ranks: Ranks) -> dict[str, Any]:
     from albert_ablate.training.fit import fit
 
     while True:
-        kind, what = next(iter(ranks.share().items()))
+        kind, content = next(iter(ranks.share().items()))
         if kind == "record":
-            return what
+            return content
         if kind == "mistake":
-            raise ConfigError(what)
-        torch.set_num_threads(what["record"]["provenance"]["threads"])
-        resume = None if what["resume"] is None else Path(what["resume"])
-        planned = replace(job, cfg=what["cfg"], folder=RunFolder(Path(what["folder"])), verbose=False)
+            raise ConfigError(content)
+        torch.set_num_threads(content["record"]["provenance"]["threads"])
+        resume = None if content["resume"] is None else Path(content["resume"])
+        planned = replace(job, cfg=content["cfg"], folder=RunFolder(Path(content["folder"])), verbose=False)
         try:
-            fit(planned, what["record"], resume, ranks)
+            fit(planned, content["record"], resume, ranks)
         except ConfigError:
             continue  # rank 0 raises the same error and reports it
         except Exception as error:

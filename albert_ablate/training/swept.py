@@ -33,8 +33,8 @@ def with_tuned_rate(cfg: Mapping, overrides: Iterable[str]) -> Mapping:
     if agent_run() is None or any(o.lstrip("+").startswith(f"{LEARNING_RATE}=") for o in overrides):
         return cfg
     checked = check(cfg)
-    found = read_tuning(Path(checked.paths.runs).expanduser(), identified(checked)[1].arm)
-    return check({**checked, "optimizer": {**checked.optimizer, "lr": found["rate"]}}) if found else checked
+    tuning = read_tuning(Path(checked.paths.runs).expanduser(), identified(checked)[1].arm)
+    return check({**checked, "optimizer": {**checked.optimizer, "lr": tuning["rate"]}}) if tuning else checked
 
 
 def run_swept(cfg: Mapping, verbose: bool = False) -> dict[str, Any]:

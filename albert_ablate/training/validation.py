@@ -47,8 +47,11 @@ class Evaluator:
         for start in range(0, len(sample), per * self.ranks.size):
             blocks = sample[start : start + per * self.ranks.size]
             share = math.ceil(len(blocks) / self.ranks.size)
-            own = blocks[self.ranks.rank * share :][:share]
-            yield take_blocks(getattr(self.packed, split), own if len(own) else blocks[:1], self.context), len(own) > 0
+            mine = blocks[self.ranks.rank * share :][:share]
+            yield (
+                take_blocks(getattr(self.packed, split), mine if len(mine) else blocks[:1], self.context),
+                len(mine) > 0,
+            )
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: str, precision: AbstractContextManager) -> dict[str, float]:

@@ -67,22 +67,22 @@ def _columns(tree: Any, folder: Path) -> Columns:
             raise ConfigError(f"{key} is unknown: a mapping holds {nearest(str(key), allowed)}.")
     if not isinstance(tree.get("source"), str):
         raise ConfigError("source is missing: a table, a folder, wandb:team/project or mlflow:URI/EXPERIMENT.")
-    found: dict[str, Any] = {**tree}
-    found["arm"] = tuple([tree["arm"]] if isinstance(tree.get("arm"), str) else tree.get("arm", ("arm",)))
+    columns: dict[str, Any] = {**tree}
+    columns["arm"] = tuple([tree["arm"]] if isinstance(tree.get("arm"), str) else tree.get("arm", ("arm",)))
     for key in ("seed", "step", "tokens", "status", "run"):
         if key in tree and not isinstance(tree[key], str):
             raise ConfigError(f"{key}={shown(tree[key])} is not allowed: it is the name of a column.")
-    if not found["arm"] or not all(isinstance(a, str) for a in found["arm"]):
+    if not columns["arm"] or not all(isinstance(a, str) for a in columns["arm"]):
         raise ConfigError(f"arm={shown(tree['arm'])} is not allowed: a column, or a list of columns.")
     for key in ("metrics", "settings"):
-        own = tree.get(key, {})
-        if not isinstance(own, Mapping) or not all(isinstance(x, str) for pair in own.items() for x in pair):
-            raise ConfigError(f"{key}={shown(own)} is not allowed: names here, and the columns they stand for.")
+        group = tree.get(key, {})
+        if not isinstance(group, Mapping) or not all(isinstance(x, str) for pair in group.items() for x in pair):
+            raise ConfigError(f"{key}={shown(group)} is not allowed: names here, and the columns they stand for.")
     size = tree.get("tokens_per_step")
     if size is not None and (isinstance(size, bool) or not isinstance(size, int | float) or not size > 0):
         raise ConfigError(f"tokens_per_step={shown(size)} is not allowed: a number above 0.")
     try:
-        re.compile(found.get("run", RUN_NAME))
+        re.compile(columns.get("run", RUN_NAME))
     except re.error as error:
-        raise ConfigError(f"run={found['run']} is no regular expression: {error}.") from None
-    return Columns(**found, folder=folder, given=frozenset(tree))
+        raise ConfigError(f"run={columns['run']} is no regular expression: {error}.") from None
+    return Columns(**columns, folder=folder, given=frozenset(tree))

@@ -110,9 +110,9 @@ def metric_columns(raw: RawRun, columns: Columns) -> Mapping[str, str]:
 def _row(raw: RawRun, arm: str, seed: int, columns: Columns) -> dict[str, Any]:
     setting = hashlib.sha256(arm.encode()).hexdigest()[:12]
     wanted = metric_columns(raw, columns)
-    figures = {name: number(column(raw, there, name, False)) for name, there in wanted.items()}
+    metrics = {name: number(column(raw, source, name, False)) for name, source in wanted.items()}
     status = STATES.get(str(column(raw, columns.status, "status", "status" in columns.given) or "").lower(), "finished")
-    if status == "finished" and any(v is not None and not math.isfinite(v) for v in figures.values()):
+    if status == "finished" and any(v is not None and not math.isfinite(v) for v in metrics.values()):
         status = "diverged"
     tokens = number(column(raw, columns.tokens, "tokens", "tokens" in columns.given))
     if tokens is None and columns.tokens_per_step and (last := number(raw.facts.get(columns.step))) is not None:
@@ -125,8 +125,8 @@ def _row(raw: RawRun, arm: str, seed: int, columns: Columns) -> dict[str, Any]:
     if columns.metrics is None:  # without a mapping what holds text is a setting
         used = {*columns.arm, columns.seed, columns.status, *row}
         settings = {n: n for n, v in raw.facts.items() if isinstance(v, str) and n not in used} | {**settings}
-    row |= {name: raw.facts.get(there) for name, there in settings.items() if name not in row and name not in figures}
-    row |= {n: v for n, v in figures.items() if v is not None and math.isfinite(v) and n not in row}
+    row |= {name: raw.facts.get(source) for name, source in settings.items() if name not in row and name not in metrics}
+    row |= {n: v for n, v in metrics.items() if v is not None and math.isfinite(v) and n not in row}
     return row | ({"tokens": tokens} if tokens is not None else {})
 
 
@@ -144,14 +144,14 @@ def _history(raw: RawRun, columns: Columns, name: str) -> pa.Table:
         if step is None and tokens is None:
             continue
         axes = {"step": step if step is not None else len(out), "tokens": None if tokens is None else int(tokens)}
-        values = {metric: number(row.get(there)) for metric, there in wanted.items()}
+        values = {metric: number(row.get(source)) for metric, source in wanted.items()}
         if name == "evals":
             out += [
                 {**axes, "split": split, "loss": values[m]} for m, split in SPLITS.items() if values.get(m) is not None
             ]
         else:
-            own = {ours: values[m] for m, ours in STEPS.items() if values.get(m) is not None}
-            out += [axes | own] if "loss" in own else []
+            row_values = {ours: values[m] for m, ours in STEPS.items() if values.get(m) is not None}
+            out += [axes | row_values] if "loss" in row_values else []
     columns_ = [_typed([row.get(f.name) for row in out], f.type) for f in schema]
     return pa.Table.from_arrays(columns_, schema=schema)
 

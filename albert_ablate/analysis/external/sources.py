@@ -81,20 +81,20 @@ def _table_runs(file: Path, columns: Columns) -> Iterator[RawRun]:
             if not _is_empty(row.get(name)) and number(row[name]) is None:
                 raise ConfigError(f"{file}, line {line}: {name} must be a number or diverged, got {row[name]!r}.")
         groups.setdefault((*(str(row.get(a)) for a in columns.arm), whole(seed)), []).append((line, row))
-    for who, own in groups.items():
-        named = f"{' '.join(map(str, who[:-1]))}, seed {who[-1]}"
-        if axis is None and len(own) > 1:
+    for run_name, lines in groups.items():
+        named = f"{' '.join(map(str, run_name[:-1]))}, seed {run_name[-1]}"
+        if axis is None and len(lines) > 1:
             raise ConfigError(
-                f"{file}, line {own[1][0]}: {named} stands there twice; several rows of a run need a column step or "
+                f"{file}, line {lines[1][0]}: {named} stands there twice; several rows of a run need a column step or "
                 "tokens."
             )
         if axis is not None:
-            _check_rising(file, axis, named, own)
+            _check_rising(file, axis, named, lines)
         facts: dict[str, Any] = {}
-        for _, cells in own:
+        for _, cells in lines:
             facts |= {k: v for k, v in cells.items() if not _is_empty(v)}
-        held = [row for _, row in own] if axis is not None else []
-        yield RawRun(f"{file}, line {own[0][0]}", {n: facts.get(n) for n in names}, partial(list, held))
+        held = [row for _, row in lines] if axis is not None else []
+        yield RawRun(f"{file}, line {lines[0][0]}", {n: facts.get(n) for n in names}, partial(list, held))
 
 
 def _check_rising(file: Path, axis: str, named: str, rows: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
@@ -141,7 +141,7 @@ def _read_csv(file: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
     names = next(reader, [])
     if twice := [n for n in names if names.count(n) > 1]:
         raise ConfigError(f"{file} has the column {twice[0]} twice.")
-    found = []
+    rows = []
     for row in reader:
         if not row:
             continue
@@ -149,8 +149,8 @@ def _read_csv(file: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
             raise ConfigError(
                 f"{file}, line {reader.line_num} has {len(row)} cells, and there are {len(names)} columns."
             )
-        found.append((reader.line_num, {n: cell if cell.strip() else None for n, cell in zip(names, row, strict=True)}))
-    return found
+        rows.append((reader.line_num, {n: cell if cell.strip() else None for n, cell in zip(names, row, strict=True)}))
+    return rows
 
 
 # --- W&B -------------------------------------------------------------------------------------------------------------
@@ -170,8 +170,8 @@ def _wandb_runs(columns: Columns) -> Iterator[RawRun]:
 
 def _named(name: str, columns: Columns) -> dict[str, str]:
     """What the pattern `run` takes out of a run's name."""
-    found = re.fullmatch(columns.run, name or "")
-    return {k: v for k, v in found.groupdict().items() if v is not None} if found else {}
+    match = re.fullmatch(columns.run, name or "")
+    return {k: v for k, v in match.groupdict().items() if v is not None} if match else {}
 
 
 def _scanned(run: Any, axis: str) -> list[dict[str, Any]]:
@@ -180,10 +180,10 @@ def _scanned(run: Any, axis: str) -> list[dict[str, Any]]:
 
 def _rising(rows: Any, axis: str) -> list[dict[str, Any]]:
     """Rows by step: those that a run which began again wrote once more replace the first ones."""
-    found: dict[Any, dict[str, Any]] = {}
+    by_step: dict[Any, dict[str, Any]] = {}
     for row in rows:
-        found.setdefault(row.get(axis), {}).update({k: v for k, v in row.items() if v is not None})
-    return [found[at] for at in sorted((a for a in found if number(a) is not None), key=float)]
+        by_step.setdefault(row.get(axis), {}).update({k: v for k, v in row.items() if v is not None})
+    return [by_step[at] for at in sorted((a for a in by_step if number(a) is not None), key=float)]
 
 
 # --- TensorBoard -----------------------------------------------------------------------------------------------------
@@ -258,10 +258,10 @@ def _mlflow_run(client: Any, run: Any, columns: Columns) -> RawRun:
     metrics = sorted(run.data.metrics)
 
     def rows() -> list[dict[str, Any]]:
-        found: dict[int, dict[str, Any]] = {}
+        by_step: dict[int, dict[str, Any]] = {}
         for metric in metrics:
             for point in client.get_metric_history(run.info.run_id, metric):
-                found.setdefault(point.step, {"step": point.step})[metric] = point.value
-        return [found[step] for step in sorted(found)]
+                by_step.setdefault(point.step, {"step": point.step})[metric] = point.value
+        return [by_step[step] for step in sorted(by_step)]
 
     return RawRun(f"run {run.info.run_id}", {**facts, "name": name, "status": run.info.status}, rows)
