@@ -283,10 +283,10 @@ def multiplier(time: Constant, step: int, steps: int) -> float:
 
 
 class Clock:
-    """What the dropout sites of a model need to know of the moment: the seed, the micro-batch, the rank and the step.
+    """Training progress that dropout masks are seeded from: run seed, micro-batch, rank and step.
 
-    The training step advances it; a resumed run sets it, and no generator state has to be kept. factor: on every rate,
-    by the shape over time; 1 where no step was given.
+    The training step sets it before each micro-batch, so a resumed run draws the same masks without saved generator
+    states. factor: multiplier of every rate, by the schedule over time; 1 if no step was given.
     """
 
     def __init__(self, seed: int, time: Constant | None = None):
@@ -294,6 +294,8 @@ class Clock:
         self.set(0, 0)
 
     def set(self, micro_batch: int, rank: int, step: int = 0, steps: int = 0) -> None:
+        """Move to a micro-batch (counted over the whole run) of optimizer step `step` of `steps`."""
+        # hashed once per micro-batch and combined with each site's key by xor, so that no site has to hash anything
         self.salt = stream_seed(self.seed, "micro-batch", micro_batch, rank)
         self.micro_batch = micro_batch
         self.factor = multiplier(self.time, step, steps) if steps else 1.0
@@ -303,7 +305,7 @@ class Dropout(nn.Module):
     """x * mask / (1 - rate), mask ~ Bernoulli(1 - rate), in training; x in evaluation.
 
     The mask keeps an element where a uniform draw of the stream `dropout/<site>` is at least the rate: masks of one
-    seed are nested across rates, and no site moves another site's draws. rate: its mean over time.
+    seed are nested across rates, and no site changes another site's draws. rate: its mean over time.
     """
 
     def __init__(self, rate: float, site: str, clock: Clock):
@@ -316,12 +318,14 @@ class Dropout(nn.Module):
 
     @property
     def now(self) -> float:
-        """The rate in force: 0 in evaluation."""
+        """The dropout rate at the current step: 0 in evaluation."""
         return self.rate * self.clock.factor if self.training else 0.0
 
     def seed_generator(self, device: torch.device) -> None:
-        """Put torch's default generator of `device` at this site's place in its stream (torch.manual_seed is 100 times
-        slower, since it seeds every device)."""
+        """Seed torch's default generator of `device` for this site and micro-batch.
+
+        Not by torch.manual_seed, which is 100 times slower: it seeds every device."""
+        # nothing restores the generator afterwards: whatever draws next seeds it first, too
         seed = self.key ^ self.clock.salt
         if device.type == "cpu":
             torch.default_generator.manual_seed(seed)
@@ -333,12 +337,12 @@ class Dropout(nn.Module):
     def attention_rate(self, device: torch.device) -> float:
         """The rate to hand to scaled_dot_product_attention, which draws the mask itself and ignores eval mode."""
         rate = self.now
-        if rate:
+        if rate:  # at 0 the kernel draws nothing
             self.seed_generator(device)
         return rate
 
     def shape(self, x: Tensor) -> tuple[int, ...]:
-        """Shape of the mask on x."""
+        """Shape of the mask, which is broadcast to x."""
         return tuple(x.shape)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -346,9 +350,10 @@ class Dropout(nn.Module):
         return x if rate == 0 else x * self.mask(self.shape(x), x, rate)
 
     def mask(self, shape: tuple[int, ...], like: Tensor, rate: float) -> Tensor:
-        """0 with probability `rate`, else 1 / (1 - rate)."""
+        """Draw a mask: 0 with probability `rate`, else 1 / (1 - rate)."""
         self.seed_generator(like.device)
-        # float32 draws whatever the precision: bfloat16 has too few digits for a rate
+        # float32 draws at any precision: bfloat16 has too few digits for a rate; in place, since masks are as large as
+        # activations
         mask = torch.rand(shape, device=like.device).ge_(rate).mul_(1 / (1 - rate))
         return mask.to(like.dtype)
 
@@ -364,8 +369,9 @@ class DropToken(Dropout):
     """Dropout of rows of the embedding table, wherever their tokens stand, rescaled by 1 / (1 - rate)."""
 
     def rows(self, x: Tensor, tokens: Tensor, vocabulary: int) -> Tensor:
-        """x (B, T, D) without the dropped among the `tokens` (B, T)."""
+        """Drop embeddings x (B, T, D) by their `tokens` (B, T)."""
         rate = self.now
+        # one draw per row of the table, so that a token is dropped at all its positions or at none
         return x if rate == 0 else x * self.mask((vocabulary, 1), x, rate)[tokens]
 
 
@@ -376,12 +382,13 @@ class DropHead(Dropout):
         rate = self.now
         if rate == 0:
             return x
+        # by the number of heads that were kept, not by 1 / (1 - rate), as DropHead does it
         keep = self.mask((*x.shape[:2], 1, 1), x, rate).ne(0).to(x.dtype)
         return x * (keep * (x.shape[1] / keep.sum(1, keepdim=True).clamp(min=1)))
 
 
 class Skip(Dropout):
-    """Whether a block is left out of this micro-batch: a draw that all ranks share, made on the host.
+    """Stochastic depth: whether a block is skipped in this micro-batch, by a draw that all ranks share.
 
     The parameters of a block that is left out of a whole step have no gradient, so that no optimizer moves them: their
     weights do not decay in that step either.
@@ -392,9 +399,11 @@ class Skip(Dropout):
         self.rescale = rescale
 
     def skips(self) -> bool:
+        """Whether the block is skipped in the current micro-batch."""
         rate = self.now
+        # on the CPU and without the rank in the name: all ranks must skip alike, and no GPU has to be waited for
         return rate > 0 and stream_seed(self.key, "skip", self.clock.micro_batch) < rate * 2**63
 
     def forward(self, x: Tensor) -> Tensor:
-        """What a sublayer gives: in evaluation times the share of micro-batches in which it took part, if `rescale`."""
+        """Output of a sublayer; in evaluation times the share of micro-batches in which it took part, if `rescale`."""
         return x * (1 - self.rate) if self.rescale and not self.training and self.rate else x

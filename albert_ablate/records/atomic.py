@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, also after a crash."""
+"""Atomic file writes: after a crash a file holds its old or its new content, never a part."""
 
 import os
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 
 def replace_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
-    """Put `content` (bytes, or a function that writes them) at `path`: a temporary file beside it, fsync, rename.
+    """Replace a file atomically by `content` (bytes, or a function that writes them): temporary file, fsync, rename.
 
     The temporary file's name is fixed, so that the next write takes the place of what a killed process left: for one
     writer at a time. It is created anew, and a link at either name is replaced, never written through: a run folder may
@@ -30,7 +30,7 @@ def replace_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
 
 
 def open_own(path: Path) -> int:
-    """A descriptor of `path` for reading and writing, created where it is missing; OSError where it is a link."""
+    """Open `path` for reading and writing, created if missing: its file descriptor. OSError if it is a link."""
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
 
 

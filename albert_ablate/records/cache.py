@@ -1,4 +1,4 @@
-"""The user's cache folder, and files in it that save work: one that is missing or damaged is made anew."""
+"""The user's cache folder and checked files in it: one that is missing or damaged is computed again."""
 
 import hashlib
 import os
@@ -11,14 +11,14 @@ _SIZE = hashlib.sha256().digest_size
 
 
 def cache_folder(configured: str | None = None) -> Path:
-    """paths.cache, or the user's cache folder."""
+    """Folder of cached files: paths.cache, or the user's cache folder."""
     if configured is not None:
         return Path(configured).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "albert_ablate"
 
 
 def read_cached(file: Path) -> bytes | None:
-    """What `write_cached` was given; None where there is no such file, or it does not hold what was written to it."""
+    """Read a cached file; None if it is missing or does not match its checksum."""
     try:
         raw = file.read_bytes()
     except OSError:
@@ -27,7 +27,7 @@ def read_cached(file: Path) -> bytes | None:
 
 
 def write_cached(file: Path, content: bytes) -> None:
-    """Keep the content behind its SHA-256. Where the folder cannot be written nothing is kept."""
+    """Write a cached file with the SHA-256 of its content in front; does nothing if the folder cannot be written."""
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         replace_file(file, hashlib.sha256(content).digest() + content)

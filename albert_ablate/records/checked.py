@@ -1,7 +1,7 @@
-"""JSON files that show whether they are as they were written, and whose they are.
+"""JSON files with a checksum and an owner, so that damaged, edited and misplaced files are noticed.
 
-Such a file is an object with two keys more: `checksum` of all the rest, and where it belongs to one run or arm `of`,
-its id. A file without them is of an older release and is taken as it is.
+Such a file is an object with two extra keys: `checksum` of all the rest, and `of`, the id of the run or arm that it
+belongs to, if it belongs to one. A file without them was written by an older release and is accepted.
 """
 
 import hashlib
@@ -16,22 +16,22 @@ SUM, OWNER = "checksum", "of"
 
 
 def checksum(content: Any) -> str:
-    """128 bits of the SHA-256 of the content, whatever white space and order of keys it is written with."""
+    """Checksum of JSON content, independent of white space and order of keys: 128 bits of its SHA-256."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def write_checked(path: Path, content: Mapping[str, Any], owner: str | None = None) -> None:
-    """Replace the file. `content` must be what JSON can hold, with texts as keys; ValueError for a number that is not
-    finite."""
+    """Write a JSON file with its checksum. `content` must be valid JSON, with texts as keys; ValueError for a number
+    that is not finite."""
     whole = {**content} if owner is None else {**content, OWNER: owner}
     text = json.dumps({**whole, SUM: checksum(whole)}, indent=1, allow_nan=False)
     replace_file(path, f"{text}\n".encode())
 
 
 def read_checked(path: Path, owner: str | None = None) -> dict[str, Any]:
-    """What `write_checked` was given. ValueError with half a sentence where the file is damaged, was edited, or is that
-    of another run or arm than `owner`; OSError where it cannot be opened."""
+    """Read a file of `write_checked` and verify it. Raises ValueError with half a sentence if it is damaged, was
+    edited, or belongs to another run or arm than `owner`; OSError if it cannot be opened."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:

@@ -1,4 +1,4 @@
-"""Python's collector of circular garbage, left out where many objects are made that hold none."""
+"""Switch Python's cyclic garbage collector off where many objects without cycles are made."""
 
 import contextlib
 import gc
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def without_collector() -> Iterator[None]:
-    """Leave the collector off: it would go over all records, rows and charts again and again, and find nothing."""
+    """Disable the garbage collector: it would scan all records, rows and charts again and again, and find nothing."""
     was = gc.isenabled()
     gc.disable()
     try:

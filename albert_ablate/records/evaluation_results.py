@@ -1,6 +1,6 @@
-"""Evaluations of a run's kept weights: `evaluations.json` in its folder. No torch here.
+"""Results of evaluations after training: `evaluations.json` in the run folder. No torch here.
 
-By name: rows (a table), summary (figure -> number), settings, weights (last or best), weights_hash, seconds.
+By evaluation: rows (a table), summary (metric -> number), settings, weights (last or best), weights_hash, seconds.
 """
 
 import math
@@ -17,7 +17,7 @@ WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # JSON 
 
 
 def read_evaluations(folder: Path, run: str | None = None) -> dict[str, dict[str, Any]]:
-    """What has been evaluated, by name; empty where nothing has. run: the identity of the run whose they must be.
+    """Read the evaluations of a run folder by name; empty if there are none. run: identity that the file must have.
 
     Raises ConfigError with one sentence where the file is damaged or belongs to another run."""
     try:
@@ -41,7 +41,7 @@ def read_evaluations(folder: Path, run: str | None = None) -> dict[str, dict[str
 
 
 def write_evaluations(folder: Path, entries: Mapping[str, Mapping], run: str | None = None) -> None:
-    """Replace the file. Non-finite numbers become the words NaN, Infinity and -Infinity."""
+    """Write the evaluations of a run folder. Numbers that are not finite become the texts NaN, Infinity, -Infinity."""
     write_checked(folder / FILE, nonfinite_as_text(entries), run)
 
 

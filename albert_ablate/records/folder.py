@@ -1,4 +1,4 @@
-"""One run's folder: its record, its lock, where its files lie."""
+"""The folder of one run: its record, its lock, the places of its files."""
 
 import fcntl
 import os
@@ -18,16 +18,17 @@ from albert_ablate.records.store import DONE as DONE
 from albert_ablate.records.store import REMEDY, Record, read, write
 from albert_ablate.records.store import plain as plain
 
-# what a run opens for writing, or puts files into, in its folder
+# files and folders that a run opens for writing, rather than replacing them whole
 WRITTEN_INTO = ("lock", "checkpoints", "wandb", "tensorboard", "steps.arrows", "evals.arrows", "layers.arrows")
 
-# POSIX locks do not exclude the process that holds them: its own are kept here, by process, since a fork inherits none
+# POSIX locks do not exclude other threads of the process that holds them, so these are noted here. By process id: a
+# forked child inherits this set but not the locks.
 _held: set[tuple[int, str]] = set()
 _taking = threading.Lock()
 
 
 class RunFolder:
-    """runs/<setting>/seed<N>/."""
+    """The folder runs/<setting>/seed<N>/ of one run."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -35,7 +36,7 @@ class RunFolder:
         self.lease: Lease | None = None  # held instead of a lock, where the file system has none
 
     def record(self) -> dict[str, Any] | None:
-        """The record, None where there is none. ConfigError with one sentence where it cannot be read."""
+        """Read the record; None if there is none. Raises ConfigError with one sentence if it cannot be read."""
         result = read(self.path)
         if isinstance(result, Record):
             return result.content
@@ -45,18 +46,18 @@ class RunFolder:
         raise ConfigError(f"{self.path / 'record.json'} cannot be read: {why}; {REMEDY}.")
 
     def write(self, record: Mapping) -> None:
-        """Replace the record."""
+        """Write the record, atomically."""
         self.check_lease()
         write(self.path, record)
 
     def write_config(self, cfg: Mapping) -> None:
-        """config.yaml, without secrets."""
+        """Write config.yaml, without secrets."""
         import yaml
 
         replace_file(self.path / "config.yaml", yaml.safe_dump(masked(cfg), sort_keys=False).encode())
 
     def create(self) -> None:
-        """Make the folders, or one sentence why they cannot be."""
+        """Create the folders; ConfigError with one sentence if they cannot be written."""
         self.refuse_links()
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -68,9 +69,9 @@ class RunFolder:
             ) from None
 
     def refuse_links(self) -> None:
-        """ConfigError where a file or folder that a run writes into is a link: it would write wherever that points.
+        """Raise ConfigError if a file or folder that a run writes into is a symbolic link, which could point anywhere.
 
-        Files that are replaced whole (record.json, checkpoints and the like) need no check: replacing replaces a link.
+        Files that are replaced whole (record.json, checkpoints) need no check: that replaces the link itself.
         """
         for name in WRITTEN_INTO:
             if (self.path / name).is_symlink():
@@ -79,21 +80,21 @@ class RunFolder:
                 )
 
     def set_aside(self, name: str) -> None:
-        """Rename the checkpoint <name>.ckpt to <name>.previous.ckpt: it is gone on from where the next is damaged."""
+        """Rename the checkpoint <name>.ckpt to <name>.previous.ckpt: a run resumes from it if the next is damaged."""
         with suppress(FileNotFoundError):
             os.replace(self.checkpoints / f"{name}.ckpt", self.checkpoints / f"{name}.previous.ckpt")
 
     def check_lease(self) -> None:
-        """Before each commit: raise Busy where another process has taken a lease that this one held."""
+        """Raise Busy if another process has taken over the lease of this one; called before each commit."""
         if self.lease is not None:
             self.lease.check()
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run for this process: an fcntl lock, which the kernel frees when the process dies, and a lease where
+        """Lock the run for this process: by fcntl, which the kernel releases when the process dies, or by a lease where
         the file system has no locks.
 
-        Raises Busy where another process, or another thread of this one, holds it.
+        Raises Busy if another process, or another thread of this one, holds the lock.
         """
         self.refuse_links()
         key = (os.getpid(), str(self.path.resolve()))
@@ -126,21 +127,21 @@ class RunFolder:
             _held.discard(key)
 
     def clear(self) -> None:
-        """Remove what an attempt that never committed left behind; the record first, since it speaks for the rest."""
+        """Remove the files of an attempt that never committed; the record first, since it refers to the others."""
         (self.path / "record.json").unlink(missing_ok=True)
         self.tidy()
         for file in [*self.path.glob("*.arrow"), *self.checkpoints.glob("*.ckpt")]:
             file.unlink(missing_ok=True)
 
     def tidy(self) -> None:
-        """Remove what only an unfinished run needs, and checkpoints that a killed process left half-written."""
+        """Remove files that only an unfinished run needs, and checkpoints that a killed process left half-written."""
         for pattern in ("*.arrows", "checkpoints/resume.ckpt", "checkpoints/*.previous.ckpt", "checkpoints/.*.tmp"):
             for file in self.path.glob(pattern):
                 file.unlink(missing_ok=True)
 
 
 def recorded_folders(path: Path) -> list[Path]:
-    """The run folders at `path` or below it that hold a record: RUN, runs/<setting> or runs. ConfigError where none."""
+    """Run folders with a record at or below `path` (RUN, runs/<setting> or runs). ConfigError if there are none."""
     folders = [f.parent for pattern in ("", "seed*/", "*/seed*/") for f in path.glob(f"{pattern}record.json")]
     if not folders:
         raise ConfigError(f"{path} holds no run: runs lie in {path}/<setting>/seed<N>/.")

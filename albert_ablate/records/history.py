@@ -50,11 +50,11 @@ RUN = b"run"  # identity of the run whose rows they are
 
 
 class DamagedHistory(ValueError):
-    """A history whose rows are not those that were written."""
+    """Raised for a history file whose rows are not those that were written."""
 
 
 class History:
-    """The growing history `name` in `folder`, of the run with this identity: `append` rows, `commit` them to disk."""
+    """Writer of the growing history `name` in `folder`: `append` rows, `commit` them. run: the run's identity."""
 
     def __init__(self, folder: Path, name: str, run: str = ""):
         self.path, self.schema = folder / f"{name}.arrows", SCHEMAS[name].with_metadata({RUN: run})
@@ -64,11 +64,11 @@ class History:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what has been written."""
+        """SHA-256 of the bytes written so far."""
         return self._hash.hexdigest()
 
     def cut(self, length: int) -> None:
-        """Open the history at its committed length: what lies behind it was never committed."""
+        """Open the history and truncate it to its committed length: rows behind it were never committed."""
         self.close()
         fd = open_own(self.path)
         self._file = io.FileIO(fd, "r+", closefd=True)
@@ -84,15 +84,16 @@ class History:
             self._write(self.schema.serialize())
 
     def table(self) -> pa.Table:
-        """The committed rows."""
+        """The committed rows as an Arrow table."""
         assert self._file is not None
         return _conform(read_stream(self.path, self._file.tell()), SCHEMAS[self.path.stem])
 
     def append(self, **row) -> None:
+        """Add a row, in memory until the next commit."""
         self.pending.append(row)
 
     def commit(self) -> int:
-        """Write and fsync what is pending; gives the committed length in bytes."""
+        """Write and fsync pending rows; returns the committed length in bytes."""
         assert self._file is not None
         for start in range(0, len(self.pending), BATCH_ROWS):
             rows = self.pending[start : start + BATCH_ROWS]
@@ -110,7 +111,7 @@ class History:
             view = view[self._file.write(view) :]
 
     def finish(self) -> None:
-        """Rewrite the committed rows into one batch of a finished Arrow file beside the stream."""
+        """Write all committed rows into a finished Arrow file, one batch, beside the stream."""
         length = self.commit()
         if _prefix_hash(self.path, length).hexdigest() != self.digest:
             raise DamagedHistory(f"{self.path} is not as it was written")
@@ -128,7 +129,7 @@ class History:
 
 
 class NoHistory(History):
-    """The history of a process that writes none."""
+    """Stands in for a history on ranks that write no files: every method does nothing."""
 
     def __init__(self) -> None:
         pass
@@ -174,8 +175,7 @@ def _prefix_hash(path: Path, length: int) -> Any:
 
 
 def is_whole(folder: Path, name: str, length: int, digest: str | None) -> bool:
-    """Whether the growing history still has what was committed; by its length alone where an older release kept no
-    digest."""
+    """Whether a growing history still has its committed bytes; by length alone if an older release kept no digest."""
     path = folder / f"{name}.arrows"
     if not length:
         return True
@@ -197,7 +197,7 @@ def _rows_digest(table: pa.Table) -> str:
 
 
 def read_stream(path: Path, length: int) -> pa.Table:
-    """The rows in the first `length` bytes of a growing history, with all columns it has ever had."""
+    """Read the rows in the first `length` bytes of a growing history, with all columns it has ever had."""
     return pa.concat_tables(_parts(path, length), promote_options="default")
 
 
@@ -239,11 +239,11 @@ def _check_run(table: pa.Table, file: str, run: str | None) -> None:
 
 
 def read_history(folder: Path, name: str, lengths: Mapping[str, int] | None, run: str | None = None) -> pa.Table:
-    """The history `name` of a run folder; `lengths` are those committed in its record, None once it is done. run: the
-    identity of the run whose history it must be.
+    """Read the history `name` of a run folder: steps, evals or layers.
 
-    Whatever release wrote it, it has the columns of this one: missing numbers are nan, missing texts null. Raises
-    DamagedHistory where its rows are not those that were written, or another run's.
+    lengths: committed bytes of each history from the record, None once the run is done. run: identity that the history
+    must have. Whatever release wrote it, the table has the columns of this one: missing numbers are nan, missing texts
+    null. Raises DamagedHistory if the rows are not those that were written, or belong to another run.
     """
     schema = SCHEMAS[name]
     if lengths is not None:

@@ -1,4 +1,4 @@
-"""What `--json` prints: one JSON document on the standard output, which names its schema, and nothing else there."""
+"""Output of `--json`: one JSON document on standard output, which names its schema, and nothing else."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ VERSIONS = {"answer": 1, "ledger": 1, "status": 1, "run": 1, "methods": 1, "meas
 
 
 def schema_id(name: str) -> str:
-    """What a document says in its key `schema`: albert_ablate.NAME.vN. N grows where a key changes or goes."""
+    """Schema id of a document, albert_ablate.NAME.vN; N rises when a key is changed or removed."""
     return f"albert_ablate.{name}.v{VERSIONS[name]}"
 
 
@@ -27,12 +27,12 @@ def schema(name: str) -> dict[str, Any]:
 
 
 def document(name: str, content: Mapping[str, Any]) -> str:
-    """The document as text; a number that is not finite is null."""
+    """A JSON document as text, with its schema id; numbers that are not finite become null."""
     return json.dumps(plain({"schema": schema_id(name), **content}), indent=1, ensure_ascii=False, allow_nan=False)
 
 
 def nonfinite_as_text(value: Any) -> Any:
-    """Numbers that JSON has none for as "NaN", "Infinity" or "-Infinity", at any depth; numpy's as plain numbers."""
+    """Replace numbers that are not finite by "NaN", "Infinity" or "-Infinity", at any depth; numpy's become plain."""
     if isinstance(value, Mapping):
         return {str(k): nonfinite_as_text(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -46,8 +46,7 @@ def nonfinite_as_text(value: Any) -> Any:
 
 @contextlib.contextmanager
 def output_to_stderr() -> Iterator[None]:
-    """What is printed meanwhile, by processes that are started too, goes to the standard error: the standard output is
-    for the document alone."""
+    """Redirect standard output to standard error, for child processes too: the former is for the document alone."""
     sys.stdout.flush()
     original = os.dup(1)
     os.dup2(2, 1)

@@ -1,8 +1,8 @@
-"""Which arm and which setting records and overrides are of: each composed once, and kept in a file beside the runs.
+"""Cache of arm and setting keys of records and overrides, in RUNS/.keys.
 
-Keys (`config.keys_of`) need the signatures of the components, whose import takes seconds, and composing takes a tenth
-of a second an arm. So what was found once is kept in RUNS/.keys, a line each, as long as neither conf/ nor the package
-has changed. The file may be lost at any time.
+Computing a key (`config.keys_of`) imports the components, which takes seconds, and composes the configuration, which
+takes a tenth of a second per arm. So keys are cached, one per line, until conf/ or the package changes. The file may be
+deleted at any time.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ FILE = ".keys"
 
 @dataclass(frozen=True)
 class Arm:
-    """What overrides compose to, checked, its keys, and where its text lies (`config.places`)."""
+    """The checked configuration of some overrides, its keys, and the places of its text (`config.places`)."""
 
     cfg: Mapping[str, Any]
     keys: Identity
@@ -50,9 +50,9 @@ class Arm:
 
 
 class Keys:
-    """The keys of records and of overrides, kept in the folder of runs `root`.
+    """Keys of records and overrides, cached in the folder of runs `root`.
 
-    apart: compute in another process what is not kept, so that this one imports no torch.
+    apart: compute keys that are not cached in another process, so that this one imports no torch.
     """
 
     def __init__(self, root: Path, apart: bool = False):
@@ -61,7 +61,7 @@ class Keys:
         self.arms: dict[tuple[str, ...], Arm] = {}
 
     def arm(self, overrides: Sequence[str]) -> Arm:
-        """An arm, composed once. Raises ConfigError for what is not allowed."""
+        """The arm of some overrides, composed once. Raises ConfigError if they are not allowed."""
         overrides = tuple(overrides)
         if overrides not in self.arms:
             cache_name = _name(["arm", os.getcwd(), *overrides])
@@ -73,22 +73,22 @@ class Keys:
         return self.arms[overrides]
 
     def of_overrides(self, several: Sequence[Sequence[str]]) -> list[Identity | None]:
-        """The keys that each of several lists of overrides composes to; None where they are not allowed."""
+        """The keys of several lists of overrides; None for those that are not allowed."""
         names = [_name(["overrides", os.getcwd(), *overrides]) for overrides in several]
         return self._found(dict(zip(names, ({"overrides": [*o]} for o in several), strict=True)), names)
 
     def note(self, arms: Mapping[tuple[str, ...], Mapping[str, Any] | None]) -> None:
-        """Keep the keys of checked configurations, by the overrides that they were composed from; None: not allowed."""
+        """Cache the keys of checked configurations by the overrides they were composed from; None: not allowed."""
         for overrides, cfg in arms.items():
             keys, name = None if cfg is None else keys_of(cfg), _name(["overrides", os.getcwd(), *overrides])
             if name not in self.lines:
                 self._keep(name, None if keys is None else [keys.arm, keys.setting, keys.run], overrides)
 
     def of_records(self, records: Sequence[Mapping[str, Any]]) -> list[Identity | None]:
-        """The keys of each record; None where its configuration is not one of this release.
+        """The keys of several records; None for a configuration that this release cannot read.
 
-        Those that training wrote into it, and else those of its configuration. A run made by a component that was
-        corrected since has the keys of today's.
+        Taken from the record if training wrote them, else computed from its configuration. For a run whose components
+        were corrected since then they are computed with today's revisions.
         """
         out: list[Identity | None] = []
         names, jobs = list[str](), dict[str, Any]()
@@ -121,7 +121,7 @@ class Keys:
             self.fresh += 1
 
     def save(self) -> None:
-        """Write the file, if something was computed."""
+        """Write the cache file if a key was computed."""
         if not self.fresh or not self.file.parent.is_dir():
             return
         body = "".join(

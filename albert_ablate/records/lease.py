@@ -1,4 +1,4 @@
-"""A claim on a folder where the file system has no locks."""
+"""Lease on a run folder, in place of a lock where the file system has none."""
 
 import errno
 import os
@@ -10,12 +10,12 @@ from pathlib import Path
 from albert_ablate.config import ConfigError
 
 NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}  # what fcntl says of such a file system
-BEAT, EXPIRY = 10.0, 60.0  # seconds between signs of life; without one, after which a lease is anybody's
+BEAT, EXPIRY = 10.0, 60.0  # seconds: between heartbeats, and without one until the lease expires
 SETTLE_SECONDS = 2.0  # seconds within which another process that saw the folder free has written its claim too
 
 
 class Busy(ConfigError):
-    """Another process is training this run."""
+    """Raised when another process is training this run."""
 
 
 class Lease:
@@ -32,7 +32,7 @@ class Lease:
         self._over = threading.Event()
 
     def take(self) -> None:
-        """Own the folder, or raise Busy. Takes SETTLE_SECONDS."""
+        """Take the lease of the folder, or raise Busy. Takes SETTLE_SECONDS."""
         if is_leased(self.path.parent):
             raise Busy(f"This run is being trained by {self._owner()}: {self.path.parent}.")
         scratch = self.path.with_name(f".lease.{self.token}")
@@ -44,7 +44,7 @@ class Lease:
         threading.Thread(target=self._beat, daemon=True).start()
 
     def check(self) -> None:
-        """Raise Busy where another process has taken the folder."""
+        """Raise Busy if another process has taken over the lease."""
         if self._lines()[0] != self.token:
             raise Busy(f"This run has been taken over by {self._owner()}: {self.path.parent}.")
 
@@ -73,7 +73,7 @@ class Lease:
 
 
 def is_leased(folder: Path) -> bool:
-    """Whether a process that lives holds a lease on `folder`."""
+    """Whether a live process holds a lease on `folder`."""
     try:
         beat = (folder / "lease").stat().st_mtime
     except OSError:

@@ -1,4 +1,4 @@
-"""Names of runs for people: what differs from the defaults, instead of a hash. Reads YAML only: no Hydra, no torch."""
+"""Readable names of runs: what differs from the defaults, instead of a hash. Reads YAML only: no Hydra, no torch."""
 
 import contextlib
 import os
@@ -15,10 +15,10 @@ LONGEST = 150  # characters of a link's name
 
 
 def name_of(cfg: Mapping[str, Any]) -> str:
-    """What is not as by default, as one would write it on the command line; "defaults" where all is.
+    """Name of a configuration: its non-default overrides as on the command line; "defaults" if there are none.
 
     cfg: a checked configuration. Options first (norm=post_ln), then values that differ from those in the option's YAML
-    (model.layers=12). The seed, and what does not determine the weights, is left out.
+    (model.layers=12). The seed and keys that do not affect the weights are left out.
     """
     choices = {k: str(v) for k, v in (cfg.get("choices") or {}).items() if v not in (None, "None", "null")}
     usual = _default_choices()
@@ -51,15 +51,15 @@ def name_of(cfg: Mapping[str, Any]) -> str:
 
 
 def display_name(record: Mapping[str, Any]) -> str:
-    """A run's name with its seed; records from before there were names have their label."""
+    """Name of a run with its seed; records of releases without names have a label instead."""
     return f"{record.get('name') or record.get('label') or '?'} seed={record.get('seed', '?')}"
 
 
 def link_by_name(folder: Path, record: Mapping[str, Any]) -> None:
-    """RUNS/by-name/<name> <seed> -> RUNS/<setting>/seed<N>, for people and for `tensorboard --logdir RUNS/by-name`.
+    """Link RUNS/by-name/<name> <seed> to RUNS/<setting>/seed<N>, also for `tensorboard --logdir RUNS/by-name`.
 
-    Nothing depends on it: where links cannot be made, none is. A name that another setting has already gets the
-    setting's hash at its end.
+    Nothing depends on the link: where none can be made this does nothing. A name that another setting already has gets
+    the setting's hash at its end.
     """
     setting = folder.parent.name
     name = re.sub(r"[^\w=.,+-]+", "_", display_name(record).replace(" ", ","))[:LONGEST]

@@ -1,4 +1,4 @@
-"""How a run was made: code, libraries, machine. Nothing of the environment's keys or names of users."""
+"""Provenance of a run: versions of code and libraries, machine. No user names, no environment variables."""
 
 import os
 import platform
@@ -10,6 +10,7 @@ LIBRARIES = ("albert_ablate", "torch", "pytorch-lightning", "hydra-core", "torch
 
 
 def provenance() -> dict:
+    """Versions of the code, Python and libraries, and the machine that this process runs on."""
     return {
         "code": code_version(),
         "libraries": {name: version for name in LIBRARIES if (version := _version(name))},
@@ -29,7 +30,7 @@ def _version(name: str) -> str | None:
 
 
 def code_version() -> str | None:
-    """Commit of the checkout the package runs from, with `+changed` where files differ from it; None elsewhere."""
+    """Git commit of the checkout that the package runs from, with `+changed` if files differ; None if there is none."""
     root = Path(__file__).parent.parent.parent
     if not (root / ".git").exists():
         return None

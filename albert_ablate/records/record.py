@@ -1,4 +1,4 @@
-"""The record of a run as its first session begins it, and as a later session takes it over."""
+"""Create the record of a new run, and continue that of an unfinished one in a later session."""
 
 import time
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from albert_ablate.records.tuning import role
 
 
 def new_record(cfg: Config, run_id: Identity, text: Mapping, threads: int, ranks: int) -> dict[str, Any]:
-    """The record of a run that begins.
+    """The record of a run that starts.
 
     cfg: checked. text: what `Packed.described` says of its text, with the number of training `blocks`.
     """
@@ -50,7 +50,10 @@ def new_record(cfg: Config, run_id: Identity, text: Mapping, threads: int, ranks
 
 
 def continued_record(record: dict[str, Any], fresh: dict[str, Any]) -> dict[str, Any]:
-    """The record of an unfinished run as its next session begins: `fresh` says how it is watched from now on."""
+    """The record of an unfinished run for its next session.
+
+    fresh: its new record under the current configuration, whose evaluation and diagnostics settings apply from now on.
+    """
     old, new = record["config"]["evaluation"]["tokens"], fresh["config"]["evaluation"]["tokens"]
     if old != new:
         raise ConfigError(
@@ -63,7 +66,7 @@ def continued_record(record: dict[str, Any], fresh: dict[str, Any]) -> dict[str,
 
 
 def label(cfg: Config) -> str:
-    """A title for people: the options taken in the groups that make an arm."""
+    """Title of a run: the options taken in the groups that make an arm."""
     choices = cfg.get("choices") or {}
     groups = ("recipe", "model", "norm", "dropout", "optimizer", "clip", "data")
     name = " ".join(f"{g}={choices[g]}" for g in groups if choices.get(g)) or "run"

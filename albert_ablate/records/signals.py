@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, handled for a while. Only the main thread can ask for it; elsewhere nothing changes."""
+"""Handle Ctrl-C and SIGTERM for a while. Only the main thread can; in other threads nothing changes."""
 
 import signal
 import threading
@@ -11,7 +11,7 @@ STOPS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def stops_handled(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Within it `handler` takes Ctrl-C and SIGTERM."""
+    """Context in which `handler` receives Ctrl-C and SIGTERM."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -24,7 +24,7 @@ def stops_handled(handler: Callable[[int, Any], None]) -> Iterator[None]:
 
 
 class StopSignal:
-    """Notes the first Ctrl-C or SIGTERM, for a run to stop at its next boundary; a second one ends the process.
+    """Notes the first Ctrl-C or SIGTERM, so that training stops at the next step; a second one ends the process.
 
     number: of the signal, None before there is one.
     """
@@ -34,11 +34,12 @@ class StopSignal:
 
     @contextmanager
     def heeded(self) -> Iterator[None]:
+        """Context in which signals are noted."""
         with stops_handled(self._note):
             yield
 
     def listen(self) -> None:
-        """Take the signals again, from whatever handler was put in front meanwhile."""
+        """Install the handler again, in case another one was installed meanwhile."""
         if threading.current_thread() is threading.main_thread():
             for number in STOPS:
                 signal.signal(number, self._note)

@@ -104,7 +104,7 @@ class Record(Mapping[str, Any]):
 
 @dataclass(frozen=True)
 class Unreadable:
-    """Why there is no record."""
+    """Why a record cannot be read."""
 
     reason: str  # one sentence, without its period
     missing: bool = False  # there is no file: nothing was committed yet
@@ -114,7 +114,7 @@ REMEDY = "remove the folder to train it again"
 
 
 def read(folder: Path | str) -> Record | Unreadable:
-    """The record of a run folder, or why there is none."""
+    """Read the record of a run folder: a Record, or an Unreadable with the reason; never raises."""
     try:
         raw = _bytes(f"{folder}/{FILE}")
     except (FileNotFoundError, NotADirectoryError):
@@ -130,10 +130,10 @@ def read(folder: Path | str) -> Record | Unreadable:
 
 
 def read_fields(folder: Path | str, names: Sequence[str]) -> dict[str, Any] | Unreadable:
-    """These fields of a run's record, with the defaults of what it lacks, or why there is none.
+    """Read some fields of a run's record, with defaults for missing ones, or the reason why it cannot be read.
 
-    Of a record that is byte for byte as `write` left it only they are parsed, which takes a third of the time: each
-    top-level key then stands at the beginning of a line.
+    Of a record that is byte for byte as `write` left it only these fields are parsed, which takes a third of the time:
+    each top-level key then begins a line.
     """
     try:
         raw = _bytes(f"{folder}/{FILE}")
@@ -153,7 +153,7 @@ def read_fields(folder: Path | str, names: Sequence[str]) -> dict[str, Any] | Un
 
 
 def require(folder: Path, record: Mapping[str, Any], *keys: str) -> None:
-    """ConfigError with one sentence where a record lacks one of these dotted keys, or has null there."""
+    """Raise ConfigError with one sentence if a record lacks one of these dotted keys, or has null there."""
     for key in keys:
         value: Any = record
         for part in key.split("."):
@@ -178,7 +178,7 @@ def has_ended(folder: Path | str) -> bool:
 
 
 def write(folder: Path, record: Mapping[str, Any]) -> None:
-    """Replace the record. Non-finite numbers become null: JSON has no word for them. Secrets become `***`."""
+    """Write record.json. Numbers that are not finite become null, which JSON lacks; secrets become `***`."""
     content = plain(masked({"status": record["status"], **record, "format": FORMAT}))
     content.pop("checksums", None)
     body = _dumped(content)
@@ -210,7 +210,7 @@ def is_seed(name: str) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON can hold it."""
+    """Convert a value to plain JSON: text keys, lists, null for numbers that are not finite."""
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -221,7 +221,7 @@ def plain(value: Any) -> Any:
 
 
 def last_line(error: str | None) -> str:
-    """The last line of a traceback, which says what happened, without secrets."""
+    """Last line of a traceback, which holds the error, without secrets."""
     return masked(error.strip().splitlines()[-1]) if error and error.strip() else ""
 
 
@@ -300,7 +300,7 @@ def _compare(record: dict[str, Any]) -> str | None:
 
 
 class Wrong(ValueError):
-    """What is wrong with a record, as half a sentence."""
+    """Raised for an invalid record: what is wrong, as half a sentence."""
 
 
 def _constant(word: str) -> None:
@@ -333,14 +333,14 @@ def _parsed(raw: bytes, folder: str) -> Record:
 
 
 def check_fields(content: Mapping[str, Any]) -> None:
-    """Raise Wrong where a field that a record has is not of its type."""
+    """Check the types of a record's fields; raises Wrong for the first that is of another type."""
     for key, check in _FIELDS.items():
         if key in content and (content[key] is not None or key in _NEVER_NULL):
             check(key, content[key])
 
 
 def _belongs(content: Mapping[str, Any], folder: str) -> None:
-    """Raise Wrong where the record was taken from another run: by the folder's name, where that is seed<N>."""
+    """Raise Wrong if the record belongs to another folder, judged by the folder's name if that is seed<N>."""
     parent, _, name = os.path.abspath(folder).rpartition("/")
     setting, setting_recorded = parent.rpartition("/")[2], content.get("setting") or parent.rpartition("/")[2]
     if not is_seed(name):

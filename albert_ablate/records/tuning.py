@@ -1,4 +1,4 @@
-"""What tuning found, a file an arm: <runs>/tuning/<arm>.json. An arm is tuned once for all studies below `runs`."""
+"""Results of learning-rate tuning, one file per arm: <runs>/tuning/<arm>.json, shared by all studies below `runs`."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ FIRST_CALIBRATION_SEED = 2_000_000
 
 
 def role(seed: int) -> str:
-    """What a run is for, by its seed: confirmation alone is evidence."""
+    """Role of a run by its seed: confirmation (the only one that is evidence), tuning or calibration."""
     if seed >= FIRST_CALIBRATION_SEED:
         return "calibration"
     return "tuning" if seed >= FIRST_SEED else "confirmation"
@@ -28,7 +28,7 @@ def tuning_file(runs: Path, arm: str) -> Path:
 
 
 def read_tuning(runs: Path, arm: str) -> dict[str, Any] | None:
-    """What tuning found for the arm with this id; None where it was never tuned.
+    """Read the tuning result of the arm with this id; None if it was never tuned.
 
     rate: the learning rate to use. curve: for every rate and budget that was run its losses by seed (None: not finite),
     their mean and how many runs diverged. edge: "low" or "high" where the best rate lies at the end of what was run.
@@ -47,7 +47,7 @@ def read_tuning(runs: Path, arm: str) -> dict[str, Any] | None:
 
 
 def tuning_tokens(runs: Path) -> int:
-    """Tokens of all tuning runs that the files below `runs` hold; a file that cannot be read counts as none."""
+    """Total tokens of all tuning runs below `runs`; files that cannot be read are ignored."""
     total = 0
     for file in runs.glob("tuning/*.json"):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""What all trackers share. A tracker mirrors the run folder: it is sent what that holds, never the other way round.
+"""Base classes of trackers, which mirror a run folder to W&B, MLflow, TensorBoard and others, never the other way.
 
 A tracker is a class with `begin`, `push` and `end`, and one YAML in conf/logger. Several at once are a dictionary.
 """
@@ -26,38 +26,38 @@ AXES = ("tokens", "step", "seconds", "flops")
 NOT_METRICS = {*AXES, "split", "layer", "sublayer", "data_order"}
 Rows = Mapping[str, list[Mapping]]  # by history
 
-# Seconds. All trackers of a run may hold it up so long, of which the second at its beginning; letting go of what hangs
-# costs a few more.
+# Seconds that all trackers of a run together may delay it, and how much of that at its beginning. Giving up a client
+# that hangs takes a few more.
 LIMIT, LIMIT_AT_BEGINNING = 25.0, 15.0
-SLOW_FAILURE_SECONDS = 2.0  # a server that has failed after as long is not asked again by this process for a while
+SLOW_FAILURE_SECONDS = 2.0  # a server whose failure took this long is not contacted again by this process for a while
 RETRY_PAUSE_SECONDS = 600.0
-_unanswered: dict[str, float] = {}  # address of such a server -> when it may be asked again
+_unanswered: dict[str, float] = {}  # address of such a server -> when it may be contacted again
 
 
 class NoLogger:
-    """The run folder alone."""
+    """No tracker: the run folder alone. Also the interface that the recorder calls."""
 
     def open(self, folder: Path, record: Mapping, histories: Mapping[str, pa.Table]) -> None:
-        """Begin, with the histories a resumed run already has."""
+        """Start tracking; `histories` are the rows that a resumed run already has."""
 
     def send(self, rows: Rows) -> None:
-        """Rows that have just been committed, by history."""
+        """Send rows that have just been committed, by history."""
 
     def close(self, record: Mapping) -> None:
-        """The session's end, whatever the run's status."""
+        """End tracking at the end of the session, whatever the run's status."""
 
 
 class Tracker(NoLogger):
-    """A mirror whose trouble never ends a run: it is said once, and the run goes on without it.
+    """Base of all trackers: a failure is printed once, and the run continues without the tracker.
 
-    `begin`, `push` and `end` do the work and raise what they raise. They are called in a thread of their own, one after
-    the other: a server or a client process that hangs does not hold up the training, and the end of a run waits for
-    what is left to be sent until LIMIT.
+    Subclasses implement `begin`, `push` and `end`, which may raise anything. These are called in a thread of their own,
+    one after the other, so that a server or client process that hangs does not delay training; the end of a run waits
+    for what is left to be sent, at most LIMIT.
     """
 
-    NAME = ""  # for people
-    SYNC = ""  # what `albert-ablate sync --to` calls it
-    PACKAGE: str | None = None  # what must be installed, and the extra of this project that brings it
+    NAME = ""  # in messages
+    SYNC = ""  # its name in `albert-ablate sync --to`
+    PACKAGE: str | None = None  # package that must be installed, and the extra of this project that installs it
     EXTRA = ""
 
     def __init__(self, layers: bool = False) -> None:
@@ -67,27 +67,30 @@ class Tracker(NoLogger):
             raise ConfigError(f"{self.NAME} is not installed: pip install 'albert_ablate[{self.EXTRA}]'.")
 
     def begin(self, folder: Path, record: Mapping, rows: Rows) -> None:
+        """Create or reopen the tracker's run, and send `rows`, those that a resumed run already has."""
         raise NotImplementedError
 
     def push(self, rows: Rows) -> None:
+        """Send new rows, by history."""
         raise NotImplementedError
 
     def end(self, record: Mapping) -> None:
+        """Send the summary and the status, and close the tracker's run."""
         raise NotImplementedError
 
     def mirror(self, folder: Path, record: Mapping, rows: Rows) -> None:
-        """How a run begins: `begin`, unless the server has lately not answered."""
+        """Call `begin`, unless the server has lately not answered."""
         self.try_server(self.begin, folder, record, rows)
 
     def abandon(self) -> None:
-        """After a failure: let go of what would hold up the process."""
+        """Clean up after a failure: end what could keep the process from exiting."""
 
     def address(self) -> str | None:
-        """The server that is sent to; None: there is none."""
+        """Address of the server; None if there is none."""
         return None
 
     def sync_options(self) -> str:
-        """What the `sync` command needs beside the folder to send the run to the same place."""
+        """Options with which the `sync` command sends the run to the same place."""
         return ""
 
     def open(self, folder: Path, record: Mapping, histories: Mapping[str, pa.Table]) -> None:
@@ -95,13 +98,14 @@ class Tracker(NoLogger):
         self.wait_begun()
 
     def start(self, folder: Path, record: Mapping, rows: Rows) -> None:
-        """Begin, without waiting."""
+        """Start tracking in a thread, without waiting for it."""
         self.folder, self.live, self.told, self.left = folder, True, False, LIMIT
         self.acts: queue.SimpleQueue[tuple[threading.Event, Callable, tuple] | None] = queue.SimpleQueue()
         threading.Thread(target=self._work, args=(self.acts,), daemon=True, name=self.NAME).start()
         self.begun = self._ask(self.mirror, folder, copy.deepcopy(dict(record)), rows)
 
     def wait_begun(self) -> None:
+        """Wait until `begin` is done, at most LIMIT_AT_BEGINNING."""
         self._wait(self.begun, LIMIT_AT_BEGINNING)
 
     def send(self, rows: Rows) -> None:
@@ -113,10 +117,11 @@ class Tracker(NoLogger):
         self.wait_closed()
 
     def start_closing(self, record: Mapping) -> None:
-        """Everything has been handed over: end, without waiting."""
+        """Queue the end of tracking after what is still to be sent, without waiting."""
         self.closed = self._ask(self.end, copy.deepcopy(dict(record))) if self.live else None
 
     def wait_closed(self) -> None:
+        """Wait until everything is sent, at most LIMIT; then give up what is left and say so."""
         if self.closed is not None and not self._wait(self.closed, LIMIT):
             self.live = False
             self._pause()
@@ -127,7 +132,7 @@ class Tracker(NoLogger):
             self.acts.put(None)
 
     def guard(self, act: Callable, *args: Any) -> bool:
-        """Whether `act` did its work. A tracker must not end a run, whatever it raises."""
+        """Call `act` and return whether it succeeded: an error is printed and the tracker given up, the run goes on."""
         try:
             with self._slow_failure_noted():
                 act(*args)
@@ -138,14 +143,14 @@ class Tracker(NoLogger):
         return True
 
     def try_server(self, act: Callable, *args: Any) -> None:
-        """Call `act`; OSError at once where this process has lately waited for the server in vain."""
+        """Call `act`; raises OSError at once if the server lately failed to answer this process."""
         if time.monotonic() < _unanswered.get(self.address() or "", 0.0):
             raise OSError("the server has not answered before")
         with self._slow_failure_noted():
             act(*args)
 
     def tell(self, why: str) -> None:
-        """One sentence, once a run: what has happened, and which command sends what is missing."""
+        """Print once per run what went wrong, and which command sends what is missing."""
         if self.told:
             return
         self.told = True
@@ -155,7 +160,7 @@ class Tracker(NoLogger):
 
     @contextlib.contextmanager
     def _slow_failure_noted(self) -> Iterator[None]:
-        """The next runs of this process are not to wait for a server that has just been waited for in vain."""
+        """Note a failure that took long, so that the next runs of this process do not wait for that server again."""
         began = time.monotonic()
         try:
             yield
@@ -188,7 +193,7 @@ class Tracker(NoLogger):
 
 
 class Several(NoLogger):
-    """Several trackers, none of which knows of the others. Limits are shared: they are waited for together."""
+    """Several trackers at once. They share the time limits: the run waits for all together, not one by one."""
 
     def __init__(self, trackers: list[NoLogger]):
         self.trackers = trackers
@@ -224,7 +229,7 @@ class Several(NoLogger):
 
 
 def joined(loggers: Any) -> NoLogger:
-    """One tracker of what `logger` builds: itself, a dictionary of several, or a logger of Lightning's."""
+    """Make one tracker of what `logger` built: a tracker, a dictionary of several, or a Lightning logger."""
     if isinstance(loggers, Mapping):
         return Several([joined(one) for one in loggers.values()])
     if isinstance(loggers, NoLogger):
@@ -235,11 +240,12 @@ def joined(loggers: Any) -> NoLogger:
 
 
 def lists(histories: Mapping[str, pa.Table]) -> dict[str, list[Mapping]]:
+    """Rows of Arrow tables as dictionaries, by history."""
     return {name: table.to_pylist() for name, table in histories.items()}
 
 
 def reason(error: Exception) -> str:
-    """An error of a tracker's in one line, without secrets."""
+    """An error in one line of at most 300 characters, without secrets."""
     return masked(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
 
 
@@ -251,14 +257,14 @@ def _installed(name: str) -> bool:
 
 
 def merged(rows: Rows, sent: int = 0, every_layer: bool = False) -> list[dict]:
-    """One row per step under a tracker's metric paths: train/loss, eval/validation/loss, layers/mlp/grad_norm/median.
+    """Merge histories into one row per step with metric paths such as train/loss and layers/mlp/grad_norm/median.
 
-    Of the layers come least (min), median and largest (max) over depth, or with every_layer each one's own figure,
-    layers/3/mlp/grad_norm: some 5,400 scalars a step at 96 layers.
+    Layers are summarized by min, median and max over depth, or with every_layer logged one by one,
+    layers/3/mlp/grad_norm: some 5,400 scalars per logged step at 96 layers.
 
-    In the order of the steps; last the rows below `sent` and those that follow a later step in their history: a test of
-    the weights that were best, taken when training is over. The layers at step 0, known when the first step has been
-    taken, are in its row as initial/mlp/grad_norm/median. What does not apply (nan) is left out.
+    Rows are in the order of steps, except that rows of an earlier step than one already sent come last: the test of the
+    best weights, made after training. Layers at step 0, known once the first step is taken, are in that step's row as
+    initial/mlp/grad_norm/median. Values that do not apply (nan) are left out.
     """
     folded: dict[tuple[bool, int], dict] = {}
     for name, new in rows.items():
@@ -285,7 +291,7 @@ def merged(rows: Rows, sent: int = 0, every_layer: bool = False) -> list[dict]:
 
 
 def _over_depth(rows: list[Mapping]) -> list[Mapping]:
-    """Rows of the layers, one for each step and sublayer: least, median and largest of each column over depth."""
+    """Summarize rows of layers over depth: min, median and max of each column, a row for each step and sublayer."""
     groups: dict[tuple, list[Mapping]] = {}
     for row in rows:
         groups.setdefault((row["step"], row.get("sublayer")), []).append(row)
@@ -307,21 +313,21 @@ def _over_depth(rows: list[Mapping]) -> list[Mapping]:
 
 
 def _applies(history: str, column: str, value: Any) -> bool:
-    """Whether there is a value; nan is one for a loss or a norm of all gradients, which may not be finite."""
+    """Whether a value is to be sent; nan is, for a loss or a norm of all gradients, which may really not be finite."""
     optional = history == "layers" or column in ("noise_scale", "grad_norm_clipped", "logit_rms")
     return value is not None and not (optional and value != value)
 
 
 def settings(record: Mapping) -> dict[str, Any]:
-    """The configuration and the names of a run, by dotted key."""
+    """Configuration, arm and setting of a run as a flat dictionary with dotted keys."""
     return {"arm": record["arm"], "setting": record["setting"], **dict(dotted(record["config"]))}
 
 
-def figures(record: Mapping) -> dict[str, float]:
-    """The numbers of the summary."""
+def summary_metrics(record: Mapping) -> dict[str, float]:
+    """The numbers of a record's summary, by name."""
     return {k: float(v) for k, v in record["summary"].items() if isinstance(v, int | float)}
 
 
 def status_of(record: Mapping) -> str:
-    """finished, diverged, stopped, or failed for whatever else a session has left."""
+    """Status of a run for trackers: finished, diverged, stopped, or failed for any other."""
     return record["status"] if record["status"] in ("finished", "diverged", "stopped") else "failed"

@@ -1,4 +1,4 @@
-"""Questions to a W&B server's public GraphQL interface, over plain HTTP, each with a deadline and a limit of size."""
+"""Client of a W&B server's public GraphQL API over plain HTTP, with a deadline and a size limit per request."""
 
 import base64
 import json
@@ -16,7 +16,7 @@ ROWS = """query RunResumeStatus($project: String, $entity: String, $name: String
 
 
 class Refused(OSError):
-    """An answer with another status than 200."""
+    """Raised for an HTTP status other than 200."""
 
     def __init__(self, status: int, message: str):
         super().__init__(f"status {status}{message}")
@@ -24,7 +24,7 @@ class Refused(OSError):
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):
-    """Follows no redirection: it would carry the key to whichever host the answer names."""
+    """Refuses redirections, which would send the API key to whichever host the answer names."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
@@ -33,8 +33,9 @@ class _Stay(urllib.request.HTTPRedirectHandler):
 
 
 def ask(url: str, key: str, query: str, variables: dict[str, Any]) -> dict[str, Any]:
-    """The data that the server at `url` answers. Raises Refused, or OSError where it does not answer, not in time, too
-    much, or no data."""
+    """Send a GraphQL query to the server at `url` and return its data.
+
+    Raises Refused, or OSError if the answer is missing, late, too large or without data."""
     got: list[dict[str, Any] | Exception] = []
     thread = threading.Thread(target=lambda: got.append(_answer(url, key, query, variables)), daemon=True)
     thread.start()
@@ -47,7 +48,7 @@ def ask(url: str, key: str, query: str, variables: dict[str, Any]) -> dict[str, 
 
 
 def history_rows(url: str, key: str, entity: str | None, project: str, run: str) -> int:
-    """How many rows of a run the server has."""
+    """Number of history rows that the server has of a run."""
     data = ask(url.rstrip("/"), key, ROWS, {"entity": entity, "project": project, "name": run})
     try:
         return int(data["model"]["bucket"]["historyLineCount"])
@@ -78,7 +79,7 @@ def _answer(url: str, key: str, query: str, variables: dict[str, Any]) -> dict[s
 
 
 def message_of(body: bytes) -> str:
-    """What an error's answer says, as the end of a sentence."""
+    """Message in the body of an error's answer, to end a sentence with."""
     try:
         return ", " + " ".join(str(json.loads(body)["errors"][0]["message"]).split())[:200].rstrip(".")
     except (ValueError, KeyError, IndexError, TypeError, RecursionError):

@@ -1,4 +1,4 @@
-"""Any logger of Lightning's as a mirror of the run folder: CSV, Comet, Neptune, SwanLab, Aim and others."""
+"""Any Lightning logger as a tracker: CSV, Comet, Neptune, SwanLab, Aim and others."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,17 +7,17 @@ from typing import Any
 from albert_ablate.config import ConfigError, nearest
 from albert_ablate.records.checked import read_checked, write_checked
 from albert_ablate.records.naming import display_name
-from albert_ablate.trackers.base import Rows, Tracker, figures, merged, settings, status_of
+from albert_ablate.trackers.base import Rows, Tracker, merged, settings, status_of, summary_metrics
 
 NOTE = "sent_to_loggers.json"  # logger -> step of the last row that it has got
 
 
 class LightningTracker(Tracker):
-    """What `pytorch_lightning.loggers.Logger` offers: hyperparameters, metrics over tokens, the status at the end.
+    """Tracker around a `pytorch_lightning.loggers.Logger`: hyperparameters, metrics over tokens, the status at the end.
 
-    Such a logger cannot be asked what it has got, so that is noted in the run folder after each push: a run that goes
-    on sends what is missing. A run that was killed between a push and its note sends these rows twice. The logger's
-    own options say whether its run goes on too (`version` of CSVLogger, `experiment_key` of Comet).
+    Such a logger cannot be asked what it has received, so that is noted in the run folder after each push, and a
+    resumed run sends what is missing. A run that was killed between a push and its note sends these rows twice. Whether
+    the logger continues its own run is set by its options (`version` of CSVLogger, `experiment_key` of Comet).
     """
 
     def __init__(self, logger: Any, layers: bool = False):
@@ -44,7 +44,7 @@ class LightningTracker(Tracker):
         write_checked(self.folder / NOTE, self.notes, self.run)
 
     def end(self, record: Mapping) -> None:
-        summary = {f"summary/{k}": v for k, v in figures(record).items()}
+        summary = {f"summary/{k}": v for k, v in summary_metrics(record).items()}
         self.logger.log_metrics(summary, step=self.tokens)
         self.logger.save()
         ended = {"finished": "success", "diverged": "success", "stopped": "aborted"}
@@ -55,7 +55,7 @@ def lightning_logger(name: str, options: dict | None = None, layers: bool = Fals
     """The logger of `pytorch_lightning.loggers` with this name and these arguments.
 
     name: CSVLogger, CometLogger, NeptuneLogger, MLFlowLogger, ... Loggers of other packages (SwanLab, Aim) are named
-    by `_target_` in an option of one's own. layers: every layer's figures, instead of least, median and largest over
+    by `_target_` in an option of one's own. layers: every layer's values instead of min, median and max over
     depth.
     """
     from pytorch_lightning import loggers
@@ -73,7 +73,7 @@ def lightning_logger(name: str, options: dict | None = None, layers: bool = Fals
 
 
 class TrackioLogger:
-    """Trackio behind the calls that Lightning's loggers have. A run that goes on is the same run of the project."""
+    """Trackio with the methods of a Lightning logger. A resumed run continues the same run of the project."""
 
     def __init__(self, project: str, space: str | None, group: str | None):
         self.project, self.space, self.group = project, space, group
@@ -104,7 +104,7 @@ class Trackio(LightningTracker):
     """A run of Trackio (Hugging Face's local tracker): `trackio show --project albert_ablate` draws it.
 
     project: null is albert_ablate. space: a Space of Hugging Face's hub to send to, instead of this machine's store.
-    group: null is the arm. layers: every layer's figures, instead of least, median and largest over depth.
+    group: null is the arm. layers: every layer's values instead of min, median and max over depth.
     """
 
     PACKAGE, EXTRA = "trackio", "trackio"

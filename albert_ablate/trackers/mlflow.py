@@ -1,4 +1,4 @@
-"""MLflow runs, in a local store beside the run folders or on a tracking server."""
+"""MLflow tracker: runs in a local store beside the run folders or on a tracking server."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from albert_ablate.config import Location
 from albert_ablate.config.secrets import with_password
 from albert_ablate.records.folder import plain
 from albert_ablate.records.naming import display_name
-from albert_ablate.trackers.base import Rows, Tracker, figures, merged, settings, status_of
+from albert_ablate.trackers.base import Rows, Tracker, merged, settings, status_of, summary_metrics
 
 METRICS, PARAMS, LENGTH = 1000, 100, 6000  # MLflow's limits of a request, and of a parameter's characters
 
@@ -71,7 +71,7 @@ class MLflow(Tracker):
 
     def end(self, record: Mapping) -> None:
         status = status_of(record)
-        self._metrics([(f"summary/{k}", v, self.tokens, time.time()) for k, v in figures(record).items()])
+        self._metrics([(f"summary/{k}", v, self.tokens, time.time()) for k, v in summary_metrics(record).items()])
         self.client.set_tag(self.id, "status", status)
         words = {"finished": "FINISHED", "diverged": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
         self.client.set_terminated(self.id, words[status])
@@ -96,7 +96,7 @@ class MLflow(Tracker):
         )
 
     def _params(self, record: Mapping, logged: Mapping[str, str]) -> None:
-        """Those that are not there: MLflow refuses to change one, and how a run is watched may change as it goes on."""
+        """Log parameters that are not logged yet: MLflow refuses to change one, and a resumed run may have others."""
         from mlflow.entities import Param
 
         texts = {k: v if isinstance(v, str) else json.dumps(plain(v)) for k, v in settings(record).items()}

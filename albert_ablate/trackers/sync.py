@@ -1,4 +1,4 @@
-"""Send finished run folders to a tracker later, each once: what has arrived is noted in the run folder."""
+"""`albert-ablate sync`: send finished run folders to a tracker afterwards, each once, as noted in the run folder."""
 
 import os
 import tempfile
@@ -20,10 +20,10 @@ NOTE = "synced.json"  # destination -> when
 def sync_runs(
     path: Path, to: str, project: str | None = None, entity: str | None = None, say: Callable[[str], None] = print
 ) -> int:
-    """Send every finished or diverged run below `path` that has not been sent there: how many were.
+    """Send every finished or diverged run below `path` that was not sent there before; returns how many were sent.
 
-    Unfinished runs are named and left. A run is noted as sent when the tracker has taken all of it. Raises ConfigError
-    before anything is sent, RuntimeError with one sentence where the tracker fails.
+    Unfinished runs are named and skipped. A run is noted as sent once the tracker has received all of it. Raises
+    ConfigError before anything is sent, RuntimeError with one sentence if the tracker fails.
     """
     folders = [RunFolder(folder) for folder in recorded_folders(path)]
     with tempfile.TemporaryDirectory(prefix="albert_ablate_") as scratch:

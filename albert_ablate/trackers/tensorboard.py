@@ -1,4 +1,4 @@
-"""TensorBoard event files in the run folder, written with the `tensorboard` package alone."""
+"""TensorBoard tracker: event files in the run folder, written with the `tensorboard` package alone."""
 
 import json
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from albert_ablate.records.folder import plain
-from albert_ablate.trackers.base import AXES, Rows, Tracker, figures, merged, settings, status_of
+from albert_ablate.trackers.base import AXES, Rows, Tracker, merged, settings, status_of, summary_metrics
 
 
 class TensorBoard(Tracker):
@@ -16,7 +16,7 @@ class TensorBoard(Tracker):
     run's beginning plus its seconds of training. A resumed run is written anew from its first row, so that a killed
     session leaves no row twice. The configuration is text and hyperparameters; at the end come the summary's figures as
     `summary/...` and the status. See them by name with `tensorboard --logdir runs/by-name`. layers: every layer's
-    figures, instead of least, median and largest over depth.
+    values instead of min, median and max over depth.
     """
 
     def __init__(self, layers: bool = False):
@@ -51,7 +51,7 @@ class TensorBoard(Tracker):
         self.writer.flush()
 
     def end(self, record: Mapping) -> None:
-        self._scalars({f"summary/{k}": v for k, v in figures(record).items()}, self.tokens, self.seconds)
+        self._scalars({f"summary/{k}": v for k, v in summary_metrics(record).items()}, self.tokens, self.seconds)
         self._text("status", status_of(record))
         self._session(end=status_of(record))
         self.writer.flush()

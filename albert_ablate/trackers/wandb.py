@@ -1,4 +1,4 @@
-"""Weights & Biases as a mirror of the run folder: it is sent what the folder holds, never the other way round."""
+"""Weights & Biases tracker: a W&B run that mirrors the run folder."""
 
 import contextlib
 import os
@@ -38,7 +38,7 @@ class Wandb(Tracker):
 
     project, name, group, tags: null is what WANDB_PROJECT, WANDB_NAME, WANDB_RUN_GROUP and WANDB_TAGS say, and where
     those are not set albert_ablate, what differs from the defaults with the seed, the arm, and none. layers: every
-    layer's figures, instead of least, median and largest over depth.
+    layer's values instead of min, median and max over depth.
 
     Under a W&B agent the run has the id and the project that the agent gives it; its config says which run it is.
     """
@@ -68,7 +68,7 @@ class Wandb(Tracker):
         self.online = self.mode == "online"
 
     def mirror(self, folder: Path, record: Mapping, rows: Rows) -> None:
-        """Online where that is asked for and the server answers, else offline."""
+        """Start online if that is configured and the server answers, else offline."""
         if self.mode == "online":
             try:
                 return self.try_server(self._begin, folder, record, rows, "online")
@@ -162,7 +162,7 @@ class Wandb(Tracker):
             self._verify(run)
 
     def _verify(self, run: Any) -> None:
-        """OSError where the server has fewer rows than it was sent: wandb says nothing when one refuses them."""
+        """Raise OSError if the server has fewer rows than it was sent: wandb does not report rows that were refused."""
         from albert_ablate.trackers.graphql import history_rows
 
         settings = run.settings
@@ -175,7 +175,7 @@ class Wandb(Tracker):
         raise OSError(f"the server has not got every row: {rows_on_server} of {self.next}")
 
     def arrived(self, folder: Path, record: Mapping) -> bool:
-        """Whether the server has every row: asked by opening the run there once more."""
+        """Whether the server has every row; asked by opening the run there once more."""
         self._init(folder, record, "online")
         rows_on_server = self.run.starting_step
         self.run.finish(exit_code=_exit_code(record))
@@ -184,12 +184,12 @@ class Wandb(Tracker):
 
 
 def agent_run() -> str | None:
-    """The id that a W&B agent has given to this process's run; None without an agent."""
+    """Run id that a W&B agent has assigned to this process; None without an agent."""
     return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
 
 
 def swept_keys() -> set[str]:
-    """The keys whose values the agent's server has set: wandb keeps those, whatever a run says."""
+    """Configuration keys whose values the sweep's server has set; wandb lets a run not change these."""
     import yaml
 
     try:
@@ -199,13 +199,13 @@ def swept_keys() -> set[str]:
 
 
 def _config(record: Mapping, swept: Collection[str] = ()) -> dict[str, Any]:
-    """What W&B lists as the run's config; `norm_settings` where norm=pre_ln is the sweep's own word."""
+    """The run's config for W&B. A group that the sweep sets itself (norm) holds its settings as `norm_settings`."""
     tree = {f"{k}_settings" if k in swept and isinstance(v, Mapping) else k: v for k, v in record["config"].items()}
     return {**tree, **{k: record.get(k) for k in ("arm", "setting", "identity", "choices", "label")}}
 
 
 def mirror_found(tracker: NoLogger, folder: Path, record: Mapping) -> None:
-    """Under a W&B agent: send a run that was done already, so that the sweep has its curve and its result."""
+    """Under a W&B agent send a run that was done before, so that the sweep has its curve and its result."""
     rows = lists({name: read_history(folder, name, None, record.get("identity")) for name in SCHEMAS})
     for one in tracker.trackers if isinstance(tracker, Several) else [tracker]:
         if not isinstance(one, Wandb):
@@ -225,15 +225,15 @@ def _exit_code(record: Mapping) -> int:
 
 
 def quiet(folder: Path) -> None:
-    """Before wandb's own process starts: its log goes below `folder`; no telemetry, which delays the exit."""
+    """Configure wandb before its process starts: logs below `folder`, no telemetry, which delays the exit."""
     os.environ.setdefault("WANDB_CACHE_DIR", str(folder / "wandb"))
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     os.environ.setdefault("WANDB_SILENT", "true")
 
 
 def release() -> None:
-    """After an attempt that failed: end wandb's own process, which would hold the run's id as long as it lives and, if
-    it hangs, hold up this process's end."""
+    """End wandb's own process after a failed attempt: it would keep the run's id while it lives, and if it hangs it
+    would keep this process from exiting."""
     import wandb
 
     if wandb.run is not None:  # a run of the user's own would end with it
@@ -252,7 +252,7 @@ def release() -> None:
 
 
 def _clients() -> list[int]:
-    """The processes of wandb that this one has started."""
+    """Process ids of the wandb processes that this one has started."""
     try:
         listing = subprocess.run(
             ["ps", "-A", "-o", "pid=,ppid=,comm="], capture_output=True, text=True, timeout=RELEASE

@@ -22,7 +22,7 @@ PROBE_PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)
 
 
 def require_scikit_learn() -> None:
-    """ConfigError where what fits baseline and probe is not installed."""
+    """Raise ConfigError if scikit-learn, which fits baselines and probe, is not installed."""
     try:
         import sklearn.linear_model  # noqa: F401
     except ImportError:
@@ -32,7 +32,7 @@ def require_scikit_learn() -> None:
 def scores(predicted: Sequence[int] | Tensor, classes: Sequence[int] | Tensor, count: int) -> tuple[float, float]:
     """(macro-F1, accuracy): the mean over the `count` classes of 2 TP / (2 TP + FP + FN), and the share that is right.
 
-    A class that is neither there nor predicted is left out of the mean."""
+    A class that neither occurs nor is predicted is left out of the mean."""
     p, c = torch.as_tensor(predicted), torch.as_tensor(classes)
     return (
         MulticlassF1Score(count, average="macro")(p, c).item(),

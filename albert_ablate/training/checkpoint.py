@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, and that hold nothing but tensors and plain values."""
+"""Atomic checkpoint files that hold nothing but tensors and plain values."""
 
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ from albert_ablate.records.atomic import replace_file
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Temporary file beside the checkpoint, fsync, rename; loaded without unpickling anything.
+    """Lightning's checkpoint reader and writer: temporary file, fsync, rename; loads without unpickling anything.
 
-    Each checkpoint holds the identity of its run."""
+    run: identity of the run, stored in each checkpoint, so that another run's is not loaded by mistake."""
 
     def __init__(self, run: str = ""):
         super().__init__()

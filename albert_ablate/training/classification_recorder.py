@@ -1,4 +1,4 @@
-"""What a classification run measures: linear probe, macro-F1 on validation and test documents, baselines."""
+"""Recorder of text classification: linear probe, macro-F1 on validation and test documents, baselines."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -21,11 +21,11 @@ NO_SCORES = {"loss": math.nan, "macro_f1": math.nan, "accuracy": math.nan}
 
 
 class ClassificationRecorder(Recorder):
-    """The recorder of classification. Losses are in nats per document.
+    """Writes the run folder of a classification run. Losses are in nats per document.
 
-    Diverged is a run that is not finite: in its trunk's features, a step or its logits. A loss above that of the first
-    step is no such sign here, as it is in language modeling: a batch of 16 documents says too little, and macro-F1 at
-    the level of the commonest class says what there is to say.
+    Diverged means not finite: the trunk's features, a step or the logits. Unlike in language modeling a loss above that
+    of the first step does not count: a batch of 16 documents is too noisy for it, and such a run still has a macro-F1
+    that says so, about that of always predicting the commonest class.
 
     labelled: the documents as text. documents: as tokens, by split. best: scores on validation, step, order of data and
     operations at the best macro-F1. probe: scores of the linear probe, None before it is fitted.

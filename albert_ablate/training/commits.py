@@ -1,4 +1,4 @@
-"""The commit that an unfinished run goes on from. Lightning is not imported here."""
+"""Find the commit that an unfinished run resumes from. Lightning is not imported here."""
 
 import os
 import sys
@@ -10,8 +10,9 @@ from albert_ablate.records.history import is_whole
 
 
 def last_commit(folder: RunFolder, run: str | None) -> tuple[Path | None, int]:
-    """The checkpoint to go on from and its step: the newest commit that is whole, of the last two; none where neither
-    is. From an earlier one, or from its start, a run ends the same."""
+    """The checkpoint to resume from and its step: the newer of the last two commits that is intact, or (None, 0).
+
+    From an older commit, or from the start, a run ends with the same weights; it only takes longer."""
     trouble: list[str] = []
     for name in ("resume", "resume.previous"):
         committed = folder.checkpoints / f"{name}.ckpt"
@@ -31,7 +32,7 @@ def last_commit(folder: RunFolder, run: str | None) -> tuple[Path | None, int]:
 
 
 def _checked(folder: RunFolder, committed: Path, run: str | None) -> int:
-    """The step of a commit; Damaged where something that it needs is not what was committed."""
+    """The step of a commit; raises Damaged if its checkpoint, a history or the best weights are not as committed."""
     file = committed
     try:
         content = load_checkpoint(committed, run)
@@ -55,9 +56,9 @@ def _checked(folder: RunFolder, committed: Path, run: str | None) -> int:
 
 
 def _require_best(file: Path, step: int, run: str | None) -> None:
-    """Damaged where neither best.ckpt nor the one before it holds the weights of this step; the latter takes its place.
+    """Make best.ckpt hold the weights of `step`, from best.previous.ckpt if need be; raises Damaged if neither does.
 
-    A run that was killed after an improvement has the best weights of its last commit there."""
+    The latter has them if the run was killed between an improvement and the commit that follows it."""
     trouble: Exception | None = None
     for place in (file, file.with_name("best.previous.ckpt")):
         try:

@@ -1,4 +1,4 @@
-"""What a person sees of a run: the banner before it, a bar during it, a table after it."""
+"""Terminal output of a run: the banner before it, a progress bar during it, a table of results after it."""
 
 import os
 import sys
@@ -29,7 +29,7 @@ def duration(seconds: float) -> str:
 
 
 def banner(record: Mapping, estimate: float | None) -> str:
-    """What is trained, in a few lines."""
+    """Describe what is trained in a few lines. estimate: seconds, None if unknown."""
     model, data, budget = record["model"], record["data"], record["budget"]
     lines = [
         f"{record['label']}, seed {record['seed']}",
@@ -68,7 +68,7 @@ ROWS = [
 ]
 
 
-DECIDERS = [
+CLASSIFIERS = [
     ("commonest class", "baseline_majority_"),
     ("tf-idf, words read by the model", "baseline_tfidf_seen_"),
     ("tf-idf, whole documents", "baseline_tfidf_"),
@@ -77,21 +77,21 @@ DECIDERS = [
 ]
 
 
-def _show_decisions(record: Mapping) -> None:
-    """Test figures of a task beside its baselines."""
+def _show_classification(record: Mapping) -> None:
+    """Print macro-F1 and accuracy on test documents beside the baselines."""
     summary, status = record["summary"], record["status"]
     table = Table(box=None, padding=(0, 2, 0, 0))
     kind = f" ({summary['divergence']})" if summary.get("divergence") else ""
     for column in (f"{status}{kind}", "macro-F1", "accuracy"):
         table.add_column(column, justify="left" if column.startswith(status) else "right", header_style="none")
-    for title, prefix in DECIDERS:
+    for title, prefix in CLASSIFIERS:
         values = [summary.get(f"{prefix}{name}") for name in ("macro_f1", "accuracy")]
         table.add_row(title, *("-" if x is None else f"{x:.3f}" for x in values))
     Console(file=sys.stdout, highlight=False).print(table)
 
 
 def show_record(record: Mapping) -> None:
-    """What `run.py` prints at the end of a job: how it ended, its results, its folder."""
+    """Print the end of a job: how it ended, its results, its folder."""
     if record.get("found"):
         print(f"{record['label']}, seed {record['seed']}: this run is done (force=true trains it again).")
     if record.get("reproduction"):
@@ -113,9 +113,9 @@ TOO_SHORT = "too short to beat the unigram model"
 
 
 def show_result(record: Mapping) -> None:
-    """The small table at the end, from the record."""
+    """Print the table of results from the record."""
     if "trunk" in record:
-        return _show_decisions(record)
+        return _show_classification(record)
     status = record["status"]
     if kind := record["summary"].get("divergence"):
         status += f" ({kind})"
@@ -133,7 +133,7 @@ def show_result(record: Mapping) -> None:
 
 
 class Progress:
-    """A bar over the run's tokens with loss and tokens/s, on stderr; rarely redrawn where nobody watches."""
+    """Progress bar over the run's tokens with loss and tokens/s, on stderr; rarely redrawn if that is no terminal."""
 
     def __init__(self, steps: int, tokens_per_step: int, shown: bool = True, unit: str = "tok"):
         self.steps, self.tokens_per_step, self.shown, self.unit = steps, tokens_per_step, shown, unit

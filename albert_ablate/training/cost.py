@@ -1,4 +1,4 @@
-"""What training costs: operations, parameters, memory."""
+"""What training costs: FLOPs, seconds by phase, memory."""
 
 import json
 import resource
@@ -93,11 +93,11 @@ class Phases:
         self.start()
 
     def start(self) -> None:
-        """From now on."""
+        """Start the clock: time before this call counts to no phase."""
         self.last = time.perf_counter()
 
     def mark(self, phase: str) -> None:
-        """The time since the last mark went to `phase`."""
+        """Count the time since the last mark to `phase`."""
         now = time.perf_counter()
         self.seconds[phase] += now - self.last
         self.last = now
@@ -112,13 +112,13 @@ class Phases:
 
     @property
     def training(self) -> float:
-        """Without evaluations and records."""
+        """Seconds of training, without evaluations and records."""
         return sum(self.seconds[phase] for phase in self.TRAINING)
 
 
 def memory(cfg: Config) -> dict[str, int]:
-    """Bytes that training an arm takes on one device at float32: weights, gradients, moments (Adam's two) and
-    activations, what autograd keeps of one micro-batch, its logits included, counted on the meta device.
+    """Estimate the memory of training an arm on one device at float32, in bytes: weights, gradients, moments (Adam's
+    two), and activations that autograd saves for one micro-batch, logits included; counted on the meta device.
 
     The attention weights, B x H x T x T, count where attention.softcap asks for them; else they are taken to stay in
     the kernel, as with flash attention (Dao et al. 2022, 2205.14135) without dropout on them.
@@ -155,7 +155,7 @@ def memory_hint(error: Exception, cfg: Config) -> str:
 
 
 class _Flash(TorchFunctionMode):
-    """On the meta device torch takes attention apart; here it keeps what a kernel of one piece keeps."""
+    """Makes attention on the meta device save what a flash kernel saves; torch would decompose it otherwise."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.nn.functional.scaled_dot_product_attention:
@@ -173,7 +173,7 @@ class _FlashShapes(torch.autograd.Function):
 
 
 class _Kept:
-    """Bytes of the tensors that autograd saves, by the block (-1: outside) that saved them first; no weights."""
+    """Bytes of the tensors that autograd saves, without weights, by the block (-1: outside) that saved them first."""
 
     def __init__(self, model: TokenModel):
         self.layer, self.stream = -1, 0

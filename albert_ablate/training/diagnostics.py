@@ -1,5 +1,6 @@
-"""A training step seen from inside, by block and sublayer, on logged steps: a forward pass, its gradients, what the
-optimizer made of them. B batch, T tokens, D width, H heads.
+"""Per-layer diagnostics of one training step: forward pass, gradients and weight updates by block and sublayer.
+
+B batch, T tokens, D width, H heads. Only on logged steps (diagnostics.every).
 
 Everything is read and nothing is written, so that a run's numbers are the same, bit for bit, with and without; on the
 other steps nothing is installed. One forward pass is looked at: that of the first micro-batch of the step, on the first

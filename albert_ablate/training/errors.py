@@ -1,4 +1,4 @@
-"""What a training run raises that is not the user's mistake (ConfigError) and not another process's lock (Busy)."""
+"""Error of a training run that is neither the user's mistake (ConfigError) nor another process's lock (Busy)."""
 
 
 class RunFailed(RuntimeError):

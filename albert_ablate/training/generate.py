@@ -1,4 +1,4 @@
-"""`albert-ablate generate`: a trained run goes on with a text. Lightning is not imported here."""
+"""`albert-ablate generate`: sample text from a trained run. Lightning is not imported here."""
 
 import sys
 import unicodedata
@@ -25,7 +25,7 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, help="The same text each time.")] = 0,
     weights: Annotated[Literal["best", "last"], typer.Option(help="Best on validation, or the last.")] = "best",
 ) -> None:
-    """Let a trained run go on with a text, printed as it grows."""
+    """Sample a continuation of a prompt from a trained run, printed token by token."""
     if temperature == 0 and (top_k is not None or top_p is not None):
         raise ConfigError("--top-k and --top-p would do nothing: --temperature 0 takes the likeliest token.")
     if temperature == float("inf"):
@@ -49,7 +49,7 @@ def continuation(
     seed: int = 0,
     weights: str = "best",
 ) -> Iterator[str]:
-    """The prompt, then what the run's model adds to it, in pieces of whole characters.
+    """Sample from a run's model: yields the prompt, then what the model adds, in pieces of whole characters.
 
     Token t is drawn by the t-th number of stream `generate` of `seed`, from the logits divided by `temperature`, of
     which the `top_k` largest and then the nucleus `top_p` stay. The model sees the last `model.context` tokens.
@@ -73,7 +73,7 @@ def continuation(
     random = np.random.Generator(np.random.PCG64(stream_seed(seed, "generate")))
     vocabulary = build(cfg.tokenizer).vocabulary
     steps = _draws(model, given, cfg.model.context, vocabulary, tokens, temperature, top_k, top_p, random)
-    first = next(steps)  # before anything is printed: the weights may be of no use
+    first = next(steps)  # before anything is printed, since it raises if the weights are not finite
     if prompt:
         yield prompt
     yield from pieces(codec, given if prompt else [], first, steps)
@@ -109,7 +109,7 @@ def _draws(
 
 
 def pieces(codec: Any, given: list[int], first: int, rest: Iterator[int]) -> Iterator[str]:
-    """What each token adds to the text of the tokens before it, held back while a character is incomplete."""
+    """Decode tokens incrementally: what each adds to the text so far, held back while a character is incomplete."""
     tokens, printed = list(given), len(codec.decode(given))
     for token in _chained(first, rest):
         tokens.append(token)
@@ -128,12 +128,12 @@ def _chained(first: int, rest: Iterator[int]) -> Iterator[int]:
 
 
 def _printable(text: str) -> str:
-    """Without control characters, which a terminal would obey."""
+    """`text` with control characters replaced, which a terminal would obey."""
     return "".join("\ufffd" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
 
 
 def load_kept(run: Path, weights: str) -> tuple[Config, Any]:
-    """(configuration, model in evaluation mode with the kept weights)."""
+    """Load a run's model for inference: (configuration, model in evaluation mode with its best or last weights)."""
     import torch
 
     from albert_ablate.config import check
@@ -173,7 +173,7 @@ def _record(run: Path) -> Mapping[str, Any]:
 
 
 def _codec(cfg: Config, run: Path) -> Any:
-    """The tokenizer as it was trained: from the packed text, which is made anew where the cache has lost it."""
+    """The tokenizer as it was trained: from the packed text, which is packed again if the cache has lost it."""
     from albert_ablate.data.packed import cache_folder, pack
     from albert_ablate.model.build import build
 

@@ -1,4 +1,4 @@
-"""What a language model's run measures: losses of fixed samples of each split, and whether it is stuck at its end."""
+"""Recorder of language modeling: losses on fixed samples of each split, best weights, and whether the run got stuck."""
 
 import math
 from typing import Any
@@ -15,7 +15,7 @@ from albert_ablate.training.validation import Evaluator, due
 
 
 class LanguageRecorder(Recorder):
-    """The recorder of language modeling.
+    """Writes the run folder of a language model.
 
     best: loss, step, order of data and operations at the best validation loss. latest: the latest evaluation of each
     split. halfway: losses of the training sample at `midway`, by step. below_unigram: known at the end.
@@ -81,7 +81,7 @@ class LanguageRecorder(Recorder):
         return result
 
     def measure_end(self, trainer: pl.Trainer, module: TrainedModule) -> str:
-        """Last evaluations, the test at the last and at the best weights, the verdict on divergence."""
+        """Evaluate the last weights, test the last and the best ones, and decide whether the run is stuck."""
         if not self._is_evaluated():
             self._evaluate(trainer, module)
         self.keep_best(trainer, module)

@@ -50,7 +50,7 @@ force=true (train a finished run again and compare) debug=true (tracebacks)
 
 
 def train(cfg: Any) -> tuple[int, float | None]:
-    """One job, as Hydra composed it: its exit code and its objective, the validation loss in nats per token."""
+    """Train one job as Hydra composed it: returns exit code and objective, the validation loss in nats per token."""
     # imported here, so that --help and mistaken arguments are answered without torch
     from albert_ablate.trackers.wandb import agent_run
     from albert_ablate.training.console import exit_code, show_record
@@ -83,7 +83,7 @@ def help_text() -> str:
 
 
 def command(train: Train = train) -> int:
-    """Do what sys.argv asks for, by `train` for each job.
+    """Run the command line in sys.argv: compose each job and call `train` for it.
 
     Exit code: 0 finished or diverged; 130 Ctrl-C, 143 SIGTERM; 2 the user's mistake; 1 anything later."""
     arguments = sys.argv[1:]
@@ -105,7 +105,7 @@ def command(train: Train = train) -> int:
 
 
 def _compose_and_run(train: Train, arguments: list[str], debug: bool, scratch: str) -> int:
-    """All jobs of one command. Hydra's own files, which nobody reads, go to `scratch`."""
+    """Compose and run all jobs of one command. Hydra's own output files, which nobody reads, go to `scratch`."""
     if "--help" in arguments or "-h" in arguments:
         print(help_text(), end="")
         return 0
@@ -173,7 +173,7 @@ def _masked_output(arguments: list[str]) -> Iterator[None]:
 
 
 def _given(arguments: list[str], scratch: str) -> list[str]:
-    """The arguments as Hydra is to see them: flags first, since argparse wants the settings in one piece."""
+    """The arguments in the order that Hydra's argparse needs: flags first, then all overrides together."""
     from hydra._internal.utils import get_args_parser
 
     overrides = each_once([a for a in arguments if "=" in a and not a.startswith("-")])
@@ -193,7 +193,7 @@ def _refuse_flag(message: str) -> NoReturn:
 
 
 def _check_arguments(arguments: list[str]) -> None:
-    """What Hydra would answer with a page of usage or a traceback: an unknown flag, no key."""
+    """Refuse arguments that Hydra would answer with a page of usage or a traceback: unknown flags, missing keys."""
     from hydra._internal.utils import get_args_parser
 
     flags = get_args_parser()._option_string_actions
@@ -213,9 +213,9 @@ def _check_arguments(arguments: list[str]) -> None:
 
 
 def without_lacking(arguments: list[str]) -> list[str]:
-    """A sweep's values without those that the option taken lacks, as `albert-ablate sweep` folds them.
+    """Drop values of a sweep that the chosen option does not have, as `albert-ablate sweep` does.
 
-    Of dropout=none dropout.mean=0.1, which a grid over both holds, dropout.mean is left out.
+    Example: a grid over dropout and dropout.mean holds dropout=none dropout.mean=0.1; dropout.mean is dropped.
     """
     taken = dict(a.partition("=")[::2] for a in arguments)
     left = [key for key in taken if lacking(key, taken, lambda group: options()[group])]
@@ -226,7 +226,7 @@ def without_lacking(arguments: list[str]) -> list[str]:
 
 
 def _attempted(train: Train, cfg: Any, debug: bool) -> tuple[int, float | None]:
-    """What `train` gives for one job; an error is printed as its sentence, and gives its exit code."""
+    """Call `train` for one job; an error is printed as one sentence and becomes the exit code."""
     from albert_ablate.training.errors import RunFailed
     from albert_ablate.training.launch import is_first
 

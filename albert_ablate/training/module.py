@@ -95,8 +95,9 @@ class LanguageModel(TrainedModule):
         return logits
 
     def _sample_labels(self, optimizer: Any, logits: Tensor) -> None:
-        """Hand the optimizer predictions, and the numbers that draw this rank's labels from them: those that one
-        process would have for the same sequences."""
+        """Pass logits to an optimizer that samples labels from them (Sophia), with the uniform numbers for sampling.
+
+        A rank gets the numbers that a single process would use for the same sequences."""
         generator = torch.Generator().manual_seed(stream_seed(self.cfg.seed, "labels", self.model.clock.micro_batch))
         (rows, length), ranks = logits.shape[:2], self.trainer.world_size
         uniform = torch.rand(rows * ranks, length, generator=generator)
@@ -179,10 +180,10 @@ class LanguageModel(TrainedModule):
 
 
 class Blocks(IterableDataset):
-    """This rank's part of the micro-batches of the training text from step `start` on, without end: (sequences,
-    context + 1) integers. The order knows nothing of ranks, so that runs pair across set-ups.
+    """Training data: this rank's share of every micro-batch from step `start` on, (sequences, context + 1) integers.
 
-    Endless, because a loader that ends with the budget makes Lightning replay data after a resume.
+    The order of batches does not depend on the number of ranks, so that runs on one and on several devices pair.
+    Endless, because with a loader that ends with the budget Lightning would replay data after a resume.
     """
 
     def __init__(
@@ -199,7 +200,7 @@ class Blocks(IterableDataset):
 
 
 class TextData(pl.LightningDataModule):
-    """The training stream as Lightning wants it. Evaluation has its own fixed samples (validation.py)."""
+    """Lightning's data module of the training text. Evaluation reads fixed samples instead (validation.py)."""
 
     def __init__(self, blocks: Blocks):
         super().__init__()

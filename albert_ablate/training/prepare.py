@@ -1,4 +1,4 @@
-"""What is known of a run before its first step: text, identity, folder, and whether this machine can train it."""
+"""Prepare a run before its first step: text, identity, folder, and whether this machine can train it."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from albert_ablate.records.folder import RunFolder
 
 @dataclass(frozen=True)
 class Job:
-    """A run that is to be found or trained.
+    """A run to find or train.
 
     cfg: checked. dataset: its packed text. model: on the meta device, shapes without values; None until
     `check_machine`, which builds it. verbose: print banner and progress.
@@ -32,7 +32,7 @@ class Job:
 
 
 def prepare(cfg: Config, verbose: bool = False) -> Job:
-    """The job of a checked configuration. ConfigError where text, labels or baselines cannot be had."""
+    """Prepare the job of a checked configuration. Raises ConfigError if text or labels cannot be read."""
     if not is_language(cfg):
         from albert_ablate.training.baselines import require_scikit_learn  # loads torchmetrics, too
 
@@ -56,17 +56,17 @@ def prepare(cfg: Config, verbose: bool = False) -> Job:
 
 
 def identified(cfg: Config) -> tuple[Packed, Identity]:
-    """The text of a checked configuration and the identity of its run, which depends on the text."""
+    """Pack the text of a checked configuration, and compute the identity of its run, which depends on the text."""
     cache = cache_folder(cfg.paths.cache)
     dataset = pack(build(cfg.data), build(cfg.tokenizer), cache)
     return dataset, identity(cfg, fingerprint(cfg, build, dataset.fingerprint, cache))
 
 
 def check_machine(job: Job) -> Job:
-    """The job with its model, and with trainer.devices=-1 replaced by the number of GPUs.
+    """Build the job's model on the meta device and check that this machine can train it.
 
-    Raises ConfigError for what only this machine, or building the components, shows to be the user's mistake: before
-    there is a folder.
+    Replaces trainer.devices=-1 by the number of GPUs. Raises ConfigError for mistakes that only this machine or
+    building the components shows, before a run folder is made.
     """
     cfg = job.cfg
     if cfg.trainer.accelerator == "gpu" and not torch.cuda.is_available():

@@ -1,6 +1,6 @@
-"""One process of a run on several devices, as `launch` starts it: python -m albert_ablate.training.rank_main.
+"""Main module of one rank of a distributed run, started by `launch`: python -m albert_ablate.training.rank_main.
 
-Its task, {"cfg", "verbose", "answer"}, is the first line of standard input. Rank 0 writes the file `answer`: the
+The first line of standard input is the job as JSON: {"cfg", "verbose", "answer"}. Rank 0 writes the file `answer`: the
 record, or the sentence of the error that ended the run.
 """
 
@@ -19,14 +19,16 @@ from albert_ablate.training.run import run
 
 
 def main() -> int:
+    """Train the job that is read from standard input; exit code 0 if there is a record."""
     task = json.loads(sys.stdin.readline())
+    # from here on standard input carries nothing; its end is the sign that the launcher has died
     threading.Thread(target=_stop_with_launcher, daemon=True).start()
     first = os.environ["RANK"] == "0"
     answer: dict[str, Any]
     try:
         answer = {"record": run(task["cfg"], task["verbose"] and first)}
     except ConfigError as error:
-        answer = {"mistake": str(error)}
+        answer = {"mistake": str(error)}  # every rank meets the same mistake; the launcher prints rank 0's
     except RunFailed as error:
         answer = {"failure": str(error)}
         if not first:
@@ -37,7 +39,7 @@ def main() -> int:
 
 
 def _stop_with_launcher() -> None:
-    """Stop this rank once standard input ends: the launcher has died."""
+    """Send this rank a SIGTERM once standard input ends, which means that the launcher has died."""
     while os.read(0, 4096):  # not by sys.stdin, whose lock would be held when the interpreter ends
         pass
     os.kill(os.getpid(), signal.SIGTERM)

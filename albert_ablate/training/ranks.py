@@ -1,4 +1,4 @@
-"""The processes (ranks) of one distributed run: which one this is, how they agree, their process group.
+"""The ranks (processes) of a distributed run: which one this is, collective operations, the process group.
 
 Rank 0 alone holds the run's lock and writes its folder; the others follow its plan. Every decision that one process
 could take alone (a signal, a commit that is due) is shared at the boundary between two steps.
@@ -95,7 +95,7 @@ def place(devices: int, nodes: int) -> Ranks:
 
 @contextmanager
 def process_group(ranks: Ranks) -> Iterator[None]:
-    """torch's process group, for as long as the run takes; nothing for a single process."""
+    """Initialize torch's process group for the duration of the run; does nothing for a single process."""
     if ranks.size == 1 or dist.is_initialized():
         yield
         return

@@ -1,8 +1,9 @@
-"""The one callback: measurements, divergence, commits and stopping, all at the boundary between two steps.
+"""Lightning callback that writes the run folder: histories, checkpoints, record, divergence and stopping.
 
-At a boundary every counter of Lightning's agrees with every one of ours, so whatever is committed there can be resumed
-exactly: histories are flushed and fsynced, their lengths go into the checkpoint, the checkpoint is replaced, the record
-follows. What was written after the last commit is cut off on resume.
+Everything happens at the boundary between two optimizer steps, where Lightning's counters and ours agree, so that what
+is committed there can be resumed exactly. A commit has four parts in a fixed order: flush and fsync the histories, put
+their lengths into the checkpoint, replace the checkpoint, replace the record. Rows written after the last commit are
+cut off on resume.
 """
 
 import time
@@ -25,14 +26,14 @@ from albert_ablate.training.trained_module import TrainedModule
 
 
 class Recorder(pl.Callback):
-    """Keeps the run folder. `outcome` is None while training, then finished, diverged or stopped.
+    """Writes histories, checkpoints and the record of one run; base class of the recorders of both tasks.
 
-    A subclass measures what its task asks for: `measure_if_due` at a boundary, `measure_end` when training is over,
-    and `summary` of all that so far.
+    A subclass measures what its task needs: `measure_if_due` at a boundary, `measure_end` after training, and `summary`
+    for the record.
 
-    stop: the signal to stop, if one has come. stats: the steps taken. best: what was measured at the step whose
-    weights were best on validation, and its `step`, -1 before there is one. lengths, digests: of the committed
-    histories. kind: of divergence, None where there is none.
+    outcome: None while training, then finished, diverged or stopped. stop: the signal to stop, if one has arrived.
+    stats: the steps taken. best: what was measured at the best weights on validation, with their `step` (-1 before
+    there is one). lengths, digests: of the committed histories. kind: of divergence, None if it has not diverged.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Recorder(pl.Callback):
         self.cfg, self.folder, self.record, self.stats = cfg, folder, record, stats
         self.logger, self.progress, self.ranks, self.stop = logger, progress, ranks, stop
         self.steps = record["budget"]["steps"]
-        # only rank 0 writes; the others take part in what needs all
+        # only rank 0 writes files; the other ranks still take part in evaluations and gathers, which need all of them
         run = record.get("identity") or ""
         self.histories = {name: History(folder.path, name, run) if ranks.first else NoHistory() for name in SCHEMAS}
         self.divergence = Divergence(self.steps)
@@ -65,27 +66,27 @@ class Recorder(pl.Callback):
         """Optimizer steps taken."""
         return self.stats.step
 
-    # --- what a task adds --------------------------------------------------------------------------------------------
+    # --- what a subclass measures ------------------------------------------------------------------------------------
 
     def measure_if_due(self, trainer: pl.Trainer, module: TrainedModule) -> bool:
-        """Measure what is due between two steps; whether a commit is to follow. May end the run by `end`."""
+        """Measure what is due at this boundary; returns whether to commit afterwards. May stop training by `end`."""
         raise NotImplementedError
 
     def measure_end(self, trainer: pl.Trainer, module: TrainedModule) -> str:
-        """The last measurements, once training is over; sets `kind`, and gives the hash of the final weights."""
+        """Final measurements after training; sets `kind` and returns the hash of the final weights."""
         raise NotImplementedError
 
     def summary(self) -> dict[str, Any]:
-        """The part `summary` of the record, as of now."""
+        """The `summary` of the record with what has been measured so far."""
         raise NotImplementedError
 
     # --- state in the checkpoint -------------------------------------------------------------------------------------
 
-    SAVED = {"best": "best", "lengths": "lengths", "digests": "digests"}  # attributes by their key
+    SAVED = {"best": "best", "lengths": "lengths", "digests": "digests"}  # key in the checkpoint -> attribute
 
     @property
     def state_key(self) -> str:
-        """Where a checkpoint keeps the state, whatever the task: commits.py reads it there."""
+        """Key of this callback's state in a checkpoint: the same for every subclass, since commits.py reads it."""
         return "Recorder"
 
     def state_dict(self) -> dict[str, Any]:
@@ -98,40 +99,42 @@ class Recorder(pl.Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.stats.load_state_dict(state)
         for key, name in self.SAVED.items():
-            setattr(self, name, state.get(key, getattr(self, name)))  # older checkpoints have fewer
+            setattr(self, name, state.get(key, getattr(self, name)))  # checkpoints of older releases lack some
         self.divergence.initial, self.divergence.above = state["divergence"]
 
     # --- hooks: their order in a step is written in step_watch.py ----------------------------------------------------
 
     def on_train_start(self, trainer: pl.Trainer, module: TrainedModule) -> None:  # type: ignore[override]
+        # rows behind the committed lengths belong to steps that will be taken again
         for name, history in self.histories.items():
             history.cut(self.lengths[name])
-        if self.best["step"] == self.step:  # it may have been killed between the two
+        if self.best["step"] == self.step:  # it may have been killed between the checkpoint and best.ckpt
             self.save_weights(trainer, module, "best")
-        self.stop.listen()  # Lightning has just put its own SIGTERM handler first, which ends a run without a commit
+        # Lightning has just installed its own SIGTERM handler, which would end the run without a commit
+        self.stop.listen()
         if self.ranks.first:
             self.logger.open(self.folder.path, self.record, {n: h.table() for n, h in self.histories.items()})
         module.watch.phases = self.stats.phases
-        self.stats.phases.start()  # waiting for a tracker's server is not the run's time
+        self.stats.phases.start()  # only now: waiting for a tracker's server does not count as the run's time
         self.committed = time.perf_counter()
         self.progress.start(self.step)
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: TrainedModule, *args: Any) -> None:  # type: ignore[override]
         self.stats.phases.mark("data")
-        if not module.watch.losses:  # not within a step's micro-batches
+        if not module.watch.losses:  # the first micro-batch of a step: between micro-batches nothing can be resumed
             self._boundary(trainer, module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: TrainedModule, *args: Any) -> None:  # type: ignore[override]
         self.stats.count_skipped(module.decoder)
-        if trainer.global_step == self.step:
+        if trainer.global_step == self.step:  # more micro-batches of this step follow
             return
-        row = self.stats.take(module.watch, module.sharded)
+        row = self.stats.count_step(module.watch, module.sharded)
         self.histories["steps"].append(**row)
         if module.watch.detailed:
             for layer_row in self.stats.layer_rows(module, row["clipped"]):
                 self.histories["layers"].append(**layer_row)
             self.stats.phases.mark("diagnostics")
-        # with 16-mixed the loss scaler skips a step whose gradients overflow, which is how it works
+        # with 16-mixed an overflow of the gradients is normal: the loss scaler skips that step and lowers its scale
         scaled = self.cfg.trainer.precision == "16-mixed"
         self.kind = self.divergence.update(row["loss"], 0.0 if scaled else row["grad_norm"])
         if self.kind:
@@ -140,7 +143,7 @@ class Recorder(pl.Callback):
         self.stats.phases.mark("records")
 
     def on_train_end(self, trainer: pl.Trainer, module: TrainedModule) -> None:  # type: ignore[override]
-        if self.outcome != "stopped":
+        if self.outcome != "stopped":  # a stopped run is left as its last commit has it
             with module.evaluated_weights():
                 self._finish(trainer, module)
 
@@ -151,7 +154,8 @@ class Recorder(pl.Callback):
             return
         measured = self.measure_if_due(trainer, module)
         overdue = time.perf_counter() - self.committed >= self.cfg.checkpoint.seconds
-        # all ranks must do the same: a signal to one stops all, and one clock decides for all
+        # all ranks must decide alike, or they would wait for each other forever: a signal to one stops all, and the
+        # commit is due as soon as it is on one rank's clock
         signalled, due = self.ranks.largest([self.stop.number or 0, overdue])
         if signalled:
             self.stop.number = signalled
@@ -160,18 +164,19 @@ class Recorder(pl.Callback):
             self._commit(trainer, module)
 
     def end(self, trainer: pl.Trainer, module: TrainedModule, outcome: str) -> None:
-        """Take no further step."""
+        """Stop training before the next step, with this outcome."""
         self.outcome = outcome
         module.stop_requested = trainer.should_stop = True
 
     # --- commit ------------------------------------------------------------------------------------------------------
 
     def _commit(self, trainer: pl.Trainer, module: TrainedModule) -> None:
-        """Histories, then the checkpoint that holds their lengths, then the record: a kill between any two of these
-        leaves the commit before, or this one."""
+        """Commit: histories, then the checkpoint with their lengths, then the record.
+
+        A kill between any two of these leaves either the commit before or this one."""
         rows = self._flush()
-        # torch's gathering of an optimizer's sharded state takes a step first where there is none yet, so that Adam
-        # would count one too many; and at step 0 there is nothing to go on from
+        # Gathering a sharded optimizer's state before its first step makes torch take an empty one, after which Adam's
+        # step count is one too high; and at step 0 there is nothing to resume.
         if self.step or not module.sharded:
             self._set_aside("resume")
             trainer.save_checkpoint(self.folder.checkpoints / "resume.ckpt")
@@ -183,7 +188,7 @@ class Recorder(pl.Callback):
         self.committed = time.perf_counter()
 
     def _flush(self) -> dict[str, list[Mapping]]:
-        """Commit the histories; gives the rows that were new."""
+        """Write and fsync the pending rows of all histories; returns these rows by history."""
         self.folder.check_lease()
         rows = {name: list(history.pending) for name, history in self.histories.items()}
         self.lengths = {name: history.commit() for name, history in self.histories.items()}
@@ -191,19 +196,20 @@ class Recorder(pl.Callback):
         return rows
 
     def keep_best(self, trainer: pl.Trainer, module: TrainedModule) -> None:
-        """Save the weights if they are the best so far. Only once that is committed, so that best.ckpt never belongs to
-        a step that a resumed run has yet to take."""
+        """Save best.ckpt if the current weights are the best so far.
+
+        Only after the commit, so that best.ckpt never belongs to a step that a resumed run has yet to take."""
         if self.best["step"] == self.step:
             self._set_aside("best")
             self.save_weights(trainer, module, "best")
 
     def _set_aside(self, name: str) -> None:
-        """Keep the checkpoint before the one that is to be written."""
+        """Keep the earlier checkpoint as NAME.previous.ckpt: if the new one gets damaged, the run resumes from it."""
         if self.ranks.first:
             self.folder.set_aside(name)
 
     def save_weights(self, trainer: pl.Trainer, module: TrainedModule, name: str) -> None:
-        """The weights to evaluate, and their step, as checkpoints/NAME.ckpt."""
+        """Save the weights that are evaluated, with their step, as checkpoints/NAME.ckpt."""
         with module.evaluated_weights():
             content = {"state_dict": weights_of(module.model), "step": self.step}
         if self.ranks.first:
@@ -211,7 +217,7 @@ class Recorder(pl.Callback):
             trainer.strategy.checkpoint_io.save_checkpoint(content, self.folder.checkpoints / f"{name}.ckpt")
 
     def write(self, trainer: pl.Trainer, status: str, lengths: Mapping[str, int] | None) -> None:
-        """The record as of now; `lengths` are the committed lengths of the histories, None once they are finished."""
+        """Replace record.json; `lengths` are the committed lengths of the histories, None once they are finished."""
         peak = max(self.memory.read(trainer.strategy.root_device), self.record["cost"].get("peak_memory_bytes", 0))
         cost = self.stats.cost()
         tokens_per_second = cost.pop("tokens_per_second")
@@ -229,7 +235,7 @@ class Recorder(pl.Callback):
     # --- the end -----------------------------------------------------------------------------------------------------
 
     def _finish(self, trainer: pl.Trainer, module: TrainedModule) -> None:
-        """The last measurements, the outcome, finished histories, and the record."""
+        """After training: final measurements, finished histories, and the record with the outcome."""
         final_weights = self.measure_end(trainer, module)
         rows = self._flush()
         self.outcome = "diverged" if self.kind else "finished"

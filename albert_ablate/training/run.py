@@ -57,7 +57,7 @@ def run(cfg: Mapping, verbose: bool = False) -> dict[str, Any]:
 
 
 def find(job: Job) -> dict[str, Any] | None:
-    """The record of a run that need not be trained: it is done, and force=false."""
+    """The record of a run that is done already and need not be trained; None otherwise, and with force=true."""
     record = job.folder.record()
     if record is None or record["status"] not in DONE or job.cfg.force:
         return None
@@ -67,7 +67,7 @@ def find(job: Job) -> dict[str, Any] | None:
 
 
 def train(job: Job, ranks: Ranks) -> dict[str, Any]:
-    """Train the run in its folder, whose lock is held meanwhile; with force=true again, beside a done one."""
+    """Train the run in its folder while holding its lock; with force=true a done run is trained again beside itself."""
     from albert_ablate.training.fit import fit
 
     job.folder.create()
@@ -93,7 +93,7 @@ def _unfinished_trunk(job: Job) -> dict[str, Any] | None:
 
 
 def _evaluated(job: Job) -> dict[str, Any]:
-    """The evaluations asked for at the end of the run, of its kept weights."""
+    """Make the evaluations that are configured for the end of the run, of its saved weights."""
     from albert_ablate.evaluations.evaluate import evaluate_run
 
     cfg = job.cfg

@@ -1,4 +1,4 @@
-"""What one session of training consists of, whatever the task: put together by language.py and classify.py."""
+"""The parts of one training session, whatever the task: language.py and classify.py put them together, fit.py runs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Steps taken so far, what they cost, and running statistics over them: all that a resumed run must go on from."""
+"""Counters and running statistics over optimizer steps, saved in checkpoints so that a resumed run continues them."""
 
 import math
 from collections.abc import Iterator
@@ -67,9 +67,9 @@ class StepStats:
             if block.skip.rate and block.skip.skips():
                 self.flops_left_out += flops
 
-    def take(self, watch: StepWatch, sharded: bool) -> dict[str, float]:
-        """Count a step that has been taken: its row of the history `steps`."""
-        # one transfer from the device for all numbers of the step
+    def count_step(self, watch: StepWatch, sharded: bool) -> dict[str, float]:
+        """Count one optimizer step; returns its row of the history `steps`."""
+        # one transfer from the device for all numbers of the step: each would wait for the GPU
         loss, norm, clipped, after, squares = torch.stack(
             [
                 torch.stack(watch.losses).mean(),
@@ -98,8 +98,10 @@ class StepStats:
         }
 
     def layer_rows(self, module: TrainedModule, clipped: float) -> Iterator[dict[str, Any]]:
-        """The rows of a detailed step by block and sublayer; the first step's are those of step 0 too, as it begins at
-        the initial weights. clipped: the step's own."""
+        """Rows of the history `layers` for a detailed step: one for each block and sublayer.
+
+        The first step is measured at the initial weights, so its rows are those of step 0 too. clipped: share of the
+        gradient tensors that were clipped in this step."""
         watch = module.watch
         assert watch.weights is not None
         inside, weights = watch.probe.figures(), watch.weights.figures(clipped, module.clip_factor)
@@ -115,9 +117,9 @@ class StepStats:
                 yield {**axes, "layer": place[0], "sublayer": place[1], **columns}
 
     def _noise_scale(self, watch: StepWatch, sharded: bool, small: float, large: float) -> float:
-        """The gradient noise scale in tokens, from means over the steps so far that forget by a tenth a step.
+        """Gradient noise scale in tokens, from exponential moving averages of its two parts (NOISE_DECAY).
 
-        small, large: squared gradient norms of the part of the batch and of the batch."""
+        small, large: squared gradient norms of a part of the batch and of the whole batch."""
         ranks = 1 if sharded else self.ranks.size  # shards hold sums over the ranks already
         parts = noise_parts(small, large, watch.gns_fraction * self.tokens_per_step / ranks, self.tokens_per_step)
         if all(map(math.isfinite, parts)):
@@ -131,11 +133,11 @@ class StepStats:
 
     @property
     def flops(self) -> float:
-        """Of training so far."""
+        """Floating-point operations of training so far."""
         return self.step * self.flops_per_step - self.flops_left_out
 
     def axes(self, step: int | None = None, flops: float | None = None) -> dict[str, float]:
-        """What a row of any history can be drawn over: step, tokens, seconds, flops; those of now."""
+        """The x axes of a history's row: step, tokens, seconds, flops; by default of the current step."""
         step = self.step if step is None else step
         return {
             "step": step,
@@ -145,7 +147,7 @@ class StepStats:
         }
 
     def cost(self) -> dict[str, Any]:
-        """The part `cost` of the record, but for memory."""
+        """The `cost` of the record except memory."""
         training = self.phases.training
         return {
             "seconds": self.phases.total,

@@ -1,4 +1,4 @@
-"""The part `summary` of a run's record, from what has been measured so far."""
+"""The `summary` of a run's record: final and best losses, tokens, divergence."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""A run that a W&B agent has asked for: the server is told its result, whoever trains it."""
+"""Runs under a W&B sweep agent: tuned learning rate, and results sent to the server even if the run was found done."""
 
 import sys
 import time
@@ -19,7 +19,7 @@ POLL_SECONDS = 2.0  # seconds between looks at a run that somebody else is train
 
 
 def composed(cfg: Any) -> Mapping:
-    """What Hydra composed for this job, with the options it took; under a W&B agent with the arm's tuned rate."""
+    """Hydra's composition of this job with the options taken; under a W&B agent with the arm's tuned learning rate."""
     from hydra.core.hydra_config import HydraConfig
 
     about = HydraConfig.get()
@@ -28,8 +28,8 @@ def composed(cfg: Any) -> Mapping:
 
 
 def with_tuned_rate(cfg: Mapping, overrides: Iterable[str]) -> Mapping:
-    """Under a W&B agent: with the learning rate that `albert-ablate tune` has found for this arm, as `albert-ablate
-    sweep` takes it, unless one of the `overrides` sets it."""
+    """Under a W&B agent use the learning rate that `albert-ablate tune` chose for this arm, as `albert-ablate sweep`
+    does, unless one of the `overrides` sets it."""
     if agent_run() is None or any(o.lstrip("+").startswith(f"{LEARNING_RATE}=") for o in overrides):
         return cfg
     checked = check(cfg)

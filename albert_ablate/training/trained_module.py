@@ -1,4 +1,4 @@
-"""What the recorder asks of a LightningModule, whatever its task."""
+"""Base class of the LightningModules: what the recorder needs of a model in training, whatever its task."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -14,7 +14,7 @@ from albert_ablate.training.step_watch import StepWatch
 
 
 class TrainedModule(pl.LightningModule):
-    """A model in training, whose steps a Recorder writes down.
+    """A model in training whose steps a Recorder writes down.
 
     model: its weights are trained and kept. steps: of the budget. watch: what is measured of the step under way.
     micro_batches: seen so far, which names the dropout masks. stop_requested: by the recorder, to take no further step.

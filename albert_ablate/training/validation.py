@@ -1,4 +1,4 @@
-"""Loss and its kin on a fixed sample of each split, in evaluation mode."""
+"""Evaluation during training: loss, bits per byte, perplexity and accuracy on a fixed sample of each split."""
 
 import math
 from collections.abc import Iterator
@@ -20,15 +20,15 @@ BATCH_TOKENS = 2048  # a constant, so that results depend on nothing but weights
 
 
 def due(step: int, steps: int, tokens_per_step: int, every: int | None) -> bool:
-    """Whether `step`, from 1, is one to evaluate after: the tokens so far pass a multiple of `every`, or of a twentieth
-    of the budget where that is None."""
+    """Whether to evaluate after `step` (from 1): the tokens so far pass a multiple of `every`, which is a twentieth of
+    the budget where it is None."""
     if every is None:
         return DEFAULT_EVALUATIONS * step // steps > DEFAULT_EVALUATIONS * (step - 1) // steps
     return step * tokens_per_step // every > (step - 1) * tokens_per_step // every
 
 
 class Evaluator:
-    """Evaluates a model on the same blocks of every split each time."""
+    """Evaluates a model on the same blocks of each split every time, so that evaluations differ by weights alone."""
 
     def __init__(self, packed: Packed, context: int, tokens: int, ranks: Ranks):
         self.packed, self.context, self.ranks = packed, context, ranks
@@ -41,8 +41,10 @@ class Evaluator:
         }
 
     def batches(self, split: str) -> Iterator[tuple[np.ndarray, bool]]:
-        """This rank's batches, and whether they count. All ranks have equally many, as sharded weights need it: one
-        that has nothing left goes through the model with a block that does not count."""
+        """This rank's batches and whether each counts.
+
+        All ranks have equally many, since sharded weights need every rank in each forward pass: a rank without blocks
+        of its own runs one that does not count."""
         per, sample = max(1, BATCH_TOKENS // self.context), self.sample[split]
         for start in range(0, len(sample), per * self.ranks.size):
             blocks = sample[start : start + per * self.ranks.size]
@@ -55,8 +57,10 @@ class Evaluator:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: str, precision: AbstractContextManager) -> dict[str, float]:
-        """loss: nats per token. bits_per_byte: loss / ln 2 / bytes per token, those of the sample's own targets, nan
-        where the tokenizer does not give the text back. accuracy: share ranked first."""
+        """Evaluate a model on one split: loss, bits_per_byte, perplexity, accuracy; nan where a logit is not finite.
+
+        loss: nats per token. bits_per_byte: loss / ln 2 / bytes per token, those of the sample's own targets; nan if
+        the tokenizer cannot reproduce the text. accuracy: share of targets that are ranked first."""
         device = next(model.parameters()).device
         loss, perplexity = MeanMetric().to(device), Perplexity().to(device)
         # unchecked: a checkpoint's head may know more tokens than the tokenizer has, and one of them may rank first
