@@ -60,7 +60,7 @@ def output_to_stderr() -> Iterator[None]:
 
 @contextlib.contextmanager
 def output_to(path: str) -> Iterator[None]:
-    """What is printed meanwhile, by processes that are started too, goes to this file."""
+    """Redirect standard output to a file, for child processes too."""
     sys.stdout.flush()
     original = os.dup(1)
     try:
