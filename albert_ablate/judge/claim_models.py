@@ -17,6 +17,7 @@ SCREEN_PAIRS, SCREEN_RATES, SCREEN_STEP = 12, 5, 3.16  # a few rates must reach 
 EQUAL = {"tokens": 0.0, "parameters": 0.02, "flops": 0.05}
 FormName = Literal["screen", "full"]
 FORMS: tuple[FormName, ...] = get_args(FormName)
+LARGEST_LOG_MARGIN = math.log(2)
 UNPROVEN = {  # by runs of another trainer
     "data_order": "the order of the data",
     "tuning": "how their learning rates were chosen",
@@ -99,8 +100,8 @@ class Part(FileModel):
     margin: Number = Field(
         default_factory=lambda part: math.log(1.005) if measure(part["measure"]).log else math.nan,
         ge=0,
-        description="a number above 0; the least difference that counts, in log ratios (0.5 % if left out) or in the "
-        "measure's unit",
+        description="0 or a number above 0; the least difference that counts, in log ratios (0.5 % if left out) or in "
+        "the measure's unit",
     )
     null: Literal["0", "margin", "-margin"] = Field(
         "0",
@@ -138,6 +139,11 @@ class Part(FileModel):
             )
         if math.isnan(self.margin):  # not given
             raise ConfigError(f"needs margin, in {m.unit}: only log ratios have a default, 0.5 %.")
+        if m.log and self.margin > LARGEST_LOG_MARGIN:
+            raise ConfigError(
+                f"margin={self.margin:g} is not allowed: of log ratios at most {LARGEST_LOG_MARGIN:.3g}, a factor of "
+                "2, since any change would lie inside it."
+            )
         if self.margin == 0 and self.null != "0":
             raise ConfigError("margin=0 is not allowed: a number above 0.")
         for key in ("singles", "other_end"):

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
+import numpy as np
+
 from albert_ablate.analysis.registry import Evidence, Measure, Missing
 from albert_ablate.config import TEXT, ConfigError
 from albert_ablate.judge import admission
@@ -12,6 +14,8 @@ from albert_ablate.judge.contrast_data import ContrastData
 from albert_ablate.judge.run_store import ContrastArm, RunStore
 from albert_ablate.records.folder import DONE
 from albert_ablate.records.keys import Arm
+from albert_ablate.records.tuning import RULE
+from albert_ablate.stats.learning_rate import tuned_rate
 
 EVALUATED = ("tokens", "every")  # of the evaluations during training: their sample, and how often they are
 
@@ -62,6 +66,8 @@ def check_tuning(arms: Sequence[ContrastArm], out: ContrastData, advised: bool) 
                 f"The learning rate of {a.name} is not tuned: albert-ablate judge --run tunes it"
                 + (", or set tuned: [] in the claim." if advised else ".")
             )
+        elif why := _not_of_its_curve(a):
+            out.refusal = out.refusal or why
         elif edge := a.tuning.get("edge"):
             # files of the rule before this one ended at four rates
             a.known = a.tuning.get("rule") is not None
@@ -81,6 +87,25 @@ def check_tuning(arms: Sequence[ContrastArm], out: ContrastData, advised: bool) 
         elif a.tuning.get("fitted") is False:
             out.notes.append(f"No parabola was fitted for {a.name}: its learning rate is the best one that was run.")
     _refuse_unlike_tuning([a for a in arms if a.tuning], out)
+
+
+def _not_of_its_curve(arm: ContrastArm) -> str:
+    """Why the rate of a tuning file is not the one that follows from the file's own losses, or ""."""
+    assert arm.tuning is not None
+    if arm.tuning.get("rule") != RULE:
+        return ""  # an older rule had another formula
+    full = sorted((c for c in arm.tuning["curve"] if c["tokens"] == arm.tuning["tokens"]), key=lambda c: c["rate"])
+    try:
+        losses = np.array([[math.inf if x is None else x for x in c["losses"]] for c in full], float).T
+        rate = tuned_rate([c["rate"] for c in full], losses, len(losses)).rate
+    except ValueError:
+        return ""  # fewer rates than the rule has
+    if math.isclose(rate, arm.tuning["rate"], rel_tol=1e-3):  # written to four digits
+        return ""
+    return (
+        f"The tuning file of {arm.name} says a learning rate of {arm.tuning['rate']:g}, and its own losses lead to "
+        f"{rate:.4g}: it was edited; albert-ablate tune --force works it out anew."
+    )
 
 
 def _refuse_unlike_tuning(arms: Sequence[ContrastArm], out: ContrastData) -> None:

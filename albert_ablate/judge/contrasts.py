@@ -263,6 +263,11 @@ def _notes(out: ContrastData, arms: Sequence[ContrastArm]) -> None:
     differ = [k for k in sorted(keys) if len({frozenset(row.get(k) for row in rows) for rows in places.values()}) > 1]
     if differ:
         out.notes.append(f"Provenance differs between the arms: {', '.join(differ)}.")
+    within = [
+        k for k in sorted(keys - {*differ}) if any(len({row.get(k) for row in rows}) > 1 for rows in places.values())
+    ]
+    if within:
+        out.notes.append(f"Provenance differs between the seeds of an arm: {', '.join(within)}.")
     first = [next((r for r in out.used.values() if r in a.runs), None) for a in arms]
     for a, run in zip(arms[:-1], first[:-1], strict=True):
         other = next((x for x in arms[-1].runs if run and x.record["seed"] == run.record["seed"]), None)

@@ -92,6 +92,7 @@ def entry_of(
     if verdict and not refused and not exact and any(p["pairs"] >= FIRST for p in parts):
         notes += [*looks_words(file.alpha, tests, verdict, word), *(t for p in parts if (t := step_words(p, word)))]
         notes += [t for p, r in zip(parts, verdict.parts, strict=True) if (t := margin_words(p, r, len(parts) > 1))]
+    rate_acts = any(measure_of(p).kind not in ("grid", "exact", "initial") for p in primary)
     regime = file.regime(claim, form)
     how, edited = registration.status(file, claim, form, family)
     entry = {
@@ -106,6 +107,8 @@ def entry_of(
         "edited": edited,
         "N": f.N,
         "needs": claim.needs,
+        "tuned": bool(claim.tuned) if rate_acts else None,
+        "rates": {job.arm: job.rate for x in primary_data for job in x.trained.values() if job.rate},
         "p_effect": verdict.p_effect if verdict else 1.0,
         "p_inside": verdict.p_inside if verdict else 1.0,
         "level_effect": verdict.level_effect if verdict else None,

@@ -43,12 +43,24 @@ def sentence(entry: Mapping[str, Any]) -> str:
             said.append(f"{p['treatment']} against {p['control']}, {p['measure']}: {effect_words(p)}")
         else:
             said.append(f"{p['treatment']} {verb} {p['measure']} against {p['control']} by {effect_words(p)}")
-    out = f"{entry['regime']}, {'; '.join(said)}: {word}" + (f" ({entry['detail']})" if entry.get("detail") else "")
+    out = f"{entry['regime']}, {'; '.join(said)}{rates_words(entry)}: {word}" + (
+        f" ({entry['detail']})" if entry.get("detail") else ""
+    )
     missing = [(p, p["missing"]) for p in entry["parts"] if p.get("missing")]
     if word in UNDECIDED and missing:
         p, lacking = max(missing, key=lambda x: x[1]["pairs"][0])
         out += f"; {missing_words(p, lacking, entry['N'])}"
     return f"{out}. {entry['registration'][:1].upper()}{entry['registration'][1:]}."
+
+
+def rates_words(entry: Mapping[str, Any]) -> str:
+    """That the arms were not tuned, and their learning rates."""
+    if entry["tuned"] is not False or not entry["rates"]:
+        return ""
+    rates = entry["rates"]
+    if len({*rates.values()}) == 1:
+        return f", not tuned (learning rate {next(iter(rates.values())):g})"
+    return f", not tuned (learning rates {', '.join(f'{arm} {rate:g}' for arm, rate in rates.items())})"
 
 
 def effect_words(p: Mapping[str, Any]) -> str:
@@ -118,7 +130,8 @@ def margin_words(p: Mapping[str, Any], result: PartResult, several: bool) -> str
         said.append(f"no effect for margins from {_margin(p, inside)} on")
     if not said:
         return ""
-    return f"By margin{f', {_contrast(p)}, ' + p['measure'] if several else ''}: {'; '.join(said)}."
+    own = f"that of the claim is {_margin(p, p['margin'])}"
+    return f"By margin{f', {_contrast(p)}, ' + p['measure'] if several else ''}: {'; '.join(said)}; {own}."
 
 
 def looks_words(alpha: float, tests: int, verdict: Verdict, word: str) -> list[str]:

@@ -147,9 +147,10 @@ def test_sentence_and_entry_say_what_was_found(bench):
     assert (part["pairs"], len(part["looks"]), part["seeds"]) == (12, 9, list(range(12)))
     assert found["sentence"].startswith("at 2 layers, pre changed test_loss against post by -9.")
     after = np.mean(logs[4:])
+    assert found["tuned"] is False and len({*found["rates"].values()}) == 1
     assert found["sentence"].endswith(
-        f"12 pairs; decided at pair 4, {100 * np.expm1(-after):.3g} % in the 8 pairs after it): supported. "
-        "Registered with 24 of 24 runs there (exploratory)."
+        f"12 pairs; decided at pair 4, {100 * np.expm1(-after):.3g} % in the 8 pairs after it), not tuned "
+        f"(learning rate {found['rates']['pre']:g}): supported. Registered with 24 of 24 runs there (exploratory)."
     )
     assert found["cost"] == {"seconds": 48.0, "tokens": 480_000, "runs": 24, "tuning_runs": 0}
 
@@ -330,7 +331,7 @@ def test_the_moderated_test_takes_its_spread_from_tuning_runs(bench):
         for (seed, rate), loss in np.ndenumerate(losses):
             bench.run(norm, 1_000_000 + seed, float(loss), lr=rates[rate], role="tuning")
         curve = [
-            {"rate": r, "losses": [level] * 3, "mean": level + (r != own), "tokens": 20_000} for r in rates
+            {"rate": r, "losses": [level + (r != own)] * 3, "mean": level + (r != own), "tokens": 20_000} for r in rates
         ]  # fmt: skip
         write_tuning(bench, norm, own, curve=curve)
     bench.pairs(2.0 * np.exp(0.003 * FLAT[:3]), 2.2 + 0 * FLAT[:3])
@@ -684,6 +685,118 @@ def test_secondary_contrasts_get_the_primarys_pairs(bench):
         for seed in range(4):
             bench.run(norm, seed, 2.0)
     assert lacking() == ([[], []], None)
+
+
+# --- attacks on the ledger (those that no other test here tries) ------------------------------------------------------
+
+
+def test_one_seed_copied_to_twelve_numbers_is_refused(bench):
+    for seed in range(12):  # the numbers, orders and identities edited too
+        bench.run("pre_ln", seed, 2.0)
+        bench.run("post_ln", seed, 2.2)
+    found = bench.judged()
+    assert found["verdict"] == "inadmissible"
+    assert found["reason"] == "All 12 differences equal 0.0953102: not a random measure; compare it exactly."
+
+
+def test_runs_of_other_code_are_noted_between_seeds_too(bench):
+    bench.pairs(2.0 + 0.01 * NOISE, 2.2 + 0 * NOISE)
+    assert not any("Provenance" in n for n in bench.judged()["notes"])
+    for folder in bench.runs.glob("*/seed*"):
+        if int(folder.name[4:]) >= 6:
+            edit_record(folder, provenance={"torch": "3"})
+    assert "Provenance differs between the seeds of an arm: torch." in bench.judged()["notes"]
+    for folder in bench.runs.glob("pre_ln*/seed*"):
+        edit_record(folder, provenance={"torch": "4"})
+    notes = bench.judged()["notes"]
+    assert "Provenance differs between the arms: torch." in notes and not any("of an arm" in n for n in notes)
+
+
+def test_a_run_in_another_precision_is_of_another_arm(bench):
+    bench.pairs([], 2.2 + 0 * NOISE)
+    for seed in range(12):
+        bench.run("pre_ln", seed, 2.0 + 0.01 * NOISE[seed], config__trainer__precision="bf16-mixed")
+    found = bench.judged()
+    assert found["verdict"] == "open" and found["parts"][0]["pairs"] == 0
+
+
+def test_seeds_picked_by_outcome_are_exploratory(bench):
+    bench.pairs(2.0 + 0.1 * NOISE, 2.0 + 0 * NOISE)
+    best = [int(s) for s in np.argsort(NOISE)]
+    found = bench.judged(seeds=best)
+    assert found["parts"][0]["seeds"] == best
+    assert (
+        found["registration"] == "registered with 24 of 24 runs there (exploratory)"
+        and "exploratory" in found["sentence"]
+    )
+
+
+def test_arms_swapped_after_the_first_look_are_an_edit(bench):
+    bench.pairs(2.0 + 0.01 * NOISE, 2.2 + 0 * NOISE)
+    assert bench.command() == 0
+    swapped = [CLAIM["parts"][0] | {"treatment": "post", "control": "pre"}]
+    found = bench.judged(parts=swapped)
+    assert found["edited"] and "Edited since it was registered (what it compares)." in found["sentence"]
+
+
+def test_the_margin_of_a_claim_stands_beside_what_it_decides(bench):
+    bench.pairs(2.0 + 0.01 * NOISE, 2.2 + 0 * NOISE)
+    found = bench.judged(parts=[CLAIM["parts"][0] | {"margin": 0.5}])
+    assert found["verdict"] == "no effect" and found["detail"] == "smaller than the margin"
+    (note,) = [n for n in found["notes"] if n.startswith("By margin: ")]
+    assert note.endswith(f"; that of the claim is {100 * math.expm1(0.5):.3g} %.")
+
+
+def test_untuned_arms_are_said_with_their_rates(bench):
+    arms = {"pre": ["norm=pre_ln", "optimizer.lr=0.01"], "post": ["norm=post_ln"]}
+    bench.pairs([], 2.2 + 0 * NOISE)
+    for seed in range(12):
+        bench.run("pre_ln", seed, 2.0 + 0.01 * NOISE[seed], lr=0.01)
+    path = bench.folder / "rates.yaml"
+    path.write_text(yaml.safe_dump(FILE | {"arms": arms}))
+    found = judge(read_claims(path), bench.runs)["claims"][0]
+    own = composed(arm("post_ln"))["optimizer"]["lr"]
+    assert found["tuned"] is False and found["rates"] == {"pre": 0.01, "post": own}
+    assert f", not tuned (learning rates pre 0.01, post {own:g}): supported." in found["sentence"]
+    exact = {"treatment": "pre", "control": "post", "measure": "parameters", "margin": 0.01}
+    assert bench.judged(parts=[exact])["tuned"] is None  # no rate acts on it
+
+
+def test_a_tuned_rate_that_is_not_of_its_own_curve_is_refused(bench):
+    own = composed(arm("post_ln"))["optimizer"]["lr"]
+    rates = [own / 2, own, 2 * own]
+    losses = np.array([[2.2, 2.0, 2.1], [2.25, 2.0, 2.15], [2.15, 2.05, 2.1]])
+    left, middle, right = losses.mean(0)  # by hand: the vertex of the parabola in log rate
+    vertex = own * 2 ** ((left - right) / (2 * (left - 2 * middle + right)))
+    curve = [
+        {"rate": r, "losses": column.tolist(), "mean": column.mean(), "tokens": 20_000}
+        for r, column in zip(rates, losses.T, strict=True)
+    ]
+    for norm, level in (("pre_ln", 2.0), ("post_ln", 2.2)):
+        for seed in range(12):
+            bench.run(norm, seed, level + 0.01 * NOISE[seed] * (level == 2.0), lr=float(f"{vertex:.4g}"))
+        write_tuning(bench, norm, float(f"{vertex:.4g}"), curve=curve)
+    tuned = {"tuned": ["optimizer.lr"]}
+    assert bench.judged(**tuned)["verdict"] == "supported"
+    write_tuning(bench, "pre_ln", float(f"{1.2 * vertex:.4g}"), curve=curve)
+    found = bench.judged(**tuned)
+    assert found["verdict"] == "inadmissible"
+    assert (
+        f"The tuning file of pre says a learning rate of {1.2 * vertex:.4g}, and its own losses lead to"
+        in found["reason"]
+    )
+    write_tuning(bench, "pre_ln", float(f"{1.2 * vertex:.4g}"), curve=curve, rule=None)
+    write_tuning(bench, "post_ln", float(f"{vertex:.4g}"), curve=curve, rule=None)
+    assert bench.judged(**tuned)["verdict"] == "open"  # by an older rule, whose formula was another
+
+
+def test_a_control_that_always_diverges_decides_in_a_family(bench):
+    path = family(bench, {}, size=15)
+    for pairs, word in ((6, "undecided"), (7, "supported"), (12, "supported")):  # Fisher's exact test, N = 12
+        bench.pairs(2.0 + 0.01 * NOISE[:pairs], [INF] * pairs)
+        found = judge(read_claims(path), bench.runs)["claims"][0]
+        assert (found["verdict"], found["parts"][0]["pairs"]) == (word, pairs)
+    assert found["detail"] == "the control never trains"
 
 
 # --- files and the command -------------------------------------------------------------------------------------------
