@@ -123,13 +123,25 @@ def test_commands_that_build_refuse_foreign_targets(name, done, traps, capsys):
     assert unharmed(traps)
 
 
+CLAIMS = """
+arms: {pre: [norm=pre_ln], post: [norm=post_ln]}
+regimes: {small: {text: small, overrides: [model=nano]}}
+claims:
+  - name: pre_is_better
+    statement: Pre-LN is better.
+    parts: [{treatment: pre, control: post, measure: test_loss}]
+    screen: {regime: small, N: 4}
+"""
+
+
 @pytest.mark.process
 def test_commands_that_only_read_build_nothing(done, traps, tmp_path_factory, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path_factory.mktemp("pages"))  # where show and report write theirs
     folder = planted(done, traps, aimed(TARGETS["joblib"], traps))
     for key, name in (("norm", "os"), ("logger", "torch"), ("model", "shutil")):
         planted(folder, traps, aimed(TARGETS[name], traps), key)
-    claims = Path(__file__).parents[2] / "sweeps" / "claims.yaml"
+    claims = traps / "claims.yaml"
+    claims.write_text(CLAIMS)
     for command in READING:
         words = {"FOLDER": folder, "RUNS": traps / "runs", "CLAIMS": claims}
         assert cli.main([str(words.get(w, w)) for w in command.split()]) in (0, 1, 2)

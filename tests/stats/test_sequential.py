@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import DescrStatsW
 
 from albert_ablate.stats import sequential as s
@@ -356,9 +355,26 @@ def test_rank_check_says_when_it_cannot_say():
 # --- family ----------------------------------------------------------------------------------------------------------
 
 
-@settings(QUICK, max_examples=15)  # multipletests takes 60 ms a call
+@QUICK
+@given(st.lists(st.floats(0, 0.2), min_size=1, max_size=8), st.integers(0, 7))
+def test_holm_counts_claims_not_run_as_one(p, unrun):
+    """Holm (1979): the ordered p_(1) <= ... <= p_(m) are rejected as long as p_(i) <= alpha / (m + 1 - i)."""
+    m, rejected_in_order = len(p) + unrun, []
+    for i, value in enumerate(sorted(p), 1):
+        if value > 0.05 / (m + 1 - i):
+            break
+        rejected_in_order.append(value)
+    rejected, levels = s.holm(p, m)
+    assert rejected == [x in rejected_in_order for x in p]
+    assert rejected == [x <= level for x, level in zip(p, levels, strict=True)]
+
+
+@pytest.mark.slow
+@settings(QUICK, max_examples=15)  # multipletests takes 60 ms a call, and its import seconds
 @given(st.lists(st.floats(0, 0.2), min_size=1, max_size=8), st.integers(0, 7))
 def test_holm_is_statsmodels_with_claims_not_run_counted_as_one(p, unrun):
+    from statsmodels.stats.multitest import multipletests
+
     rejected, levels = s.holm(p, len(p) + unrun)
     padded = p + [1.0] * unrun
     assert rejected == list(multipletests(padded, 0.05, "holm")[0][: len(p)])
