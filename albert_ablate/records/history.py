@@ -73,6 +73,7 @@ class History:
         fd = open_own(self.path)
         self._file = io.FileIO(fd, "r+", closefd=True)
         if length > self._file.seek(0, os.SEEK_END):
+            self.close()
             raise OSError(f"{self.path} is shorter than what was committed; remove the run folder to start again")
         self._file.truncate(length)
         self._hash = _prefix_hash(self.path, length)

@@ -1,6 +1,7 @@
 """Runs as their sources have them: a table's groups of rows, W&B runs, TensorBoard's folders, MLflow's runs."""
 
 import csv
+import io
 import json
 import math
 import re
@@ -123,7 +124,7 @@ def _read_table(file: Path) -> list[tuple[int, dict[str, Any]]]:
         text = file.read_text(encoding="utf-8-sig")
         if file.suffix in (".csv", ".tsv"):
             return _read_csv(file, text)
-        rows = [(n, json.loads(line)) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+        rows = [(n, json.loads(line)) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     except OSError as error:
         raise ConfigError(f"{file} cannot be read: {error.strerror or error}.") from None
     except UnicodeDecodeError as error:
@@ -137,7 +138,7 @@ def _read_table(file: Path) -> list[tuple[int, dict[str, Any]]]:
 
 
 def _read_csv(file: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
-    reader = csv.reader(text.splitlines(keepends=True), delimiter="\t" if file.suffix == ".tsv" else ",", strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if file.suffix == ".tsv" else ",", strict=True)
     names = next(reader, [])
     if twice := [n for n in names if names.count(n) > 1]:
         raise ConfigError(f"{file} has the column {twice[0]} twice.")
