@@ -33,6 +33,9 @@ FORMER_TARGETS = (
     "albert_ablate.model.pretrained.Pretrained",
     "albert_ablate.model.hf.HuggingFace",
     "albert_ablate.model.own.ItsOwn",
+    "albert_ablate.model.own.ItsModule",
+    "albert_ablate.model.own.ItsOptimizer",
+    "albert_ablate.data.own_task.Examples",
 )
 MOVED = {
     "albert_ablate.records.tracker.": "albert_ablate.trackers.base.",
@@ -169,6 +172,7 @@ def traits(**declared: Any) -> Callable[[Target], Target]:
     starts_from_zero        placement: some matrices are zero at first
     normalizes_embedding    placement: what enters the first block is normalized by it
     takes_parts             model: is built of the norm, attention and dropout that are chosen; False: it has its own
+    own_module              task: trains a LightningModule of one's own
     looks_inside            evaluation: needs a model that is built of such parts
     """
 

@@ -216,13 +216,16 @@ def with_choices(cfg: Any, choices: Mapping, overrides: typing.Iterable[str] = (
     if model is None or "_target_" not in model:
         return cfg
     target, steps = target_of(model._target_), "steps" in (cfg.get("budget") or {})
-    if not steps and not hasattr(target, "expand") and getattr(target, "takes_parts", False):
+    own = getattr(target_of(cfg.task._target_), "own_module", False) if "_target_" in (cfg.get("task") or {}) else False
+    if not own and not steps and not hasattr(target, "expand") and getattr(target, "takes_parts", False):
         return cfg
     nodes = typing.cast(dict, OmegaConf.to_container(cfg, resolve=True))
     asked = {o.lstrip("+~").partition("=")[0].partition("@")[0] for o in overrides}
-    if hasattr(target, "expand"):
+    if own:
+        target_of(nodes["task"]["_target_"]).expand(nodes, asked)
+    elif hasattr(target, "expand"):
         target.expand(nodes, asked)
-    if not getattr(target_of(nodes["model"]["_target_"]), "takes_parts", False):
+    if not own and not getattr(target_of(nodes["model"]["_target_"]), "takes_parts", False):
         set_aside_parts(nodes, asked)
     if steps:
         steps_to_tokens(nodes, asked)

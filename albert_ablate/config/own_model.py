@@ -22,21 +22,22 @@ def set_aside_parts(nodes: dict[str, Any], asked: Collection[str]) -> None:
     """Put `ITS_OWN` in place of the parts that a composed model of one's own has inside; ConfigError for one that was
     asked for."""
     name = nodes["choices"].get("model") or nodes["model"]["_target_"].rpartition(".")[2]
-    for key in sorted(asked):
-        group = key.partition(".")[0]
-        if group in PARTS:
-            value = nodes["choices"].get(key) if key == group else _value(nodes, key)
-            model_choice = f"model={name}, which says itself {PARTS[group]}"
-            raise ConfigError(f"{key}={shown(value)} is not allowed with {model_choice}: leave it out.")
-    if nodes["choices"].get("recipe"):
-        raise ConfigError(
-            f"recipe={nodes['choices']['recipe']} is not allowed with model={name}, which says itself "
-            f"{PARTS['norm']}: leave it out."
-        )
+    refuse_asked(nodes, asked, PARTS, f"model={name}, which says itself")
     for group in PARTS:
         nodes["choices"].pop(group, None)
         if group in ("norm", "attention", "dropout"):  # what the others choose comes to nothing with these
             nodes[group] = {"_target_": ITS_OWN, "_partial_": True}
+
+
+def refuse_asked(nodes: dict[str, Any], asked: Collection[str], groups: Mapping[str, str], owner: str) -> None:
+    """ConfigError where one of these groups, or a number in one, was asked for. groups: what `owner` says itself."""
+    for key in sorted(asked):
+        group = key.partition(".")[0]
+        if group in groups:
+            value = nodes["choices"].get(key) if key == group else _value(nodes, key)
+            raise ConfigError(f"{key}={shown(value)} is not allowed with {owner} {groups[group]}: leave it out.")
+    if (recipe := nodes["choices"].get("recipe")) and "norm" in groups:
+        raise ConfigError(f"recipe={recipe} is not allowed with {owner} {groups['norm']}: leave it out.")
 
 
 def _value(nodes: Mapping, key: str) -> Any:

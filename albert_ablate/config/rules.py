@@ -21,7 +21,7 @@ def check_together(cfg: Config) -> None:
             f"data.batch={data.batch} is not divisible into data.accumulate={data.accumulate} micro-batches on "
             f"{ranks} devices."
         )
-    if not trait(cfg.model, "takes_parts"):
+    if not trait(cfg.model, "takes_parts") and not trait(cfg.task, "own_module"):
         check_own_model(cfg)
     if trainer.strategy == "fsdp":
         _check_sharded(cfg)

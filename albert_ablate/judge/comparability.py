@@ -51,7 +51,9 @@ def why_no_contrast(arms: Sequence[ContrastArm]) -> str:
 
 def _text_of(arm: Arm) -> dict[str, Any]:
     """What an arm is trained on, by dotted key: the arms of a contrast must agree in it."""
-    return {f"{group}.{name}": value for group in TEXT for name, value in arm.cfg[group].items()} | dict(arm.places)
+    found = {f"{group}.{name}": value for group in TEXT for name, value in arm.cfg[group].items()}
+    found.pop("task.module", None)  # of a task of one's own: what is trained, and not on what
+    return found | dict(arm.places)
 
 
 def check_tuning(arms: Sequence[ContrastArm], out: ContrastData, advised: bool) -> None:

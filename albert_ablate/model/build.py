@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from albert_ablate.config import Config, ConfigError, check, construct, target_of
+from albert_ablate.data.own_task import is_own_task, module_node
 from albert_ablate.model.decoder import Parts
 from albert_ablate.model.dropout import Clock
 from albert_ablate.model.own import OwnModel
@@ -26,6 +27,9 @@ def build(node: Mapping, *args):
 
 def assemble(cfg: Config) -> TokenModel:
     """The model of a checked configuration on the meta device: shapes without values."""
+    if is_own_task(cfg):
+        make = partial(construct, module_node(cfg))
+        return OwnModel(make, f"task={cfg.option('task')}", 0, cfg.model.context, Clock(cfg.seed))
     target = target_of(cfg.model._target_)
     if not getattr(target, "takes_parts", False):
         return _own_model(cfg, target)

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from albert_ablate.config import ConfigError
+from albert_ablate.config import ConfigError, Count, Positive
 from albert_ablate.model.dropout import Clock
 from albert_ablate.model.named_draws import drawn, value_hash
 from albert_ablate.model.token_model import Place, TokenModel
@@ -30,6 +30,24 @@ class ItsOwn:
     uses_norm = False
     normalizes_embedding = False
     sites = ()
+
+
+class ItsModule:
+    """Stands for the model of a LightningModule of one's own. context: what an example counts in budget.tokens."""
+
+    takes_parts = False
+
+    def __init__(self, context: Count = 1):
+        self.context = context
+
+
+class ItsOptimizer:
+    """Stands for the optimizer of a LightningModule of one's own. lr: its argument `lr`, 1 where it has none."""
+
+    works_on_shards = False
+
+    def __init__(self, groups: Any, fused: bool, /, lr: Positive = 1.0):
+        self.lr = lr
 
 
 class OwnModel(TokenModel):

@@ -70,4 +70,8 @@ def label(cfg: Config) -> str:
     choices = cfg.get("choices") or {}
     groups = ("recipe", "model", "norm", "dropout", "optimizer", "clip", "data")
     name = " ".join(f"{g}={choices[g]}" for g in groups if choices.get(g)) or "run"
-    return name if cfg.task._target_ == NEUTRAL["task"] else f"{name} task={cfg.task.data}"
+    return name if cfg.task._target_ == NEUTRAL["task"] else f"{name} task={_task(cfg)}"
+
+
+def _task(cfg: Config) -> str:
+    return cfg.task.data if isinstance(cfg.task.data, str) else cfg.option("task")

@@ -326,4 +326,5 @@ def tune_arms(arms: Mapping[tuple[str, ...], str], runs: Path, workers: int, for
 
 def cost_rank(cfg: Mapping[str, Any]) -> float:
     """Tokens times layers times the square of the width: what orders runs by their price without building one."""
-    return float(cfg["budget"]["tokens"]) * cfg["model"]["layers"] * cfg["model"]["width"] ** 2
+    model = cfg["model"]  # one of one's own names neither
+    return float(cfg["budget"]["tokens"]) * model.get("layers", 1) * model.get("width", 1) ** 2

@@ -131,11 +131,16 @@ class Planner:
 
     def _composed(self, overrides: tuple[str, ...]) -> tuple[Config, Identity]:
         # imported here, so that a mistake in a sweep file is said without torch
+        from albert_ablate.data.own_task import is_own_task
         from albert_ablate.data.packed import cache_folder, pack
         from albert_ablate.data.tasks import fingerprint
         from albert_ablate.model.build import build
 
         cfg = checked_config(overrides)
+        if is_own_task(cfg):
+            from albert_ablate.training.prepare import identified
+
+            return cfg, identified(cfg)[1]
         text = json.dumps([cfg.data, cfg.tokenizer, cfg.task, cfg.paths.cache], default=dict)
         if text not in self.fingerprints:
             cache = cache_folder(cfg.paths.cache)

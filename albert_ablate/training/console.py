@@ -33,7 +33,9 @@ def banner(record: Mapping, estimate: float | None) -> str:
     model, data, budget = record["model"], record["data"], record["budget"]
     lines = [
         f"{record['label']}, seed {record['seed']}",
-        f"  model   {count(model['parameters'])} parameters, {model['layers']} layers, width {model['width']}",
+        f"  model   {count(model['parameters'])} parameters"
+        + (f", {model['layers']} layers" if model["layers"] else "")
+        + (f", width {model['width']}" if model["width"] else ""),
     ]
     if "trunk" in record:
         trunk, held = record["trunk"], ", ".join(f"{n} {split}" for split, n in data["documents"].items())
@@ -123,8 +125,11 @@ def show_result(record: Mapping) -> None:
         status += f", {TOO_SHORT}"
     values = {**record["summary"], **record["cost"], "status": status}
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    own = "module" in record["config"]["task"]  # a task of one's own, whose loss has units of its own
     for title, key, form in ROWS:
-        value = values.get(key)
+        value, form = values.get(key), form.replace(" nats/token", "") if own else form
+        if own and key == "val_bits_per_byte":
+            continue
         if key == "excess_loss" and value is None:  # known for synthetic languages only
             continue
         missing = "not finite" if status.startswith("diverged") and "loss" in key else "-"

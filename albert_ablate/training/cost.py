@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from albert_ablate.config import Config, check, construct
+from albert_ablate.data.own_task import is_own_task
 from albert_ablate.model.build import assemble
 from albert_ablate.model.loss import objective, passes
 from albert_ablate.model.own import OwnModel
@@ -47,6 +48,10 @@ def training_flops(cfg: Mapping, model: TokenModel | None = None) -> tuple[float
 
     model: that of `cfg` on the meta device, where it is there already."""
     checked = check(cfg)
+    if is_own_task(checked):
+        from albert_ablate.training.own_training import step_flops  # which imports this
+
+        return step_flops(checked), []
     key = json.dumps({key: checked[key] for key in COUNTED}, sort_keys=True, default=dict)
     if key not in _counted:
         while len(_counted) >= COUNTS_KEPT:

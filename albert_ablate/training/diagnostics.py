@@ -273,12 +273,14 @@ class Weights:
     @torch.no_grad()
     def end(self) -> None:
         """After it."""
-        torch._foreach_sub_(self.before, [p.detach() for _, p in self.named])
+        if self.named:
+            torch._foreach_sub_(self.before, [p.detach() for _, p in self.named])
         self.norms["change"] = self._by_name(self.before)
         self.before = []
 
     def _by_name(self, tensors: list[Tensor]) -> dict[str, Tensor]:
-        return dict(zip((name for name, _ in self.named), tensor_norms(tensors), strict=True))
+        norms = tensor_norms(tensors) if tensors else ()  # a model of one's own may name no blocks
+        return dict(zip((name for name, _ in self.named), norms, strict=True))
 
     def gradients(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor] | None, clip: Clip) -> None:
         """Norms of the step's gradients before clipping and, where the rule has no one factor, after it."""

@@ -1,12 +1,11 @@
 """Train one session of a run: the parts that its task consists of, Lightning's Trainer, then `Trainer.fit`."""
 
-import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 
+from albert_ablate.data.own_task import is_own_task
 from albert_ablate.data.tasks import is_language
 from albert_ablate.records.signals import StopSignal
 from albert_ablate.training.checkpoint import AtomicCheckpointIO
@@ -15,7 +14,7 @@ from albert_ablate.training.language import language_session
 from albert_ablate.training.prepare import Job
 from albert_ablate.training.ranks import Ranks
 from albert_ablate.training.session import Session
-from albert_ablate.training.strategies import StartedRanks, strategy_of
+from albert_ablate.training.strategies import StartedRanks, quiet_lightning, strategy_of
 
 
 def fit(job: Job, record: dict[str, Any], resume: Path | None, ranks: Ranks) -> dict[str, Any]:
@@ -27,7 +26,7 @@ def fit(job: Job, record: dict[str, Any], resume: Path | None, ranks: Ranks) -> 
     session = _session(job, record, ranks, stop)
     if ranks.first:
         folder.write_config(job.cfg)
-    _quiet()
+    quiet_lightning()
     trainer = _trainer(job, record, session, ranks)
     if not session.module.sharded:  # Lightning would load a checkpoint into the model first, and convert it then
         trainer.precision_plugin.convert_module(session.module)
@@ -54,6 +53,10 @@ def fit(job: Job, record: dict[str, Any], resume: Path | None, ranks: Ranks) -> 
 def _session(job: Job, record: dict[str, Any], ranks: Ranks, stop: StopSignal) -> Session:
     if is_language(job.cfg):
         return language_session(job, record, ranks, stop)
+    if is_own_task(job.cfg):
+        from albert_ablate.training.own_training import own_session
+
+        return own_session(job, record, ranks, stop)
     from albert_ablate.training.classify import classification_session  # which loads torchmetrics' classification
 
     return classification_session(job, record, ranks, stop)
@@ -83,11 +86,3 @@ def _trainer(job: Job, record: dict[str, Any], session: Session, ranks: Ranks) -
         use_distributed_sampler=False,
         default_root_dir=str(job.folder.path),
     )
-
-
-def _quiet() -> None:
-    """Silence Lightning's remarks on workers, logging and devices, which do not apply to this set-up."""
-    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
-    warnings.filterwarnings("ignore", module="lightning_fabric")

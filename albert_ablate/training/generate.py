@@ -165,10 +165,9 @@ def _record(run: Path) -> Mapping[str, Any]:
         raise ConfigError(f"{run} is {record['status']}, not finished: the command that began it goes on with it.")
     require(run, record, "config", "provenance.threads", "data.fingerprint")
     if record["config"].get("task", {}).get("_target_", NEUTRAL["task"]) != NEUTRAL["task"]:
-        raise ConfigError(
-            f"{run} is a classification run, and generate needs a language model: take its trunk, "
-            f"{record['trunk']['folder']}."
-        )
+        trunk = record.get("trunk") or {}
+        instead = f": take its trunk, {trunk['folder']}." if trunk.get("folder") else "."
+        raise ConfigError(f"{run} is a run of another task, and generate needs a language model{instead}")
     return record
 
 

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
 from albert_ablate.config import Config, ConfigError, Identity, as_config_error, check, identity
-from albert_ablate.data.packed import Packed, block_count, cache_folder, pack
+from albert_ablate.data.own_task import is_own_task
+from albert_ablate.data.packed import block_count, cache_folder, pack
 from albert_ablate.data.tasks import fingerprint, is_language
 from albert_ablate.model.build import assemble, build, verify_compiler
 from albert_ablate.model.own import OwnModel
@@ -19,12 +21,12 @@ from albert_ablate.records.folder import RunFolder
 class Job:
     """A run to find or train.
 
-    cfg: checked. dataset: its packed text. model: on the meta device, shapes without values; None until
-    `check_machine`, which builds it. verbose: print banner and progress.
+    cfg: checked. dataset: its packed text (Packed), or the data of its own data module (OwnData). model: on the meta
+    device, shapes without values; None until `check_machine`, which builds it. verbose: print banner and progress.
     """
 
     cfg: Config
-    dataset: Packed
+    dataset: Any
     run_id: Identity
     folder: RunFolder
     verbose: bool = False
@@ -33,6 +35,9 @@ class Job:
 
 def prepare(cfg: Config, verbose: bool = False) -> Job:
     """Prepare the job of a checked configuration. Raises ConfigError if text or labels cannot be read."""
+    if is_own_task(cfg):
+        data, run_id = identified(cfg)
+        return Job(cfg, data, run_id, _folder(cfg, run_id), verbose)
     if not is_language(cfg):
         from albert_ablate.training.baselines import require_scikit_learn  # loads torchmetrics, too
 
@@ -51,12 +56,21 @@ def prepare(cfg: Config, verbose: bool = False) -> Job:
                 f"model.context={context} is too long for the text: its {split} split holds "
                 f"{len(getattr(dataset, split))} tokens{cut}, one more than the context is needed."
             )
-    folder = RunFolder(Path(cfg.paths.runs).expanduser() / run_id.setting / f"seed{cfg.seed}")
-    return Job(cfg, dataset, run_id, folder, verbose)
+    return Job(cfg, dataset, run_id, _folder(cfg, run_id), verbose)
 
 
-def identified(cfg: Config) -> tuple[Packed, Identity]:
-    """Pack the text of a checked configuration, and compute the identity of its run, which depends on the text."""
+def _folder(cfg: Config, run_id: Identity) -> RunFolder:
+    return RunFolder(Path(cfg.paths.runs).expanduser() / run_id.setting / f"seed{cfg.seed}")
+
+
+def identified(cfg: Config) -> tuple[Any, Identity]:
+    """Pack the text of a checked configuration, or set up its own data module, and compute the identity of its run,
+    which depends on them."""
+    if is_own_task(cfg):
+        from albert_ablate.training.own_data import own_data
+
+        data = own_data(cfg)
+        return data, identity(cfg, data.fingerprint)
     cache = cache_folder(cfg.paths.cache)
     dataset = pack(build(cfg.data), build(cfg.tokenizer), cache)
     return dataset, identity(cfg, fingerprint(cfg, build, dataset.fingerprint, cache))
@@ -80,7 +94,11 @@ def check_machine(job: Job) -> Job:
         verify_compiler("cuda" if cfg.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
     try:
         model = assemble(cfg)
-        if isinstance(model, OwnModel):
+        if is_own_task(cfg):
+            from albert_ablate.training.own_training import check_module
+
+            check_module(cast(OwnModel, model), job.dataset, cfg)
+        elif isinstance(model, OwnModel):
             model.check(cfg.seed)
             if cfg.trainer.gradient_checkpointing:
                 model.recompute_blocks()

@@ -15,6 +15,7 @@ import torch
 
 from albert_ablate.config import ConfigError, check, evaluations_of
 from albert_ablate.config.secrets import masked
+from albert_ablate.data.own_task import is_own_task
 from albert_ablate.data.tasks import is_language, language_model
 from albert_ablate.records.folder import DONE, RunFolder, plain
 from albert_ablate.records.naming import link_by_name
@@ -81,7 +82,7 @@ def train(job: Job, ranks: Ranks) -> dict[str, Any]:
 
 def _unfinished_trunk(job: Job) -> dict[str, Any] | None:
     """Train or find the language model that a classification run builds on: its record where it was stopped."""
-    if is_language(job.cfg):
+    if is_language(job.cfg) or is_own_task(job.cfg):
         return None
     from albert_ablate.training.classify import trunk_of
 

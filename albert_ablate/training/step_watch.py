@@ -55,13 +55,13 @@ class StepWatch:
         self.accumulate = cfg.data.accumulate
         self.compiled = cfg.trainer.compile
 
-    def begin(self, step: int, batch: Tensor, ranks: int, sharded: bool) -> None:
-        """Before the first micro-batch, `batch`, of optimizer step `step` from 0."""
+    def begin(self, step: int, batch: Tensor | None, ranks: int, sharded: bool) -> None:
+        """Before the first micro-batch, `batch`, of optimizer step `step` from 0; None where it is not of sequences."""
         self.detailed = step == 0 or bool(self.every) and (step + 1) % self.every == 0
         self.gns_rows, self.gns_grad_sq = None, None
         if self.accumulate > 1:
             self.gns_fraction = 1 / self.accumulate
-        elif step == 0 or self.detailed and (step + 1) % (2 * self.every) == 0:
+        elif batch is not None and (step == 0 or self.detailed and (step + 1) % (2 * self.every) == 0):
             # the part's gradient costs a pass of its own: it is taken on every other detailed step. Of sharded weights
             # such a pass cannot be taken, and one sequence has no part
             rows = batch[: max(1, len(batch) // GNS_PART)]

@@ -1,5 +1,7 @@
 """Lightning's strategy and cluster environment for processes that are already started (see ranks.py)."""
 
+import logging
+import warnings
 from typing import Any
 
 from pytorch_lightning.plugins.environments import LightningEnvironment
@@ -43,3 +45,11 @@ class StartedRanks(LightningEnvironment):
 
     def node_rank(self) -> int:
         return self.ranks.node
+
+
+def quiet_lightning() -> None:
+    """Silence Lightning's remarks on workers, logging and devices, which do not apply to this set-up."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    warnings.filterwarnings("ignore", module="lightning_fabric")
