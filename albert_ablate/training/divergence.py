@@ -28,8 +28,20 @@ class Divergence:
         """The kind of divergence this step completes, None where there is none."""
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             return "non_finite"
-        self.above = self.above + 1 if loss > ABOVE * self.initial else 0
+        self.above = self.above + 1 if loss > self.highest() else 0
         return "above_initial" if self.above >= self.limit else None
+
+    def highest(self) -> float:
+        """The loss above which a step counts."""
+        return ABOVE * self.initial
+
+
+class OwnDivergence(Divergence):
+    """That of a task of one's own, whose loss may begin near its end or lie below 0: a step counts where its loss is
+    above the initial one by as much again, initial + |initial|."""
+
+    def highest(self) -> float:
+        return self.initial + abs(self.initial)
 
 
 def below_unigram(train_loss: float, val_loss: float, unigram: float) -> bool:

@@ -2,9 +2,8 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import partial
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytorch_lightning as pl
@@ -23,9 +22,11 @@ from albert_ablate.streams import stream_seed
 from albert_ablate.trackers.base import joined
 from albert_ablate.training.console import Progress
 from albert_ablate.training.diagnostics import Weights, undisturbed
+from albert_ablate.training.divergence import OwnDivergence
 from albert_ablate.training.language_recorder import LanguageRecorder
 from albert_ablate.training.module import LanguageModel
 from albert_ablate.training.own_data import ExampleData, OwnData, own_data, seed_all
+from albert_ablate.training.own_evaluation import Logged, OwnEvaluator, loss_of, overrides
 from albert_ablate.training.prepare import Job
 from albert_ablate.training.ranks import Ranks
 from albert_ablate.training.session import Session
@@ -88,7 +89,7 @@ class OwnTraining(LanguageModel):
         self.own.on_after_backward()
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
-        if not _overrides(self.own, "configure_gradient_clipping"):
+        if not overrides(self.own, "configure_gradient_clipping"):
             return super().configure_gradient_clipping(optimizer)
         watch = self.watch
         gradients = [p.grad for _, p in self.named if p.grad is not None]
@@ -104,7 +105,7 @@ class OwnTraining(LanguageModel):
             watch.weights.begin()
 
     def configure_optimizers(self):
-        if not _overrides(self.own, "configure_optimizers"):
+        if not overrides(self.own, "configure_optimizers"):
             return super().configure_optimizers()
         self.named, self.places = self.model.trained(), self.model.places()
         found = self.own.configure_optimizers()
@@ -139,11 +140,6 @@ def _ignore(*args: Any, **kwargs: Any) -> None:
     pass
 
 
-def _overrides(module: Any, method: str) -> bool:
-    first = next(c for c in type(module).__mro__ if method in vars(c))
-    return not first.__module__.startswith(("pytorch_lightning", "lightning."))
-
-
 def _one_optimizer(found: Any, name: str) -> tuple[torch.optim.Optimizer, dict[str, Any] | None]:
     """The optimizer of what configure_optimizers gave, and its schedule by step."""
     scheduler = None
@@ -167,91 +163,6 @@ def _one_optimizer(found: Any, name: str) -> tuple[torch.optim.Optimizer, dict[s
     return found, dict(scheduler)
 
 
-def loss_of(out: Any, name: str) -> Tensor:
-    """The loss in what a step gave: itself, or a mapping's entry of that name."""
-    loss = out.get("loss") if isinstance(out, Mapping) else out
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        raise ConfigError(f"{name} gives a {type(loss).__name__}: it must give its loss, a tensor of one number.")
-    return loss.reshape(())
-
-
-class OwnEvaluator:
-    """Evaluates by the module's own validation_step, the test by its test_step where it has one.
-
-    metrics: by split, the latest means of what the module logged, by its name.
-    """
-
-    packed = SimpleNamespace(unigram=math.inf, reversible=False)
-
-    def __init__(self, data: OwnData, cfg: Config):
-        self.data, self.batch, self.size = data, cfg.data.batch, max(1, cfg.evaluation.tokens // cfg.model.context)
-        self.metrics: dict[str, dict[str, float]] = {}
-
-    @torch.no_grad()
-    def evaluate(self, model: OwnModel, split: str, precision: AbstractContextManager) -> dict[str, float]:
-        """loss: the mean over examples of what the step gives, or logs as val_loss or test_loss; the rest nan."""
-        own: Any = model.own
-        training = model.training
-        prefix = "test" if split == "test" and _overrides(own, "test_step") else "validation"
-        step, logged = getattr(own, f"{prefix}_step"), Logged()
-        device = next(model.parameters()).device
-        total, count = 0.0, 0
-        model.eval()
-        with precision, logged.by(own), seeded_generators(0, "evaluation", split):
-            getattr(own, f"on_{prefix}_epoch_start")()
-            for index, (batch, size) in enumerate(self.data.sample(split, self.size, self.batch)):
-                logged.size = size
-                out = step(own.transfer_batch_to_device(batch, device, 0), index)
-                loss = logged.last.get("test_loss" if prefix == "test" else "val_loss") if out is None else out
-                total += loss_of(loss, f"{model.name}: {prefix}_step").item() * size
-                count += size
-            getattr(own, f"on_{prefix}_epoch_end")()
-        model.train(training)
-        self.metrics[split] = logged.means()
-        mean = total / count if count else math.nan
-        return {"loss": mean, "bits_per_byte": math.nan, "perplexity": math.nan, "accuracy": math.nan}
-
-
-class Logged:
-    """What a module logs by `self.log`, as means over examples; a metric of torchmetrics is computed at the end."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, tuple[float, float]] = {}
-        self.objects: dict[str, Any] = {}
-        self.last: dict[str, Any] = {}
-        self.size = 1
-
-    @contextmanager
-    def by(self, own: Any) -> Iterator[None]:
-        before = own.__dict__.get("log"), own.__dict__.get("log_dict")
-        own.log = self.log
-        own.log_dict = self.log_dict
-        try:
-            yield
-        finally:
-            for name, kept in zip(("log", "log_dict"), before, strict=True):
-                own.__dict__.pop(name) if kept is None else setattr(own, name, kept)
-
-    def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
-        self.last[name] = value
-        if hasattr(value, "compute"):
-            self.objects[name] = value
-            return
-        total, count = self.sums.get(name, (0.0, 0.0))
-        self.sums[name] = total + float(torch.as_tensor(value).detach()) * self.size, count + self.size
-
-    def log_dict(self, values: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
-        for name, value in values.items():
-            self.log(name, value)
-
-    def means(self) -> dict[str, float]:
-        found = {name: total / count for name, (total, count) in self.sums.items()}
-        for name, metric in self.objects.items():
-            found[name] = float(metric.compute())
-            metric.reset()
-        return found
-
-
 class OwnRecorder(LanguageRecorder):
     """The recorder of a task of one's own: what its module logged in evaluations stands in the summary by name."""
 
@@ -259,6 +170,7 @@ class OwnRecorder(LanguageRecorder):
 
     def __init__(self, evaluator: OwnEvaluator, *args: Any):
         super().__init__(cast(Evaluator, evaluator), *args)
+        self.divergence = OwnDivergence(self.steps)
 
     SAVED = {**LanguageRecorder.SAVED, "metrics": "metrics"}
 
@@ -344,7 +256,7 @@ def check_module(model: OwnModel, data: OwnData, cfg: Config) -> None:
     model.fill(cfg.seed)
     own: Any = model.own
     for method in ("training_step", "validation_step"):
-        if not hasattr(own, method) or not _overrides(own, method):
+        if not hasattr(own, method) or not overrides(own, method):
             raise ConfigError(f"{name}: its module has no {method}.")
     if not getattr(own, "automatic_optimization", True):
         raise ConfigError(f"{name}: a module that optimizes by itself (automatic_optimization=False) is not supported.")
@@ -354,7 +266,7 @@ def check_module(model: OwnModel, data: OwnData, cfg: Config) -> None:
             loss = loss_of(own.training_step(batch, 0), f"{name}: training_step")
             if not loss.requires_grad:
                 raise ConfigError(f"{name}: the loss of training_step depends on no parameter that is trained.")
-            if _overrides(own, "configure_optimizers"):
+            if overrides(own, "configure_optimizers"):
                 _one_optimizer(own.configure_optimizers(), name)
             few = OwnEvaluator(data, cfg)
             few.size = cfg.data.batch

@@ -9,7 +9,7 @@ import torch
 from forking import Ambush, Child, forked, outcome, train
 
 from albert_ablate import compose
-from albert_ablate.config import ConfigError, check, identity
+from albert_ablate.config import ConfigError, check, folders_named, identity
 from albert_ablate.records.history import read_history
 from albert_ablate.training.own_data import own_data
 from albert_ablate.training.prepare import identified
@@ -170,9 +170,10 @@ def test_it_is_swept_and_judged(tmp_path, monkeypatch, capsys):
     family |= {"regimes": {"short": {"text": "in 60 steps", "overrides": common}}}
     Path("claims.yaml").write_text(json.dumps(family))
     monkeypatch.delenv("ALBERT_ABLATE_TRUST")
-    for arm in arms.values():
-        for seed in range(4):
-            train(check(compose([*common, *arm, f"seed={seed}"], config_dir=tmp_path / "conf")))
+    with folders_named([Path("conf")]):
+        for arm in arms.values():
+            for seed in range(4):
+                train(check(compose([*common, *arm, f"seed={seed}"])))
     assert cli.main(["judge", "claims.yaml", "--runs", "runs", "--config-dir", "conf"]) == 0
     said = capsys.readouterr().out
     assert "4 pairs" in said and "INADMISSIBLE" not in said, said
