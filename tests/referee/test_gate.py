@@ -15,6 +15,7 @@ from albert_ablate.cli import main
 from albert_ablate.referee import runners
 from albert_ablate.referee.ledger import Ledger
 from albert_ablate.stats.online import decide, level_of, lord_level, pairs_for, spending_level
+from benchmarks import referee
 
 NOISE = 0.01
 
@@ -266,6 +267,44 @@ def test_a_session_in_use_asks_to_wait(ask, calls, tmp_path):
     with book(tmp_path).lock():
         code = main(["gate", "--session", "s", "--margin", "1%", *propose(1.9)])
     assert code == 75
+
+
+def test_a_missing_ref_and_a_dirty_tree_leave_the_ledger(ask, calls, tmp_path):
+    def git(*arguments):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments], check=True, cwd=tmp_path)
+
+    git("init", "-q", "-b", "main")
+    (tmp_path / ".gitignore").write_text("runs\n")
+    for text in ("1", "2"):
+        (tmp_path / "t.py").write_text(text)
+        git("add", "."), git("commit", "-qm", text)
+    command = ["--command", train(2.0), "--baseline", "git:HEAD~1"]
+    assert ask(*command, "--candidate", "git:HEAD")[0] in (1, 3)
+    before = book(tmp_path).path.read_bytes()
+    code, _, said = ask(*command, "--candidate", "git:gone")
+    assert code == 2 and "has no such ref" in said and said.count("\n") == 1
+    (tmp_path / "t.py").write_text("3")
+    code, _, said = ask(*command, "--candidate", "git:main")
+    assert code == 2 and "the working tree has changes that the commit does not hold" in said
+    assert book(tmp_path).path.read_bytes() == before
+    code, _, said = ask("--baseline", "git:gone", "--command", train(2.0), "--candidate", "git:main", session="new")
+    assert code == 2 and not (tmp_path / "runs/sessions/new").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["ours, FWER", "ours, FDR"])
+def test_a_session_of_a_hundred_nulls_keeps_five_percent(rule):
+    sessions = 300
+    within = 3 * np.sqrt(0.05 * 0.95 / sessions)
+    assert referee.session(rule, "normal", "nothing", 100, sessions)["any"] <= 0.05 + within
+    mixed = referee.session(rule, "normal", "mixed", 20, sessions)
+    assert mixed["fdp"] <= 0.05 + within and mixed["power 2"] > 0.95
+
+
+@pytest.mark.slow
+def test_a_first_effect_of_one_spread_is_accepted():
+    power, pairs = referee.first_proposal("normal", 10_000)
+    assert pairs == 12 and power >= 0.8 - 3 * np.sqrt(0.8 * 0.2 / 10_000)
 
 
 @pytest.mark.slow
