@@ -74,7 +74,7 @@ def _run(arguments: list[str]) -> int:
 
 
 CONFIG_DIR = Annotated[
-    list[Path] | None,
+    list[str] | None,
     typer.Option("--config-dir", help="A folder with options of your own: DIR/norm/mine.yaml is norm=mine."),
 ]
 
@@ -114,8 +114,8 @@ def with_own_folders(command: Callable[..., Any]) -> Callable[..., Any]:
     """A command with the option --config-dir, which also takes hydra.searchpath=[...] among its overrides."""
 
     @functools.wraps(command)
-    def wrapped(*, config_dir: list[Path] | None = None, **given: Any) -> Any:
-        folders: list[Any] = list(config_dir or ())
+    def wrapped(*, config_dir: list[str] | None = None, **given: Any) -> Any:
+        folders = list(config_dir or ())
         if given.get("overrides"):
             given["overrides"], searched = without_folders(given["overrides"])
             folders += searched

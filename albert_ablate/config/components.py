@@ -12,6 +12,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from albert_ablate.config.code import code_of, is_own
 from albert_ablate.config.errors import ConfigError, listed, nearest, read_yaml, shortened, shown
 from albert_ablate.config.folders import (
     CONF,
@@ -117,7 +118,10 @@ def _targets_in(file: Path) -> list[str]:
 def _imported(path: str) -> Any:
     module, _, name = path.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module), name)
+        if is_own(path):
+            code_of(path)  # as it is now, should it be edited while this process lives
+        return found
     except ConfigError:
         raise
     except (Exception, SystemExit) as error:  # a plug-in may break in any way

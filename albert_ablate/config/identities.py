@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from albert_ablate.config.checking import check
+from albert_ablate.config.code import code_by_group, own_code
 from albert_ablate.config.components import component_arguments, component_with_defaults, is_place, parameters_of
 from albert_ablate.config.errors import ConfigError
 from albert_ablate.config.rules import normalizes
@@ -114,18 +115,74 @@ def corrections(record: Mapping) -> list[str]:
     return [f"{key}: {now[key].what if key in now else 'made by another release'}" for key in sorted(changed)]
 
 
+def codes(cfg: Mapping) -> dict[str, str]:
+    """The hash of the source of each component that determines the weights, by group (config/code.py)."""
+    return code_by_group(cfg, SIGNIFICANT)
+
+
+def changed_code(record: Mapping, cfg: Mapping) -> list[str]:
+    """The groups whose component had another source when a run was made than it has now; nothing of older records,
+    which do not say."""
+    noted = record.get("code") or {}
+    now = codes(cfg) if noted else {}
+    return [group for group in now if group in noted and now[group] not in _codes_of(record, group)]
+
+
+def unlike_code(a: Mapping, b: Mapping) -> list[str]:
+    """The groups in which two records name one component and were made by different source of it."""
+    found = []
+    for group in a.get("code") or {}:
+        targets = [((r.get("config") or {}).get(group) or {}).get("_target_") for r in (a, b)]
+        if targets[0] == targets[1] and not _codes_of(a, group) & (known := _codes_of(b, group)) and known:
+            found.append(group)
+    return found
+
+
+def _codes_of(record: Mapping, group: str) -> set[str]:
+    """The sources by which a run was made, or made again with the same weights."""
+    again = [r for r in record.get("reproductions") or () if r.get("verdict") == "reproduced"]
+    return {code[group] for r in (record, *again) if group in (code := r.get("code") or {})}
+
+
+def refuse_changed_own_code(place: Any, record: Mapping) -> None:
+    """ConfigError where the weights of a run were trained by other source of somebody's own component than is there."""
+    cfg = record["config"]
+    for group in changed_code(record, cfg):
+        if own_code(cfg[group]):
+            raise ConfigError(
+                f"{place} was made by other code, the source of {group} ({cfg[group]['_target_']}) has changed since: "
+                "its weights belong to the code as it was."
+            )
+
+
+def refuse_changed_code(place: Any, record: Mapping, cfg: Mapping, begun: bool = False) -> None:
+    """ConfigError where a run was made, or begun, by other code than would make it now, unless accept_code=true."""
+    groups = [] if cfg["accept_code"] else changed_code(record, cfg)
+    if groups:
+        choices = cfg.get("choices") or {}
+        named = " and ".join(f"{g}={choices[g]}" if choices.get(g) else g for g in groups)
+        how = "begun" if begun else "made"
+        ways = ["accept_code=true takes it as it is", "paths.runs=DIR begins anew"]
+        ways = ways if begun else ["force=true trains it again beside it", *ways]
+        raise ConfigError(
+            f"{place} was {how} by other code, the source of {named} has changed since: {', '.join(ways)}."
+        )
+
+
 def significant(cfg: Mapping, fingerprint: str) -> dict:
     """All that determines the weights besides the seed, as a plain dictionary. `fingerprint` stands for the text."""
     return _significant(check(cfg), fingerprint)
 
 
-def _significant(cfg: Mapping, fingerprint: str) -> dict:
+def _significant(cfg: Mapping, fingerprint: str, with_code: bool = True) -> dict:
     out: dict[str, Any] = {}
     for key in SIGNIFICANT:
         node = cfg[key]
         if key in NEUTRAL and node["_target_"] == NEUTRAL[key]:
             continue
         out[key] = {"_target_": node["_target_"], **component_arguments(node)} if key in COMPONENTS else dict(node)
+        if with_code and (own := own_code(node)):
+            out[key]["code"] = own
     for key, revision in revisions(cfg).items():
         out[key]["revision"] = revision
     if not normalizes(cfg):
@@ -152,12 +209,13 @@ def identity(cfg: Mapping, fingerprint: str) -> Identity:
     return _identity(significant(cfg, fingerprint), cfg["seed"])
 
 
-def keys_of(cfg: Mapping) -> Identity:
+def keys_of(cfg: Mapping, with_code: bool = True) -> Identity:
     """`identity` without the text: from the configuration alone, so that records and arms are matched without data.
 
     cfg: checked, or a record's `config`, which an older release may have written: arguments it lacks have their
     defaults. In place of the text's fingerprint stands where the text lies (`places`), so that on one text two
-    configurations have equal keys exactly where they have the same folder. Nothing is read from a disk. Raises
+    configurations have equal keys exactly where they have the same folder. with_code=False leaves out the source of
+    somebody's own components; nothing else is read from a disk. Raises
     ConfigError for what is not a configuration of this release. Imports the components, and with them torch.
     """
     whole = dict(cfg) | {"trainer": {"precision": "32-true", "compile": False, **(cfg.get("trainer") or {})}}
@@ -168,7 +226,8 @@ def keys_of(cfg: Mapping) -> Identity:
     for key in SIGNIFICANT:
         if key in COMPONENTS:
             whole[key] = component_with_defaults(whole[key], key)
-    return _identity(_significant(whole, json.dumps(places(whole), sort_keys=True)), whole.get("seed", 0))
+    text = json.dumps(places(whole), sort_keys=True)
+    return _identity(_significant(whole, text, with_code), whole.get("seed", 0))
 
 
 def places(cfg: Mapping) -> dict[str, Any]:

@@ -110,6 +110,7 @@ class Config(Section):
     diagnostics: Diagnostics
     seed: Annotated[int, Range(0, 10**18)] = 0
     force: bool = False
+    accept_code: bool = False
     debug: bool = False
     choices: dict | None = None
 

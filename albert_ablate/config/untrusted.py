@@ -9,7 +9,7 @@ from typing import Any
 from albert_ablate.config.errors import ConfigError
 
 # Keys that say where files lie, where results go, and what is done with them are the user's own.
-OWN = ("paths", "logger", "force", "debug", "choices", "hydra")
+OWN = ("paths", "logger", "force", "accept_code", "debug", "choices", "hydra")
 PLACES = ("path", "pattern")  # data.path, tokenizer.path: any file of the machine
 PLACE_KEYS = ("model.config",)
 KEY = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*")

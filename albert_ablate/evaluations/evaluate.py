@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from albert_ablate.config import Config, ConfigError, check, evaluations_of, steps_of
+from albert_ablate.config import Config, ConfigError, check, evaluations_of, refuse_changed_own_code, steps_of
 from albert_ablate.data.packed import Order, Packed, block_count, cache_folder, pack
 from albert_ablate.evaluations.subject import Subject
 from albert_ablate.model.build import build, build_model
@@ -49,6 +49,7 @@ def evaluate_run(
         )
     if not nodes:
         return {}
+    refuse_changed_own_code(path, record)
     with folder.lock():
         run = record.get("identity")
         entries = read_evaluations(path, run)

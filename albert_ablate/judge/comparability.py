@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from albert_ablate.analysis.registry import Evidence, Measure, Missing
-from albert_ablate.config import TEXT, ConfigError
+from albert_ablate.config import TEXT, ConfigError, unlike_code
 from albert_ablate.judge import admission
 from albert_ablate.judge.contrast_data import ContrastData
 from albert_ablate.judge.run_store import ContrastArm, RunStore
@@ -165,6 +165,20 @@ def suspect(
         or admission.repeated(arm.name, used)
         or next((text for r in new if (text := admission.edited(r))), "")
     )
+
+
+def other_code(arm: str, runs: Sequence[Evidence]) -> str:
+    """Why runs of several seeds of one arm are not of one arm: a component's source was changed between them; or ""."""
+    for run in runs[1:]:
+        if groups := unlike_code(runs[0].record, run.record):
+            taken = run.record.get("choices") or {}
+            named = " and ".join(f"{g}={taken[g]}" if taken.get(g) else g for g in groups)
+            seeds = f"seeds {runs[0].record['seed']} and {run.record['seed']} of {arm}"
+            return (
+                f"The code of {named} changed between {seeds}: train them by one code, into another folder or with "
+                "force=true."
+            )
+    return ""
 
 
 def failed(runs: Mapping[str, Sequence[Evidence | None]]) -> str:

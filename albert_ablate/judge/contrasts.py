@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from albert_ablate.analysis.registry import Evidence, Measure, Missing, Unusable
-from albert_ablate.config import ConfigError, corrections
+from albert_ablate.config import ConfigError, corrections, unlike_code
 from albert_ablate.judge.claims import ClaimsFile, ClaimText, Part, arms_of, measure_of
 from albert_ablate.judge.comparability import (
     check_text,
     check_tuning,
     failed,
     held_up,
+    other_code,
     suspect,
     unfair,
     why_no_contrast,
@@ -45,6 +46,11 @@ def gather(file: ClaimsFile, claim: ClaimText, part: Part, form: str, store: Run
         out.refusal = refusal
         return out
     out.notes += [_not_counted(a) for a in compared if a.outdated]
+    out.notes += [
+        f"Runs of {a.name} that do not count, because its own code has changed since: {len(a.other_code)}."
+        for a in compared
+        if a.other_code
+    ]
     if tuned and any(a.runs for a in compared):
         advised = (claim.name, form) not in store.seen
         check_tuning(compared, out, advised)
@@ -74,6 +80,7 @@ def gather(file: ClaimsFile, claim: ClaimText, part: Part, form: str, store: Run
             for a in compared:
                 used[a.name] += done[a.name]
                 out.refusal = out.refusal or suspect(a, used[a.name], done[a.name], seed, rates)
+                out.refusal = out.refusal or other_code(a.name, used[a.name])
             if refusal := unfair(done, part.control, claim.equal, m):
                 out.refusal = out.refusal or refusal
             add_pair(out, m, part, treatment, done)
@@ -269,6 +276,11 @@ def _notes(out: ContrastData, arms: Sequence[ContrastArm]) -> None:
     if within:
         out.notes.append(f"Provenance differs between the seeds of an arm: {', '.join(within)}.")
     first = [next((r for r in out.used.values() if r in a.runs), None) for a in arms]
+    unlike = {g for x in first for y in first if x and y for g in unlike_code(x.record, y.record)}
+    if unlike:
+        out.notes.append(
+            f"The code of components that the arms share differs between them: {', '.join(sorted(unlike))}."
+        )
     for a, run in zip(arms[:-1], first[:-1], strict=True):
         other = next((x for x in arms[-1].runs if run and x.record["seed"] == run.record["seed"]), None)
         x, y = ((z.record.get("proof") or {}).get("initial_draws") or {} if z else {} for z in (run, other))

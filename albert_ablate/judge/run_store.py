@@ -21,6 +21,7 @@ class ContrastArm:
         self.name, self.overrides = name, overrides
         self.composed = store.arm(overrides)
         self.runs, self.outdated = store.runs_of(overrides), store.runs_of(overrides, outdated=True)
+        self.other_code = store.of_other_code(self.composed)
         # a classification run is tuned as the language model it builds on
         language = tuple(o for o in overrides if o.partition("=")[0].split(".")[0] != "task")
         ids = sorted({r.record["arm"] for r in store.runs_of(language) if r.record.get("arm")})
@@ -109,6 +110,14 @@ class RunStore:
         if outdated not in self._by_arm:
             self._by_arm[outdated] = self._arms(self.outdated if outdated else self.evidence)
         return self._by_arm[outdated].get(self.arm(overrides).keys.arm, [])
+
+    def of_other_code(self, arm: Arm) -> list[Evidence]:
+        """The runs of an arm that were made before the source of somebody's own component was edited."""
+        if arm.plain == arm.keys.arm:
+            return []
+        keys = [r.record.get("key") or {} for r in self.evidence]
+        other = (k.get("plain") == arm.plain and k.get("arm") != arm.keys.arm for k in keys)
+        return [run for run, found in zip(self.evidence, other, strict=True) if found]
 
 
 def _written(folder: Path) -> list[Any]:

@@ -30,9 +30,9 @@ from albert_ablate.config import (
     own_targets,
     places,
 )
+from albert_ablate.config.code import local_files
 from albert_ablate.config.components import TRUST
 from albert_ablate.config.folders import extend_path
-from albert_ablate.config.modules import module_file
 from albert_ablate.config.secrets import masked
 from albert_ablate.records.atomic import replace_file
 from albert_ablate.records.store import last_line
@@ -42,11 +42,15 @@ FILE = ".keys"
 
 @dataclass(frozen=True)
 class Arm:
-    """The checked configuration of some overrides, its keys, and the places of its text (`config.places`)."""
+    """The checked configuration of some overrides, its keys, and the places of its text (`config.places`).
+
+    plain: the arm's key without the source of somebody's own components.
+    """
 
     cfg: Mapping[str, Any]
     keys: Identity
     places: Mapping[str, Any]
+    plain: str
 
 
 class Keys:
@@ -69,7 +73,7 @@ class Keys:
             if key is None:
                 key = _arm(overrides)
                 self._keep(cache_name, key, overrides)
-            self.arms[overrides] = Arm(key["cfg"], Identity(*key["keys"]), key["places"])
+            self.arms[overrides] = Arm(key["cfg"], Identity(*key["keys"]), key["places"], key["plain"])
         return self.arms[overrides]
 
     def of_overrides(self, several: Sequence[Sequence[str]]) -> list[Identity | None]:
@@ -139,7 +143,8 @@ def _name(parts: Sequence[str]) -> str:
 def _arm(overrides: Sequence[str]) -> dict[str, Any]:
     cfg = dict(checked_config(overrides))
     keys = keys_of(cfg)
-    return {"keys": [keys.arm, keys.setting, keys.run], "cfg": masked(cfg), "places": places(cfg)}
+    plain = keys_of(cfg, with_code=False).arm
+    return {"keys": [keys.arm, keys.setting, keys.run], "plain": plain, "cfg": masked(cfg), "places": places(cfg)}
 
 
 def _computed(jobs: Sequence[Mapping[str, Any]]) -> list[list[str] | None]:
@@ -180,9 +185,13 @@ def _sources() -> str:
     """Of the files that keys follow from: those of conf/ and of the package, and the user's own, by size and time of
     change."""
     extend_path()
-    modules = [module_file(target.rpartition(".")[0]) for target in own_targets()]
-    files = sorted({*own_option_files(), *(file for file in modules if file)})
-    return _name([_shipped_sources(), *map(_stamp, files), os.environ.get(TRUST, "")])
+    trusted = [name.strip() for name in os.environ.get(TRUST, "").split(",") if name.strip()]
+    modules = {target.rpartition(".")[0] for target in own_targets()} | {n.rpartition(".")[0] or n for n in trusted}
+    files = set(own_option_files())
+    for module in modules | set(trusted):
+        with contextlib.suppress(ConfigError):  # broken, which is said where it is taken
+            files |= set(local_files(module))
+    return _name([_shipped_sources(), *map(_stamp, sorted(files)), os.environ.get(TRUST, "")])
 
 
 @cache

@@ -4,11 +4,13 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from albert_ablate.config import NEUTRAL, Config, ConfigError, Identity, keys_of, revisions, steps_of
+from albert_ablate.config import NEUTRAL, Config, ConfigError, Identity, codes, keys_of, revisions, steps_of
 from albert_ablate.config.secrets import masked
 from albert_ablate.records.naming import name_of
 from albert_ablate.records.provenance import provenance
 from albert_ablate.records.tuning import role
+
+ASKED = ("paths", "choices", "force", "accept_code", "debug")  # keys that say how a run was asked for, not what it is
 
 
 def new_record(cfg: Config, run_id: Identity, text: Mapping, threads: int, ranks: int) -> dict[str, Any]:
@@ -17,7 +19,8 @@ def new_record(cfg: Config, run_id: Identity, text: Mapping, threads: int, ranks
     cfg: checked. text: what `Packed.described` says of its text, with the number of training `blocks`.
     """
     steps, per_step = steps_of(cfg), cfg.data.batch * cfg.model.context
-    key = keys_of(cfg)
+    key, plain = keys_of(cfg), keys_of(cfg, with_code=False)
+    kept = {"arm": key.arm, "setting": key.setting} | ({"plain": plain.arm} if plain.arm != key.arm else {})
     return {
         "status": "running",
         "label": label(cfg),
@@ -25,12 +28,13 @@ def new_record(cfg: Config, run_id: Identity, text: Mapping, threads: int, ranks
         "arm": run_id.arm,
         "setting": run_id.setting,
         "identity": run_id.run,
-        "key": {"arm": key.arm, "setting": key.setting},
+        "key": kept,
         "seed": cfg.seed,
         "role": role(cfg.seed),
         "choices": cfg.choices,
         "revisions": revisions(cfg),
-        "config": masked({k: v for k, v in cfg.items() if k not in ("paths", "choices", "force", "debug")}),
+        "code": codes(cfg),
+        "config": masked({k: v for k, v in cfg.items() if k not in ASKED}),
         "budget": {
             "tokens": steps * per_step,
             "steps": steps,
@@ -61,6 +65,8 @@ def continued_record(record: dict[str, Any], fresh: dict[str, Any]) -> dict[str,
         )
     if record["provenance"] != fresh["provenance"]:
         record["resumed_under"] = fresh["provenance"]
+    if record.get("code") and record["code"] != fresh["code"]:
+        record["resumed_by_code"] = fresh["code"]
     now = {key: fresh[key] for key in ("status", "error", "signal", "config", "choices")}
     return fresh | record | now
 

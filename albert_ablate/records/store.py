@@ -30,7 +30,7 @@ FORMAT = 2  # 1: before there were versions and checksums
 STATES = ("running", "finished", "diverged", "failed", "stopped")
 DONE = ("finished", "diverged")  # outcomes: never trained again. running, stopped and failed go on
 # what is refused where its checksum is wrong; the rest (label, choices, times) carries no result
-CHECKED = ("seed", "arm", "key", "role", "config", "revisions", "budget", "data", "model", "summary", "proof",
+CHECKED = ("seed", "arm", "key", "role", "config", "revisions", "code", "budget", "data", "model", "summary", "proof",
            "provenance", "cost", "histories", "trunk")  # fmt: skip
 LARGEST_FILE = 1 << 28  # bytes; a model of a million parameters' names would have a record of this size
 _SUMS = b',\n "checksums": '
@@ -60,6 +60,7 @@ class Record(Mapping[str, Any]):
     choices: Mapping[str, Any] = field(default_factory=dict)  # option by group
     config: Mapping[str, Any] = field(default_factory=dict)
     revisions: Mapping[str, int] = field(default_factory=dict)  # of components whose formula was corrected, by group
+    code: Mapping[str, str] = field(default_factory=dict)  # hash of the source of each component, by group
     budget: Mapping[str, float] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
@@ -477,6 +478,7 @@ _FIELDS: dict[str, Check] = {
     "choices": _object(_choice),
     "config": _groups,
     "revisions": _object(_count),
+    "code": _object(_text),
     "budget": _object(_amount),
     "data": _object(_any, fingerprint=_text, name=_text, task=_text, entropy_rate=_number),
     "model": _object(_figure),

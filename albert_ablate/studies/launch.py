@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from albert_ablate.config import ConfigError, as_config_error, conf_folder, quoted, search
+from albert_ablate.config import ConfigError, as_config_error, conf_folder, quoted, refuse_changed_code, search
 from albert_ablate.config.secrets import HANDED_ON, masked
-from albert_ablate.records.folder import RunFolder
+from albert_ablate.records.folder import DONE, RunFolder
+from albert_ablate.records.record import ASKED
 from albert_ablate.records.signals import stops_handled
 from albert_ablate.studies.jobs import KILLED, job, process_name
 from albert_ablate.studies.planned_runs import Planned
@@ -37,6 +38,9 @@ class Study:
 
     def complete(self, planned: Sequence[Planned]) -> dict[Planned, str]:
         """Train what is not done, up to three attempts a run; gives the runs that failed, each with its error."""
+        for p in planned:
+            if has_ended(p.folder):
+                refuse_changed_code(p.folder, read_record(p.folder), p.cfg)
         with self._signals():
             errors = self._complete(planned)
         if planned:
@@ -77,6 +81,9 @@ class Study:
                 elif result and result["status"] in ("failed", "refused"):
                     attempts[p] += 1 if result["status"] == "failed" else ATTEMPTS
                     errors[p] = result["error"]
+                elif result and result["status"] in DONE and not has_ended(p.folder):  # its identity is another now
+                    attempts[p] = ATTEMPTS
+                    errors[p] = f"its code has changed since this command began: the run lies in {result['folder']}."
                 if attempts[p] >= ATTEMPTS:
                     given_up.add(p)
                     if killed[p]:
@@ -262,7 +269,7 @@ def note_killed(planned: Planned, error: str) -> None:
         record = read_record(planned.folder)
         if is_done(record):
             return
-        config = {k: v for k, v in planned.cfg.items() if k not in ("paths", "choices", "force", "debug")}
+        config = {k: v for k, v in planned.cfg.items() if k not in ASKED}
         fresh = {
             "label": planned.label,
             "seed": planned.seed,

@@ -119,7 +119,7 @@ def asked(sweep: Sweep, setting: Mapping[str, Any], more: Iterable[str] = ()) ->
 
 
 # groups and keys that do not determine the weights
-ASIDE = ("seed", "paths", "logger", "evaluation", "diagnostics", "checkpoint", "force", "debug")
+ASIDE = ("seed", "paths", "logger", "evaluation", "diagnostics", "checkpoint", "force", "accept_code", "debug")
 
 
 def of_arm(overrides: Mapping[str, str]) -> tuple[str, ...]:

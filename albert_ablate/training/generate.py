@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from albert_ablate.config import NEUTRAL, Config, ConfigError, target_of
+from albert_ablate.config import NEUTRAL, Config, ConfigError, refuse_changed_own_code, target_of
 from albert_ablate.records.folder import RunFolder
 from albert_ablate.records.store import require
 
@@ -144,6 +144,7 @@ def load_kept(run: Path, weights: str) -> tuple[Config, Any]:
     file = run / "checkpoints" / f"{weights}.ckpt"
     if not file.is_file():
         raise ConfigError(f"{file} is missing: --weights {'last' if weights == 'best' else 'best'} may be there.")
+    refuse_changed_own_code(run, record)
     here = {"paths": {"runs": "runs", "cache": None}, "choices": record.get("choices") or {}}
     cfg = check({**record["config"], **here})
     cfg = check({**cfg, "trainer": {**cfg.trainer, "compile": False, "gradient_checkpointing": False}})

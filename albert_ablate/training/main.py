@@ -44,7 +44,8 @@ Evaluated at the end, or added to a run that is done: evaluation=[domains,corrup
 Components of your own: --config-dir DIR, a folder that holds norm/mine.yaml, adds norm=mine
 Any number can be set by its key: seed=1 budget.tokens=1e6 model.layers=12 dropout.mean=0.2 optimizer.lr=3e-4
 schedule.warmup=0.1 data.batch=32 data.train_size=200_000 evaluation.every=50_000 trainer.threads=1 paths.runs=DIR
-force=true (train a finished run again and compare) debug=true (tracebacks)
+force=true (train a finished run again and compare) accept_code=true (take one that other code made)
+debug=true (tracebacks)
 `python run.py --cfg job` shows the whole configuration; --hydra-help is Hydra's own help.
 """
 

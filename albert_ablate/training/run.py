@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from albert_ablate.config import ConfigError, check, evaluations_of
+from albert_ablate.config import ConfigError, check, codes, evaluations_of, refuse_changed_code
 from albert_ablate.config.secrets import masked
 from albert_ablate.data.own_task import is_own_task
 from albert_ablate.data.tasks import is_language, language_model
@@ -63,6 +63,7 @@ def find(job: Job) -> dict[str, Any] | None:
     if record is None or record["status"] not in DONE or job.cfg.force:
         return None
     require(job.folder.path, record, "summary", "cost")
+    refuse_changed_code(job.folder.path, record, job.cfg)
     job.folder.tidy()  # it may have been killed after the final record was written but before cleanup
     return {**record, "found": True}
 
@@ -137,6 +138,7 @@ def _reproduce(job: Job, record: dict, ranks: Ranks) -> dict[str, Any]:
         "val_loss": fresh["summary"]["val_loss"],
         "seconds": fresh["cost"]["seconds"],
         "provenance": fresh["provenance"],
+        "code": codes(cfg),
     }
     record["reproductions"] = [*record.get("reproductions", []), note]
     job.folder.write(record)
@@ -151,6 +153,8 @@ def _session(job: Job, record: dict | None, ranks: Ranks) -> Iterator[tuple[dict
     """
     cfg, folder = job.cfg, job.folder
     resume, step = last_commit(folder, record.get("identity")) if record is not None else (None, 0)
+    if resume is not None and record is not None:
+        refuse_changed_code(folder.path, record, cfg, begun=True)
     if resume is None or record is None:
         folder.clear()
         record = None

@@ -430,6 +430,27 @@ def test_an_unfair_pair_makes_the_claim_inadmissible(bench, change, said):
     assert said in found["reason"]
 
 
+def test_code_that_changed_between_seeds_is_refused(bench):
+    bench.pairs(2.0 + 0.01 * NOISE, 2.2 + 0 * NOISE)
+    for norm, level in (("pre_ln", 2.0), ("post_ln", 2.2)):
+        for seed, noise in enumerate(NOISE):
+            code = {"norm": norm, "clip": "new" if norm == "pre_ln" and seed > 2 else "old"}
+            bench.run(norm, seed, level + 0.01 * noise * (norm == "pre_ln"), code=code)
+    found = bench.judged()
+    assert found["verdict"] == "inadmissible"
+    assert "The code of clip changed between seeds 0 and 3 of pre: train them by one code" in found["reason"]
+
+
+def test_code_that_differs_between_the_arms_is_noted(bench):
+    for norm, level, clip in (("pre_ln", 2.0, "new"), ("post_ln", 2.2, "old")):
+        for seed, noise in enumerate(NOISE):
+            code = {"norm": norm, "clip": clip, "optimizer": "x"}
+            bench.run(norm, seed, level + 0.01 * noise * (norm == "pre_ln"), code=code)
+    found = bench.judged()
+    assert found["verdict"] == "supported"
+    assert "The code of components that the arms share differs between them: clip." in found["notes"]
+
+
 def test_what_differs_and_is_allowed_is_noted(bench):
     bench.pairs(2.0 + 0.01 * NOISE, 2.2 + 0 * NOISE)
     bench.run("pre_ln", 0, 2.0, provenance={"torch": "3"}, proof__initial_draws={"w": "y"})
