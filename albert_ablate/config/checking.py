@@ -88,14 +88,7 @@ def check(cfg: Mapping) -> Config:
     """
     if isinstance(cfg, Config):
         return cfg
-    from omegaconf import DictConfig, OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    if isinstance(cfg, DictConfig):
-        try:
-            cfg = typing.cast(dict, OmegaConf.to_container(cfg, resolve=True))
-        except OmegaConfBaseException as error:
-            raise ConfigError(f"{error.full_key} cannot be resolved: {str(error).splitlines()[0]}.") from None
+    cfg = resolved(cfg)
     choices = cfg.get("choices")
     nodes = {k: v for k, v in cfg.items() if k != "hydra"}
     for key, target in NEUTRAL.items():  # a configuration from before there was the group
@@ -103,6 +96,19 @@ def check(cfg: Mapping) -> Config:
     out = _check_section(nodes, Config, "", choices if isinstance(choices, Mapping) else {})
     check_together(out)
     return out
+
+
+def resolved(cfg: Mapping) -> Mapping:
+    """A configuration as OmegaConf has it, as a dictionary, its interpolations resolved; any other as it is."""
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if not isinstance(cfg, DictConfig):
+        return cfg
+    try:
+        return typing.cast(dict, OmegaConf.to_container(cfg, resolve=True))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key} cannot be resolved: {str(error).splitlines()[0]}.") from None
 
 
 def with_seed(cfg: Config, seed: Any) -> Config:

@@ -271,8 +271,8 @@ def _keys_in(files: tuple[tuple[str, Path, int], ...]) -> dict[str, frozenset[st
 
 def own_option(group: str, name: str) -> None:
     """ConfigError where the YAML of an option of one's own cannot be read, or names no class that can be imported."""
-    file = option_file(group, name)
-    if file not in own_option_files():
+    own = own_option_files()
+    if not own or (file := option_file(group, name)) not in own:
         return
     node = read_yaml(file)
     if not isinstance(node, dict):

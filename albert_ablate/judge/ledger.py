@@ -16,6 +16,7 @@ from albert_ablate.judge.entries import entry_of, refusals, tested_contrasts
 from albert_ablate.judge.external import gather_any, home_folder, open_store
 from albert_ablate.judge.run_store import RunStore
 from albert_ablate.records.checked import write_checked
+from albert_ablate.records.collector import without_collector
 from albert_ablate.records.folder import DONE
 from albert_ablate.records.json_output import nonfinite_as_text, schema_id
 from albert_ablate.stats.verdicts import Claim, verdicts
@@ -43,6 +44,7 @@ class Judged:
     registration: dict[str, Any]
 
 
+@without_collector()
 def judged(file: ClaimsFile, runs: Path, form: str, store: RunStore | None = None) -> Judged:
     """All claims of a form, together with those of another form that has been looked at: both share the level.
 
