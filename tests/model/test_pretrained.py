@@ -1,4 +1,4 @@
-"""Checkpoints of nine families, made here with random weights by transformers, against transformers' own models."""
+"""Checkpoints of thirteen families, made here with random weights by transformers, against transformers' own models."""
 
 import json
 import logging
@@ -21,6 +21,8 @@ OPENAI |= {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "bos_token_id": None, "eos_tok
 LLAMA = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "pad_token_id": None}
 LLAMA |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 12, "initializer_range": 0.3}
 LLAMA |= {"bos_token_id": None, "eos_token_id": None, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}
+NEOX = {name: value for name, value in LLAMA.items() if name != "num_key_value_heads"}
+WHOLE = {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 1.0}
 FAMILIES = {
     "gpt2": ("GPT2", {**OPENAI, "initializer_range": 0.3}),
     "gpt2 relu": ("GPT2", {**OPENAI, "activation_function": "relu", "n_inner": 20, "layer_norm_epsilon": 1e-2}),
@@ -36,6 +38,14 @@ FAMILIES = {
     "mistral": ("Mistral", {**LLAMA, "sliding_window": 4, "rms_norm_eps": 1e-3}),
     "mistral without a window": ("Mistral", {**LLAMA, "sliding_window": None, "head_dim": 6}),
     "qwen3": ("Qwen3", {**LLAMA, "head_dim": 6, "rms_norm_eps": 1e-3, "tie_word_embeddings": True}),
+    "smollm3 rotary throughout": ("SmolLM3", {**LLAMA, "no_rope_layers": [1, 1, 1], "rms_norm_eps": 1e-3}),
+    "phi3": ("Phi3", {**LLAMA, "rms_norm_eps": 1e-3}),
+    "phi3 with a window": ("Phi3", {**LLAMA, "sliding_window": 4, "tie_word_embeddings": True}),
+    "stablelm turned whole": ("StableLm", {**LLAMA, "layer_norm_eps": 1e-2, "rope_parameters": WHOLE}),
+    "gpt_neox one after the other": ("GPTNeoX", {**NEOX, "use_parallel_residual": False, "layer_norm_eps": 1e-2,
+                                                 "rope_parameters": WHOLE}),
+    "gpt_neox tied": ("GPTNeoX", {**NEOX, "use_parallel_residual": False, "rope_parameters": WHOLE,
+                                  "hidden_act": "gelu_new", "tie_word_embeddings": True}),
     "gemma": ("Gemma", {**LLAMA, "head_dim": 6, "rms_norm_eps": 1e-3}),
     "gemma relu": ("Gemma", {**LLAMA, "head_dim": 4, "hidden_act": "relu", "tie_word_embeddings": False}),
     "olmo": ("Olmo", LLAMA),
@@ -140,6 +150,14 @@ def test_a_pickle_that_would_run_code_is_not_read(tmp_path):
         ("qwen3", "layer_types", ["full_attention", "sliding_attention", "full_attention"]),
         ("gemma", "hidden_activation", "gelu"),
         ("olmo", "clip_qkv", 8.0),
+        ("smollm3 rotary throughout", "no_rope_layers", [1, 0, 1]),
+        ("phi3", "rope_parameters", {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}),
+        ("phi3", "rope_parameters", {"rope_type": "default", "partial_rotary_factor": 0.75}),
+        ("stablelm turned whole", "use_qkv_bias", True),
+        ("stablelm turned whole", "qk_layernorm", True),
+        ("stablelm turned whole", "use_parallel_residual", True),
+        ("gpt_neox one after the other", "use_parallel_residual", True),
+        ("gpt_neox one after the other", "attention_bias", False),
         ("olmo", "rope_parameters", {"rope_type": "yarn", "factor": 8.0, "rope_theta": 1e4}),
     ],
 )
@@ -147,7 +165,8 @@ def test_what_cannot_be_mapped_is_refused_and_named(name, field, value, tmp_path
     reference(name).save_pretrained(tmp_path)
     file = tmp_path / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), field: value}))
-    with pytest.raises(ConfigError, match=field) as said:
+    named = "partial_rotary_factor" if "partial_rotary_factor" in str(value) else field
+    with pytest.raises(ConfigError, match=named) as said:
         load_pretrained(tmp_path)
     assert str(said.value).count(". ") == 0
 
@@ -169,7 +188,7 @@ def test_scaled_positions_of_older_releases_are_the_same(kind, tmp_path):
     assert not torch.allclose(load_pretrained(tmp_path).eval()(tokens()), expected, atol=1e-2)
 
 
-@pytest.mark.parametrize("name", ["mistral", "gemma", "olmo"])
+@pytest.mark.parametrize("name", ["mistral", "gemma", "olmo", "phi3", "gpt_neox tied", "stablelm turned whole"])
 def test_shards_and_half_precision_of_other_families(name, tmp_path):
     theirs = reference(name).bfloat16()
     theirs.save_pretrained(tmp_path, max_shard_size="4KB")
@@ -207,8 +226,6 @@ def made_tokenizer(folder):
     ("family", "setting"),
     [
         ("Qwen2", "a bias"),
-        ("GPTNeoX", "rotary_pct"),
-        ("StableLm", "partial_rotary_factor"),
         ("Phi", "partial_rotary_factor"),
         ("Gemma3Text", "rope_local_base_freq"),
     ],
@@ -217,6 +234,36 @@ def test_a_family_of_another_structure_is_refused_with_why(family, setting, tmp_
     getattr(transformers, f"{family}Config")().save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=rf"which this model cannot be: .*{setting}"):
         load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("family", ["GPTNeoX", "StableLm"])
+def test_positions_that_turn_a_part_of_a_head_are_refused(family, tmp_path):
+    getattr(transformers, f"{family}Config")().save_pretrained(tmp_path)  # as the published ones are
+    file = tmp_path / "config.json"
+    content = json.loads(file.read_text())
+    del content["rope_parameters"]  # of older releases
+    for more, named in (({}, "partial_rotary_factor=0.25"), ({"partial_rotary_factor": 0.5}, "partial_rotary_factor")):
+        file.write_text(json.dumps(content | more))
+        with pytest.raises(ConfigError, match=named):
+            load_pretrained(tmp_path)
+    if family == "GPTNeoX":
+        file.write_text(json.dumps(content | {"rotary_pct": 0.25, "rotary_emb_base": 10_000}))
+        with pytest.raises(ConfigError, match="rotary_pct=0.25"):
+            load_pretrained(tmp_path)
+
+
+def test_gpt_neox_of_older_releases_is_the_same(tmp_path):
+    reference("gpt_neox one after the other").save_pretrained(tmp_path)
+    expected = load_pretrained(tmp_path).eval()(tokens())
+    file, weights = tmp_path / "config.json", tmp_path / "model.safetensors"
+    content = json.loads(file.read_text())
+    del content["rope_parameters"]
+    file.write_text(json.dumps(content | {"rotary_pct": 1.0, "rotary_emb_base": 500}))
+    held = load_file(weights)
+    now, other = sorted(("embed_out.weight", "lm_head.weight"), key=held.__contains__, reverse=True)
+    held[other] = held.pop(now)  # releases have saved it under either name
+    save_file(held, weights, metadata={"format": "pt"})
+    assert torch.equal(load_pretrained(tmp_path).eval()(tokens()), expected)
 
 
 def test_weights_that_do_not_fit_or_are_missing_are_refused(tmp_path):
