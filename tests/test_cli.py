@@ -1,6 +1,7 @@
 """The command `run.py`: exit codes, one sentence on stderr for each mistake, nothing left behind."""
 
 import errno
+import functools
 import os
 import subprocess
 import sys
@@ -47,6 +48,26 @@ def command(monkeypatch, tmp_path, capsys):
         assert sys.argv == ["run.py", *arguments]
         assert not list(here.iterdir()) and not list(scratch.glob("albert*"))
         return code, out.out, out.err
+
+    return call
+
+
+def test_a_run_is_checked_once_and_its_model_built_once(command, tiny, monkeypatch):
+    from albert_ablate.config import checking
+    from albert_ablate.model.decoder import Decoder
+
+    calls = []
+    for owner, name in ((checking, "check_together"), (Decoder, "__init__")):
+        monkeypatch.setattr(owner, name, counted(getattr(owner, name), calls))
+    assert command(*tiny)[0] == 0
+    assert sorted(calls) == ["__init__", "check_together"]
+
+
+def counted(function, calls):
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        calls.append(function.__name__)
+        return function(*args, **kwargs)
 
     return call
 

@@ -49,9 +49,9 @@ def signed_difference(treatment, control, better: Literal["lower", "higher"] = "
     (t, t_lost), (c, c_lost) = sides
     if t.shape != c.shape:
         raise ValueError(f"Pairs need one value per seed in each arm, got {t.shape[0]} and {c.shape[0]}.")
-    d = c - t if better == "lower" else t - c
-    d = np.where(c_lost & ~t_lost, np.inf, np.where(t_lost & ~c_lost, -np.inf, d))
-    return np.where(c_lost & t_lost, np.nan, d)
+    differences = c - t if better == "lower" else t - c
+    differences = np.where(c_lost & ~t_lost, np.inf, np.where(t_lost & ~c_lost, -np.inf, differences))
+    return np.where(c_lost & t_lost, np.nan, differences)
 
 
 # --- intervals and descriptions --------------------------------------------------------------------------------------
@@ -63,8 +63,8 @@ def rate_interval(k: int, n: int, level: float = 0.05) -> tuple[float, float, fl
 
     if not 0 <= k <= n or n < 1:
         raise ValueError(f"A rate needs at least one run and a count between 0 and their number, got {k} of {n}.")
-    found = binomtest(int(k), int(n)).proportion_ci(1 - level, method="exact")
-    return k / n, float(found.low), float(found.high)
+    interval = binomtest(int(k), int(n)).proportion_ci(1 - level, method="exact")
+    return k / n, float(interval.low), float(interval.high)
 
 
 def correlation(x, y, level: float = 0.05) -> tuple[float, float, float]:
@@ -81,9 +81,9 @@ def correlation(x, y, level: float = 0.05) -> tuple[float, float, float]:
         raise ValueError(f"A correlation with its interval needs at least 4 pairs that both finished, got {len(x)}.")
     if not np.ptp(x) or not np.ptp(y):
         raise ValueError("A correlation needs values that vary; one arm has the same value on every seed.")
-    found = pearsonr(x, y)
-    low, high = found.confidence_interval(1 - level)
-    return float(found.statistic), float(low), float(high)
+    pearson = pearsonr(x, y)
+    low, high = pearson.confidence_interval(1 - level)
+    return float(pearson.statistic), float(low), float(high)
 
 
 def refuse_bootstrap(n: int) -> None:
@@ -188,6 +188,6 @@ def compare_exactly(treatment, control, margin: float, better: Literal["lower", 
         if len(x) != 1 or not np.isfinite(x[0]):
             raise ValueError(f"A measure without noise is one finite number per arm; the {name} has {x.tolist()}.")
         values.append(x[0])
-    d = signed_difference(values[:1], values[1:], better, log)[0]
-    word = "no effect" if abs(d) <= margin else "supported" if d > 0 else "refuted"
-    return Exact(float(values[0]), float(values[1]), float(d), word)
+    difference = float(signed_difference(values[:1], values[1:], better, log)[0])
+    word = "no effect" if abs(difference) <= margin else "supported" if difference > 0 else "refuted"
+    return Exact(float(values[0]), float(values[1]), difference, word)

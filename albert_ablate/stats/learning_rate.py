@@ -141,53 +141,55 @@ def tuning_slack(s: float, c: float, h: float, r: int, v: float = 0.0) -> float:
     return s**2 * (1 + 12 * v**2) / (8 * c * h**2 * r)
 
 
-def slack_bound(found: Mapping[str, Any]) -> float:
+def slack_bound(tuning: Mapping[str, Any]) -> float:
     """SLACK_BOUND times the slack of a tuned arm, in nats, from its file; nan: unknown.
 
     Files written before `rule` stood in them hold a slack without its factor 1 + 12 v^2.
     """
-    slack = found.get("slack")
+    slack = tuning.get("slack")
     if slack is None or not np.isfinite(slack):
         return np.nan
-    if found.get("rule") is None:
-        means = {c["rate"]: c["mean"] for c in found["curve"] if c["tokens"] == found["tokens"]}
+    if tuning.get("rule") is None:
+        means = {c["rate"]: c["mean"] for c in tuning["curve"] if c["tokens"] == tuning["tokens"]}
         means = {rate: mean for rate, mean in means.items() if mean is not None}
-        best = min(means, key=lambda rate: means[rate]) if means else found["rate"]
-        slack *= 1 + 12 * (np.log(found["rate"] / best) / np.log(found.get("step", STEPS[0]))) ** 2
+        best = min(means, key=lambda rate: means[rate]) if means else tuning["rate"]
+        slack *= 1 + 12 * (np.log(tuning["rate"] / best) / np.log(tuning.get("step", STEPS[0]))) ** 2
     return SLACK_BOUND * float(slack)
 
 
-def pairs_to_margin(d, margin: float, level: float = ALPHA, coverage: float = 0.8) -> tuple[float, float, float]:
+def pairs_to_margin(
+    differences, margin: float, level: float = ALPHA, coverage: float = 0.8
+) -> tuple[float, float, float]:
     """Pairs at which the half-width reaches the margin, and their range, from s and its 80 % interval (chi squared).
 
     Not "seeds needed" from the observed effect, which is off by orders of magnitude. A claim of n pairs is one named
     with N = n; beyond 60, where the level formula ends, with the level of N = 60.
     """
-    d = np.asarray(d, float)
-    d = d[np.isfinite(d)]
-    refuse_unusable(d)
+    differences = np.asarray(differences, float)
+    differences = differences[np.isfinite(differences)]
+    refuse_unusable(differences)
     if not margin > 0:
         raise ValueError(f"A half-width reaches only a positive margin, got {margin:g}.")
-    s, low, high = spread(d, 1 - coverage)
+    s, low, high = spread(differences, 1 - coverage)
     return _pairs(margin / s, level), _pairs(margin / low, level), _pairs(margin / high, level)
 
 
-def pairs_missing(d, distance: float, N: int, level: float = ALPHA,
+def pairs_missing(differences, distance: float, N: int, level: float = ALPHA,
                   coverage: float = 0.8) -> tuple[int, float, float] | None:  # fmt: skip
     """Pairs at which the half-width is down to `distance` if mean and spread stay as they are, and their range.
 
     distance: of the mean from what it is to be told from. Up to N at the claim's own level, beyond N for a new claim
     that names so many. None where it is down to that already: no pair is missing for this.
     """
-    d = np.asarray(d, float)
-    if critical(len(d), N, level) * d.std(ddof=1) / sqrt(len(d)) <= distance:
+    differences = np.asarray(differences, float)
+    if critical(len(differences), N, level) * differences.std(ddof=1) / sqrt(len(differences)) <= distance:
         return None
 
     def total(s: float) -> float:
-        own = (n for n in range(len(d) + 1, N + 1) if critical(n, N, level) * s / sqrt(n) <= distance)
-        return next(own, None) or max(N + 1, _pairs(distance / s, level))
+        within = (n for n in range(len(differences) + 1, N + 1) if critical(n, N, level) * s / sqrt(n) <= distance)
+        return next(within, None) or max(N + 1, _pairs(distance / s, level))
 
-    n, low, high = map(total, spread(d, 1 - coverage))
+    n, low, high = map(total, spread(differences, 1 - coverage))
     return n, low, high  # type: ignore[return-value]
 
 
@@ -220,12 +222,12 @@ class Reach:
     reached: dict[int, bool]  # whether the half-width of the 90 % interval, which "no effect" needs, is in the margin
 
 
-def reach(d, margin: float, pairs: Sequence[int] = (10, 20, 40)) -> Reach:
+def reach(differences, margin: float, pairs: Sequence[int] = (10, 20, 40)) -> Reach:
     """Half-widths (95 %) at 10, 20, 40 pairs from the paired spread so far, and whether "no effect" is within reach.
 
     Reached is generous: with a margin under .75 s (N = 20) or .55 s (N = 40) "no effect" is rare.
     """
-    s, low, high = spread(d)
+    s, low, high = spread(differences)
     return Reach(s, low, high, {n: half_width(s, n) for n in pairs},
                  {n: half_width(s, n, 2 * ALPHA) <= margin for n in pairs})  # fmt: skip
 
@@ -272,9 +274,9 @@ def false_positive_rate(finals, rng: np.random.Generator, N: int | None = None, 
 def _share_found(finals: np.ndarray, order: np.ndarray, level: float, N: int) -> float:
     a, b = finals[order[:, ::2]], finals[order[:, 1::2]]
     both_diverged = np.isinf(a) & np.isinf(b)
-    d = np.where(both_diverged, np.nan, np.where(both_diverged, 0, a) - np.where(both_diverged, 0, b))
+    differences = np.where(both_diverged, np.nan, np.where(both_diverged, 0, a) - np.where(both_diverged, 0, b))
     a = nominal(level, N)
-    return float(np.mean(np.any([p_effect(d[:, :n]) <= a for n in range(FIRST, N + 1)], axis=0)))
+    return float(np.mean(np.any([p_effect(differences[:, :n]) <= a for n in range(FIRST, N + 1)], axis=0)))
 
 
 def _middle(mean: np.ndarray, best: int) -> int | None:

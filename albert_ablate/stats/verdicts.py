@@ -43,10 +43,10 @@ OPPOSITE, SMALLER = "opposite found", "smaller than the margin"
 class Contrast:
     """One signed number per seed, positive = what the claim says, in the named order; the gapless prefix only."""
 
-    d: Sequence[float]
+    differences: Sequence[float]
     margin: float
     null: str = "0"  # "margin": better by the margin; "-margin": not worse than the margin
-    slack: float = 0.0  # tuning slack of the two arms together, in the unit of d
+    slack: float = 0.0  # tuning slack of the two arms together, in the unit of the differences
     mixed: str = ""  # why no clean verdict is possible, such as a factorial cell that diverges in every seed
     test: Test = PLAIN
     discrete: bool = False  # the measure has few values, such as a share of five rates: equal differences are evidence
@@ -118,7 +118,10 @@ def verdicts(claims: Sequence[Claim], m: int, alpha: float = ALPHA) -> list[Verd
     """Verdict of every claim of a family of m, named before; the same differences give the same ledger."""
     refused = [inadmissible(c) for c in claims]
     tests = [
-        [Sequential(*map(float, sequential(x.d, x.margin, c.N, x.shift, x.discrete, x.test))) for x in c.parts]
+        [
+            Sequential(*map(float, sequential(x.differences, x.margin, c.N, x.shift, x.discrete, x.test)))
+            for x in c.parts
+        ]
         for c in claims
     ]
     joint = [combine(p, c.needs) for p, c in zip(tests, claims, strict=True)]
@@ -187,15 +190,25 @@ def combine(p: Sequence[Sequential], needs: str) -> Combined:
 def inadmissible(claim: Claim) -> str:
     """The sentence why no test of this claim can mean anything, or ""."""
     for x in claim.parts:
-        d = np.asarray(x.d, float)[: claim.N]
-        if np.isnan(d).all() and len(d) >= FUTILE_FROM or np.isfinite(d).all() and len(d) >= FIRST and not x.discrete:
+        differences = np.asarray(x.differences, float)[: claim.N]
+        if (
+            np.isnan(differences).all()
+            and len(differences) >= FUTILE_FROM
+            or np.isfinite(differences).all()
+            and len(differences) >= FIRST
+            and not x.discrete
+        ):
             try:
-                refuse_unusable(d)
+                refuse_unusable(differences)
             except ValueError as sentence:
                 return str(sentence)
-        usable = claim.N - int(np.sum(np.isnan(d) | (d == 0)))
-        if not np.isfinite(d).all() and usable < (need := rank_pairs(claim.N)) and not _fisher_can(d, claim.N):
-            tried = sequential(d, x.margin, claim.N, x.shift, x.discrete, x.test)
+        usable = claim.N - int(np.sum(np.isnan(differences) | (differences == 0)))
+        if (
+            not np.isfinite(differences).all()
+            and usable < (need := rank_pairs(claim.N))
+            and not _fisher_can(differences, claim.N)
+        ):
+            tried = sequential(differences, x.margin, claim.N, x.shift, x.discrete, x.test)
             if min(tried.effect, tried.inside) > ALPHA:
                 return (
                     f"Runs diverged, and the signed rank needs {need} pairs that say something to reach the level; "
@@ -204,9 +217,11 @@ def inadmissible(claim: Claim) -> str:
     return ""
 
 
-def _fisher_can(d: np.ndarray, N: int) -> bool:
+def _fisher_can(differences: np.ndarray, N: int) -> bool:
     """Whether Fisher's test can still reach the level: all further pairs lose one arm's run alone."""
-    return any(fisher(np.r_[d, np.full(N - len(d), end)]) <= nominal(ALPHA, N) for end in (inf, -inf))
+    return any(
+        fisher(np.r_[differences, np.full(N - len(differences), end)]) <= nominal(ALPHA, N) for end in (inf, -inf)
+    )
 
 
 def _word(claim: Claim, joint: Combined, effect: bool, inside: bool) -> tuple[str, str]:
@@ -216,18 +231,18 @@ def _word(claim: Claim, joint: Combined, effect: bool, inside: bool) -> tuple[st
         if claim.needs == "all":
             return "refuted", "A part it needs is without effect: its 90 % interval lies inside the margin."
         return "no effect", "The sequential 90 % interval lies inside the margin."
-    d = [np.asarray(x.d, float)[: claim.N] for x in claim.parts]
+    differences = [np.asarray(x.differences, float)[: claim.N] for x in claim.parts]
     if effect:
-        if any((_lost(d[i]) < 0) if joint.supports else (_lost(d[i]) > 0) for i in joint.deciding):
+        if any((_lost(differences[i]) < 0) if joint.supports else (_lost(differences[i]) > 0) for i in joint.deciding):
             return "mixed", "The arm that is better by this measure diverged in more pairs."
         for i in joint.deciding:
             x = claim.parts[i]
-            if np.isfinite(d[i]).all() and abs(d[i].mean() - x.shift) < x.slack:
+            if np.isfinite(differences[i]).all() and abs(differences[i].mean() - x.shift) < x.slack:
                 return "within tuning slack", f"The estimate is smaller than the arms' tuning slack of {x.slack:.3g}."
         return ("supported" if joint.supports else "refuted"), "An effect is found at the level that Holm leaves it."
-    if all(len(x) >= claim.N for x in d):
+    if all(len(x) >= claim.N for x in differences):
         return "inconclusive", f"All {claim.N} pairs are in and neither bound was reached."
-    if not any(len(x) for x in d):
+    if not any(len(x) for x in differences):
         return "open", "No pair of finished or diverged runs yet."
     if not within_reach(claim):
         return "inconclusive", "Out of reach: if mean and spread stay as they are, no verdict comes by N."
@@ -241,10 +256,10 @@ def within_reach(claim: Claim) -> bool:
     """
     up, down, inside = [], [], []
     for x in claim.parts:
-        d = np.asarray(x.d, float)[: claim.N]
-        if len(d) < FUTILE_FROM or not np.isfinite(d).all():
+        differences = np.asarray(x.differences, float)[: claim.N]
+        if len(differences) < FUTILE_FROM or not np.isfinite(differences).all():
             return True
-        mean, error = d.mean(), FUTILE * d.std(ddof=1) / sqrt(claim.N)
+        mean, error = differences.mean(), FUTILE * differences.std(ddof=1) / sqrt(claim.N)
         up.append(mean - x.shift >= error * critical(claim.N, claim.N, ALPHA, x.test))
         down.append(x.shift - mean >= error * critical(claim.N, claim.N, ALPHA, x.test))
         inside.append(x.shift >= 0 and x.margin - abs(mean) >= error * critical(claim.N, claim.N, 2 * ALPHA, x.test))
@@ -254,23 +269,23 @@ def within_reach(claim: Claim) -> bool:
 
 
 def _part(x: Contrast, claim: Claim, p: Sequential, level: float, inside_level: float) -> PartResult:
-    d = np.asarray(x.d, float)[: claim.N]
-    mean, low, high = running_interval(d, claim.N, test=x.test)
-    steps = looks(d, x.margin, claim.N, level, inside_level, x.shift, x.discrete, x.test)
-    _, step_low, step_high = running_interval(d, claim.N, level, x.test)
+    differences = np.asarray(x.differences, float)[: claim.N]
+    mean, low, high = running_interval(differences, claim.N, test=x.test)
+    steps = looks(differences, x.margin, claim.N, level, inside_level, x.shift, x.discrete, x.test)
+    _, step_low, step_high = running_interval(differences, claim.N, level, x.test)
     return PartResult(
-        len(d),
+        len(differences),
         mean,
         low,
         high,
-        int(np.isfinite(d).sum()),
-        _lost(d),
+        int(np.isfinite(differences).sum()),
+        _lost(differences),
         p,
-        rank_check(d - x.shift, claim.N, discrete=x.discrete, test=x.test),
+        rank_check(differences - x.shift, claim.N, discrete=x.discrete, test=x.test),
         steps,
         step_low,
         step_high,
-        inside_from(d, claim.N, inside_level, x.test) if x.shift >= 0 else inf,
+        inside_from(differences, claim.N, inside_level, x.test) if x.shift >= 0 else inf,
     )
 
 
@@ -284,6 +299,6 @@ def deciding_look(part: PartResult, verdict: str) -> int:
     return 0
 
 
-def _lost(d: np.ndarray) -> int:
+def _lost(differences: np.ndarray) -> int:
     """Pairs in which only the control diverged minus those in which only the treatment did."""
-    return int(np.sum(np.sign(d[np.isinf(d)])))
+    return int(np.sum(np.sign(differences[np.isinf(differences)])))
