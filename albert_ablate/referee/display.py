@@ -49,14 +49,14 @@ class Lines(AbstractContextManager["Lines"]):
 class Terminal(AbstractContextManager["Terminal"]):
     """Lines with colors, and below them a panel. live: whether there is a panel.
 
-    While it is open the file descriptors 1 and 2 are a pipe: a worker that wrote to the terminal itself would write
-    into the panel.
+    While it is open the file descriptors 1 and, where it is a terminal, 2 are a pipe: a worker that wrote to the
+    terminal itself would write into the panel.
     """
 
     console: Any = None  # rich's, of the terminal
     live: bool = True
     _contrasts: Sequence[Contrast] = ()
-    _kept: list[int] = field(default_factory=list)  # what 1 and 2 were
+    _kept: dict[int, int] = field(default_factory=dict)  # what 1 and 2 were
     _panel: Any = None
     _reader: threading.Thread | None = None
 
@@ -79,9 +79,9 @@ class Terminal(AbstractContextManager["Terminal"]):
 
         sys.stdout.flush()
         reading, writing = os.pipe()
-        self._kept = [os.dup(1), os.dup(2)]
-        os.dup2(writing, 1)
-        os.dup2(writing, 2)
+        self._kept = {fd: os.dup(fd) for fd in (1, 2) if fd == 1 or os.isatty(fd)}
+        for fd in self._kept:
+            os.dup2(writing, fd)
         os.close(writing)
         self._reader = threading.Thread(target=self._forward, args=(os.fdopen(reading, errors="replace"),), daemon=True)
         self._reader.start()
@@ -98,7 +98,7 @@ class Terminal(AbstractContextManager["Terminal"]):
 
     def __exit__(self, *error: Any) -> None:
         sys.stdout.flush()
-        for fd, kept in enumerate(self._kept, 1):
+        for fd, kept in self._kept.items():
             os.dup2(kept, fd)
             os.close(kept)
         assert self._reader is not None

@@ -54,7 +54,9 @@ def test_a_terminal_shows_lines_and_a_panel_a_pipe_only_lines(tmp_path):
 
 
 @pytest.mark.process
-def test_what_other_processes_print_goes_above_the_panel(capfd):
+@pytest.mark.parametrize("terminal_error", [True, False])
+def test_what_other_processes_print_goes_above_the_panel(capfd, monkeypatch, terminal_error):
+    monkeypatch.setattr(os, "isatty", lambda fd: terminal_error)
     written = io.StringIO()
     with Terminal(Console(file=written, force_terminal=True, width=80)) as terminal:
         terminal.watch([contrast()])
@@ -62,9 +64,10 @@ def test_what_other_processes_print_goes_above_the_panel(capfd):
         terminal.say("pair 5")
     print("afterwards")
     said = capfd.readouterr()
-    assert said.out == "afterwards\n" and not said.err
+    assert said.out == "afterwards\n" and said.err == ("" if terminal_error else "oops\n")  # 2> stays what it was
     plain = ESCAPE.sub("", written.getvalue())
-    assert all(plain.count(f"{text}\n") == 1 for text in ("from a worker", "oops", "pair 5"))
+    assert all(plain.count(f"{text}\n") == 1 for text in ("from a worker", "pair 5"))
+    assert plain.count("oops\n") == terminal_error
 
 
 def test_an_error_leaves_the_terminal_as_it_was(capfd):
