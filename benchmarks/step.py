@@ -95,14 +95,14 @@ def clipping_and_loading(model: str, rounds: int) -> dict:
     """Seconds of forward + backward, of each clipping rule, and of one batch's loading, alternating."""
     import torch
 
-    from albert_ablate.data.packed import Order, block_count, cache_folder, pack, take_blocks
+    from albert_ablate.data.packed import BatchOrder, block_count, cache_folder, pack, take_blocks
     from albert_ablate.model.build import build
     from albert_ablate.optim.clipping import AdaptiveClip, ClipNorm, ClipValue, global_norm
 
     cfg = configuration(model, 1, "unused")
     loop = BareLoop(cfg)
     tokens = pack(build(cfg.data), build(cfg.tokenizer), cache_folder(None)).train
-    order = Order(block_count(tokens, cfg.model.context), cfg.data.batch, 0)
+    order = BatchOrder(block_count(tokens, cfg.model.context), cfg.data.batch, 0)
     named = list(loop.model.named_parameters())
     times: dict[str, list[float]] = {}
 

@@ -10,7 +10,7 @@ from albert_ablate.config.components import component_with_defaults
 from albert_ablate.config.errors import ConfigError, listed, nearest, shown
 from albert_ablate.config.folders import options
 from albert_ablate.config.rules import check_together
-from albert_ablate.config.schema import NEUTRAL, SEVERAL, Config, Evaluation, Section
+from albert_ablate.config.schema import DEFAULT_TARGETS, MULTI_CHOICE_GROUPS, Config, Evaluation, Section
 from albert_ablate.config.types import Component, checked, describe
 
 
@@ -69,7 +69,12 @@ def _check_section(node: Any, schema: type[S], key: str, choices: Mapping) -> S:
             group = options().get(name) if not key else None
             must = f"one of {listed(group)}" if group else describe(annotation)
             raise ConfigError(f"{dotted} is missing: it must be {must}.")
-        if annotation is Component and name in SEVERAL and isinstance(value, Mapping) and "_target_" not in value:
+        if (
+            annotation is Component
+            and name in MULTI_CHOICE_GROUPS
+            and isinstance(value, Mapping)
+            and "_target_" not in value
+        ):
             out[name] = _check_several(value, name)
         elif annotation is Component:
             out[name] = component_with_defaults(value, dotted, choices.get(name))
@@ -91,7 +96,7 @@ def check(cfg: Mapping) -> Config:
     cfg = resolved(cfg)
     choices = cfg.get("choices")
     nodes = {k: v for k, v in cfg.items() if k != "hydra"}
-    for key, target in NEUTRAL.items():  # a configuration from before there was the group
+    for key, target in DEFAULT_TARGETS.items():  # a configuration from before there was the group
         nodes.setdefault(key, {"_target_": target})
     out = _check_section(nodes, Config, "", choices if isinstance(choices, Mapping) else {})
     check_together(out)

@@ -23,7 +23,7 @@ from albert_ablate.config.folders import (
     options,
     own_option_files,
 )
-from albert_ablate.config.types import Component, Elsewhere, checked, describe
+from albert_ablate.config.types import Component, NotIdentity, checked, describe
 
 Target = TypeVar("Target")
 
@@ -324,4 +324,4 @@ def component_arguments(node: Mapping) -> dict:
 
 def is_place(annotation: Any) -> bool:
     """Whether an argument says where something lies, not what it is."""
-    return any(a is Elsewhere for a in typing.get_args(annotation)[1:])
+    return any(a is NotIdentity for a in typing.get_args(annotation)[1:])

@@ -23,7 +23,7 @@ from albert_ablate.config.folders import (
 )
 from albert_ablate.config.own_model import set_aside_parts, steps_to_tokens
 from albert_ablate.config.rules import evaluations_of
-from albert_ablate.config.schema import SEVERAL, Config
+from albert_ablate.config.schema import MULTI_CHOICE_GROUPS, Config
 from albert_ablate.config.secrets import masked
 from albert_ablate.config.types import to_container
 
@@ -159,9 +159,9 @@ def prepared(overrides: typing.Iterable[str]) -> list[str]:
     for override in overrides:
         plain = override.lstrip("+")
         key, equals, value = plain.partition("=")
-        if equals and key in SEVERAL:
+        if equals and key in MULTI_CHOICE_GROUPS:
             out = [o for o in out if re.split("[@=]", o.lstrip("+~"))[0] != key]  # the last one counts
-        if equals and key in SEVERAL and value.startswith("["):
+        if equals and key in MULTI_CHOICE_GROUPS and value.startswith("["):
             out += _several(key, value, groups[key])
         elif equals and key in groups:
             value = value.strip("[]") if key == "evaluation" else value  # Hydra takes a list and merges its options
@@ -208,7 +208,7 @@ def with_choices(cfg: Any, choices: Mapping, overrides: typing.Iterable[str] = (
     cfg = OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"]) if "hydra" in cfg else cfg
     nodes = dict(resolved(cfg))
     taken = {k: v for k, v in choices.items() if k in groups}
-    for key in SEVERAL:
+    for key in MULTI_CHOICE_GROUPS:
         if several := [v for k, v in choices.items() if k.startswith(f"{key}@")]:
             taken[key] = f"[{','.join(several)}]"
     if "evaluation" not in taken and "evaluation" in nodes:  # a list of them

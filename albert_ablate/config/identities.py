@@ -12,7 +12,7 @@ from albert_ablate.config.code import code_by_group, own_code
 from albert_ablate.config.components import component_arguments, component_with_defaults, is_place, parameters_of
 from albert_ablate.config.errors import ConfigError
 from albert_ablate.config.rules import normalizes
-from albert_ablate.config.schema import COMPONENTS, NEUTRAL
+from albert_ablate.config.schema import COMPONENTS, DEFAULT_TARGETS
 from albert_ablate.streams import digest
 
 # What determines the weights. Evaluation, diagnostics, trainer, logger, paths, force and debug do not.
@@ -178,7 +178,7 @@ def _significant(cfg: Mapping, fingerprint: str, with_code: bool = True) -> dict
     out: dict[str, Any] = {}
     for key in SIGNIFICANT:
         node = cfg[key]
-        if key in NEUTRAL and node["_target_"] == NEUTRAL[key]:
+        if key in DEFAULT_TARGETS and node["_target_"] == DEFAULT_TARGETS[key]:
             continue
         out[key] = {"_target_": node["_target_"], **component_arguments(node)} if key in COMPONENTS else dict(node)
         if with_code and (own := own_code(node)):
@@ -219,7 +219,7 @@ def keys_of(cfg: Mapping, with_code: bool = True) -> Identity:
     ConfigError for what is not a configuration of this release. Imports the components, and with them torch.
     """
     whole = dict(cfg) | {"trainer": {"precision": "32-true", "compile": False, **(cfg.get("trainer") or {})}}
-    for key, target in NEUTRAL.items():  # a configuration from before there was the group
+    for key, target in DEFAULT_TARGETS.items():  # a configuration from before there was the group
         whole.setdefault(key, {"_target_": target})
     if missing := [key for key in SIGNIFICANT if not isinstance(whole.get(key), Mapping)]:
         raise ConfigError(f"{missing[0]} is missing.")

@@ -5,7 +5,7 @@ from typing import Any
 
 from albert_ablate.config.components import component_with_defaults, trait
 from albert_ablate.config.errors import ConfigError, shown
-from albert_ablate.config.schema import NEUTRAL, Config
+from albert_ablate.config.schema import DEFAULT_TARGETS, Config
 from albert_ablate.config.types import Count, checked
 
 ITS_OWN = "albert_ablate.model.own.ItsOwn"  # stands where another model has a part that is chosen
@@ -56,7 +56,7 @@ def check_own_model(cfg: Config) -> None:
             raise ConfigError(
                 f"{group}={cfg.option(group)} is not allowed with model={name}, which says itself {PARTS[group]}."
             )
-    if cfg.task._target_ != NEUTRAL["task"]:
+    if cfg.task._target_ != DEFAULT_TARGETS["task"]:
         raise ConfigError(f"task={cfg.option('task')} is not allowed with model={name}: it needs features, not logits.")
     if cfg.trainer.compile:
         raise ConfigError(f"trainer.compile=true is not allowed with model={name}: compile it where it is made.")

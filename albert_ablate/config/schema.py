@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
-from albert_ablate.config.types import Component, Count, NonNegative, Range, Whole
+from albert_ablate.config.types import Component, Count, NonNegative, NonNegativeInt, Range
 
 
 class Section(Mapping[str, Any]):
@@ -45,7 +45,7 @@ class Checkpoint(Section):
 
 @dataclass(frozen=True, eq=False)
 class Diagnostics(Section):
-    every: Whole | None = None  # steps; null: about 40 times over the budget
+    every: NonNegativeInt | None = None  # steps; null: about 40 times over the budget
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,8 +121,8 @@ class Config(Section):
 
 COMPONENTS = [f.name for f in fields(Config) if f.type is Component]
 # what a group that came later does where it does nothing: left out, so that runs from before it are found
-NEUTRAL = {
+DEFAULT_TARGETS = {
     "dropout_time": "albert_ablate.model.dropout.Constant",
     "task": "albert_ablate.data.tasks.LanguageModeling",
 }
-SEVERAL = ("logger",)  # groups of which several options may be taken at once
+MULTI_CHOICE_GROUPS = ("logger",)  # groups of which several options may be taken at once

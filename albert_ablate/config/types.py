@@ -37,17 +37,17 @@ def _written(x: float) -> str:
     return f"{x:_}" if isinstance(x, int) and x <= 10**6 else f"{x:g}"
 
 
-class Elsewhere:
+class NotIdentity:
     """Marks an argument that says where something lies, not what it is: it stays out of the identity."""
 
 
 Count = Annotated[int, Range(1, 10**15)]
-Whole = Annotated[int, Range(0)]
+NonNegativeInt = Annotated[int, Range(0)]
 Positive = Annotated[float, Range(0, open_low=True)]
 NonNegative = Annotated[float, Range(0)]
 Fraction = Annotated[float, Range(0, 1)]
 Probability = Annotated[float, Range(0, 1, open_high=True)]
-Location = Annotated[str, Elsewhere]
+Location = Annotated[str, NotIdentity]
 
 
 class Component(Mapping[str, Any]):

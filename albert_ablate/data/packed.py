@@ -246,7 +246,7 @@ def unigram_loss(train: np.ndarray, held_out: np.ndarray, vocabulary: int) -> fl
 
 
 @dataclass(frozen=True)
-class Order:
+class BatchOrder:
     """Which blocks make up batch `step`: endless passes over all blocks, each pass in a fresh order.
 
     Pass p is the permutation drawn from stream `data/order/<p>` of the seed; it depends on nothing else, so arms of one

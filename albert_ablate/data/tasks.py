@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from albert_ablate.config import (
-    NEUTRAL,
+    DEFAULT_TARGETS,
     Config,
     ConfigError,
     Count,
@@ -136,13 +136,13 @@ class Labelled:
 
 def is_language(cfg: Config) -> bool:
     """Whether a checked configuration trains a language model."""
-    return cfg.task._target_ == NEUTRAL["task"]
+    return cfg.task._target_ == DEFAULT_TARGETS["task"]
 
 
 def language_model(cfg: Config) -> Config:
     """The configuration of the run whose trunk a task builds on: the same with task=lm."""
     choices = {**cfg.choices, "task": "lm"} if cfg.choices else None
-    return check({**cfg, "task": {"_target_": NEUTRAL["task"]}, "choices": choices, "force": False})
+    return check({**cfg, "task": {"_target_": DEFAULT_TARGETS["task"]}, "choices": choices, "force": False})
 
 
 def fingerprint(cfg: Config, build: Callable[[Mapping], Any], text: str, cache: Path) -> str:

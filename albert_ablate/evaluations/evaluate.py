@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from albert_ablate.config import Config, ConfigError, check, evaluations_of, refuse_changed_own_code, steps_of
-from albert_ablate.data.packed import Order, Packed, block_count, cache_folder, pack
+from albert_ablate.data.packed import BatchOrder, Packed, block_count, cache_folder, pack
 from albert_ablate.evaluations.subject import Subject
 from albert_ablate.model.build import build, build_model
 from albert_ablate.model.weights import load_checkpoint, weights_hash
@@ -91,7 +91,7 @@ def load_subject(folder: RunFolder, record: Mapping, cfg: Config, weights: Weigh
         model=model.eval(),
         packed=packed,
         tokenizer=tokenizer,
-        order=Order(block_count(packed.train, context), cfg.data.batch, cfg.seed),
+        order=BatchOrder(block_count(packed.train, context), cfg.data.batch, cfg.seed),
         context=context,
         seed=cfg.seed,
         steps=min(content["step"], steps_of(cfg)),

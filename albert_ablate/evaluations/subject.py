@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from albert_ablate.data.packed import Order, Packed, held_out_sample, take_blocks
+from albert_ablate.data.packed import BatchOrder, Packed, held_out_sample, take_blocks
 from albert_ablate.model.token_model import TokenModel
 from albert_ablate.streams import stream_seed
 
@@ -34,7 +34,7 @@ class Subject:
     model: TokenModel
     packed: Packed
     tokenizer: Any
-    order: Order
+    order: BatchOrder
     context: int
     seed: int
     steps: int

@@ -129,17 +129,17 @@ class Block(nn.Module):
         return self.through(x)
 
     def through(self, x: Any) -> Any:
-        """From the stream before the block to the stream after it."""
-        around, leaves = self.around_attention, self.skip
+        """Forward pass without recomputation: the residual stream before the block to the one after it."""
+        around = self.around_attention
 
-        def attend(h: Tensor) -> Tensor:
+        def attention_branch(h: Tensor) -> Tensor:
             mixed = self.attention(h, around, self.drop_weights, self.drop_heads)
-            return leaves(self.path_attention(self.drop_attention(mixed)))
+            return self.skip(self.path_attention(self.drop_attention(mixed)))
 
-        def think(h: Tensor) -> Tensor:
-            return leaves(self.path_mlp(self.drop_mlp(self.mlp(h, self.around_mlp, self.drop_hidden))))
+        def mlp_branch(h: Tensor) -> Tensor:
+            return self.skip(self.path_mlp(self.drop_mlp(self.mlp(h, self.around_mlp, self.drop_hidden))))
 
-        return self.around_mlp(around(x, attend), think)
+        return self.around_mlp(around(x, attention_branch), mlp_branch)
 
     @property
     def sublayers(self) -> list[tuple[str, Sublayer, Placement]]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import nn
 
-from albert_ablate.config import HYDRA_KEYS, ConfigError, Count, Elsewhere, Location, parameters_of
+from albert_ablate.config import HYDRA_KEYS, ConfigError, Count, Location, NotIdentity, parameters_of
 from albert_ablate.config.errors import shortened, shown
 from albert_ablate.model.weight_files import read_json, weight_files, weights_hash
 
@@ -116,7 +116,7 @@ class HuggingFace:
         structure: dict,
         checksum: str | None,
         weights: Weights = "random",
-        changes: Annotated[dict, Elsewhere] = {},  # noqa: B006
+        changes: Annotated[dict, NotIdentity] = {},  # noqa: B006
     ):
         self.folder, self.weights = Path(config).expanduser(), weights
         self.config = configuration(structure)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from albert_ablate.config import Config, ConfigError, Positive, Probability, Whole, traits
+from albert_ablate.config import Config, ConfigError, NonNegativeInt, Positive, Probability, traits
 
 # --- of one token alone ----------------------------------------------------------------------------------------------
 
@@ -249,7 +249,7 @@ def power_norm(
     eps: Positive = 1e-5,
     forward_rate: Probability = 0.9,
     backward_rate: Probability = 0.9,
-    warmup: Whole = 0,
+    warmup: NonNegativeInt = 0,
 ) -> PowerNorm:
     """x / rms(x) / sqrt(phi + eps) * g + b, phi the running mean of each feature's square over batch and time, 1 at
     first: phi <- forward_rate phi + (1 - forward_rate) mean(x^2) (Shen et al. 2020, 2003.07845, and their code).

@@ -49,7 +49,7 @@ def _kind(name: str, p: nn.Parameter, tied: bool) -> str:
     return {"weight": "gains", "bias": "biases"}.get(leaf, "gates")
 
 
-def settled(
+def torch_param_groups(
     groups: Iterable, decay: Kinds, lr: float, weight_decay: float, eps: float | None = None
 ) -> list[dict[str, Any]]:
     """Groups for a torch optimizer, one for each distinct (decays, multipliers), the plain learning rate first.

@@ -12,7 +12,7 @@ import torch
 
 from albert_ablate.config import Config, ConfigError, Count, NonNegative, Positive, Probability, Range, trait, traits
 from albert_ablate.optim import adaptive
-from albert_ablate.optim.groups import DECAYED, Kinds, assert_covers, decay_groups, settled, verify_decay
+from albert_ablate.optim.groups import DECAYED, Kinds, assert_covers, decay_groups, torch_param_groups, verify_decay
 
 __all__ = ["assert_covers", "decay_groups"]
 Betas = tuple[Probability, Probability]
@@ -29,7 +29,7 @@ def sgd(
     decay: Kinds = DECAYED,
 ) -> torch.optim.SGD:
     """b <- momentum b + g + wd w; w <- w - lr b."""
-    return torch.optim.SGD(settled(groups, decay, lr, weight_decay), lr=lr, momentum=momentum, fused=fused)
+    return torch.optim.SGD(torch_param_groups(groups, decay, lr, weight_decay), lr=lr, momentum=momentum, fused=fused)
 
 
 @traits(works_on_shards=True)
@@ -44,7 +44,7 @@ def adam(
     decay: Kinds = DECAYED,
 ) -> torch.optim.Adam:
     """Adam with coupled L2: g <- g + wd w before the moments (Kingma and Ba 2014, 1412.6980)."""
-    return torch.optim.Adam(settled(groups, decay, lr, weight_decay, eps), betas=_pair(betas), fused=fused)
+    return torch.optim.Adam(torch_param_groups(groups, decay, lr, weight_decay, eps), betas=_pair(betas), fused=fused)
 
 
 @traits(works_on_shards=True)
@@ -59,7 +59,7 @@ def adamw(
     decay: Kinds = DECAYED,
 ) -> torch.optim.AdamW:
     """w <- w (1 - lr wd) - lr m_hat / (sqrt(v_hat) + eps) (Loshchilov and Hutter 2017, 1711.05101)."""
-    return torch.optim.AdamW(settled(groups, decay, lr, weight_decay, eps), betas=_pair(betas), fused=fused)
+    return torch.optim.AdamW(torch_param_groups(groups, decay, lr, weight_decay, eps), betas=_pair(betas), fused=fused)
 
 
 def independent_adamw(
@@ -77,7 +77,7 @@ def independent_adamw(
     Wortsman et al. 2023, 2309.14322. It is torch's AdamW at a decay of wd / lr, lr that of the parameter's group, so
     that every parameter that decays does so by wd a step, whatever multiplier a placement has on its learning rate.
     """
-    prepared = settled(groups, decay, lr, weight_decay, eps)
+    prepared = torch_param_groups(groups, decay, lr, weight_decay, eps)
     for group in prepared:  # a placement's multipliers, which balance each other in lr wd, are of no concern here
         group["weight_decay"] = weight_decay / group["lr"] if group["weight_decay"] else 0.0
     return torch.optim.AdamW(prepared, betas=_pair(betas), fused=fused)
@@ -100,7 +100,7 @@ def nadam(
     momentum into Adam"; the decay is decoupled).
     """
     return torch.optim.NAdam(
-        settled(groups, decay, lr, weight_decay, eps),
+        torch_param_groups(groups, decay, lr, weight_decay, eps),
         betas=_pair(betas),
         momentum_decay=momentum_decay,
         decoupled_weight_decay=True,
@@ -117,7 +117,9 @@ def lion(
     decay: Kinds = DECAYED,
 ) -> Any:
     """w <- w (1 - lr wd) - lr sign(b1 m + (1 - b1) g); then m <- b2 m + (1 - b2) g (Chen et al. 2023, 2302.06675)."""
-    return _resting(_library("lion").Lion)(settled(groups, decay, lr, weight_decay), lr=lr, betas=_pair(betas))
+    return _resting(_library("lion").Lion)(
+        torch_param_groups(groups, decay, lr, weight_decay), lr=lr, betas=_pair(betas)
+    )
 
 
 @traits(adam_sized_steps=False)
@@ -138,7 +140,7 @@ def adafactor(
     no momentum (Shazeer and Stern 2018, 1804.04235; torch's). A placement's multiplier on eps does not apply: this eps
     is the smallest size of a weight that counts.
     """
-    prepared = settled(groups, decay, lr, weight_decay)
+    prepared = torch_param_groups(groups, decay, lr, weight_decay)
     return torch.optim.Adafactor(prepared, lr=lr, beta2_decay=beta2_decay, eps=(None, eps), d=d)
 
 
@@ -154,7 +156,7 @@ def lamb(
     decay: Kinds = DECAYED,
 ) -> adaptive.Lamb:
     """w <- w - lr u ||w|| / ||u|| by tensor, u = m_hat / (sqrt(v_hat) + eps) + wd w (You et al. 2019, 1904.00962)."""
-    return adaptive.Lamb(settled(groups, decay, lr, weight_decay, eps), betas=_pair(betas))
+    return adaptive.Lamb(torch_param_groups(groups, decay, lr, weight_decay, eps), betas=_pair(betas))
 
 
 def soap(
@@ -177,7 +179,7 @@ def soap(
     Steps are counted by group, so a layer skipped at first is corrected for steps it did not take.
     """
     return _resting(_library("soap").SOAP)(
-        settled(groups, decay, lr, weight_decay, eps),
+        torch_param_groups(groups, decay, lr, weight_decay, eps),
         betas=_pair(betas),
         precondition_frequency=frequency,
         max_precondition_dim=max_dim,
@@ -214,9 +216,9 @@ def muon(
     kinds = {str(g["parts"]): g["parts"] for g in groups if g["parts"]}
     for _, parts in sorted(kinds.items()):
         alike = [g for g in groups if g["parts"] == parts]
-        for group in settled(alike, DECAYED if "matrices" in decay else (), lr, weight_decay):
+        for group in torch_param_groups(alike, DECAYED if "matrices" in decay else (), lr, weight_decay):
             matrices.append({**group, "parts": parts if split else 1})
-    others = settled([g for g in groups if not g["parts"]], decay, adamw_lr * lr, weight_decay, eps)
+    others = torch_param_groups([g for g in groups if not g["parts"]], decay, adamw_lr * lr, weight_decay, eps)
     muon_settings: dict[str, Any] = {
         "momentum": momentum,
         "nesterov": nesterov,
@@ -241,7 +243,7 @@ def schedule_free(
     decay: Kinds = DECAYED,
 ) -> adaptive.ScheduleFreeAdamW:
     """AdamW whose averaged weights are evaluated, in place of a decay of the rate (Defazio et al. 2024, 2405.15682)."""
-    return adaptive.ScheduleFreeAdamW(settled(groups, decay, lr, weight_decay, eps), betas=_pair(betas))
+    return adaptive.ScheduleFreeAdamW(torch_param_groups(groups, decay, lr, weight_decay, eps), betas=_pair(betas))
 
 
 def cautious(
@@ -259,7 +261,9 @@ def cautious(
 
     mean: over which entries the share that is kept is taken, those with a gradient, or all as in the authors' code.
     """
-    return adaptive.CautiousAdamW(settled(groups, decay, lr, weight_decay, eps), betas=_pair(betas), mean=mean)
+    return adaptive.CautiousAdamW(
+        torch_param_groups(groups, decay, lr, weight_decay, eps), betas=_pair(betas), mean=mean
+    )
 
 
 def stable_adamw(
@@ -273,7 +277,7 @@ def stable_adamw(
     decay: Kinds = DECAYED,
 ) -> adaptive.StableAdamW:
     """AdamW at a rate of lr / max(1, RMS(g / sqrt(v_hat))) by tensor (Wortsman et al. 2023, 2304.13013)."""
-    return adaptive.StableAdamW(settled(groups, decay, lr, weight_decay, eps), betas=_pair(betas))
+    return adaptive.StableAdamW(torch_param_groups(groups, decay, lr, weight_decay, eps), betas=_pair(betas))
 
 
 def spam(
@@ -293,7 +297,7 @@ def spam(
     """Adam with spikes g^2 > threshold v cut, moments reset every `interval` steps and the rate warmed up again
     (Huang et al. 2025, 2501.06842)."""
     return adaptive.Spam(
-        settled(groups, decay, lr, weight_decay, eps),
+        torch_param_groups(groups, decay, lr, weight_decay, eps),
         betas=_pair(betas),
         threshold=threshold,
         interval=interval,
@@ -319,7 +323,9 @@ def sophia(
 
     Such a step takes a second backward pass. A placement's multiplier on eps does not apply: there is none.
     """
-    return adaptive.SophiaG(settled(groups, decay, lr, weight_decay), betas=_pair(betas), rho=rho, interval=interval)
+    return adaptive.SophiaG(
+        torch_param_groups(groups, decay, lr, weight_decay), betas=_pair(betas), rho=rho, interval=interval
+    )
 
 
 def extra_backward(node: Mapping) -> float:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from albert_ablate.config import NEUTRAL, Config, ConfigError, Identity, codes, keys_of, revisions, steps_of
+from albert_ablate.config import DEFAULT_TARGETS, Config, ConfigError, Identity, codes, keys_of, revisions, steps_of
 from albert_ablate.config.secrets import masked
 from albert_ablate.records.naming import name_of
 from albert_ablate.records.provenance import provenance
@@ -76,7 +76,7 @@ def label(cfg: Config) -> str:
     choices = cfg.get("choices") or {}
     groups = ("recipe", "model", "norm", "dropout", "optimizer", "clip", "data")
     name = " ".join(f"{g}={choices[g]}" for g in groups if choices.get(g)) or "run"
-    return name if cfg.task._target_ == NEUTRAL["task"] else f"{name} task={_task(cfg)}"
+    return name if cfg.task._target_ == DEFAULT_TARGETS["task"] else f"{name} task={_task(cfg)}"
 
 
 def _task(cfg: Config) -> str:

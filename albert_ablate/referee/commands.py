@@ -69,7 +69,7 @@ def compare(
 
     Exit codes: ACCEPT 0 (better), REJECT 1 (worse), INADMISSIBLE 2, NO EFFECT 3, UNDECIDED 75 (ask again).
     """
-    from albert_ablate.referee.compare import Question, Work, compare_table
+    from albert_ablate.referee.compare import Execution, Question, compare_table
     from albert_ablate.referee.compare import compare as ask_for
     from albert_ablate.referee.sides import read_seconds
 
@@ -83,7 +83,7 @@ def compare(
             return compare_table(table, question)
         limits = read_seconds("--limit", limit), read_seconds("--budget", budget)
         count = workers or (2 if trained else 1)
-        return ask_for(question, Work(runs, progress.say, progress.watch, Path(), *limits, count))
+        return ask_for(question, Execution(runs, progress.say, progress.watch, Path(), *limits, count))
 
     return _answered("compare", ask, as_json, markdown)
 

@@ -53,8 +53,8 @@ class Question:
 
 
 @dataclass
-class Work:
-    """How it is done, and what was spent."""
+class Execution:
+    """How a comparison is run: folders, limits, output; and what it has spent so far."""
 
     runs: Path
     say: Callable[[str], None]
@@ -71,33 +71,33 @@ class Work:
         return clock() - self.begun > self.budget
 
 
-def compare(question: Question, work: Work) -> Answer:
+def compare(question: Question, execution: Execution) -> Answer:
     """The answer, after as many pairs as it takes."""
     if len(question.sides) < 2:
         raise Inadmissible("A comparison needs two sides or more: the first is the baseline of the others.")
     if not FIRST <= question.max_pairs <= MOST_PAIRS:
         raise Inadmissible(f"--max-pairs={question.max_pairs} is not allowed: from {FIRST} to {MOST_PAIRS}.")
     scale = read_margin(question.margin, question.higher)
-    sides = [read_side(x, question.common, question.command, work.repository) for x in question.sides]
+    sides = [read_side(x, question.common, question.command, execution.repository) for x in question.sides]
     if len({s.kind for s in sides}) > 1:
         raise Inadmissible(f"{sides[0].text} ({sides[0].kind}) and the other sides are not of one kind.")
     for i, a in enumerate(sides):
         for b in sides[i + 1 :]:
-            refuse_same(a, b, work.repository)
+            refuse_same(a, b, execution.repository)
     kept = [*(s.identity for s in sides), question.metric, scale, question.max_pairs, question.tune, question.equal]
     if question.crash_is_outcome and sides[0].kind != "overrides":
         kept.append("crash_is_outcome")  # only where it is asked for, so that other folders keep their names
     name = hashlib.sha256(json.dumps(kept, default=str).encode()).hexdigest()[:12]
-    folder = work.runs / "compare" / name
+    folder = execution.runs / "compare" / name
     if sides[0].kind == "overrides":
-        return _trained(question, scale, sides, folder, work)
-    return _commanded(question, scale, sides, folder, work)
+        return _trained(question, scale, sides, folder, execution)
+    return _commanded(question, scale, sides, folder, execution)
 
 
 # --- overrides: a claims file and the judge --------------------------------------------------------------------------
 
 
-def _trained(q: Question, scale: Scale, sides: Sequence[Side], folder: Path, work: Work) -> Answer:
+def _trained(q: Question, scale: Scale, sides: Sequence[Side], folder: Path, execution: Execution) -> Answer:
     from albert_ablate.analysis.registry import measure
     from albert_ablate.judge.claims import read_claims
     from albert_ablate.judge.ledger import judged
@@ -116,14 +116,14 @@ def _trained(q: Question, scale: Scale, sides: Sequence[Side], folder: Path, wor
     def heard(text: str) -> None:
         said.append(text)
         if q.tune or "set aside" in text or "tuning" in text:
-            work.say(text)
+            execution.say(text)
 
-    runner = PairRunner(file, work.runs, "full", (), False, work.workers, Budget(), heard)
+    runner = PairRunner(file, execution.runs, "full", (), False, execution.workers, Budget(), heard)
     before = runner.done()
     shown: dict[str, int] = {}
     recorded = True
     while True:
-        now = judged(file, work.runs, "full")
+        now = judged(file, execution.runs, "full")
         ledger, found = now.ledger, now.primary
         contrasts = [
             _judged_contrast(e, sides[0], named[e["name"]], q, scale, m.better == "higher", found[e["name"]][0])
@@ -131,24 +131,24 @@ def _trained(q: Question, scale: Scale, sides: Sequence[Side], folder: Path, wor
         ]
         for c, e in zip(contrasts, ledger["claims"], strict=True):
             if e["parts"][0]["pairs"] > shown.get(e["name"], 0) and not recorded:
-                work.say(_pair_line(c, found[e["name"]][0].values, e["parts"][0]["looks"]))
+                execution.say(_pair_line(c, found[e["name"]][0].values, e["parts"][0]["looks"]))
             shown[e["name"]] = e["parts"][0]["pairs"]
-        work.watch(contrasts)
-        following = None if work.out_of_time else runner.next()
+        execution.watch(contrasts)
+        following = None if execution.out_of_time else runner.next()
         if following is None:
             break
         recorded = False
         if code := runner.do(*following):
             raise Stopped(code - 128)
-    work.spent = runner.done() - before  # those of tuning too
-    if broken := [c for c in contrasts if c.decision == UNDECIDED and not work.out_of_time]:
+    execution.spent = runner.done() - before  # those of tuning too
+    if broken := [c for c in contrasts if c.decision == UNDECIDED and not execution.out_of_time]:
         why = next((t for t in reversed(said) if "set aside" in t), "")
         if why:
             contrasts = [replace(c, decision=INADMISSIBLE, reason=why) if c in broken else c for c in contrasts]
     notes = [] if q.tune else ["At the learning rates that were given: --tune tunes both sides alike."]
     notes += [n for e in ledger["claims"] for n in e["notes"] if "differs" in n or "correct" in n]
-    spent = 0.0 if recorded else clock() - work.begun
-    return Answer("compare", contrasts, str(folder), work.spent, spent, recorded, list(dict.fromkeys(notes)))
+    spent = 0.0 if recorded else clock() - execution.begun
+    return Answer("compare", contrasts, str(folder), execution.spent, spent, recorded, list(dict.fromkeys(notes)))
 
 
 def _judged_contrast(
@@ -194,7 +194,7 @@ def _pair_line(c: Contrast, values: Any, looks: Sequence[Mapping[str, Any]]) -> 
 # --- commands and refs: a ledger -------------------------------------------------------------------------------------
 
 
-def _commanded(q: Question, scale: Scale, sides: Sequence[Side], folder: Path, work: Work) -> Answer:
+def _commanded(q: Question, scale: Scale, sides: Sequence[Side], folder: Path, execution: Execution) -> Answer:
     book = Ledger(folder)
     with book.lock():
         if not book.entries:
@@ -203,13 +203,13 @@ def _commanded(q: Question, scale: Scale, sides: Sequence[Side], folder: Path, w
                 higher=q.higher, max_pairs=q.max_pairs, family=len(sides) - 1, crash_is_outcome=q.crash_is_outcome,
                 statement=[f"{s.text} is better than {sides[0].text}." for s in sides[1:]],
             )  # fmt: skip
-        trees = Worktrees(work.repository, folder / "worktrees")
-        runner = Commands(q.metric, work.limit, q.crash_is_outcome, trees, work.workers)
-        return _run_commands(q, scale, sides, book, runner, work)
+        trees = Worktrees(execution.repository, folder / "worktrees")
+        runner = Commands(q.metric, execution.limit, q.crash_is_outcome, trees, execution.workers)
+        return _run_commands(q, scale, sides, book, runner, execution)
 
 
 def _run_commands(
-    q: Question, scale: Scale, sides: Sequence[Side], book: Ledger, runner: Commands, work: Work
+    q: Question, scale: Scale, sides: Sequence[Side], book: Ledger, runner: Commands, execution: Execution
 ) -> Answer:
     names = [str(i) for i in range(len(sides))]
 
@@ -220,8 +220,8 @@ def _run_commands(
         return out
 
     def answer(contrasts: Sequence[Contrast], recorded: bool) -> Answer:
-        spent = 0.0 if recorded else clock() - work.begun
-        return Answer("compare", contrasts, str(book.folder), work.spent, spent, recorded)
+        spent = 0.0 if recorded else clock() - execution.begun
+        return Answer("compare", contrasts, str(book.folder), execution.spent, spent, recorded)
 
     recorded = True
     while True:
@@ -229,14 +229,14 @@ def _run_commands(
         texts, seeds = [s.text for s in sides], range(q.max_pairs)
         contrasts = judge_values(values(), names, texts, scale, q.max_pairs, metric, seeds)
         open_ = [i for i, c in enumerate(contrasts, 1) if c.next_seed is not None]
-        if not open_ or work.out_of_time:
+        if not open_ or execution.out_of_time:
             return answer(contrasts, recorded)
         seed = min(c.next_seed for c in contrasts if c.next_seed is not None)
         asked = [n for n in names if n == "0" or int(n) in open_ and contrasts[int(n) - 1].next_seed == seed]
         roles = [n for n in (asked if seed % 2 == 0 else asked[::-1]) if seed not in values()[n]]
         try:
             for o in runner.pair(dict(zip(names, sides, strict=True)), [seed], 0, roles, book.folder):
-                work.spent += 1
+                execution.spent += 1
                 value = o.value if math.isfinite(o.value) else None
                 book.add("run", role=o.role, seed=seed, metric=o.metric, value=value, seconds=round(o.seconds, 3))
         except Crash as error:
@@ -249,11 +249,11 @@ def _run_commands(
         found = values()
         metric = q.metric or next(e["metric"] for e in book.of("run"))
         contrasts = judge_values(found, names, texts, scale, q.max_pairs, metric, seeds)
-        work.watch(contrasts)
+        execution.watch(contrasts)
         for c, n in zip(contrasts, names[1:], strict=True):
             if n in asked:
                 d = _differences(found, n, scale, seeds)[0]
-                work.say(_pair_line(c, ([found[n][seed]], [found["0"][seed]]), _last_look(d, c)))
+                execution.say(_pair_line(c, ([found[n][seed]], [found["0"][seed]]), _last_look(d, c)))
 
 
 def _last_look(d: Sequence[float], c: Contrast) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, IterableDataset
 
 from albert_ablate.config import Config
-from albert_ablate.data.packed import Order
+from albert_ablate.data.packed import BatchOrder
 from albert_ablate.data.tasks import Labelled
 from albert_ablate.model.decoder import Decoder, initial_draw, xavier
 from albert_ablate.optim.schedules import warmup_linear
@@ -137,7 +137,7 @@ class ClassificationModule(TrainedModule):
 class DocumentBatches(IterableDataset):
     """The batches of documents from step `start` on, without end, as `Blocks` are: see there why."""
 
-    def __init__(self, documents: Documents, order: Order, start: int):
+    def __init__(self, documents: Documents, order: BatchOrder, start: int):
         self.documents, self.order, self.start = documents, order, start
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from albert_ablate.config import Config, ConfigError, identity
 from albert_ablate.data.corpora import SPLITS
-from albert_ablate.data.packed import Order, Packed, cache_folder
+from albert_ablate.data.packed import BatchOrder, Packed, cache_folder
 from albert_ablate.data.tasks import Labelled, language_model
 from albert_ablate.model.build import assemble, build, initialized
 from albert_ablate.model.decoder import Decoder
@@ -52,7 +52,7 @@ def classification_session(job: Job, record: dict[str, Any], ranks: Ranks, stop:
     flops = training_flops(language_model(cfg), shapes)
     trunk = _load_trunk(job, record, initialized(shapes, cfg))
     model = Classifier(trunk, len(labelled.classes), task.pool, cfg.seed)
-    order = Order(len(documents["train"].rows), task.batch, cfg.seed)
+    order = BatchOrder(len(documents["train"].rows), task.batch, cfg.seed)
     steps = 0 if task.mode == "probe" else task.documents // task.batch
     per_step = task.batch * cfg.model.context  # tokens, as if every document filled the context
     record["budget"] = {

@@ -37,7 +37,7 @@ from albert_ablate.config import (
     read_yaml,
     to_container,
 )
-from albert_ablate.data.packed import Order, take_blocks
+from albert_ablate.data.packed import BatchOrder, take_blocks
 from albert_ablate.model.build import build, build_model
 from albert_ablate.model.loss import objective
 from albert_ablate.optim.clipping import global_norm
@@ -283,7 +283,7 @@ def _step(module: Any, micro_batches: Sequence[Tensor]) -> None:
 
 def measuring_leaves(cfg: Config) -> str:
     """Whether estimates of time, evaluations and diagnostics leave model, optimizer and clipping rule as they were."""
-    context, order = cfg.model.context, Order(60, cfg.data.batch, 0)
+    context, order = cfg.model.context, BatchOrder(60, cfg.data.batch, 0)
     module = _begun(cfg)
     text: Any = _Text(VOCABULARY)
     rows = torch.from_numpy(take_blocks(text.train, order.indices(0), context))

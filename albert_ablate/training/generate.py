@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from albert_ablate.config import NEUTRAL, Config, ConfigError, refuse_changed_own_code, target_of
+from albert_ablate.config import DEFAULT_TARGETS, Config, ConfigError, refuse_changed_own_code, target_of
 from albert_ablate.records.folder import RunFolder
 from albert_ablate.records.store import require
 
@@ -165,7 +165,7 @@ def _record(run: Path) -> Mapping[str, Any]:
     if record["status"] not in ("finished", "diverged"):
         raise ConfigError(f"{run} is {record['status']}, not finished: the command that began it goes on with it.")
     require(run, record, "config", "provenance.threads", "data.fingerprint")
-    if record["config"].get("task", {}).get("_target_", NEUTRAL["task"]) != NEUTRAL["task"]:
+    if record["config"].get("task", {}).get("_target_", DEFAULT_TARGETS["task"]) != DEFAULT_TARGETS["task"]:
         trunk = record.get("trunk") or {}
         instead = f": take its trunk, {trunk['folder']}." if trunk.get("folder") else "."
         raise ConfigError(f"{run} is a run of another task, and generate needs a language model{instead}")

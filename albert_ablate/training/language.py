@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from albert_ablate.config import steps_of
-from albert_ablate.data.packed import Order, Packed, block_count, take_blocks
+from albert_ablate.data.packed import BatchOrder, Packed, block_count, take_blocks
 from albert_ablate.model.build import assemble, build, initialized
 from albert_ablate.model.loss import objective
 from albert_ablate.records.signals import StopSignal
@@ -31,7 +31,7 @@ def language_session(job: Job, record: dict[str, Any], ranks: Ranks, stop: StopS
     shapes = assemble(cfg) if job.model is None else job.model
     flops = training_flops(cfg, shapes)
     model, context, batch = initialized(shapes, cfg), cfg.model.context, cfg.data.batch
-    order = Order(block_count(dataset.train, context), batch, cfg.seed)
+    order = BatchOrder(block_count(dataset.train, context), batch, cfg.seed)
     start, steps, per_step = record["resumed_at"], steps_of(cfg), batch * context
     record["budget"]["flops"] = expected_flops(flops, model) * per_step * steps
     record["proof"]["initial_draws"] = model.initial_draws
@@ -60,7 +60,9 @@ def language_session(job: Job, record: dict[str, Any], ranks: Ranks, stop: StopS
     )
 
 
-def estimated_seconds(module: LanguageModel, dataset: Packed, order: Order, context: int, steps: int) -> float | None:
+def estimated_seconds(
+    module: LanguageModel, dataset: Packed, order: BatchOrder, context: int, steps: int
+) -> float | None:
     """Seconds the steps left will take on this CPU, from two steps' forward and backward; None on another device.
 
     Leaves nothing in the model."""

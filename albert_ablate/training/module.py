@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, IterableDataset
 
 from albert_ablate.config import Config, ConfigError, construct
-from albert_ablate.data.packed import Order, Packed, take_blocks
+from albert_ablate.data.packed import BatchOrder, Packed, take_blocks
 from albert_ablate.model.build import build
 from albert_ablate.model.loss import objective
 from albert_ablate.model.token_model import TokenModel
@@ -187,7 +187,14 @@ class Blocks(IterableDataset):
     """
 
     def __init__(
-        self, packed: Packed, order: Order, context: int, accumulate: int, start: int, rank: int = 0, ranks: int = 1
+        self,
+        packed: Packed,
+        order: BatchOrder,
+        context: int,
+        accumulate: int,
+        start: int,
+        rank: int = 0,
+        ranks: int = 1,
     ):
         self.packed, self.order, self.context, self.accumulate, self.start = packed, order, context, accumulate, start
         self.rank, self.ranks = rank, ranks

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from albert_ablate.config import Config, ConfigError, construct
-from albert_ablate.data.packed import Order
+from albert_ablate.data.packed import BatchOrder
 from albert_ablate.model.named_draws import seeded_generators
 from albert_ablate.streams import digest, stream_seed
 
@@ -129,7 +129,7 @@ class SeededExamples(Dataset):
 class DrawnOrder(Sampler):
     """(step, number) of the examples of each micro-batch from step `start` on, without end."""
 
-    def __init__(self, order: Order, accumulate: int, start: int):
+    def __init__(self, order: BatchOrder, accumulate: int, start: int):
         self.order, self.accumulate, self.start = order, accumulate, start
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -141,7 +141,7 @@ class DrawnOrder(Sampler):
 class ExampleData(pl.LightningDataModule):
     """The training examples as Lightning wants them."""
 
-    def __init__(self, loader: DataLoader, order: Order, accumulate: int, start: int):
+    def __init__(self, loader: DataLoader, order: BatchOrder, accumulate: int, start: int):
         super().__init__()
         self.loader, self.drawn = loader, DrawnOrder(order, accumulate, start)
         self.examples = SeededExamples(loader.dataset, order.seed)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from albert_ablate.config import Config, ConfigError, steps_of
-from albert_ablate.data.packed import Order
+from albert_ablate.data.packed import BatchOrder
 from albert_ablate.model.build import assemble, build, initialized
 from albert_ablate.model.named_draws import seeded_generators
 from albert_ablate.model.own import OwnModel
@@ -201,7 +201,7 @@ def own_session(job: Job, record: dict[str, Any], ranks: Ranks, stop: StopSignal
     loader = data.loaders["train"]
     assert loader is not None
     batch, context, steps = cfg.data.batch, cfg.model.context, steps_of(cfg)
-    order = Order(len(loader.dataset), batch, cfg.seed)  # type: ignore[arg-type]
+    order = BatchOrder(len(loader.dataset), batch, cfg.seed)  # type: ignore[arg-type]
     flops = step_flops(cfg, model)
     record["budget"]["flops"] = flops * batch * context * steps
     record["proof"]["initial_draws"] = model.initial_draws

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from albert_ablate.data.packed import Order, chain
+from albert_ablate.data.packed import BatchOrder, chain
 from albert_ablate.model.token_model import TokenModel
 from albert_ablate.records.history import SCHEMAS
 from albert_ablate.streams import digest
@@ -35,7 +35,7 @@ class StepStats:
 
     def __init__(
         self,
-        order: Order,
+        order: BatchOrder,
         fingerprint: str,
         tokens_per_step: int,
         flops: tuple[float, list[float]],

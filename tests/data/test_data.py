@@ -19,7 +19,7 @@ from albert_ablate.data import corpora, packed
 from albert_ablate.data.corpora import TextFiles, WikipediaLeads, split_by_document
 from albert_ablate.data.hub import HubDataset
 from albert_ablate.data.packages import AirportRecords, KingJamesBible, StandardLibrary
-from albert_ablate.data.packed import Order, block_count, held_out_sample, pack, take_blocks, unigram_loss
+from albert_ablate.data.packed import BatchOrder, block_count, held_out_sample, pack, take_blocks, unigram_loss
 from albert_ablate.data.tokenizers import BytePairs, Bytes, TokenizerFile
 
 TEXT = "\n".join(f"line {i} says {i * i} and naïve things, again {i % 7}" for i in range(3000))
@@ -736,7 +736,7 @@ def test_blocks_predict_every_token_but_the_first_exactly_once():
 
 @pytest.mark.parametrize(("blocks", "batch"), [(10, 3), (7, 7), (3, 10), (64, 8)])
 def test_every_pass_holds_every_block_once_in_a_fresh_order(blocks, batch):
-    order = Order(blocks, batch, seed=5)
+    order = BatchOrder(blocks, batch, seed=5)
     stream = np.concatenate([order.indices(step) for step in range(4 * blocks)])
     passes = stream[: len(stream) // blocks * blocks].reshape(-1, blocks)
     assert (np.sort(passes, axis=1) == np.arange(blocks)).all()
@@ -744,10 +744,10 @@ def test_every_pass_holds_every_block_once_in_a_fresh_order(blocks, batch):
 
 
 def test_order_depends_on_seed_and_number_of_blocks_alone():
-    assert (Order(50, 4, 1).indices(9) == Order(50, 4, 1).indices(9)).all()
-    assert not (Order(50, 4, 1).indices(9) == Order(50, 4, 2).indices(9)).all()
-    big = np.concatenate([Order(50, 4, 1).indices(i) for i in range(10)])
-    small = np.concatenate([Order(50, 2, 1).indices(i) for i in range(20)])
+    assert (BatchOrder(50, 4, 1).indices(9) == BatchOrder(50, 4, 1).indices(9)).all()
+    assert not (BatchOrder(50, 4, 1).indices(9) == BatchOrder(50, 4, 2).indices(9)).all()
+    big = np.concatenate([BatchOrder(50, 4, 1).indices(i) for i in range(10)])
+    small = np.concatenate([BatchOrder(50, 2, 1).indices(i) for i in range(20)])
     assert (big == small).all()
 
 

@@ -17,7 +17,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from albert_ablate import compose, load_runs, run
 from albert_ablate.cli import main
 from albert_ablate.config import ConfigError, check, conf_folder, identity, options, parameters_of
-from albert_ablate.data.packed import Order, block_count, held_out_sample, take_blocks
+from albert_ablate.data.packed import BatchOrder, block_count, held_out_sample, take_blocks
 from albert_ablate.evaluations.corruption import area, substituted, swapped, zeroed_embedding
 from albert_ablate.evaluations.evaluate import evaluate_run, load_subject
 from albert_ablate.evaluations.memorization import Memorization
@@ -279,7 +279,7 @@ def test_a_model_that_memorized_the_text_continues_all_of_it(subject):
             return F.one_hot((tokens + 1) % 5, self.vocabulary).float()
 
     packed = type(subject.packed)(**{**subject.packed.__dict__, "train": text, "validation": text[::-1].copy()})
-    order = Order(block_count(text, 16), 8, 0)
+    order = BatchOrder(block_count(text, 16), 8, 0)
     changed = {"model": Cycle(8), "packed": packed, "order": order, "steps": 1}
     found = Memorization()(type(subject)(**{**subject.__dict__, **changed}))
     assert (found.summary["train"], found.summary["validation"], found.summary["excess"]) == (1, 0, 1)

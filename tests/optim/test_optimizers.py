@@ -19,7 +19,7 @@ from albert_ablate.config import ConfigError, check, options, parameters_of
 from albert_ablate.model.build import build
 from albert_ablate.model.decoder import Decoder
 from albert_ablate.optim import optimizers
-from albert_ablate.optim.groups import assert_covers, decay_groups, settled
+from albert_ablate.optim.groups import assert_covers, decay_groups, torch_param_groups
 from albert_ablate.training.checkpoint import load_checkpoint
 from albert_ablate.training.cost import flops_per_token
 
@@ -732,7 +732,7 @@ def test_decay_under_multipliers_where_it_is_not_a_factor(name, norm):
 
 def test_groups_with_the_same_multipliers_are_merged():
     groups = [{"params": [nn.Parameter(torch.ones(2, 2))], "kind": k, "factors": {}, "parts": 0} for k in "ab"]
-    assert len(settled(groups, (), 0.1, 0.1)) == 1
+    assert len(torch_param_groups(groups, (), 0.1, 0.1)) == 1
 
 
 # --- schedule-free in a run -------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from forking import forked, nano, outcome, rows, train, write_text
 from albert_ablate import build_model, compose
 from albert_ablate.analysis.measures import spike_score
 from albert_ablate.config import check
-from albert_ablate.data.packed import Order, block_count, cache_folder, pack, take_blocks
+from albert_ablate.data.packed import BatchOrder, block_count, cache_folder, pack, take_blocks
 from albert_ablate.model.build import build
 from albert_ablate.model.decoder import ACTIVATIONS
 from albert_ablate.optim.clipping import NoClip, global_norm
@@ -323,7 +323,7 @@ def test_a_batch_in_one_piece_has_a_noise_scale(text, tmp_path, monkeypatch):
     noise = {r["step"]: r["noise_scale"] for r in rows(record["folder"], "steps").to_pylist()}
     assert len(asked) == 3 and all(math.isnan(v) for step, v in noise.items() if step not in (1, 4, 8))
     packed, context = pack(build(cfg["data"]), build(cfg["tokenizer"]), cache_folder(None)), cfg["model"]["context"]
-    order = Order(block_count(packed.train, context), cfg["data"]["batch"], cfg["seed"])
+    order = BatchOrder(block_count(packed.train, context), cfg["data"]["batch"], cfg["seed"])
     batch, model = torch.from_numpy(take_blocks(packed.train, order.indices(0), context)), build_model(cfg)
     squares = []
     for part in (batch[:1], batch):

@@ -56,14 +56,16 @@ def test_a_killed_run_ends_as_one_that_was_left_alone(module, tmp_path):
 def test_its_first_step_is_the_one_that_torch_takes(tmp_path):
     cfg = own("CurveWithAdam", f"paths.runs={tmp_path}", "task.module.dropout=0.0", "optimizer.lr=0.03")
     record = train(cfg)
-    from albert_ablate.data.packed import Order
+    from albert_ablate.data.packed import BatchOrder
     from albert_ablate.model.named_draws import drawn
 
     module, hashes = drawn(lambda: own_task.CurveWithAdam(dropout=0.0, lr=0.03), 0)
     examples = own_data(cfg).loaders["train"].dataset
     losses, optimizer = [], torch.optim.Adam(module.parameters(), lr=0.03)
     for step in range(24):
-        batch = [torch.stack(part) for part in zip(*(examples[i] for i in Order(160, 8, 0).indices(step)), strict=True)]
+        batch = [
+            torch.stack(part) for part in zip(*(examples[i] for i in BatchOrder(160, 8, 0).indices(step)), strict=True)
+        ]
         loss = module.error(batch)
         optimizer.zero_grad()
         loss.backward()

@@ -8,7 +8,7 @@ import torch
 from forking import forked, nano, rows, train, write_text
 
 from albert_ablate.config import check
-from albert_ablate.data.packed import Order, chain
+from albert_ablate.data.packed import BatchOrder, chain
 from albert_ablate.model.build import assemble
 from albert_ablate.model.decoder import initial_draw
 from albert_ablate.streams import digest, stream_seed
@@ -89,7 +89,7 @@ def test_the_hashes_are_what_they_say(arms):
     for name, shape in shapes(record).items():
         generator = torch.Generator().manual_seed(stream_seed(0, "init", name))
         assert record["proof"]["initial_draws"][name] == digest(torch.randn(shape, generator=generator).numpy())
-    order = Order((1500 - 1) // 32, 4, 0)
+    order = BatchOrder((1500 - 1) // 32, 4, 0)
     proof = digest(record["data"]["fingerprint"].encode())
     for step in range(20):
         assert data_order(record).get(step, proof) == proof
