@@ -71,12 +71,12 @@ def calibrate(
     if failed:
         return 1
     finals = {label: [_final(p, measure) for p in part] for label, part in planned.items()}
-    found = calibration(finals, control, measure, math.log1p(margin))
-    found["keys"] = {label: keys_of(part[0].cfg).arm for label, part in planned.items()}  # by which `plan` finds it
+    result = calibration(finals, control, measure, math.log1p(margin))
+    result["keys"] = {label: keys_of(part[0].cfg).arm for label, part in planned.items()}  # by which `plan` finds it
     file = runs / "calibration" / f"{planned[control][0].arm}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(file, (json.dumps(plain(found), indent=1) + "\n").encode())
-    for line in describe(found):
+    replace_file(file, (json.dumps(plain(result), indent=1) + "\n").encode())
+    for line in describe(result):
         say(line)
     say(str(file))
     return 0
@@ -87,20 +87,22 @@ def calibration(finals: Mapping[str, Sequence[float]], control: str, measure: st
 
     Differences are log ratios per seed, ln(control / treatment): positive where the treatment's figure is the lower.
     """
-    own = np.log(np.asarray(finals[control], float))
-    fine = own[np.isfinite(own)]
+    log_control = np.log(np.asarray(finals[control], float))
+    fine = log_control[np.isfinite(log_control)]
     if len(fine) < 2:
-        raise RuntimeError(f"All but {len(fine)} of the {len(own)} runs of {control} diverged: there is no spread.")
+        raise RuntimeError(
+            f"All but {len(fine)} of the {len(log_control)} runs of {control} diverged: there is no spread."
+        )
     if not np.ptp(fine):
         raise RuntimeError(f"All runs of {control} ended with the same {measure}: there is no noise to measure.")
     s, low, high = planning.spread(fine)
-    pool = planning.false_positive_rate(own, np.random.default_rng(stream_seed(0, "calibrate")))
+    pool = planning.false_positive_rate(log_control, np.random.default_rng(stream_seed(0, "calibrate")))
     out: dict[str, Any] = {
         "control": control,
         "measure": measure,
         "margin": margin,
-        "runs": len(own),
-        "diverged": int(np.isinf(own).sum()),
+        "runs": len(log_control),
+        "diverged": int(np.isinf(log_control).sum()),
         "mean": float(np.exp(fine).mean()),
         "spread": [s, low, high],
         "unpaired_spread": s * math.sqrt(2),  # of the difference of two arms on seeds of their own
@@ -110,15 +112,15 @@ def calibration(finals: Mapping[str, Sequence[float]], control: str, measure: st
     for label, values in finals.items():
         if label == control:
             continue
-        d = own[: len(values)] - np.log(np.asarray(values, float))
-        both = d[np.isfinite(d)]
+        differences = log_control[: len(values)] - np.log(np.asarray(values, float))
+        finite = differences[np.isfinite(differences)]
         entry: dict[str, Any] = {
-            "pairs": len(d),
-            "finished": len(both),
-            "mean": float(both.mean()) if len(both) else None,
+            "pairs": len(differences),
+            "finished": len(finite),
+            "mean": float(finite.mean()) if len(finite) else None,
         }
-        if len(both) > 1 and np.ptp(both) > 0:
-            reach = planning.reach(both, margin, PLANNED)
+        if len(finite) > 1 and np.ptp(finite) > 0:
+            reach = planning.reach(finite, margin, PLANNED)
             entry |= {
                 "spread": [reach.s, reach.low, reach.high],
                 "half_widths": {str(n): w for n, w in reach.half_widths.items()},
@@ -128,19 +130,19 @@ def calibration(finals: Mapping[str, Sequence[float]], control: str, measure: st
     return out
 
 
-def describe(found: Mapping[str, Any]) -> list[str]:
+def describe(result: Mapping[str, Any]) -> list[str]:
     """The calibration in lines; log ratios as percent."""
-    s, low, high = (f"{100 * x:.3g}" for x in found["spread"])
-    pool = found["false_positives"]
+    s, low, high = (f"{100 * x:.3g}" for x in result["spread"])
+    pool = result["false_positives"]
     out = [
-        f"{found['control']}: {found['measure']} {found['mean']:.4f}; spread over {found['runs']} seeds "
+        f"{result['control']}: {result['measure']} {result['mean']:.4f}; spread over {result['runs']} seeds "
         f"{s} % (95 % interval {low} to {high}), of the difference of unpaired arms "
-        f"{100 * found['unpaired_spread']:.3g} %" + (f"; {found['diverged']} diverged" if found["diverged"] else ""),
-        f"false positives in 10,000 random pairings of these {found['runs']} runs, up to {pool['pairs']} pairs each: "
+        f"{100 * result['unpaired_spread']:.3g} %" + (f"; {result['diverged']} diverged" if result["diverged"] else ""),
+        f"false positives in 10,000 random pairings of these {result['runs']} runs, up to {pool['pairs']} pairs each: "
         f"{100 * pool['rate']:.1f} % (bootstrap over the runs {100 * pool['low']:.1f} to {100 * pool['high']:.1f}); "
         "about this pool, nominal 5 %",
     ]
-    for label, entry in found["treatments"].items():
+    for label, entry in result["treatments"].items():
         if "spread" not in entry:
             out.append(f"{label}: {entry['finished']} of {entry['pairs']} pairs finished: no paired spread")
             continue
@@ -152,8 +154,8 @@ def describe(found: Mapping[str, Any]) -> list[str]:
         out.append(
             f"{label}: paired spread {s} % (95 % interval {low} to {high}) from {entry['finished']} pairs; {widths}"
         )
-    margin = f"margin {100 * math.expm1(found['margin']):.3g} %"
-    if any("reached" in entry for entry in found["treatments"].values()):
+    margin = f"margin {100 * math.expm1(result['margin']):.3g} %"
+    if any("reached" in entry for entry in result["treatments"].values()):
         margin += "; half-widths of 95 %, no effect is within reach where that of 90 % fits the margin"
     return [*out, margin]
 
@@ -170,9 +172,9 @@ def _wanted(
     """Label, setting and number of runs: the control first, then the treatments."""
     settings = list[dict[str, Any]]()
     for setting in sweep.settings():
-        own = {k: v for k, v in setting.items() if k != "seed"}
-        if own not in settings:
-            settings.append(own)
+        arm_setting = {k: v for k, v in setting.items() if k != "seed"}
+        if arm_setting not in settings:
+            settings.append(arm_setting)
     named = dict(zip(varied_labels(sweep, settings), settings, strict=True))
     control = arm or next(iter(named))
     others = [label for label in named if label != control] if treatments is None else list(dict.fromkeys(treatments))

@@ -27,10 +27,10 @@ BRIEF += ["revisions", "key"]
 
 def read_record(folder: Path) -> dict[str, Any]:
     """The record of a run folder; a status of "pending" where there is none, "unreadable" where it cannot be read."""
-    found = store.read(folder)
-    if isinstance(found, store.Record):
-        return found.whole()
-    return {"status": "pending"} if found.missing else {"status": "unreadable", "error": found.reason}
+    record = store.read(folder)
+    if isinstance(record, store.Record):
+        return record.whole()
+    return {"status": "pending"} if record.missing else {"status": "unreadable", "error": record.reason}
 
 
 def state(folder: Path) -> dict[str, Any]:
@@ -57,14 +57,14 @@ def states(root: Path, configured: bool = True) -> list[dict[str, Any]]:
 
 def _states(root: Path, configured: bool) -> list[dict[str, Any]]:
     known = _known(root / INDEX)
-    entries, read, found = list[str](), 0, []
+    entries, read, out = list[str](), 0, []
     configs: dict[str, tuple[float | None, str]] = {}  # by setting, whose runs differ in nothing that is kept
     for folder in run_folders(root):
         name = f"{folder.parent.name}/{folder.name}"
         try:
             about = os.stat(f"{root}/{name}/record.json")
         except OSError:
-            found.append(_judged(read_record(folder), folder) | {"folder": str(folder)})
+            out.append(_judged(read_record(folder), folder) | {"folder": str(folder)})
             continue
         stamp = f"{about.st_mtime_ns} {about.st_size} {about.st_ino}"
         entry = known.get(name, "").split("\t")
@@ -77,10 +77,10 @@ def _states(root: Path, configured: bool) -> list[dict[str, Any]]:
                 brief |= json.loads(config)
             read += 1
         entries.append("\t".join([name, *entry]))
-        found.append(_judged(brief, folder) | {"folder": str(folder)})
+        out.append(_judged(brief, folder) | {"folder": str(folder)})
     if read >= INDEX_WRITE_THRESHOLD:
         _write_index(root / INDEX, "\n".join([*entries, ""]))
-    return found
+    return out
 
 
 def _brief(folder: Path, configs: dict[str, tuple[float | None, str]]) -> tuple[dict[str, Any], str]:
@@ -93,10 +93,10 @@ def _brief(folder: Path, configs: dict[str, tuple[float | None, str]]) -> tuple[
         return {"status": "pending"} if brief.missing else {"status": "unreadable", "error": brief.reason}, "{}"
     setting = brief["setting"]
     if setting not in configs:
-        found = store.read_fields(folder, ("config",))
-        config = {} if isinstance(found, store.Unreadable) else found["config"]
-        kept = {key: config[key] for key in (*SIGNIFICANT, "trainer") if key in config}
-        made = (config.get("optimizer") or {}).get("lr"), json.dumps({"config": kept})
+        fields = store.read_fields(folder, ("config",))
+        config = {} if isinstance(fields, store.Unreadable) else fields["config"]
+        significant = {key: config[key] for key in (*SIGNIFICANT, "trainer") if key in config}
+        made = (config.get("optimizer") or {}).get("lr"), json.dumps({"config": significant})
         if setting is None:
             return brief | {"lr": made[0]}, made[1]
         configs[setting] = made

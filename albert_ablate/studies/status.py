@@ -45,36 +45,36 @@ def arms(
             for folder_name, seeds in alike.items():
                 table[name if len(alike) == 1 else f"{name} ({folder_name})"] = seeds
         return table
-    kept = Keys(root, apart=True)
-    settings, runs, wanted = _asked(sweep, overrides, kept)
-    found: dict[tuple[str, int], Mapping[str, Any]] = {}  # by the key of the arm and by that of the setting
+    key_cache = Keys(root, apart=True)
+    settings, runs, wanted = _asked(sweep, overrides, key_cache)
+    by_key: dict[tuple[str, int], Mapping[str, Any]] = {}  # by the key of the arm and by that of the setting
     current = sorted((r for r in records if not is_outdated(r)), key=lambda r: r.get("updated") or 0)
-    for record, keys in zip(current, kept.of_records(current), strict=True):
+    for record, keys in zip(current, key_cache.of_records(current), strict=True):
         if keys is not None:
             seed = int(Path(record["folder"]).name[4:])
-            found[keys.arm, seed] = found[keys.setting, seed] = record
-    kept.save()
+            by_key[keys.arm, seed] = by_key[keys.setting, seed] = record
+    key_cache.save()
     for label, run, keys in zip(varied_labels(sweep, settings), runs, wanted, strict=True):
         # without a rate in the file it may be the tuned one
         key = None if keys is None else keys.setting if LEARNING_RATE in run else keys.arm
-        table.setdefault(label, {})[_seed(run)] = found.get((key or "", _seed(run))) or {"status": "pending"}
+        table.setdefault(label, {})[_seed(run)] = by_key.get((key or "", _seed(run))) or {"status": "pending"}
     return table
 
 
 def _asked(
-    sweep: Sweep, overrides: Sequence[str], kept: Keys
+    sweep: Sweep, overrides: Sequence[str], key_cache: Keys
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]], list[Identity | None]]:
     """The settings of a sweep, the overrides and the keys of each. In the place of draws of a random sweep that are
     refused are the next ones, as in `plan_random`."""
     settings = sweep.settings()
     while True:
         runs = [asked(sweep, setting, overrides) for setting in settings]
-        wanted = kept.of_overrides([of_arm(run) for run in runs])
+        wanted = key_cache.of_overrides([of_arm(run) for run in runs])
         if sweep.method != "random" or sweep.run_cap is None:
             return settings, runs, wanted
         allowed = [i for i, keys in enumerate(wanted) if keys is not None]
         if len(allowed) >= sweep.run_cap or len(settings) - max(allowed, default=-1) > REFUSALS:
-            return tuple([found[i] for i in allowed] for found in (settings, runs, wanted))  # type: ignore[return-value]
+            return tuple([several[i] for i in allowed] for several in (settings, runs, wanted))  # type: ignore[return-value]
         settings += [sweep.draw(len(settings) + i) for i in range(sweep.run_cap - len(allowed))]
 
 
@@ -125,21 +125,21 @@ def show_status(
 
     console = Console(highlight=False, width=None if os.isatty(1) else 200)
     if not watch:
-        found = table()
+        arms_table = table()
         if as_json:
-            print(document("status", as_document(root, file, found)))
+            print(document("status", as_document(root, file, arms_table)))
         else:
-            console.print(_picture(found))
-        if sweep and found and all(r["status"] == "pending" for row in found.values() for r in row.values()):
+            console.print(_picture(arms_table))
+        if sweep and arms_table and all(r["status"] == "pending" for row in arms_table.values() for r in row.values()):
             print(
                 "None of these runs was begun: give the overrides that the sweep was run with, if any.", file=sys.stderr
             )
         return
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            found = table()
-            live.update(_picture(found), refresh=True)
-            if all(is_done(dict(r)) for row in found.values() for r in row.values()):
+            arms_table = table()
+            live.update(_picture(arms_table), refresh=True)
+            if all(is_done(dict(r)) for row in arms_table.values() for r in row.values()):
                 return
             time.sleep(every)
 

@@ -58,12 +58,12 @@ class Sweep:
         """The settings that differ, and how many combinations do not."""
         order = sorted(self.parameters, key=lambda p: p.name != "seed")
         names = [p.name for p in order]
-        found: dict[str, dict[str, Any]] = {}
+        distinct: dict[str, dict[str, Any]] = {}
         combinations = 0
         for combinations, values in enumerate(itertools.product(*[p.values for p in order]), 1):  # noqa: B007
             setting = self.folded(dict(zip(names, values, strict=True)))
-            found.setdefault(json.dumps(setting, sort_keys=True), setting)
-        return [*found.values()], combinations - len(found)
+            distinct.setdefault(json.dumps(setting, sort_keys=True), setting)
+        return [*distinct.values()], combinations - len(distinct)
 
     def folded(self, setting: Mapping[str, Any]) -> dict[str, Any]:
         """A setting without the keys that its option lacks and another option of the sweep has.
@@ -114,8 +114,7 @@ def own_overrides(overrides: Iterable[str]) -> list[str]:
 def asked(sweep: Sweep, setting: Mapping[str, Any], more: Iterable[str] = ()) -> dict[str, str]:
     """The overrides of a setting's run, by key: the file's, the setting's, and `more`, of which the last counts."""
     by_key = {o.partition("=")[0].lstrip("+"): o for o in [*sweep.fixed, *overrides_of(setting), *more]}
-    kept = sweep.folded({key: o.partition("=")[2] for key, o in by_key.items()})
-    return {key: by_key[key] for key in kept}
+    return {key: by_key[key] for key in sweep.folded({key: o.partition("=")[2] for key, o in by_key.items()})}
 
 
 # groups and keys that do not determine the weights

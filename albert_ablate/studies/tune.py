@@ -70,11 +70,11 @@ class Arm:
 
     def means(self) -> dict[int, float]:
         """Mean loss over the tuning seeds at the full budget, by place; inf where one is not finite."""
-        found: dict[int, list[float]] = {}
+        losses_at: dict[int, list[float]] = {}
         for (tokens, k, _), loss in self.losses.items():
             if tokens == self.tokens:
-                found.setdefault(k, []).append(loss)
-        return {k: float(np.mean(losses)) for k, losses in sorted(found.items())}
+                losses_at.setdefault(k, []).append(loss)
+        return {k: float(np.mean(losses)) for k, losses in sorted(losses_at.items())}
 
 
 def tune(
@@ -111,26 +111,26 @@ def tune_together(
     """`tune` of the arms of several sweeps, all of which get as many full runs."""
     step = log_step(step, "--step")
     launcher, extra = split_overrides(sweeps[0], overrides, workers)
-    found_arms: dict[str, Arm] = {}
+    by_id: dict[str, Arm] = {}
     for sweep in sweeps:
         for arm in arms_of(sweep, _without_rate(sweep), runs, extra, rates, step):
-            found_arms.setdefault(arm.id, arm)
-    arms = [*found_arms.values()]
+            by_id.setdefault(arm.id, arm)
+    arms = [*by_id.values()]
     asked = {
         "rule": RULE, "rates": rates, "step": step, "objective": objective,
         "seeds": list(range(FIRST_SEED, FIRST_SEED + seeds)),
     }  # fmt: skip
-    known = {arm.id: found for arm in arms if (found := read_tuning(runs, arm.id))}
+    known = {arm.id: tuning for arm in arms if (tuning := read_tuning(runs, arm.id))}
     tuned = [] if force else [arm for arm in arms if arm.id in known and _same_tuning(known[arm.id], asked, arm)]
     for arm in tuned:
         _take_up(arm, known[arm.id])
-    open_ = [arm for arm in arms if arm not in tuned]
+    to_tune = [arm for arm in arms if arm not in tuned]
     widest = max((len(arm.means()) for arm in tuned), default=0)
     narrow = [arm for arm in tuned if len(arm.means()) < widest]
     price = tuning_price(rates, seeds)
     say(
         f"{', '.join(dict.fromkeys(str(s.path) for s in sweeps))}: {len(arms)} arms, {len(tuned)} tuned, "
-        f"{len(open_)} to tune with {rates} runs of 1/{SHARE} of the budget and {WINDOW * seeds} to "
+        f"{len(to_tune)} to tune with {rates} runs of 1/{SHARE} of the budget and {WINDOW * seeds} to "
         f"{(WINDOW + MOVES) * seeds} of all of it each: {price.expected:.4g} times a run's budget expected, "
         f"{price.worst:.4g} at most."
     )
@@ -138,35 +138,35 @@ def tune_together(
         say(f"Tuned with fewer rates than others here, and gets as many: {', '.join(a.label for a in narrow)}.")
     tuner = _Tuner(runs, extra, Study(launcher, workers, say), seeds, objective, named=len(sweeps) > 1)
     if dry_run:
-        _show_price(tuner, open_, rates, seeds, workers, say)
+        _show_price(tuner, to_tune, rates, seeds, workers, say)
         return 0
-    changed = tuner.go(open_, tuned) if open_ or narrow else []
+    retuned = tuner.go(to_tune, tuned) if to_tune or narrow else []
     if tuner.study.stopped is not None:
         return 128 + tuner.study.stopped
-    for arm in changed:
+    for arm in retuned:
         if not arm.error:
             write_tuning(runs, arm.id, asked | tuner.result(arm))
     for arm in arms:
-        found = None if arm.error else read_tuning(runs, arm.id)
-        say(describe(arm.label, found) if found else f"{arm.label}: not tuned: {arm.error}")
+        tuning = None if arm.error else read_tuning(runs, arm.id)
+        say(describe(arm.label, tuning) if tuning else f"{arm.label}: not tuned: {arm.error}")
     return 1 if any(arm.error for arm in arms) else 0
 
 
-def describe(label: str, found: Mapping[str, Any]) -> str:
+def describe(label: str, tuning: Mapping[str, Any]) -> str:
     """A tuned arm in a line or two: rate, curve at the full budget, slack, and what is wrong with it."""
-    full = sorted((c for c in found["curve"] if c["tokens"] == found["tokens"]), key=lambda c: c["rate"])
+    full = sorted((c for c in tuning["curve"] if c["tokens"] == tuning["tokens"]), key=lambda c: c["rate"])
     curve = ", ".join(f"{c['rate']:g}: {_mean_words(c)}" for c in full)
-    if not found["trained"]:
-        return f"{label}: no rate trains it; its runs take {found['rate']:g} and will diverge ({curve})"
-    slack = f"slack {found['slack']:.2g} nats" if found["slack"] is not None else "slack unknown"
-    line = f"{label}: {LEARNING_RATE}={found['rate']:g} ({curve}; {slack})"
-    if found["edge"]:
-        tried = f" after {len(full) - WINDOW} moves of the window" if found.get("rule") else ""
+    if not tuning["trained"]:
+        return f"{label}: no rate trains it; its runs take {tuning['rate']:g} and will diverge ({curve})"
+    slack = f"slack {tuning['slack']:.2g} nats" if tuning["slack"] is not None else "slack unknown"
+    line = f"{label}: {LEARNING_RATE}={tuning['rate']:g} ({curve}; {slack})"
+    if tuning["edge"]:
+        tried = f" after {len(full) - WINDOW} moves of the window" if tuning.get("rule") else ""
         return (
-            f"{line}; the best rate is the {found['edge']}est that was run{tried}: give {LEARNING_RATE} in the file to "
-            "move the grid"
+            f"{line}; the best rate is the {tuning['edge']}est that was run{tried}: give {LEARNING_RATE} in the file "
+            "to move the grid"
         )
-    if found.get("fitted") is False:
+    if tuning.get("fitted") is False:
         line += "; no parabola was fitted, the rate is the best one that was run"
     return line
 
@@ -183,18 +183,18 @@ def arms_of(sweep: Sweep, bare: Sweep, runs: Path, extra: Sequence[str], rates: 
     stated = {p.name: p for p in sweep.parameters}.get(LEARNING_RATE)
     given = [stated.values[0]] if stated and len(stated.values) == 1 else []
     given = [float(o.partition("=")[2]) for o in sweep.fixed if o.startswith(f"{LEARNING_RATE}=")] or given
-    settings, found = [], dict[str, Arm]()
+    settings, by_id = [], dict[str, Arm]()
     for setting in sweep.settings():
-        own = {k: v for k, v in setting.items() if k not in (LEARNING_RATE, "seed")}
-        if own not in settings:
-            settings.append(own)
+        arm_setting = {k: v for k, v in setting.items() if k not in (LEARNING_RATE, "seed")}
+        if arm_setting not in settings:
+            settings.append(arm_setting)
     labels = [*varied_labels(bare, settings)]
     for setting, label in zip(settings, labels, strict=True):
         (planned,) = plan(bare, [setting], runs, extra)
         center = given[0] if given else planned.cfg.optimizer.lr
         tokens = planned.cfg.budget.tokens
-        found.setdefault(planned.arm, Arm(label, planned.arm, setting, bare, tokens, center, step, rates))
-    return [*found.values()]
+        by_id.setdefault(planned.arm, Arm(label, planned.arm, setting, bare, tokens, center, step, rates))
+    return [*by_id.values()]
 
 
 class _Tuner:
@@ -205,16 +205,16 @@ class _Tuner:
         self.extra = [o for o in extra if not o.startswith("budget.tokens=")]
         self.runs, self.study, self.seeds, self.objective = runs, study, seeds, objective
 
-    def go(self, open_: Sequence[Arm], tuned: Sequence[Arm]) -> list[Arm]:
+    def go(self, to_tune: Sequence[Arm], tuned: Sequence[Arm]) -> list[Arm]:
         """Tune the open arms; gives them and those tuned ones that got rates because another's window moved."""
         before = {arm.id: len(arm.losses) for arm in tuned}
-        self._run({arm.id: [(arm.tokens // SHARE, k, 0) for k in range(arm.rates)] for arm in open_}, open_)
-        wanted = {arm.id: [*self._first_window(arm)] for arm in open_ if not arm.error}
+        self._run({arm.id: [(arm.tokens // SHARE, k, 0) for k in range(arm.rates)] for arm in to_tune}, to_tune)
+        wanted = {arm.id: [*self._first_window(arm)] for arm in to_tune if not arm.error}
         while wanted and self.study.stopped is None:
-            arms = [arm for arm in (*open_, *tuned) if arm.id in wanted]
+            arms = [arm for arm in (*to_tune, *tuned) if arm.id in wanted]
             self._run({a.id: [(a.tokens, k, s) for s in range(self.seeds) for k in wanted[a.id]] for a in arms}, arms)
-            wanted = self._wanted([arm for arm in (*open_, *tuned) if not arm.error])
-        return [*open_, *(arm for arm in tuned if len(arm.losses) > before[arm.id])]
+            wanted = self._wanted([arm for arm in (*to_tune, *tuned) if not arm.error])
+        return [*to_tune, *(arm for arm in tuned if len(arm.losses) > before[arm.id])]
 
     def _first_window(self, arm: Arm) -> range:
         """The best rate of the first stage and its neighbors; the least three where no loss is finite."""
@@ -229,11 +229,11 @@ class _Tuner:
         if self.study.stopped is not None or not arms:
             return {}
         means = {arm.id: arm.means() for arm in arms}
-        moves = {id: [k] for id, own in means.items() if (k := next_rate(own)) is not None}
+        moves = {id: [k] for id, means_of_arm in means.items() if (k := next_rate(means_of_arm)) is not None}
         if moves:
             return moves
         widest = max(map(len, means.values()))
-        return {id: [adjacent_rate(own)] for id, own in means.items() if len(own) < widest}
+        return {id: [adjacent_rate(means_of_arm)] for id, means_of_arm in means.items() if len(means_of_arm) < widest}
 
     def price(self, arms: Sequence[Arm], windows: int) -> list[Planned]:
         """Runs as dear as those to come, with `windows` rates at the full budget: which they are is not known yet."""
@@ -266,7 +266,7 @@ class _Tuner:
                     replace(p, label=f"{arm.label} {p.label}") for (arm, _), p in zip(pairs, planned, strict=True)
                 ]
             wanted += [(arm, job, p) for (arm, job), p in zip(pairs, planned, strict=True)]
-        wanted.sort(key=lambda found: found[1][2])
+        wanted.sort(key=lambda job: job[1][2])
         failed = self.study.complete([p for *_, p in wanted])
         if self.study.stopped is not None:
             return
@@ -282,21 +282,22 @@ class _Tuner:
         """The arm's rate from the losses at the full budget, as it is written."""
         ran = [*arm.means()]
         losses, lost = (
-            [[found[arm.tokens, k, s] for k in ran] for s in range(self.seeds)] for found in (arm.losses, arm.diverged)
+            [[values[arm.tokens, k, s] for k in ran] for s in range(self.seeds)]
+            for values in (arm.losses, arm.diverged)
         )
-        found = tuned_rate([arm.rate(k) for k in ran], losses, self.seeds, lost)
-        edge = ("low" if found.best == arm.rate(ran[0]) else "high") if found.edge else None
+        rate = tuned_rate([arm.rate(k) for k in ran], losses, self.seeds, lost)
+        edge = ("low" if rate.best == arm.rate(ran[0]) else "high") if rate.edge else None
         cells: dict[tuple[int, int], list[int]] = {}
         for tokens, k, s in sorted(arm.losses):
             cells.setdefault((tokens, k), []).append(s)
         return {
             "arm": arm.label,
             "key": arm.id,
-            "rate": float(f"{found.rate:.4g}"),
-            "trained": found.trains,
-            "fitted": found.fitted,
+            "rate": float(f"{rate.rate:.4g}"),
+            "trained": rate.trains,
+            "fitted": rate.fitted,
             "edge": edge,
-            "slack": found.slack,
+            "slack": rate.slack,
             "tokens": arm.tokens,
             "curve": [
                 {
@@ -327,22 +328,22 @@ def loss_of(record: Mapping[str, Any], objective: str) -> float:
     return float(loss)
 
 
-def _same_tuning(found: Mapping[str, Any], asked: Mapping[str, Any], arm: Arm) -> bool:
+def _same_tuning(tuning: Mapping[str, Any], asked: Mapping[str, Any], arm: Arm) -> bool:
     """Whether an arm was tuned as it is asked for now, the grid's place included."""
-    if any(found.get(key) != value for key, value in asked.items()) or found["tokens"] != arm.tokens:
+    if any(tuning.get(key) != value for key, value in asked.items()) or tuning["tokens"] != arm.tokens:
         return False
-    return [c["rate"] for c in found["curve"] if c["tokens"] == arm.tokens // SHARE] == arm.grid
+    return [c["rate"] for c in tuning["curve"] if c["tokens"] == arm.tokens // SHARE] == arm.grid
 
 
-def _take_up(arm: Arm, found: Mapping[str, Any]) -> None:
+def _take_up(arm: Arm, tuning: Mapping[str, Any]) -> None:
     """The losses that a tuned arm's file holds."""
     places = {arm.rate(k): k for k in range(-MOVES - 1, arm.rates + MOVES + 1)}
-    for cell in found["curve"]:
+    for cell in tuning["curve"]:
         for i, (seed, loss) in enumerate(zip(cell["seeds"], cell["losses"], strict=True)):
             job = cell["tokens"], places[cell["rate"]], seed - FIRST_SEED
             arm.losses[job] = math.inf if loss is None else loss
             arm.diverged[job] = i < cell["diverged"]  # which of them is not kept, and nothing asks for it
-    arm.settings |= set(found["runs"])
+    arm.settings |= set(tuning["runs"])
 
 
 def _named(sweep: Sweep) -> Sweep:

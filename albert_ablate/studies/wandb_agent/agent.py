@@ -97,10 +97,10 @@ class Slot:
         assert self.pipe is not None and self.process is not None
         try:
             while self.pipe.poll():
-                said = self.pipe.recv()
-                if not isinstance(said, Planned):
-                    return said
-                self.planned = said
+                message = self.pipe.recv()
+                if not isinstance(message, Planned):
+                    return message
+                self.planned = message
         except (EOFError, OSError):
             self.process.join()
             return {"status": "killed", "error": f"{KILLED} (exit code {self.process.exitcode})"}
@@ -304,7 +304,7 @@ def run_agent(
     """Train what a sweep on a W&B server hands out, below `runs`. `overrides` are the user's own, for every run."""
     server = find_server(sweep, entity, project)
     try:
-        found = served_sweep(server.name, server.config())
+        served = served_sweep(server.name, server.config())
     except ConfigError as error:
         raise ConfigError(_short(str(error))) from None
     except Unreachable as error:
@@ -313,18 +313,18 @@ def run_agent(
         raise ConfigError(str(error)) from None
     overrides = tuple(own_overrides(overrides))
     extra = with_wandb_logger(list(overrides))
-    if not any(o.startswith("trainer.threads=") for o in [*found.fixed, *overrides]) and workers > 1:
+    if not any(o.startswith("trainer.threads=") for o in [*served.fixed, *overrides]) and workers > 1:
         extra = ["trainer.threads=1", *extra]
     with tempfile.TemporaryDirectory(prefix="albert_ablate_", ignore_cleanup_errors=True) as scratch:
         environment = {"WANDB_SWEEP_ID": server.sweep, "WANDB_PROJECT": server.project, "WANDB_CACHE_DIR": scratch}
         environment |= {"WANDB_ENTITY": server.entity} if server.entity else {}
-        sweep_runs = SweepRuns(found, runs, tuple(extra), tuple(environment.items()), Path(scratch), use_tuned)
-        if found.method != "grid":
-            sweep_runs.planned(corners(found)[:1])  # a draw whose values do not go together is refused by itself
-        elif math.prod(len(p.values) for p in found.parameters) <= MAX_CHECKED_SETTINGS:
-            sweep_runs.planned(found.settings())
+        sweep_runs = SweepRuns(served, runs, tuple(extra), tuple(environment.items()), Path(scratch), use_tuned)
+        if served.method != "grid":
+            sweep_runs.planned(corners(served)[:1])  # a draw whose values do not go together is refused by itself
+        elif math.prod(len(p.values) for p in served.parameters) <= MAX_CHECKED_SETTINGS:
+            sweep_runs.planned(served.settings())
         else:
-            sweep_runs.planned(corners(found))
+            sweep_runs.planned(corners(served))
         try:
             return Agent(server, sweep_runs, workers, count, say).run()
         except Unreachable as error:

@@ -52,11 +52,11 @@ class SweepServer:
         import yaml
 
         where = {"entity": self.entity, "project": self.project, "sweep": self.sweep}
-        found = (self._ask(SWEEP, where).get("project") or {}).get("sweep")
-        if not found:
+        sweep = (self._ask(SWEEP, where).get("project") or {}).get("sweep")
+        if not sweep:
             raise ConfigError(f"{self.url} has no sweep {self.name}.")
         try:
-            return _read(found["config"])
+            return _read(sweep["config"])
         except ConfigError as error:
             raise ConfigError(f"{self.name} {error}.") from None
         except (yaml.YAMLError, TypeError, KeyError, AttributeError, ValueError, RecursionError) as error:
