@@ -6,10 +6,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_contracts import NEEDS, TINY, batches, train
+from test_contracts import NEEDS
 
 from albert_ablate import build_model, compose
 from albert_ablate.config import ConfigError, check, options
+from albert_ablate.training.contracts import TINY, batches, train
 
 VARIED = ("norm", "norm_type", "attention", "dropout", "dropout_time", "optimizer", "schedule", "clip", "loss")
 OPTIONS = options()
@@ -43,7 +44,8 @@ def trains_and_pairs(arm):
     cfg = admissible(arm)
     if cfg is None:
         return False
-    model, _, moved, trace = train(cfg, steps=1)
+    trained = train(cfg, steps=1)
+    model, moved, trace = trained.model, trained.moved, trained.trace
     assert all(math.isfinite(x) for x in trace[0]), trace
     assert all(p.isfinite().all() for p in model.parameters())
     # a rule may skip the step; the first gradient of soap only makes its bases
