@@ -20,6 +20,7 @@ def visible(value: Any) -> str:
 
 
 def is_number(value: Any) -> bool:
+    """Whether a value is a number; booleans are not."""
     return isinstance(value, int | float | np.number) and not isinstance(value, bool | np.bool_)
 
 

@@ -136,6 +136,8 @@ Kind = Literal["run", "initial", "grid", "pair", "exact"]
 
 @dataclass(frozen=True)
 class Measure:
+    """A measure by name: the function that computes it from runs, its unit, direction, and how it is judged."""
+
     name: str
     of: Callable[..., float]
     unit: str

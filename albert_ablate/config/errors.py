@@ -73,10 +73,12 @@ _LIMITED.maxlevel, _LIMITED.maxdict, _LIMITED.maxlist, _LIMITED.maxtuple, _LIMIT
 
 
 def shortened(text: str, most: int = 500) -> str:
+    """Cut a text for a message to `most` characters."""
     return text if len(text) <= most else f"{text[:most]}..."
 
 
 def listed(names: typing.Iterable[str]) -> str:
+    """Names for a message, sorted and separated by commas."""
     return ", ".join(sorted(names))
 
 

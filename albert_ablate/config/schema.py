@@ -29,22 +29,30 @@ class Section(Mapping[str, Any]):
 
 @dataclass(frozen=True, eq=False)
 class Budget(Section):
+    """Training budget in tokens."""
+
     tokens: Count
 
 
 @dataclass(frozen=True, eq=False)
 class Paths(Section):
+    """Folders of runs and of cached files."""
+
     runs: str
     cache: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint(Section):
+    """How often a run commits: seconds between commits, beside those at evaluations."""
+
     seconds: NonNegative = 30.0
 
 
 @dataclass(frozen=True, eq=False)
 class Diagnostics(Section):
+    """How often a step is measured layer by layer."""
+
     every: NonNegativeInt | None = None  # steps; null: about 40 times over the budget
 
 
@@ -73,6 +81,8 @@ class Evaluation(Section):
 
 @dataclass(frozen=True, eq=False)
 class Trainer(Section):
+    """Hardware and numerics: accelerator, devices, strategy, precision, threads, compilation."""
+
     accelerator: Literal["auto", "cpu", "gpu", "mps"]
     devices: Literal[-1] | Annotated[int, Range(1, 1024)] = 1  # of each node; -1: all its GPUs
     num_nodes: Annotated[int, Range(1, 10_000)] = 1

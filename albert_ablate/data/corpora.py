@@ -195,6 +195,7 @@ def _pieces(text: str, count: int) -> Sequence[str]:
 
 
 def read_bytes(file: Path) -> bytes:
+    """Read a file; ConfigError with one sentence if it cannot be read."""
     try:
         return file.read_bytes()
     except OSError as error:

@@ -276,4 +276,5 @@ def _quiet() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
+    """First line of an error's message without its period, or the error's type if it has none."""
     return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__

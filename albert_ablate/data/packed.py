@@ -274,6 +274,7 @@ def _permutation(seed: int, number: int, blocks: int) -> np.ndarray:
 
 
 def block_count(tokens: np.ndarray, context: int) -> int:
+    """Number of blocks of `context` tokens in a token array; each needs one more token as its last target."""
     return (len(tokens) - 1) // context
 
 

@@ -82,4 +82,5 @@ class Memorization(Evaluation):
 
 
 def usual(context: int) -> int:
+    """Default length of prefix and continuation: 32 tokens, at most half of the context."""
     return max(1, min(32, context // 2))

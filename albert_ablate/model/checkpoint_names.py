@@ -12,6 +12,7 @@ EMBEDDINGS = ("wte", "tokens_embed", "embed_tokens", "embed_in")  # what the fam
 
 
 def names_of_openai(w: Weights, layers: int, embedding: str, positions: str) -> Weights:
+    """Rename the weights of a GPT-2 checkpoint to those of `Decoder`; its matrices are stored transposed."""
     w = {name.removeprefix("transformer."): tensor for name, tensor in w.items()}
     ends = {f"{embedding}.weight": "embedding.weight", f"{positions}.weight": "positions.weight"}
     ends |= {"ln_f.weight": "final_norm.weight", "ln_f.bias": "final_norm.bias"}
@@ -32,6 +33,7 @@ def names_of_openai(w: Weights, layers: int, embedding: str, positions: str) -> 
 
 
 def names_of_llama(w: Weights, layers: int, norms: Mapping[str, str]) -> Weights:
+    """Rename the weights of a Llama-like checkpoint to those of `Decoder`, and stack queries, keys and values."""
     w = {name.removeprefix("model."): tensor for name, tensor in w.items()}
     ends = {"embed_tokens.weight": "embedding.weight", "norm.weight": "final_norm.weight"}
     ends |= {"norm.bias": "final_norm.bias"}

@@ -71,4 +71,5 @@ def drawn(make: Callable[[], nn.Module], seed: int) -> tuple[nn.Module, dict[str
 
 
 def value_hash(tensor: Tensor) -> str:
+    """Hash of a tensor's values."""
     return digest(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -24,6 +24,7 @@ def role(seed: int) -> str:
 
 
 def tuning_file(runs: Path, arm: str) -> Path:
+    """Path of the tuning result of an arm."""
     return runs / "tuning" / f"{arm}.json"
 
 
@@ -56,6 +57,7 @@ def tuning_tokens(runs: Path) -> int:
 
 
 def write_tuning(runs: Path, arm: str, result: Mapping[str, Any]) -> None:
+    """Write the tuning result of an arm, atomically."""
     file = tuning_file(runs, arm)
     file.parent.mkdir(parents=True, exist_ok=True)
     scratch = file.with_name(f".{arm}.{os.getpid()}")  # of two commands that tune one arm both come to the same

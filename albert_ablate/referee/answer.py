@@ -150,6 +150,7 @@ class Answer:
 
 
 def inadmissible(command: str, reason: str, baseline: str = "", candidate: str = "") -> Answer:
+    """The answer to a question that is refused: INADMISSIBLE, with the reason."""
     return Answer(command, [Contrast(baseline, candidate, INADMISSIBLE, reason)])
 
 

@@ -122,6 +122,7 @@ def panel(contrasts: Sequence[Contrast]) -> Any:
 
 
 def decided(c: Contrast) -> list[Any]:
+    """The decision of a contrast in its color, for the panel; nothing while it is undecided."""
     return [] if c.decision == UNDECIDED else [", ", (c.decision, f"bold {COLORS[c.decision]}")]
 
 

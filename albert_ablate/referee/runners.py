@@ -19,6 +19,8 @@ EQUAL = {"tokens": 0.0, "parameters": 0.02, "flops": 0.05}  # as claims have it,
 
 @dataclass(frozen=True)
 class Outcome:
+    """Result of one run of a side: its metric, and the seconds it took."""
+
     role: str  # baseline or candidate
     metric: str
     value: float  # inf where the run diverged
@@ -33,6 +35,8 @@ class Stopped(Exception):
 
 
 class Runner(Protocol):
+    """Interface of what runs the sides of a comparison: one run, or the runs of a pair."""
+
     def one(self, side: Side, seed: int, role: str) -> Outcome:
         """A run of one side alone."""
 

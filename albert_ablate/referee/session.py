@@ -431,12 +431,14 @@ def _shown(value: Any) -> str:
 
 
 def check_name(name: str) -> str:
+    """Check the name of a session, which becomes a folder's name; Inadmissible if it is not allowed."""
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
         raise Inadmissible(f"--session={name} is not allowed: a name has letters, digits, ., _ and -.")
     return name
 
 
 def read_control(text: str) -> str:
+    """Check --control: fwer (any false accept) or fdr (their share)."""
     if text not in ("fwer", "fdr"):
         raise Inadmissible(f"--control={text} is not allowed: it is {nearest(text, ['fwer', 'fdr'])}.")
     return text

@@ -38,6 +38,8 @@ class Crash(Exception):
 
 @dataclass(frozen=True)
 class Side:
+    """One side of a comparison: overrides, a command, or a git ref with a command."""
+
     kind: str  # overrides, command, git
     text: str  # as it was given
     identity: str  # equal for sides that are the same thing to run
@@ -290,6 +292,7 @@ def read_seconds(option: str, text: str | None) -> float:
 
 
 def clock() -> float:
+    """Seconds of a monotonic clock."""
     return time.monotonic()
 
 

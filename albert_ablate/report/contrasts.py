@@ -41,6 +41,7 @@ def parts_of(claim: Mapping) -> list[tuple[Mapping, str]]:
 
 
 def contrast_name(part: Mapping) -> str:
+    """Name of a contrast: treatment against control."""
     return f"{part['treatment']} against {part['control']}"
 
 
@@ -65,6 +66,7 @@ def interval_text(mean: float, low: float, high: float, unit: str = "") -> str:
 
 
 def three_numbers(found: Sequence | None) -> tuple[float, float, float]:
+    """Mean and interval of a ledger's entry as floats; nan where there are none."""
     mean, low, high = map(number, found or (None,) * 3)
     return mean, low, high
 

@@ -185,6 +185,7 @@ def number_or_nan(value: Any) -> float:
 
 
 def counted(n: int, what: str) -> str:
+    """A number with its noun in singular or plural: 1 run, 2 runs."""
     return f"{n:,} {what}{'s' * (n != 1)}"
 
 

@@ -80,6 +80,7 @@ def formula_of(text: str) -> str:
 
 
 def sources_of(text: str) -> list[dict[str, str | None]]:
+    """Papers cited in a docstring: authors, year, arXiv id."""
     found = {}
     for authors, year, arxiv in SOURCE.findall(" ".join(text.split())):
         found[authors, year, arxiv or None] = {"authors": authors, "year": year, "arxiv": arxiv or None}

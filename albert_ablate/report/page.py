@@ -184,6 +184,8 @@ class Interval:
 
 @dataclass(frozen=True)
 class Page:
+    """A page: title, subtitle, sections, and the arms of its filter."""
+
     title: str
     subtitle: str
     sections: list[Section]

@@ -54,6 +54,8 @@ FACTS = 5  # of FIRST, those that the run has: what stands in large print above 
 
 @dataclass(frozen=True)
 class OneRun:
+    """A run to show: its folder, record and histories."""
+
     folder: Path
     record: Mapping[str, Any]
     steps: pd.DataFrame
@@ -188,6 +190,7 @@ def known_figures(run: OneRun) -> dict[str, tuple[str, Any]]:
 
 
 def page(run: OneRun) -> Page:
+    """The page of one run: outcome, curves, maps over depth, evaluations."""
     record, known = run.record, known_figures(run)
     over, drawn = figures(run), maps(run)
     first = [known[key] for key in FIRST if key in known][:FACTS]

@@ -140,6 +140,7 @@ def filtered(chart, arms: Sequence[str]):
 
 
 def tokens_axis(title: str = "tokens"):
+    """Altair's x axis of tokens."""
     import altair as alt
 
     return alt.X(
@@ -167,6 +168,7 @@ def nearest_point(name: str = "near", fields: Sequence[str] | None = None):
 
 
 def tip(name: str, title: str | None = None, form: str = TIP):
+    """Tooltip of a number in a chart."""
     import altair as alt
 
     return alt.Tooltip(f"{name}:Q", title=title or name.replace("_", " "), format=form)

@@ -207,6 +207,7 @@ def figures_table(two: Beside) -> Table:
 
 
 def page(two: Beside) -> Page:
+    """The page of two runs: outcomes, their losses and difference, maps over depth, a table of metrics."""
     drawn, table = losses(two), figures_table(two)
     one, other = map(known_figures, two.runs)
     first = [key for key in FIRST if key in one and key in other][:FACTS]

@@ -79,6 +79,7 @@ def with_value(cfg: Config, group: str, name: str, value: Any) -> Config:
 
 
 def batches(seed: int = 0) -> list[Tensor]:
+    """Random token batches, (4, 17) each, the same for one seed."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(0, VOCABULARY, (4, 17), generator=generator) for _ in range(STEPS)]
 
@@ -135,6 +136,7 @@ def state(cfg: Mapping) -> State:
 
 
 def differ(a: State, b: State) -> bool:
+    """Whether two results of `state` differ in anything."""
     same = a[0] == b[0] and a[1] == b[1] and a[2].keys() == b[2].keys()
     return not (same and all(torch.equal(a[2][n], b[2][n]) for n in a[2]))
 

@@ -8,6 +8,7 @@ from albert_ablate.report.sections.leaderboard import SAME_COST
 
 
 def cost_section(m: Material) -> Section:
+    """Section of the report: final loss against training FLOPs, where these differ between arms."""
     section = Section("Cost and quality")
     rows, (quality, axis) = m.finished, m.quality
     if {"flops", quality} <= {*rows} and relative_spread(rows["flops"]) > SAME_COST:

@@ -11,6 +11,7 @@ from albert_ablate.report.page import Figure, Section
 
 
 def curves_section(m: Material) -> Section:
+    """Section of the report: loss over tokens, differences to the baseline, levels of a factor."""
     section = Section("Loss curves", zoom=True)
     histories = m.histories
     if lost := [m.place(m.rows["folder"].iloc[i]) for i in histories.unreadable]:

@@ -17,6 +17,7 @@ PAIRS_OF_FACTORS = 6
 
 
 def factorial_section(m: Material) -> Section:
+    """Section of the report: interactions of pairs of factors, where the arms cross them."""
     section = Section("Interactions")
     quality, axis = m.quality
     effects, partly = [], []

@@ -14,6 +14,7 @@ from albert_ablate.report.page import Figure, Section, Table
 
 
 def generalization_section(m: Material) -> Section:
+    """Section of the report: generalization gap, training against validation loss, evaluations."""
     section = Section("Generalization")
     table = m.finished
     if "gap" in table and table["gap"].notna().any():

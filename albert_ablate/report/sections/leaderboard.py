@@ -40,6 +40,7 @@ def leaderboard(m: Material) -> pd.DataFrame:
 
 
 def leaderboard_section(m: Material) -> Section:
+    """Section of the report: arms ranked by loss, with paired differences to the baseline."""
     section = Section("Leaderboard")
     if m.done.empty:
         section.missing.append("No run has finished or diverged yet.")

@@ -24,6 +24,7 @@ from albert_ablate.stats.sequential import FIRST
 
 
 def ledger_section(m: Material) -> Section:
+    """Section of the report: the claims of the ledger with verdicts, intervals and looks."""
     section = Section("Claims")
     if m.ledger is None:
         section.missing.append(
@@ -168,6 +169,7 @@ def _contrast_cells(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def effects_section(m: Material) -> Section:
+    """Section of the report: the effects of all judged contrasts in units of their margins."""
     section = Section("Effects")
     rows, without, refused, taken = [], [], [], dict[str, int]()
     for claim in (m.ledger or {}).get("claims", []):

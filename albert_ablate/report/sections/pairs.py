@@ -9,6 +9,7 @@ MATRIX = 15  # arms of the matrix at most
 
 
 def pairs_section(m: Material) -> Section:
+    """Section of the report: paired differences of all pairs of arms, and seed against seed."""
     section, called = Section("Pairs of arms"), m.compared[1]
     runs = m.compared_runs if m.compared[0] in m.done else None
     table = None if runs is None or len(m.arms) > MATRIX else all_paired(runs, m.arms)

@@ -18,6 +18,7 @@ from albert_ablate.stats.effects import rate_sensitivity
 
 
 def rates_section(m: Material) -> Section:
+    """Section of the report: loss over learning rate, tuned learning rates, sensitivity."""
     section = Section("Learning rates")
     points, tuned, names = [], [], _names_of_arms(m)
     for file in sorted((m.root / "tuning").glob("*.json")):

@@ -10,6 +10,7 @@ SCOPE = "Intervals speak about new seeds on this text, this tokenizer and these 
 
 
 def settings_section(m: Material) -> Section:
+    """Section of the report: in what settings the arms differ."""
     section = Section("Configurations")
     if m.settings.shape[1]:
         table = m.settings.rename_axis("arm").reset_index()
@@ -57,6 +58,7 @@ unless said otherwise."""
 
 
 def methods_section(m: Material) -> Section:
+    """Section of the report: how numbers and verdicts come about, refused records, unreadable runs."""
     section = Section("Methods and refusals", [SCOPE, *(" ".join(p.split()) for p in METHODS.split("\n\n"))])
     if m.ledger and m.ledger.get("refusals"):
         section.text.append("Refused in this ledger:")

@@ -12,6 +12,7 @@ from albert_ablate.stats.effects import rate_interval
 
 
 def divergence_section(m: Material) -> Section:
+    """Section of the report: states of the runs, and how many diverged, how, with exact intervals."""
     rows, shown = [], []
     interval = cache(rate_interval)  # arms with as many runs and losses have the same
     ended = m.rows["status"].isin(["finished", "diverged"])
