@@ -185,6 +185,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "plan": studies.plan,
     "gate": referee.gate,
     "mcp": referee.mcp,
+    "init": scaffold.init,
     "new": scaffold.new,
     "check-component": scaffold.check_component,
 }

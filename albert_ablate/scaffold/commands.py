@@ -8,6 +8,22 @@ import typer
 from albert_ablate.config import ConfigError
 
 
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where it is written; made if it is not there.")] = Path("."),
+) -> None:
+    """Write a small working folder: a norm of your own, a sweep, claims, a notebook; all of it runs as it is."""
+    from albert_ablate.scaffold.init import folder_files
+    from albert_ablate.scaffold.new import write_files
+
+    files = folder_files(folder)
+    write_files(files)
+    for path in files:
+        print(path)
+    if folder != Path("."):
+        print(f"cd {folder}")
+    print("albert-ablate sweep study.yaml --config-dir conf")
+
+
 def new(
     group: Annotated[str, typer.Argument(help="norm, norm_type, dropout, optimizer, schedule, clip or loss.")],
     name: Annotated[str, typer.Argument(help="Of the option and its module: small letters, digits and _.")],
