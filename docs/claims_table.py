@@ -21,7 +21,7 @@ HEADINGS = {  # definition of the schema -> where it stands in a file
 
 def table(definition: dict[str, Any]) -> list[str]:
     """A row for each key: what it may be, its default, what it is for."""
-    out = ["| key | is | if left out | |", "| --- | --- | --- | --- |"]
+    out = ["| key | is | if left out | what for |", "| --- | --- | --- | --- |"]
     for key, field in definition["properties"].items():
         limits, _, purpose = field["description"].partition("; ")
         default = "needed" if key in definition.get("required", ()) else ""

@@ -18,7 +18,7 @@ def plain_path(path: Path) -> Path:
 
 
 SWEEP = Annotated[Path, typer.Argument(help="A W&B sweep file, or a shipped one's name: smoke.", show_default=False)]
-RUNS = Annotated[Path, typer.Option(help="Where the runs lie.", callback=plain_path)]
+RUNS = Annotated[Path, typer.Option(help="Folder of runs.", callback=plain_path)]
 TUNED = Annotated[
     bool, typer.Option("--tuned/--untuned", help="Use the learning rates that `tune` found for these arms.")
 ]
@@ -138,7 +138,10 @@ def judge(
         Path | None, typer.Option("--ledger", help="Where the ledger goes; RUNS/ledger.json.", show_default=False)
     ] = None,
     form: FORM = "screen",
-    only: Annotated[list[str] | None, typer.Option(help="Show and train only this claim; all are judged.")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Show and train only this claim; all are judged. May be given several times."),
+    ] = None,
     run: Annotated[bool, typer.Option("--run", help="Train the cheapest next pair until all is decided.")] = False,
     budget: Annotated[
         str | None, typer.Option(help="With --run: 3600s, or 5e8tokens, to spend.", show_default=False)
