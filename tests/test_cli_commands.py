@@ -25,7 +25,7 @@ from albert_ablate.report.methods import attribute, docstring, formula_of, metho
 
 ROOT = Path(__file__).parent.parent
 ALL = methods()
-HEAVY = "{'torch', 'hydra', 'omegaconf', 'pytorch_lightning', 'numpy', 'pandas', 'wandb', 'pyarrow', 'pydantic'}"
+HEAVY = "{'torch', 'hydra', 'omegaconf', 'pytorch_lightning', 'numpy', 'pandas', 'wandb', 'pyarrow'}"
 
 
 @pytest.mark.process
