@@ -1421,6 +1421,7 @@ def test_a_claim_on_a_checkpoint_is_priced_run_and_judged(tmp_path, capsys):
     assert ledger[0]["verdict"] not in ("open", "inadmissible") and "same arm" in ledger[1]["reason"]
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_the_judge_trains_what_is_undecided(tmp_path, capsys):
     """Real nano runs: two arms, tuning left out, then an evaluation; the second time nothing is trained."""
