@@ -125,6 +125,7 @@ def _refuse_unlike_tuning(arms: Sequence[ContrastArm], out: ContrastData) -> Non
 
 
 def check_text(arms: Sequence[ContrastArm], out: ContrastData) -> None:
+    """Refuse arms whose runs were trained on different texts, by their fingerprints."""
     texts = {(r.record.get("data") or {}).get("fingerprint") for a in arms for r in a.runs}
     if len(texts) > 1:
         out.refusal = (
@@ -182,6 +183,7 @@ def other_code(arm: str, runs: Sequence[Evidence]) -> str:
 
 
 def failed(runs: Mapping[str, Sequence[Evidence | None]]) -> str:
+    """Why a seed cannot be had, or "": a run of it failed in all its attempts."""
     for name, several in runs.items():
         for r in several:
             if r is not None and r.record["status"] == "failed" and r.record.get("sessions", 0) >= ATTEMPTS:

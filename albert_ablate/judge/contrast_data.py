@@ -42,5 +42,6 @@ class ContrastData:
 
 
 def finite_mean(values: Sequence[float]) -> float:
+    """The mean of the values that are finite; nan where none is."""
     fine = [v for v in values if math.isfinite(v)]
     return float(np.mean(fine)) if fine else math.nan

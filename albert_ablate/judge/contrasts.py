@@ -181,6 +181,7 @@ def _not_counted(arm: ContrastArm) -> str:
 
 
 def add_pair(out: ContrastData, m: Measure, part: Part, treatment: str, runs: Mapping[str, Sequence[Evidence]]) -> None:
+    """Add the difference of one seed to a contrast. Raises Missing or Unusable where its measure cannot be had."""
     better = part.direction
     if part.other_end:
         _add_curve(out, m, part, runs)

@@ -45,6 +45,10 @@ def entry_of(
     family: dict[str, Any],
     tests: int,
 ) -> dict[str, Any]:
+    """A claim's entry in the ledger.
+
+    verdict: of its primary contrasts, None where they are not tested. tests: how many the family has.
+    """
     f, primary, refused = claim.forms[form], claim.contrasts(form), refusals(primary_data)
     exact = measure_of(primary[0]).kind == "exact"
     if refused:
@@ -123,10 +127,12 @@ def entry_of(
 
 
 def tested_contrasts(parts: Sequence[Part], data: Sequence[ContrastData], test: str) -> list[Contrast]:
+    """The contrasts of a claim as its sequential test takes them."""
     return [tested_contrast(p, x, test) for p, x in zip(parts, data, strict=True)]
 
 
 def tested_contrast(part: Part, data: ContrastData, test: str) -> Contrast:
+    """A contrast as its sequential test takes it: by t where the measure or missing tuning runs allow nothing else."""
     discrete = measure_of(part).discrete
     if discrete or (test == "moderated" and not data.prior):
         test = "t"

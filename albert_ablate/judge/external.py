@@ -37,17 +37,21 @@ class ExternalRun(Evidence):
 
     @property
     def lr(self) -> float:
+        """Raises Unusable: nobody knows how another trainer chose it."""
         raise Unusable(f"{self.name} has no tuned learning rate: it is of another trainer.")
 
     def figure(self, name: str) -> float:
+        """A figure at the end of the run, from its column. Raises Unusable where there is none."""
         if self.columns.get(name) is None:
             raise Unusable(f"{self.name} has no {name}.")
         return float(self.columns[name])
 
     def evaluation(self, name: str, figure: str) -> float:
+        """Raises Unusable: such a run cannot be evaluated."""
         raise Unusable(f"{self.name} has no {name}.{figure}: it is of another trainer.")
 
     def column(self, history: str, name: str) -> Any:
+        """A column of a history. Raises Unusable where the source has none."""
         table = self.read(history)
         values = np.asarray(table[name].to_numpy(zero_copy_only=False)) if name in table.column_names else np.empty(0)
         if not len(values) or values.dtype.kind == "f" and np.isnan(values).all():

@@ -107,6 +107,7 @@ def _runs_there(file: ClaimsFile, claim: ClaimText, form: str, store: RunStore) 
 
 
 def refuse_unknown(file: ClaimsFile, only: Sequence[str]) -> None:
+    """Raise ConfigError for a name in `only` that no claim of the file has."""
     names = [c.name for c in file.claims]
     if bad := [n for n in only if n not in names]:
         raise ConfigError(f"{file.path} has no claim {bad[0]}: it has {nearest(bad[0], names)}.")

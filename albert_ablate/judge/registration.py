@@ -30,6 +30,7 @@ UNKNOWN = {"runs": None, "wanted": None, "pairs": None}  # registered by a versi
 
 
 def family_file(file: ClaimsFile, runs: Path) -> Path:
+    """Where the registration of a file's family lies."""
     return runs / "claims" / f"{re.sub(r'[^A-Za-z0-9_-]+', '_', file.family)}.json"
 
 
@@ -130,6 +131,7 @@ def is_seen(family: dict[str, Any], name: str, form: str) -> bool:
 
 
 def write(file: ClaimsFile, runs: Path, family: dict[str, Any]) -> None:
+    """Write the registration of a family where it has changed. Raises ConfigError where it cannot be written."""
     place = family_file(file, runs)
     try:
         if _read(place) != family:

@@ -155,14 +155,17 @@ def step_words(p: Mapping[str, Any], word: str) -> str:
 
 
 def joined(names: Sequence[str]) -> str:
+    """Names in a sentence: a, b and c."""
     return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
 
 
 def control_words(part: Part) -> str:
+    """The control of a contrast in words."""
     return f"the better of {part.control} and {part.other_end}" if part.other_end else part.control
 
 
 def part_words(part: Part, data: ContrastData) -> str:
+    """A contrast in words: pre against post, test_loss."""
     return f"{data.treatment or '|'.join(part.treatment)} against {control_words(part)}, {part.measure}"
 
 

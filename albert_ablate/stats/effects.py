@@ -87,6 +87,7 @@ def correlation(x, y, level: float = 0.05) -> tuple[float, float, float]:
 
 
 def refuse_bootstrap(n: int) -> None:
+    """Raise ValueError for fewer than 20 runs, of which a percentile bootstrap is too narrow."""
     if n < 20:
         raise ValueError(f"A percentile bootstrap over {n} runs is too narrow; it needs 20. Use the t interval.")
 

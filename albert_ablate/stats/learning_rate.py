@@ -70,6 +70,8 @@ def adjacent_rate(means: Mapping[int, float]) -> int:
 
 @dataclass(frozen=True)
 class TunedRate:
+    """The learning rate of an arm from its curve of losses, and how sure it is."""
+
     rate: float
     best: float  # the best rate that was run; never itself the answer unless it is the vertex or nothing was fitted
     edge: bool  # the best rate is the first or last that was run
@@ -234,6 +236,8 @@ def reach(differences, margin: float, pairs: Sequence[int] = (10, 20, 40)) -> Re
 
 @dataclass(frozen=True)
 class FalsePositives:
+    """The share of random pairings of one arm's runs in which the test finds an effect."""
+
     rate: float
     low: float  # bootstrap over the runs: what another pool of as many runs might have shown
     high: float

@@ -113,6 +113,8 @@ def pairs_for(level: float, most: int = MOST) -> int:
 
 @dataclass(frozen=True)
 class Decision:
+    """What is known of a proposal after its pairs so far."""
+
     word: str  # accept, reject, no effect, undecided
     reason: str
     pairs: int

@@ -59,11 +59,14 @@ class Contrast:
 
     @property
     def shift(self) -> float:
+        """The difference that is tested against: 0, the margin or minus the margin."""
         return NULLS[str(self.null)] * self.margin
 
 
 @dataclass(frozen=True)
 class Claim:
+    """The contrasts that a claim rests on, the most pairs, and how many of the contrasts must hold."""
+
     parts: Sequence[Contrast]
     N: int = PAIRS
     needs: Literal["one", "all", "any"] = "one"
@@ -77,6 +80,8 @@ class Claim:
 
 @dataclass(frozen=True)
 class PartResult:
+    """What the pairs so far say about one contrast."""
+
     pairs: int
     mean: float  # over the seeds where both arms finished, as low and high
     low: float  # what the repeated 95 % intervals of all looks have in common; nan: nothing
@@ -93,6 +98,8 @@ class PartResult:
 
 @dataclass(frozen=True)
 class Verdict:
+    """The verdict on a claim, its p-values and the levels they had to reach."""
+
     verdict: str
     reason: str
     detail: str  # what the word leaves open: opposite found, smaller than the margin, a part failed; or ""

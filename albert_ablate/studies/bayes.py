@@ -33,6 +33,7 @@ class TrialLog:
         self.file = self.folder.path / "trials.json"
 
     def read(self) -> list[Trial]:
+        """The trials so far; none where the file is not there. Raises ConfigError where it cannot be read."""
         try:
             return json.loads(self.file.read_text())["trials"]
         except FileNotFoundError:
@@ -41,6 +42,7 @@ class TrialLog:
             raise ConfigError(f"{self.file} cannot be read ({error}); remove it: its runs are found again.") from None
 
     def write(self, trials: Sequence[Trial]) -> None:
+        """Replace the file by these trials."""
         replace_file(self.file, (json.dumps({"version": 1, "trials": trials}, indent=1) + "\n").encode())
 
     def record(self, trial: Trial) -> dict[str, Any]:

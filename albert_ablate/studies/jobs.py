@@ -162,6 +162,7 @@ def import_training(freeze: bool) -> None:
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
+    """Handler of a signal: stop the run at the end of its step, as Ctrl-C does."""
     raise KeyboardInterrupt
 
 

@@ -140,6 +140,8 @@ def verify_runs(
 
 @dataclass(frozen=True)
 class Budget:
+    """What `judge --run` may spend."""
+
     seconds: float = float("inf")
     tokens: float = float("inf")
 
@@ -232,6 +234,7 @@ class PairRunner:
         return next(c for c in self.file.claims if c.name == name).forms[self.form]
 
     def do(self, claim: ClaimText, jobs: Sequence[Job]) -> int:
+        """Tune, evaluate or train what a claim's next pair lacks: exit code 0, or that of a signal."""
         if any(j.rate is None for j in jobs):
             return self._tune(claim, {j.overrides: j.arm for j in jobs if j.rate is None})
         ready = [j for j in jobs if j.rate is not None]

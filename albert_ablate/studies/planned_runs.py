@@ -26,6 +26,7 @@ class Planned:
 
     @property
     def name(self) -> str:
+        """The run as lines of output name it."""
         return f"{self.label} seed={self.seed}"
 
 

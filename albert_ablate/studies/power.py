@@ -96,4 +96,5 @@ def amount(text: str, log: bool) -> float:
 
 
 def words(x: float, m: Measure) -> str:
+    """An effect in percent of log ratios, or in the measure's unit."""
     return f"{100 * math.expm1(x):.2g} %" if m.log else f"{x:.2g} {m.unit}"

@@ -104,6 +104,7 @@ class Outlook:
         return {key: (x[3] if key[1] == "tuning" else x[0] * share, x[1], x[2], x[3]) for key, x in self.jobs.items()}
 
     def line(self, speed: float | None) -> str:
+        """What to expect, as a line of output; speed in FLOPs per second, None: no hours."""
         pairs = " / ".join(f"{n:.1f}" for n in self.pairs)
         factors = " / ".join(map(str, self.factors))
         return f"    expected at {factors} {self.unit}: {pairs} pairs, {_totals([*map(self.runs, range(3))], speed)}"

@@ -151,4 +151,5 @@ def is_held(folder: Path) -> bool:
 
 
 def is_done(record: dict[str, Any]) -> bool:
+    """Whether a run has ended with a result, finished or diverged."""
     return record["status"] in DONE

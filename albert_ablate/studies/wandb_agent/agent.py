@@ -65,6 +65,7 @@ class SweepRuns:
     use_tuned: bool
 
     def planned(self, settings: Sequence[Mapping[str, Any]]) -> list[Planned]:
+        """The runs of these settings. Raises ConfigError for values that are not allowed."""
         return plan(self.sweep, settings, self.runs, self.extra, {} if self.use_tuned else None)
 
 
@@ -82,6 +83,7 @@ class Slot:
         self.done = False
 
     def start(self, run: str, setting: Mapping[str, Any]) -> None:
+        """Hand a run's values to the process, which is started where there is none."""
         if self.process is None or not self.process.is_alive():
             spawn = multiprocessing.get_context("spawn")
             self.pipe, theirs = spawn.Pipe()

@@ -45,6 +45,7 @@ class SweepServer:
 
     @property
     def name(self) -> str:
+        """ENTITY/PROJECT/SWEEP."""
         return "/".join(p for p in (self.entity, self.project, self.sweep) if p)
 
     def config(self) -> dict[str, Any]:
