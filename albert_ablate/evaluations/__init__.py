@@ -1,1 +1,1 @@
-"""What can be asked of kept weights: one class and one YAML (conf/evaluation) each, done at the end or on demand."""
+"""Evaluations of trained weights: one class and one YAML (conf/evaluation) each, made after training or on demand."""

@@ -1,4 +1,4 @@
-"""Whether the model's confidence is its accuracy."""
+"""Calibration: how far the model's confidence is from its accuracy."""
 
 from dataclasses import dataclass
 from typing import Annotated

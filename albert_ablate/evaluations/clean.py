@@ -1,4 +1,4 @@
-"""The losses of the run, on a larger sample."""
+"""Training, validation and test loss on a larger sample."""
 
 import math
 from dataclasses import asdict, dataclass

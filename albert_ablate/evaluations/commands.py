@@ -1,4 +1,4 @@
-"""`albert-ablate evaluate`, and the table of figures that run.py shows as well. Torch is imported where it is used."""
+"""`albert-ablate evaluate`, and the table of results that run.py prints as well. Torch is imported where it is used."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,12 +19,12 @@ def evaluate(
     weights: Annotated[Literal["last", "best"], typer.Option(help="Which of the kept weights.")] = "last",
     force: Annotated[bool, typer.Option("--force", help="Do again what is done already.")] = False,
 ) -> None:
-    """Evaluate the kept weights of finished and diverged runs: other domains, corrupted text, sharpness, ..."""
+    """Evaluate the saved weights of finished and diverged runs: other domains, corrupted text, sharpness, ..."""
     evaluate_runs(run, names or (), weights, force)
 
 
 def evaluate_runs(path: Path, names: Sequence[str], weights: Literal["last", "best"], force: bool) -> None:
-    """Do what is missing for every run at or below `path`, and show it; of several, the unfinished are named."""
+    """Make and print the missing evaluations of every run at or below `path`; unfinished runs are named and skipped."""
     from albert_ablate.records.folder import recorded_folders
 
     nodes = chosen(names)
@@ -62,7 +62,7 @@ def chosen(words: Sequence[str]) -> dict[str, dict]:
 
 
 def show_evaluations(entries: Mapping[str, Mapping[str, Any]]) -> None:
-    """The figures of each evaluation, and the corpora that are missing."""
+    """Print the summary metrics of each evaluation, and corpora that are not installed."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""Loss when part of what the model reads is missing or wrong."""
+"""Robustness: loss when some input tokens are missing, replaced or swapped."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,7 +74,7 @@ class Corruption(Evaluation):
 
 
 def area(rates: tuple[float, ...], losses: list[float]) -> float:
-    """Mean rise of the loss over the rates, by trapezoids."""
+    """Mean rise of the loss over the corruption rates: area under the rise by trapezoids, over the largest rate."""
     rise = np.asarray(losses) - losses[0]
     return finite(float(np.trapezoid(rise, rates) / rates[-1]))
 

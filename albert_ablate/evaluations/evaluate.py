@@ -1,4 +1,4 @@
-"""Evaluate a run's kept weights: what is missing is done, what is done already is kept."""
+"""Evaluate the saved weights of a run; evaluations that were made before with the same settings are not repeated."""
 
 import pickle
 import time
@@ -30,11 +30,11 @@ def evaluate_run(
     say: Say = lambda text: None,
     cache: str | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Do what is missing of `nodes` (evaluations by name) for the run in the folder `path`: gives those asked for.
+    """Make the missing evaluations of the run in the folder `path`; returns the results of all that were asked for.
 
-    An evaluation is done already where it was of the same weights with the same settings. Each is kept as soon as it
-    is done. cache: as paths.cache. Raises ConfigError for an unfinished run, a missing checkpoint and whatever else
-    stands in the way.
+    nodes: evaluations by name. One is not repeated if it was made of the same weights with the same settings. Each
+    result is saved as soon as it is there. cache: as paths.cache. Raises ConfigError for an unfinished run, a missing
+    checkpoint and other obstacles.
     """
     folder = RunFolder(path)
     record = folder.record()
@@ -73,7 +73,7 @@ def evaluate_run(
 
 
 def load_subject(folder: RunFolder, record: Mapping, cfg: Config, weights: Weights) -> Subject:
-    """The run's kept weights and its text."""
+    """Load what evaluations need: the run's model with its saved weights, and its text."""
     torch.set_num_threads(record["provenance"]["threads"])
     content = _checkpoint(folder.checkpoints / f"{weights}.ckpt", weights, record.get("identity"))
     plainly = replace(cfg, trainer=replace(cfg.trainer, compile=False, gradient_checkpointing=False))

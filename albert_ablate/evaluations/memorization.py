@@ -1,4 +1,4 @@
-"""Whether training text comes out verbatim."""
+"""Memorization: share of training prefixes that the model continues verbatim."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the residual stream holds, by depth."""
+"""Representations by depth: effective rank of the residual stream and angles between successive blocks."""
 
 import math
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Curvature of the training loss, and what a step aside costs."""
+"""Sharpness: largest Hessian eigenvalue of the training loss, and its rise under random weight perturbations."""
 
 import math
 from collections.abc import Callable, Iterator

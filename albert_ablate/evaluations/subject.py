@@ -1,4 +1,4 @@
-"""What an evaluation is given, and what it gives. B sequences, T tokens, V vocabulary."""
+"""Input and output of an evaluation, and its base class. B sequences, T tokens, V vocabulary."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -18,7 +18,7 @@ BATCH_TOKENS = 2048  # a constant, so that results depend on nothing but weights
 
 @dataclass(frozen=True)
 class Result:
-    """A table and its figures; what is not finite is nan."""
+    """Result of an evaluation: a table and summary metrics; numbers that are not finite are nan."""
 
     rows: list[dict[str, Any]]
     summary: dict[str, float]
@@ -92,7 +92,7 @@ def finite(x: float) -> float:
 
 
 class Evaluation:
-    """What every evaluation shares: its arguments are its settings; called with a subject it gives a result."""
+    """Base class of evaluations: the arguments are its settings; called with a subject it returns a result."""
 
     def settings(self, subject: Subject) -> dict[str, Any]:
         """What its result depends on besides the weights: a result with others is done anew."""

@@ -1,4 +1,4 @@
-"""An answer for people and programs: exit code, JSON, one sentence, a picture of the interval, Markdown."""
+"""The answer of `compare` and `gate`: exit code, JSON, one sentence, a text plot of the interval, Markdown."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ WIDTH = 61
 
 @dataclass(frozen=True)
 class Contrast:
-    """A candidate against the baseline; effects are positive where the candidate is better."""
+    """Result for one candidate against the baseline; effects are positive if the candidate is better."""
 
     baseline: str
     candidate: str
@@ -52,7 +52,7 @@ class Contrast:
         return " %" if self.relative else ""
 
     def words(self) -> str:
-        """What was seen, without the decision."""
+        """Describe the measured change with interval and pairs, without the decision."""
         diverged = ""
         if self.baseline_diverged or self.candidate_diverged:
             diverged = f"; diverged: {self.candidate_diverged} against {self.baseline_diverged} runs"
@@ -91,7 +91,7 @@ class Contrast:
 
 @dataclass
 class Answer:
-    """What a command ends with."""
+    """Result of a command: its contrasts, the runs and seconds spent."""
 
     command: str  # compare, gate
     contrasts: Sequence[Contrast]
@@ -114,7 +114,7 @@ class Answer:
         return " ".join(c.sentence() for c in self.contrasts)
 
     def document(self) -> dict[str, Any]:
-        """As `schemas/answer.schema.json` has it."""
+        """The answer as a JSON document, see `schemas/answer.schema.json`."""
         return {
             "schema": schema_id("answer"), "command": self.command, "decision": self.decision,
             "exit_code": self.exit_code, "sentence": self.sentence(),
@@ -138,7 +138,7 @@ class Answer:
         return "\n".join([*rows, "", *(f"- {note}" for note in self.notes)]).rstrip() + "\n"
 
     def show(self, say: Callable[[str], None]) -> None:
-        """On a terminal: a picture of each interval, what was spent, and one sentence that can be repeated."""
+        """Print the answer: a text plot of each interval, what was spent, and one summarizing sentence."""
         for c in self.contrasts:
             for line in picture(c):
                 say(line)
@@ -155,7 +155,7 @@ def inadmissible(command: str, reason: str, baseline: str = "", candidate: str =
 
 
 def picture(c: Contrast) -> list[str]:
-    """The interval of the change against the margin: `=` the margin around zero, `o` the mean."""
+    """Text plot of the interval of the change against the margin: `=` the margin around zero, `o` the mean."""
     ends = [c.change(x) for x in (c.low, c.high, c.mean, c.margin, -c.margin)]
     if not all(map(math.isfinite, ends)):
         return []

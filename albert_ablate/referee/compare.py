@@ -38,7 +38,7 @@ OPEN = ("open", "undecided")
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked; everything that an answer depends on."""
+    """A comparison to make: sides, metric, margin and all else that the answer depends on."""
 
     sides: tuple[str, ...]
     metric: str = "test_loss"
@@ -72,7 +72,7 @@ class Execution:
 
 
 def compare(question: Question, execution: Execution) -> Answer:
-    """The answer, after as many pairs as it takes."""
+    """Compare candidates with a baseline: run pairs until the sequential test decides, or until limits are reached."""
     if len(question.sides) < 2:
         raise Inadmissible("A comparison needs two sides or more: the first is the baseline of the others.")
     if not FIRST <= question.max_pairs <= MOST_PAIRS:
@@ -176,7 +176,7 @@ def _reason(word: str, reason: str) -> str:
 
 
 def _pair_line(c: Contrast, values: Any, looks: Sequence[Mapping[str, Any]]) -> str:
-    """One line after a pair: its values, the change so far, the interval, where the boundary is."""
+    """Progress line after a pair: its values, the change so far with its interval, statistic and boundary."""
     out = f"{c.candidate}: pair {c.pairs} of at most {c.max_pairs}"
     if values and values[0]:
         out += f": {values[0][-1]:.5g} against {values[1][-1]:.5g}"
@@ -246,14 +246,14 @@ def _run_commands(
             return answer([replace(c, decision=INADMISSIBLE, reason=why) if i in open_ else c
                            for i, c in enumerate(contrasts, 1)], False)  # fmt: skip
         recorded = False
-        found = values()
+        values_by_side = values()
         metric = q.metric or next(e["metric"] for e in book.of("run"))
-        contrasts = judge_values(found, names, texts, scale, q.max_pairs, metric, seeds)
+        contrasts = judge_values(values_by_side, names, texts, scale, q.max_pairs, metric, seeds)
         execution.watch(contrasts)
         for c, n in zip(contrasts, names[1:], strict=True):
             if n in asked:
-                d = _differences(found, n, scale, seeds)[0]
-                execution.say(_pair_line(c, ([found[n][seed]], [found["0"][seed]]), _last_look(d, c)))
+                d = _differences(values_by_side, n, scale, seeds)[0]
+                execution.say(_pair_line(c, ([values_by_side[n][seed]], [values_by_side["0"][seed]]), _last_look(d, c)))
 
 
 def _last_look(d: Sequence[float], c: Contrast) -> list[dict[str, Any]]:
@@ -267,12 +267,12 @@ def _last_look(d: Sequence[float], c: Contrast) -> list[dict[str, Any]]:
 def _differences(
     values: Mapping[str, Mapping[int, float]], name: str, scale: Scale, seeds: Sequence[int]
 ) -> tuple[list[float], int | None, int]:
-    """Differences of the gapless prefix of the seeds, the seed that comes next, and how many pairs wait behind it."""
-    base, own, d = values["0"], values[name], list[float]()
+    """Differences of seeds in order up to the first that lacks a run; that seed, and how many pairs wait behind it."""
+    base, candidate, d = values["0"], values[name], list[float]()
     for i, seed in enumerate(seeds):
-        if seed not in base or seed not in own:
-            return d, seed, sum(s in base and s in own for s in seeds[i + 1 :])
-        d.append(scale.difference(base[seed], own[seed]))
+        if seed not in base or seed not in candidate:
+            return d, seed, sum(s in base and s in candidate for s in seeds[i + 1 :])
+        d.append(scale.difference(base[seed], candidate[seed]))
     return d, None, 0
 
 
@@ -281,10 +281,12 @@ def judge_values(
     metric: str, seeds: Sequence[int],
 ) -> list[Contrast]:  # fmt: skip
     """Contrasts of sides "1", "2", ... against "0" from their values by seed, one family."""
-    found = [_differences(values, n, scale, list(seeds)[:N]) for n in names[1:]]
-    judged: list[Verdict] = verdicts([Claim([Differences(d, scale.margin)], N) for d, _, _ in found], len(found))
+    differences = [_differences(values, n, scale, list(seeds)[:N]) for n in names[1:]]
+    judged: list[Verdict] = verdicts(
+        [Claim([Differences(d, scale.margin)], N) for d, _, _ in differences], len(differences)
+    )
     out = []
-    for v, text, (d, following, waiting) in zip(judged, texts[1:], found, strict=True):
+    for v, text, (d, following, waiting) in zip(judged, texts[1:], differences, strict=True):
         part, x = v.parts[0], np.asarray(d, float)
         decision = DECISIONS.get(v.verdict, UNDECIDED)
         reason = _reason(v.verdict, v.reason)

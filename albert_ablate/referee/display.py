@@ -34,12 +34,12 @@ def on_terminal() -> bool:
 
 @dataclass
 class Lines(AbstractContextManager["Lines"]):
-    """Where the output is no terminal: lines alone."""
+    """Output without a panel, for what is not a terminal: lines alone."""
 
     say: Callable[[str], None]
 
     def watch(self, contrasts: Sequence[Contrast]) -> None:
-        """The contrasts after a pair, whose line has been said."""
+        """Show the contrasts after a pair, whose line has been printed."""
 
     def __exit__(self, *error: Any) -> None:
         pass
@@ -98,9 +98,9 @@ class Terminal(AbstractContextManager["Terminal"]):
 
     def __exit__(self, *error: Any) -> None:
         sys.stdout.flush()
-        for fd, kept in self._kept.items():
-            os.dup2(kept, fd)
-            os.close(kept)
+        for fd, original in self._kept.items():
+            os.dup2(original, fd)
+            os.close(original)
         assert self._reader is not None
         self._reader.join(timeout=1)  # workers that stay warm have the pipe open
         if self._panel is not None:
@@ -109,7 +109,7 @@ class Terminal(AbstractContextManager["Terminal"]):
 
 
 def panel(contrasts: Sequence[Contrast]) -> Any:
-    """Of each contrast its pairs, the change so far with its interval, and the picture of it against the margin."""
+    """Render a panel: of each contrast the pairs, the change so far with its interval, and its text plot."""
     from rich.console import Group
     from rich.text import Text
 
@@ -127,13 +127,13 @@ def decided(c: Contrast) -> list[Any]:
 
 
 def styled(line: str) -> Any:
-    """A line in colors: decisions, and the parts of a picture."""
+    """Color a line: decisions, and the parts of a text plot."""
     from rich.text import Text
 
     out = Text(line)
     if PICTURE.match(line):
         out.highlight_regex(r"(?<=  )[ =0]*=[ =0]*(?=  )", "green")
         out.highlight_regex(r"\[[-o]*\]|\[[-o]*$", "bold cyan")
-    for found in DECISION.finditer(line):
-        out.stylize(f"bold {COLORS[found[1]]}", *found.span())
+    for match in DECISION.finditer(line):
+        out.stylize(f"bold {COLORS[match[1]]}", *match.span())
     return out

@@ -21,7 +21,7 @@ START = "0" * 64
 
 
 class InUse(RuntimeError):
-    """Another process is writing this ledger."""
+    """Raised when another process is writing this ledger."""
 
 
 class Ledger:
@@ -57,9 +57,11 @@ class Ledger:
             if len(self.entries) > 1:
                 raise ConfigError(f"{self.head} is gone: nothing says that {self.path.name} is whole.")
             return
-        known = self.head.read_text().strip()
+        head_hash = self.head.read_text().strip()
         # the head is written after the line, so that a kill may leave it one line behind
-        if known not in [e["hash"] for e in self.entries[-2:]] and not (known == START and len(self.entries) <= 1):
+        if head_hash not in [e["hash"] for e in self.entries[-2:]] and not (
+            head_hash == START and len(self.entries) <= 1
+        ):
             raise ConfigError(f"{self.path} was edited: it does not end where its last entry was written.")
 
     def _edited(self, number: int, what: str) -> ConfigError:
@@ -67,11 +69,11 @@ class Ledger:
 
     @property
     def hash(self) -> str:
-        """Of the last line, and so of all."""
+        """Hash of the last line, which covers all lines before it."""
         return self.entries[-1]["hash"] if self.entries else START
 
     def add(self, kind: str, **content: Any) -> dict[str, Any]:
-        """Add one line; OSError leaves the ledger as it was."""
+        """Append one line, atomically; after an OSError the ledger is unchanged."""
         entry = {"line": len(self.entries) + 1, "kind": kind, **content}
         entry["hash"] = _hash(self.hash, entry)
         text = self._text + json.dumps(entry, allow_nan=False).encode() + b"\n"
@@ -87,7 +89,7 @@ class Ledger:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the ledger for this process, and read it anew; raises InUse where another one holds it."""
+        """Lock the ledger for this process and read it again; raises InUse if another process holds it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         fd = open_own(self.folder / "lock")
         try:

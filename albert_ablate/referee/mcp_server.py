@@ -54,17 +54,17 @@ def ledger(root: Path, session: str = "") -> dict[str, Any]:
         raise ConfigError(f"There is no session {session} below {root}.")
     verdicts = {v["proposal"]: v for v in book.of("verdict")}
     shown = ("decision", "reason", "pairs", "mean", "low", "high", "p", "level")
-    proposals, kept = [], book.entries[0]["baseline"]["text"]
+    proposals, baseline = [], book.entries[0]["baseline"]["text"]
     for p in book.of("proposal"):
         v = verdicts.get(p["proposal"])
-        found = {k: v[k] for k in shown} if v else {"decision": "UNDECIDED"}
+        verdict = {k: v[k] for k in shown} if v else {"decision": "UNDECIDED"}
         same = {"confirmation": p["confirmation"]} if p["confirmation"] else {}
         sides = {"candidate": p["candidate"]["text"], "baseline": p["baseline"]["text"]}
-        proposals.append({"proposal": p["proposal"], **sides, **same, **found})
-        if found["decision"] == "ACCEPT" and not p["confirmation"]:
-            kept = p["candidate"]["text"]
+        proposals.append({"proposal": p["proposal"], **sides, **same, **verdict})
+        if verdict["decision"] == "ACCEPT" and not p["confirmation"]:
+            baseline = p["candidate"]["text"]
     return {
-        "session": session, "settings": book.entries[0]["settings"], "kept": kept, "proposals": proposals,
+        "session": session, "settings": book.entries[0]["settings"], "kept": baseline, "proposals": proposals,
         "entries": len(book.entries), "ledger_hash": book.hash,
     }  # fmt: skip
 

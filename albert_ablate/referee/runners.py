@@ -1,4 +1,4 @@
-"""Runs of a side: a command that is started, or overrides that are trained by the warm workers of a study."""
+"""Run the sides of a comparison: start a command, or train overrides with the warm workers of a study."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ class Outcome:
 
 
 class Stopped(Exception):
-    """A signal ended the runs."""
+    """Raised when a signal has ended the runs."""
 
     def __init__(self, number: int):
         self.number = number
@@ -38,7 +38,7 @@ class Runner(Protocol):
     """Interface of what runs the sides of a comparison: one run, or the runs of a pair."""
 
     def one(self, side: Side, seed: int, role: str) -> Outcome:
-        """A run of one side alone."""
+        """Run one side with one seed."""
 
     def pair(self, sides: Mapping[str, Side], seeds: Sequence[int], at: int, roles: Sequence[str],
              claim: Path) -> Iterator[Outcome]:  # fmt: skip
@@ -102,8 +102,8 @@ class Training:
 
         def there() -> Any:
             bench.update()
-            found = bench.runs_of(side.overrides)
-            same = (r for r in found if r.record["seed"] == seed and math.isclose(r.lr, rate, rel_tol=1e-9))
+            runs = bench.runs_of(side.overrides)
+            same = (r for r in runs if r.record["seed"] == seed and math.isclose(r.lr, rate, rel_tol=1e-9))
             return next((r for r in same if r.record["status"] in DONE), None)
 
         begun, run = clock(), there()
@@ -124,22 +124,22 @@ class Training:
         file, begun = read_claims(claim), clock()
         asked = file.claims[0]
         for _ in range(2):
-            found = gather(file, asked, asked.contrasts("full")[0], "full", RunStore(self.runs))
-            if found.refusal:
-                raise Inadmissible(found.refusal)
-            if len(found.differences) > at:
+            data = gather(file, asked, asked.contrasts("full")[0], "full", RunStore(self.runs))
+            if data.refusal:
+                raise Inadmissible(data.refusal)
+            if len(data.differences) > at:
                 break
-            if not found.jobs:
-                raise Inadmissible(found.pending_reason)
-            self.train(found.jobs)
+            if not data.jobs:
+                raise Inadmissible(data.pending_reason)
+            self.train(data.jobs)
         else:
             raise Crash(
-                f"no pair came of its runs: {found.pending_reason or 'they are done but are not those of the arms'}"
+                f"no pair came of its runs: {data.pending_reason or 'they are done but are not those of the arms'}"
             )
         seconds = (clock() - begun) / 2
         values = {
             role: math.inf if gone[at] else side[at]
-            for role, side, gone in zip(("candidate", "baseline"), found.values, found.diverged, strict=True)
+            for role, side, gone in zip(("candidate", "baseline"), data.values, data.diverged, strict=True)
         }
         yield from (Outcome(role, self.metric, values[role], seconds) for role in roles)
 
@@ -188,7 +188,7 @@ def write_claim(
 
 
 def measure_refusal(name: str, margin: str, relative: bool) -> str:
-    """Why overrides cannot be gated by a measure with such a margin, or ""."""
+    """Reason why overrides cannot be judged by this measure with this margin, or ""."""
     from albert_ablate.analysis.registry import measure
 
     m = measure(name)
@@ -198,7 +198,7 @@ def measure_refusal(name: str, margin: str, relative: bool) -> str:
 
 
 def margin_refusal(m: Any, margin: str, relative: bool) -> str:
-    """Why a measure cannot have this margin, a percentage (relative) or a number, or ""."""
+    """Reason why a measure cannot have this margin, a percentage (relative) or a number, or ""."""
     if m.log == relative:
         return ""
     need = "a percentage, such as 0.5%" if m.log else f"a number in {m.unit}"

@@ -38,7 +38,7 @@ ROLES = ("baseline", "candidate")
 
 @dataclass(frozen=True)
 class Settings:
-    """What is fixed when a session begins."""
+    """Settings of a session, fixed when it begins."""
 
     control: str = "fwer"
     alpha: float = ALPHA
@@ -91,13 +91,13 @@ class Session:
         return [e["proposal"] in accepted for e in self.book.of("level") if not e["confirmation"]]
 
     def baseline(self) -> tuple[Mapping[str, Any], int]:
-        """The side that is kept now, and the proposal that made it so (0: the first one)."""
-        kept, number = (self.opening or {})["baseline"], 0
+        """The current baseline, and the number of the accepted proposal that it is from (0: the first baseline)."""
+        side, number = (self.opening or {})["baseline"], 0
         for v in self.book.of("verdict"):
             p = self.proposal(v["proposal"])
             if v["decision"] == ACCEPT and not p["confirmation"]:
-                kept, number = p["candidate"], p["proposal"]
-        return kept, number
+                side, number = p["candidate"], p["proposal"]
+        return side, number
 
     def proposal(self, number: int) -> dict[str, Any]:
         return next(p for p in self.book.of("proposal") if p["proposal"] == number)
@@ -108,7 +108,7 @@ class Session:
         return list(range(first, first + BLOCK))
 
     def values(self, number: int, seed: int) -> dict[str, float]:
-        """By role what has been seen of a seed; inf: it diverged."""
+        """Recorded values of a seed by role, baseline and candidate; inf for a run that diverged."""
         return {
             e["role"]: math.inf if e["value"] is None else e["value"]
             for e in self.book.of("run")
@@ -116,13 +116,13 @@ class Session:
         }
 
     def differences(self, number: int) -> list[float]:
-        """Of the pairs in a row for which both runs are there."""
+        """Differences of the pairs in order, up to the first for which a run is missing."""
         out = []
         for seed in self.seeds(number):
-            found = self.values(number, seed)
-            if len(found) < 2:
+            values = self.values(number, seed)
+            if len(values) < 2:
                 break
-            out.append(self.scale.difference(found["baseline"], found["candidate"]))
+            out.append(self.scale.difference(values["baseline"], values["candidate"]))
         return out
 
     # --- asking ---
@@ -134,10 +134,10 @@ class Session:
             text = f"{text} {extra}"
         return read_side(text, self.settings.common + more, command, self.place.repository)
 
-    def kept_side(self, kept: Mapping[str, Any], extra: str = "") -> Side:
-        """A side of the ledger: a ref as the commit that it was then."""
-        found = self.side(f"git:{kept['commit']}" if kept.get("commit") else kept["text"], extra)
-        return Side(**{**asdict(found), "text": kept["text"]})
+    def kept_side(self, recorded: Mapping[str, Any], extra: str = "") -> Side:
+        """The side that the ledger recorded; a git ref as the commit that it was then."""
+        side = self.side(f"git:{recorded['commit']}" if recorded.get("commit") else recorded["text"], extra)
+        return Side(**{**asdict(side), "text": recorded["text"]})
 
     def check(self, baseline: str, candidate: str, confirm: str = "") -> tuple[Side, Side]:
         """The two sides of a question; Inadmissible where it is refused. Writes nothing."""
@@ -149,8 +149,8 @@ class Session:
                 raise Inadmissible("--confirm asks an accepted change again, and this session has accepted none.")
             old = self.side(baseline)
         else:
-            kept, number = self.baseline()
-            old = self.kept_side(kept)
+            baseline_kept, number = self.baseline()
+            old = self.kept_side(baseline_kept)
             if baseline and self.side(baseline).identity != old.identity:
                 since = f", accepted as proposal {number}" if number else ""
                 raise Inadmissible(f"This session's baseline is {old.text}{since}: ask against that.")
@@ -202,11 +202,11 @@ class Session:
             )
 
     def check_evaluator(self, *sides: Side) -> None:
-        known = self.opening["evaluator"] if self.opening else None
+        recorded = self.opening["evaluator"] if self.opening else None
         for side in sides:
-            own = evaluator_hash(self.settings.evaluator, side, self.place.repository)
-            known = known or own
-            if own != known:
+            current = evaluator_hash(self.settings.evaluator, side, self.place.repository)
+            recorded = recorded or current
+            if current != recorded:
                 files = ", ".join(self.settings.evaluator) or "the code of albert_ablate"
                 raise Inadmissible(f"{side.text}: what measures ({files}) is not what it was when the session began.")
 
@@ -232,7 +232,7 @@ class Session:
 
     @property
     def metric(self) -> str:
-        """The one that was asked for, or that the first run gave."""
+        """Name of the metric: the one that was asked for, or the one that the first run printed."""
         return self.settings.metric or next((e["metric"] for e in self.book.of("run") if e["metric"]), "")
 
     def keep(self, number: int, seed: int, o: Outcome) -> None:
@@ -247,10 +247,12 @@ class Session:
         return clock() - self.begun > self.place.budget
 
     def noise_pass(self, side: Side) -> str | None:
-        """The baseline against itself on other seeds, once: why no proposal can be judged, or ""; None: time is up."""
+        """A/A pass: the baseline against itself on other seeds, once per session.
+
+        Returns the reason why no proposal can be judged, "" if there is none, None if time is up."""
         if done := self.book.of("noise"):
             return done[0]["refusal"]
-        seeds, most = self.seeds(0), self.settings.max_pairs or MOST
+        seeds, N = self.seeds(0), self.settings.max_pairs or MOST
         for i in range(NOISE_PAIRS):
             both = list(zip(ROLES, seeds[2 * i : 2 * i + 2], strict=True))
             for role, seed in both if i % 2 == 0 else both[::-1]:
@@ -261,21 +263,21 @@ class Session:
                         self.keep(0, seed, self.runner(side.kind).one(side, seed, role))
                     except Crash as error:
                         raise Inadmissible(f"The baseline failed with seed {seed}: {error.args[0]}.") from None
-        found = [next(iter(self.values(0, s).values())) for s in seeds[: 2 * NOISE_PAIRS]]
-        d = [self.scale.difference(a, b) for a, b in zip(found[::2], found[1::2], strict=True)]
-        refusal, floor = "", noise_floor(d, most)
-        if not all(map(math.isfinite, found)):
-            refusal = f"{sum(not math.isfinite(x) for x in found)} of {len(found)} runs of the baseline diverged."
-        elif len(set(found)) == 1:
-            refusal = f"All {len(found)} runs of the baseline gave {found[0]:g}: the seed changes nothing."
+        finals = [next(iter(self.values(0, s).values())) for s in seeds[: 2 * NOISE_PAIRS]]
+        d = [self.scale.difference(a, b) for a, b in zip(finals[::2], finals[1::2], strict=True)]
+        refusal, floor = "", noise_floor(d, N)
+        if not all(map(math.isfinite, finals)):
+            refusal = f"{sum(not math.isfinite(x) for x in finals)} of {len(finals)} runs of the baseline diverged."
+        elif len(set(finals)) == 1:
+            refusal = f"All {len(finals)} runs of the baseline gave {finals[0]:g}: the seed changes nothing."
         elif floor > self.scale.margin:
             shown = (lambda x: f"{100 * math.expm1(x):.2g} %") if self.scale.relative else (lambda x: f"{x:.3g}")
             refusal = (
-                f"The noise floor of the baseline against itself, {shown(floor)} at {most} pairs, exceeds the margin "
+                f"The noise floor of the baseline against itself, {shown(floor)} at {N} pairs, exceeds the margin "
                 f"of {shown(self.scale.margin)}: begin a session with a larger --margin, or with less noise."
             )
         self.book.add("noise", floor=floor if math.isfinite(floor) else None, pairs=len(d), refusal=refusal)
-        self.say(refusal or f"A/A pass: {len(found)} runs of the baseline, noise floor {floor:.3g}.")
+        self.say(refusal or f"A/A pass: {len(finals)} runs of the baseline, noise floor {floor:.3g}.")
         return refusal
 
     def judge(self, old: Side, new: Side, confirm: str) -> Answer:
@@ -349,11 +351,11 @@ class Session:
         from albert_ablate.judge.run_store import RunStore
 
         file = read_claims(self.claim(number))
-        found = gather(file, file.claims[0], file.claims[0].contrasts("full")[0], "full", RunStore(self.place.runs))
-        if len(found.differences) < (known := len(self.differences(number))):
+        data = gather(file, file.claims[0], file.claims[0].contrasts("full")[0], "full", RunStore(self.place.runs))
+        if len(data.differences) < (recorded := len(self.differences(number))):
             raise Inadmissible(
                 f"Runs of the baseline or the candidate that the ledger names are gone from {self.place.runs}: "
-                f"{found.refusal or found.pending_reason or f'{len(found.differences)} of {known} pairs are there'}"
+                f"{data.refusal or data.pending_reason or f'{len(data.differences)} of {recorded} pairs are there'}"
             )
 
     def next_level(self, confirm: str) -> float:
@@ -364,8 +366,8 @@ class Session:
 
     def give_level(self, number: int, confirm: str) -> None:
         level = self.next_level(confirm)
-        most = self.settings.max_pairs or pairs_for(level)
-        self.book.add("level", proposal=number, level=level, max_pairs=most, confirmation=bool(confirm))
+        max_pairs = self.settings.max_pairs or pairs_for(level)
+        self.book.add("level", proposal=number, level=level, max_pairs=max_pairs, confirmation=bool(confirm))
 
     def crashed(self, proposal: Mapping[str, Any], seed: int, error: Crash) -> Answer:
         number, role = proposal["proposal"], error.args[1] if len(error.args) > 1 else "a run"
@@ -398,12 +400,12 @@ class Session:
         self.say(f"pair {len(d)} of at most {level['max_pairs']}: {values}{seen}")
 
     def said(self, x: Decision, d: list[float]) -> dict[str, Any]:
-        """A decision for the ledger."""
-        lost = [sum(v == -math.inf for v in d), sum(v == math.inf for v in d), sum(math.isnan(v) for v in d)]
-        figures = {k: v if math.isfinite(v) else None for k, v in (("mean", x.mean), ("low", x.low), ("high", x.high))}
+        """A decision as the ledger stores it."""
+        diverged = [sum(v == -math.inf for v in d), sum(v == math.inf for v in d), sum(math.isnan(v) for v in d)]
+        interval = {k: v if math.isfinite(v) else None for k, v in (("mean", x.mean), ("low", x.low), ("high", x.high))}
         return {
-            "decision": WORDS[x.word], "reason": x.reason, "pairs": x.pairs, **figures, "p": x.p, "level": x.level,
-            "candidate_diverged": lost[0] + lost[2], "baseline_diverged": lost[1] + lost[2],
+            "decision": WORDS[x.word], "reason": x.reason, "pairs": x.pairs, **interval, "p": x.p, "level": x.level,
+            "candidate_diverged": diverged[0] + diverged[2], "baseline_diverged": diverged[1] + diverged[2],
         }  # fmt: skip
 
     def contrast(self, proposal: Mapping[str, Any], v: Mapping[str, Any]) -> Contrast:

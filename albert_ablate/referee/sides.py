@@ -29,11 +29,11 @@ SEED = re.compile(r"(\b\w*seed\w*[\"']?\s*[=:(,\s]\s*)\d+", re.IGNORECASE)
 
 
 class Inadmissible(ConfigError):
-    """The question cannot be answered as it is put: one sentence, exit code 2."""
+    """Raised for a question that cannot be answered as it was asked: one sentence, exit code 2."""
 
 
 class Crash(Exception):
-    """A command that ended without a metric: its exit code or its time limit."""
+    """Raised for a command that ended without a metric: its exit code or its time limit."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,14 @@ class Side:
     commit: str = ""
 
     def kept(self) -> dict[str, str]:
-        """For a ledger."""
+        """The side as a ledger stores it."""
         return {"text": self.text, "kind": self.kind, "identity": self.identity} | (
             {"commit": self.commit} if self.commit else {}
         )
 
 
 def read_side(text: str, common: Sequence[str] = (), command: str = "", repository: Path = Path()) -> Side:
-    """The side that a text names; Inadmissible with one sentence where it names none."""
+    """Parse one side of a comparison; raises Inadmissible with one sentence if it is none."""
     text = text.strip()
     if text.startswith("git:"):
         return _git_side(text, command, repository)
@@ -80,8 +80,10 @@ def _overrides_side(text: str, overrides: tuple[str, ...]) -> Side:
         if o.lstrip("+").partition("=")[0] in ("seed", "paths.runs"):
             raise Inadmissible(f"{o} is not allowed in a side: the seeds and the folder are chosen by this command.")
     cfg = check(compose([*overrides]))
-    kept = {"setting": keys_of(cfg).setting, "evaluation": cfg["evaluation"]}
-    return Side("overrides", text, _hash("overrides", json.dumps(kept, sort_keys=True, default=str)), overrides)
+    identity_parts = {"setting": keys_of(cfg).setting, "evaluation": cfg["evaluation"]}
+    return Side(
+        "overrides", text, _hash("overrides", json.dumps(identity_parts, sort_keys=True, default=str)), overrides
+    )
 
 
 def _git_side(text: str, command: str, repository: Path) -> Side:
@@ -99,7 +101,7 @@ def _git_side(text: str, command: str, repository: Path) -> Side:
 
 
 def git(repository: Path, *arguments: str) -> str | None:
-    """What git prints, None where it fails."""
+    """Output of a git command, None if it fails."""
     try:
         done = subprocess.run(["git", "-C", str(repository), *arguments], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
@@ -108,7 +110,7 @@ def git(repository: Path, *arguments: str) -> str | None:
 
 
 def refuse_same(a: Side, b: Side, repository: Path = Path()) -> None:
-    """Inadmissible where nothing but a seed tells two sides apart."""
+    """Raise Inadmissible if two sides differ in nothing but a seed."""
     if a.identity == b.identity:
         raise Inadmissible(f"{a.text} and {b.text} are the same: nothing differs.")
     same = False
@@ -155,15 +157,15 @@ def run_command(side: Side, seed: int, metric: str, limit: float, folder: Path, 
             finally:
                 _end(process)
             output.seek(0)
-            said = output.read().decode(errors="replace")
+            printed = output.read().decode(errors="replace")
         if code:
-            last = next((x.strip() for x in reversed(said.splitlines()) if x.strip()), "it said nothing")
+            last = next((x.strip() for x in reversed(printed.splitlines()) if x.strip()), "it said nothing")
             raise Crash(f"exit code {code}: {last[:200]}")
-        return _metric(said, place, metric, side) if read else ("", 0.0)
+        return _metric(printed, place, metric, side) if read else ("", 0.0)
 
 
 def _end(process: subprocess.Popen) -> None:
-    """End what a command may have left running."""
+    """Kill the processes that a command may have left running."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
@@ -171,24 +173,24 @@ def _end(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def _metric(said: str, place: Path, metric: str, side: Side) -> tuple[str, float]:
-    found: list[tuple[str, Any]] = METRIC.findall(said)
+def _metric(output: str, place: Path, metric: str, side: Side) -> tuple[str, float]:
+    metrics: list[tuple[str, Any]] = METRIC.findall(output)
     if place.exists():
         try:
             written = json.loads(place.read_text(), object_pairs_hook=list)
-            found += [(str(name), value) for name, value in written]
+            metrics += [(str(name), value) for name, value in written]
         except (ValueError, TypeError):
             raise Inadmissible(f"{side.text} wrote a file to {{json}} that is not a JSON mapping.") from None
-    names = [name for name, _ in found]
+    names = [name for name, _ in metrics]
     if not metric and len(set(names)) > 1:
         raise Inadmissible(
             f"{side.text} gave several metrics ({', '.join(dict.fromkeys(names))}): name one by --metric."
         )
-    values = [value for name, value in found if not metric or name == metric]
-    what = f"METRIC {metric or 'name'}=value"
+    values = [value for name, value in metrics if not metric or name == metric]
+    expected = f"METRIC {metric or 'name'}=value"
     if not values:
         others = f"; it gave {', '.join(dict.fromkeys(names))}" if names else ""
-        raise Inadmissible(f"{side.text} printed no line {what} and wrote no such value to {{json}}{others}.")
+        raise Inadmissible(f"{side.text} printed no line {expected} and wrote no such value to {{json}}{others}.")
     if len(values) > 1:
         raise Inadmissible(f"{side.text} gave the metric {metric or names[0]} {len(values)} times: give it once.")
     try:
@@ -200,7 +202,7 @@ def _metric(said: str, place: Path, metric: str, side: Side) -> tuple[str, float
 
 
 class Worktrees:
-    """A worktree a commit, below a folder; the user's own working tree is never touched."""
+    """Git worktrees below a folder, one per commit; the user's own working tree is never touched."""
 
     def __init__(self, repository: Path, folder: Path):
         self.repository, self.folder = repository.resolve(), folder.resolve()
@@ -249,14 +251,14 @@ def evaluator_hash(paths: Sequence[str], side: Side, repository: Path) -> str:
 
 @dataclass(frozen=True)
 class Scale:
-    """How two values become one difference, positive = the candidate is better, and the margin in its unit."""
+    """How two values become one difference (positive: the candidate is better), and the margin in the same unit."""
 
     margin: float
     relative: bool  # differences are log ratios
     higher: bool = False  # is better
 
     def difference(self, baseline: float, candidate: float) -> float:
-        """Of one pair; a value that is not finite is a diverged run: +-inf for one, nan for two."""
+        """Difference of one pair; a value that is not finite is a diverged run: +-inf for one, nan for two."""
         gone = [not math.isfinite(x) for x in (baseline, candidate)]
         if any(gone):
             return math.nan if all(gone) else math.inf if gone[0] else -math.inf
@@ -269,7 +271,7 @@ class Scale:
 
 
 def read_margin(text: str, higher: bool = False) -> Scale:
-    """0.5% is relative, 0.02 in the metric's unit."""
+    """Parse a margin: 0.5% is relative, 0.02 is in the metric's unit."""
     relative = text.strip().endswith("%")
     try:
         value = float(text.strip().rstrip("%"))
@@ -281,11 +283,11 @@ def read_margin(text: str, higher: bool = False) -> Scale:
 
 
 def read_seconds(option: str, text: str | None) -> float:
-    """90, 90s, 10m or 2h; no limit where there is none."""
+    """Parse a duration, 90, 90s, 10m or 2h, to seconds; infinite if there is none."""
     if text is None:
         return math.inf
-    found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(s|m|h|)\s*", text)
-    seconds = float(found[1]) * {"s": 1, "m": 60, "h": 3600, "": 1}[found[2]] if found else 0.0
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(s|m|h|)\s*", text)
+    seconds = float(match[1]) * {"s": 1, "m": 60, "h": 3600, "": 1}[match[2]] if match else 0.0
     if not seconds > 0:
         raise Inadmissible(f"{option}={text} is not allowed: write 90s, 10m or 2h.")
     return seconds

@@ -50,7 +50,7 @@ def sensitivity(
     y = alt.Y("loss:Q", title=title, scale=scale)
     color, dash = (arm_color(arms), arm_dash(arms)) if filters else (arm_color(arms, 1), arm_dash(arms, 1))
     tips = [text_tip("arm"), tip("rate", "learning rate"), tip("loss", form=".4f"), tip("seed", form="d")]
-    lost = points[points["diverged"]].drop(columns="loss")
+    diverged = points[points["diverged"]].drop(columns="loss")
     layers = [
         alt.Chart(means)
         .mark_line(strokeWidth=2, clip=True)
@@ -59,7 +59,7 @@ def sensitivity(
         .mark_circle(size=34, opacity=0.8, clip=True)
         .encode(x, y, color, tooltip=tips)
         .add_params(nearest_point()),
-        alt.Chart(lost)
+        alt.Chart(diverged)
         .mark_point(shape="cross", angle=45, size=70, filled=True)
         .encode(
             x,
@@ -101,8 +101,11 @@ def strip(
     low, high = float(np.min(finite)), float(np.max(finite))
     room = (high - low) or abs(high) * 0.05 or 1.0
     ends = means[["low", "high"]].to_numpy(float)
-    known = ends[np.isfinite(ends)]
-    span = [min(low, max(low - room, known.min(initial=low))), max(high, min(high + room, known.max(initial=high)))]
+    finite_ends = ends[np.isfinite(ends)]
+    span = [
+        min(low, max(low - room, finite_ends.min(initial=low))),
+        max(high, min(high + room, finite_ends.max(initial=high))),
+    ]
     if zero:
         span = [min(span[0], 0.0), max(span[1], 0.0)]
     pad = 0.03 * (span[1] - span[0])

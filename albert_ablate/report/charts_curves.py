@@ -209,9 +209,9 @@ def by_depth(points: pd.DataFrame, arms: Sequence[str], title: str, log: bool = 
     tips = [text_tip("arm"), tip("seed", form="d"), tip("block", form="d"), tip("value")]
     panels = []
     for when in ("initialization", "end"):
-        own = points[points["when"] == when]
-        over = own.drop_duplicates(["arm", "block"])
-        thin = alt.Chart(own).mark_line(strokeWidth=0.7, opacity=0.45, clip=True)
+        part = points[points["when"] == when]
+        over = part.drop_duplicates(["arm", "block"])
+        thin = alt.Chart(part).mark_line(strokeWidth=0.7, opacity=0.45, clip=True)
         thick = alt.Chart(over).mark_line(strokeWidth=2.2, clip=True)
         drawn = alt.layer(
             thin.encode(

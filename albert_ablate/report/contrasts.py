@@ -13,14 +13,14 @@ from albert_ablate.records.checked import read_checked
 def read_ledger(file: Path, needed: bool) -> Mapping[str, Any] | None:
     """The ledger, None where there is none and none was asked for."""
     try:
-        found = read_checked(file)
-        if not isinstance(found["claims"], list):
+        content = read_checked(file)
+        if not isinstance(content["claims"], list):
             raise ValueError("its claims are not a list")
-        for claim in found["claims"]:
+        for claim in content["claims"]:
             claim["verdict"], claim["name"]
             for part in (*claim["parts"], *(claim.get("secondary") or ())):
                 contrast_name(part), contrast_row(part, ""), [number(look.get("p")) for look in part.get("looks") or ()]
-        return found
+        return content
     except (FileNotFoundError, NotADirectoryError):
         if needed:
             raise ConfigError(f"There is no ledger {file}: albert-ablate judge writes it.") from None
@@ -52,8 +52,8 @@ def contrast_row(p: Mapping, kind: str) -> dict[str, Any]:
     row |= dict(zip(("percent", "percent_low", "percent_high"), three_numbers(p.get("percent")), strict=True))
     row["pairs"] = int(number(p.get("pairs") or 0))
     for side in ("treatment", "control"):
-        lost, _, low, high = map(number, p.get(f"{side}_diverged") or (None,) * 4)
-        row |= {f"{side}_diverged": lost, f"{side}_diverged_low": low, f"{side}_diverged_high": high}
+        diverged_share, _, low, high = map(number, p.get(f"{side}_diverged") or (None,) * 4)
+        row |= {f"{side}_diverged": diverged_share, f"{side}_diverged_low": low, f"{side}_diverged_high": high}
     for name in ("correlation", "pairs_to_margin"):
         row |= dict(zip((name, f"{name}_low", f"{name}_high"), three_numbers(p.get(name)), strict=True))
     return row | {"signed_rank": p.get("rank"), "effect": effect_text(p)}
@@ -61,13 +61,13 @@ def contrast_row(p: Mapping, kind: str) -> dict[str, Any]:
 
 def interval_text(mean: float, low: float, high: float, unit: str = "") -> str:
     """+1.48 % (+0.99 to +1.96); without its ends where there are none."""
-    said = f"{human(mean, 3, sign=True)}{unit}"
-    return said if math.isnan(low) else f"{said} ({human(low, 3, sign=True)} to {human(high, 3, sign=True)})"
+    text = f"{human(mean, 3, sign=True)}{unit}"
+    return text if math.isnan(low) else f"{text} ({human(low, 3, sign=True)} to {human(high, 3, sign=True)})"
 
 
-def three_numbers(found: Sequence | None) -> tuple[float, float, float]:
+def three_numbers(values: Sequence | None) -> tuple[float, float, float]:
     """Mean and interval of a ledger's entry as floats; nan where there are none."""
-    mean, low, high = map(number, found or (None,) * 3)
+    mean, low, high = map(number, values or (None,) * 3)
     return mean, low, high
 
 

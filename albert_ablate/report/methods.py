@@ -81,10 +81,10 @@ def formula_of(text: str) -> str:
 
 def sources_of(text: str) -> list[dict[str, str | None]]:
     """Papers cited in a docstring: authors, year, arXiv id."""
-    found = {}
+    sources = {}
     for authors, year, arxiv in SOURCE.findall(" ".join(text.split())):
-        found[authors, year, arxiv or None] = {"authors": authors, "year": year, "arxiv": arxiv or None}
-    return list(found.values())
+        sources[authors, year, arxiv or None] = {"authors": authors, "year": year, "arxiv": arxiv or None}
+    return list(sources.values())
 
 
 @cache
@@ -152,16 +152,16 @@ def show_methods(kind: str | None, as_json: bool = False, plot: Path | None = No
             print(note)
         print(plot)
         return
-    found = methods(kind)
+    options = methods(kind)
     if as_json:
-        print(document("methods", {"methods": [asdict(m) for m in found]}))
+        print(document("methods", {"methods": [asdict(m) for m in options]}))
         return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-    for group in dict.fromkeys(m.kind for m in found):
+    for group in dict.fromkeys(m.kind for m in options):
         columns = ["what it is", "license", "from"] if group == "data" else ["formula", "source"]
         table = Table(
             title=group, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0), expand=True
@@ -170,7 +170,7 @@ def show_methods(kind: str | None, as_json: bool = False, plot: Path | None = No
             ["option", *columns, "defaults"], [2, 5, 3, 3, 5] if group == "data" else [2, 7, 4, 4], strict=True
         ):
             table.add_column(title, ratio=ratio, header_style="dim", overflow="fold")
-        for m in (m for m in found if m.kind == group):
+        for m in (m for m in options if m.kind == group):
             source = f"your own: {m.file}" if m.file else ""
             about = [m.formula, m.license or "", m.origin or source] if group == "data" else [m.formula, _cited(m)]
             about[-1] = "; ".join(filter(None, [about[-1], "" if group == "data" else source]))

@@ -64,11 +64,13 @@ class Study:
 def folder() -> Path:
     """The folder of runs: that of the environment variable ALBERT_ABLATE_RUNS, else ../runs or runs."""
     named = os.environ.get(FOLDER)
-    found = next((p for p in map(Path, [named] if named else ["../runs", "runs"]) if any(p.glob("*/seed*"))), None)
-    if found is None:
+    runs_folder = next(
+        (p for p in map(Path, [named] if named else ["../runs", "runs"]) if any(p.glob("*/seed*"))), None
+    )
+    if runs_folder is None:
         where = f"{FOLDER}={named} holds no run" if named else "neither ../runs nor runs holds a run"
         raise ConfigError(f"There is nothing to show: {where}. Make some ({MAKE}), or set {FOLDER} to their folder.")
-    return found
+    return runs_folder
 
 
 def read_study(root: Path, wanted: str | None = None) -> Study:
@@ -82,11 +84,11 @@ def read_study(root: Path, wanted: str | None = None) -> Study:
     if not done:
         raise ConfigError("There is nothing to compare: no run that is no tuning run has finished or diverged.")
     common = Counter(_scope(r) for r in [r for r in done if not r.diverged] or done).most_common(1)[0][0]
-    kept = [r for r in done if _scope(r) == common]
-    if others := len(bench.evidence) - len(kept):
+    comparable = [r for r in done if _scope(r) == common]
+    if others := len(bench.evidence) - len(comparable):
         notes.append(f"{others} runs of other texts, budgets, depths, roles or states are left out.")
     grids: dict[str, dict[float, dict[int, Evidence]]] = {}
-    for run in sorted(kept, key=lambda r: (r.lr, r.record["seed"])):
+    for run in sorted(comparable, key=lambda r: (r.lr, r.record["seed"])):
         grids.setdefault(run.record["arm"], {}).setdefault(run.lr, {})[run.record["seed"]] = run
     main = {arm: max(rates, key=lambda rate: _merit(rates[rate])) for arm, rates in grids.items()}
     first = [next(iter(grids[arm][rate].values())) for arm, rate in main.items()]
@@ -223,9 +225,9 @@ def by_depth(study: Study, quantity: str) -> pd.DataFrame:
 
 
 def _last(run: Evidence, quantity: str, initial: bool) -> np.ndarray:
-    found = run.layers(quantity, initial)[-1]
+    sublayers_last = run.layers(quantity, initial)[-1]
     blocks = len(np.unique(run.column("layers", "layer")))
-    sublayers = found.reshape(blocks, -1)
+    sublayers = sublayers_last.reshape(blocks, -1)
     return np.array([row[~np.isnan(row)][-1] if (~np.isnan(row)).any() else np.nan for row in sublayers])
 
 
@@ -305,13 +307,13 @@ def _paired(study: Study, m: Measure, treatment: str, control: str) -> dict[int,
         t, c = _whole_grids(study, treatment, control)
     else:
         t, c = ({seed: [run] for seed, run in study.arms[arm].items()} for arm in (treatment, control))
-    found = {}
+    by_arm = {}
     for seed in sorted(set(t) & set(c)):
         try:
-            found[seed] = _difference(m, t[seed], c[seed])
+            by_arm[seed] = _difference(m, t[seed], c[seed])
         except (Missing, Unusable, ValueError):  # a run lacks the measure
             continue
-    return found
+    return by_arm
 
 
 def _whole_grids(study: Study, *arms: str) -> list[dict[int, list[Evidence]]]:
@@ -380,10 +382,10 @@ def judged(study: Study, name: str, margin: float, N: int = PAIRS, control: str 
     return dict(zip(others, verdicts(claims, len(claims), ALPHA), strict=True))
 
 
-def verdict_table(found: Mapping[str, Verdict]) -> pd.DataFrame:
+def verdict_table(verdicts: Mapping[str, Verdict]) -> pd.DataFrame:
     """A row an arm: the word, the repeated interval, the two p-values with the Holm levels they were compared with."""
     rows = []
-    for arm, v in found.items():
+    for arm, v in verdicts.items():
         part = v.parts[0]
         row = {"arm": arm, "verdict": v.verdict, "pairs": part.pairs, "mean": part.mean, "low": part.low}
         row |= {"high": part.high, "p effect": v.p_effect, "level": v.level_effect, "p no effect": v.p_inside}
@@ -391,17 +393,17 @@ def verdict_table(found: Mapping[str, Verdict]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def forest_rows(found: Mapping[str, Verdict], margin: float) -> pd.DataFrame:
+def forest_rows(verdicts: Mapping[str, Verdict], margin: float) -> pd.DataFrame:
     """What `charts.forest` draws of the verdicts: effects in multiples of the margin."""
-    table = verdict_table(found)
+    table = verdict_table(verdicts)
     ends = table[["mean", "low", "high"]] / margin
     text = [f"{m:+.3g} ({low:+.3g} to {high:+.3g})" for m, low, high in table[["mean", "low", "high"]].to_numpy(float)]
     return ends.assign(row=table["arm"], text=text, verdict=table["verdict"], kind="primary")
 
 
-def look_table(found: Mapping[str, Verdict]) -> pd.DataFrame:
+def look_table(verdicts: Mapping[str, Verdict]) -> pd.DataFrame:
     """Every look at every arm: pairs, test, statistic, boundary, nominal p."""
-    rows = [{"arm": arm, **vars(look)} for arm, v in found.items() for look in v.parts[0].looks]
+    rows = [{"arm": arm, **vars(look)} for arm, v in verdicts.items() for look in v.parts[0].looks]
     return pd.DataFrame(rows, columns=["arm", "pairs", "test", "statistic", "boundary", "p"])
 
 
@@ -418,15 +420,15 @@ def beside(study: Study, name: str, control: str | None = None) -> pd.DataFrame:
 
 def ledger(root: Path) -> pd.DataFrame:
     """name, verdict, sentence of every claim in the folder's ledger; empty where nothing has been judged."""
-    found = read_ledger(root / "ledger.json", needed=False)
-    claims = found["claims"] if found else []
+    content = read_ledger(root / "ledger.json", needed=False)
+    claims = content["claims"] if content else []
     return pd.DataFrame([{k: c.get(k) for k in ("name", "verdict", "sentence")} for c in claims],
                         columns=["name", "verdict", "sentence"])  # fmt: skip
 
 
-def cost(study: Study, found: Mapping[str, Verdict]) -> dict[str, float]:
+def cost(study: Study, verdicts: Mapping[str, Verdict]) -> dict[str, float]:
     """Runs, tokens and seconds a decided verdict, over the runs of the study's arms."""
-    words = [v.verdict for v in found.values()]
+    words = [v.verdict for v in verdicts.values()]
     records = [run.record for *_, run in study.runs()]
     spent = {
         "runs": [1.0] * len(records),

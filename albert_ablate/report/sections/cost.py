@@ -21,10 +21,10 @@ def cost_section(m: Material) -> Section:
             section.figures.append(Figure("Loss over training FLOPs", drawn, note, data=extremes(means_, "loss")))
     elif "flops" in rows and rows["flops"].notna().any():
         section.text.append(f"All finished runs cost the same: {human(rows['flops'].mean(), 3)} training FLOPs.")
-    kept = {k: v for k, v in FIGURES.items() if v and k in rows and rows[k].notna().any()}
-    if kept:
-        numbers = rows[[*kept]].assign(arm=rows["name"])
-        table = numbers.groupby("arm").mean().rename(columns=kept)
+    titles = {k: v for k, v in FIGURES.items() if v and k in rows and rows[k].notna().any()}
+    if titles:
+        numbers = rows[[*titles]].assign(arm=rows["name"])
+        table = numbers.groupby("arm").mean().rename(columns=titles)
         table.insert(0, "finished", numbers.groupby("arm").size())
         order = [a for a in m.arms if a in table.index]
         section.tables.append(

@@ -90,8 +90,8 @@ def _ends_of_diverged(m: Material) -> pd.DataFrame:
 
 def last_means(validation: pd.DataFrame) -> pd.DataFrame:
     """arm, mean: of each arm at the last tokens at which it has a mean."""
-    known = validation.dropna(subset="mean").sort_values("tokens")
-    return known.groupby("arm")["mean"].last().reset_index()
+    measured = validation.dropna(subset="mean").sort_values("tokens")
+    return measured.groupby("arm")["mean"].last().reset_index()
 
 
 def _draw_differences(section: Section, m: Material, validation: pd.DataFrame) -> None:
@@ -111,20 +111,20 @@ def _draw_differences(section: Section, m: Material, validation: pd.DataFrame) -
 
 def _draw_levels(section: Section, m: Material, validation: pd.DataFrame, unit: str) -> None:
     """One small chart for each level of the first factor, the other arms in gray."""
-    found = factors(m.settings)
-    if len(found) < 2 or len(m.arms) < 5:
+    levels = factors(m.settings)
+    if len(levels) < 2 or len(m.arms) < 5:
         return
     curves = validation.dropna(subset="mean").drop_duplicates(["arm", "tokens"])[["arm", "tokens", "mean"]]
     late = curves[curves["tokens"] >= curves["tokens"].max() / 3]
     fine = late["mean"] if len(late) else curves["mean"]
     span = style.loss_range(fine[fine <= fine.quantile(0.95) * 1.2], None)
     section.text.append(
-        f"Small charts: the mean {'bits per byte' if m.mixed else 'validation loss'} of each level of {found[0]} in "
+        f"Small charts: the mean {'bits per byte' if m.mixed else 'validation loss'} of each level of {levels[0]} in "
         "color, of all other arms in gray."
     )
-    for _, arms in m.settings.groupby(m.settings[found[0]].map(key_of), sort=False):
-        own = curves[curves["arm"].isin(arms.index)]
-        if len(own):
-            name = f"{found[0]}={human(arms[found[0]].iloc[0])}"
-            drawn = charts_curves.one_level(curves, own, m.arms, span, unit)
-            section.figures.append(Figure(name, drawn, small=True, data=extremes(last_means(own), "mean")))
+    for _, arms in m.settings.groupby(m.settings[levels[0]].map(key_of), sort=False):
+        level_curves = curves[curves["arm"].isin(arms.index)]
+        if len(level_curves):
+            name = f"{levels[0]}={human(arms[levels[0]].iloc[0])}"
+            drawn = charts_curves.one_level(curves, level_curves, m.arms, span, unit)
+            section.figures.append(Figure(name, drawn, small=True, data=extremes(last_means(level_curves), "mean")))

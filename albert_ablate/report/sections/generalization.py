@@ -40,15 +40,15 @@ def generalization_section(m: Material) -> Section:
     evaluated = []
     for i, row in enumerate(m.rows.itertuples(index=False)):
         try:
-            found = read_evaluations(Path(row.folder), row.identity)
+            evaluations = read_evaluations(Path(row.folder), row.identity)
         except ConfigError as error:
             warn(section, str(error))
             continue
-        own = {"arm": row.name, "seed": int(row.seed), "run": i}
-        for name, kept in found.items():
-            evaluated += [own | {"figure": f"{name}.{figure}", "value": v} for figure, v in kept["summary"].items()]
+        names = {"arm": row.name, "seed": int(row.seed), "run": i}
+        for name, entry in evaluations.items():
+            evaluated += [names | {"figure": f"{name}.{figure}", "value": v} for figure, v in entry["summary"].items()]
             if name in curves:
-                curves[name] += [own | at for at in kept["rows"]]
+                curves[name] += [names | at for at in entry["rows"]]
     for name, title in (("corruption", "tokens"), ("units", "hidden units")):
         _rises(section, m, pd.DataFrame(curves[name]), name, title)
     if evaluated:

@@ -24,9 +24,9 @@ def leaderboard(m: Material) -> pd.DataFrame:
     table = pd.DataFrame({"arm": m.arms, "seeds": done.reindex(m.arms, fill_value=0).to_numpy(int)})
     table["diverged"] = table["seeds"] - fine.size().reindex(m.arms, fill_value=0).to_numpy(int)
     for column in dict.fromkeys((quality, compared)):
-        known = column in m.finished
-        for name, what in ((column, "mean"), (f"{column}_sd", "std")):
-            table[name] = fine[column].agg(what).reindex(m.arms).to_numpy(float) if known else math.nan
+        has_column = column in m.finished
+        for name, statistic in ((column, "mean"), (f"{column}_sd", "std")):
+            table[name] = fine[column].agg(statistic).reindex(m.arms).to_numpy(float) if has_column else math.nan
     rows = []
     for arm in m.arms:
         x = pairs.get(arm, np.empty(0))

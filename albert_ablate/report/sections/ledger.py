@@ -44,16 +44,22 @@ def ledger_section(m: Material) -> Section:
     rows, looks = list[dict[str, Any]](), list[dict[str, Any]]()
     for claim in m.ledger["claims"]:
         parts = parts_of(claim)
-        own = [{"claim": claim["name"], "verdict": claim["verdict"], **contrast_row(p, kind)} for p, kind in parts]
+        rows_of_claim = [
+            {"claim": claim["name"], "verdict": claim["verdict"], **contrast_row(p, kind)} for p, kind in parts
+        ]
         seen = [
             {"claim": claim["name"], "contrast": contrast_name(p), "measure": p.get("measure")}
             | {k: number(look.get(k)) for k in ("pairs", "statistic", "p", "boundary")}
             for p, _ in parts
             for look in p.get("looks") or []
         ]
-        rows, looks = rows + own, looks + seen
+        rows, looks = rows + rows_of_claim, looks + seen
         title = f"Contrasts of {claim['name']}"
-        tables = [Table("parts", pd.DataFrame(), title, folded=True, shown=_contrast_cells(own))] if own else []
+        tables = (
+            [Table("parts", pd.DataFrame(), title, folded=True, shown=_contrast_cells(rows_of_claim))]
+            if rows_of_claim
+            else []
+        )
         if seen:
             shown = pd.DataFrame(seen).drop(columns="claim")
             tables.append(Table("looks", shown, f"Every look of {claim['name']}, with its boundary", folded=True))
@@ -100,8 +106,8 @@ def interval_of(p: Mapping) -> Interval | None:
 def looks_figure(claim: Mapping, p: Mapping) -> Figure | None:
     """Every look at a contrast with its boundary, to the planned number of pairs."""
     seen = [look for look in p.get("looks") or [] if look.get("test", "t") == "t"]
-    kept = ("pairs", "statistic", "boundary", "p")
-    steps = pd.DataFrame([{k: number(look.get(k)) for k in kept} for look in seen], columns=kept, dtype=float)
+    columns = ("pairs", "statistic", "boundary", "p")
+    steps = pd.DataFrame([{k: number(look.get(k)) for k in columns} for look in seen], columns=columns, dtype=float)
     steps = steps[np.isfinite(steps["statistic"])]
     if steps.empty:
         return None
@@ -110,13 +116,13 @@ def looks_figure(claim: Mapping, p: Mapping) -> Figure | None:
     if p.get("test") == "moderated":  # which has degrees of freedom of its own
         ahead = ahead.iloc[:0]
     last = steps.iloc[-1]
-    said = f"After {human(last['pairs'])} of {planned} pairs the statistic is {human(last['statistic'], 3)}"
-    known = math.isfinite(last["boundary"])
+    text = f"After {human(last['pairs'])} of {planned} pairs the statistic is {human(last['statistic'], 3)}"
+    has_boundary = math.isfinite(last["boundary"])
     return Figure(
         f"Looks: {contrast_name(p)}, {p.get('measure')}",
         charts_verdicts.looks_of_contrast(steps, ahead, planned),
         f"To the planned {planned} pairs; outside the shaded band an effect is found.",
-        data=f"{said}, its boundary {human(last['boundary'], 3)}." if known else f"{said}.",
+        data=f"{text}, its boundary {human(last['boundary'], 3)}." if has_boundary else f"{text}.",
     )
 
 
@@ -189,8 +195,8 @@ def effects_section(m: Material) -> Section:
                 without.append(name)
                 continue
             ends = [mean if math.isnan(x) else x for x in (low, high)]
-            own = {"row": name, "mean": mean / margin, "low": ends[0] / margin, "high": ends[1] / margin}
-            rows.append(own | {"text": effect_text(p), "verdict": claim["verdict"], "kind": kind})
+            row = {"row": name, "mean": mean / margin, "low": ends[0] / margin, "high": ends[1] / margin}
+            rows.append(row | {"text": effect_text(p), "verdict": claim["verdict"], "kind": kind})
     if rows:
         section.figures.append(
             Figure(

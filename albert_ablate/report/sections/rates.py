@@ -94,32 +94,32 @@ def _grid(m: Material) -> pd.DataFrame | None:
     named = m.done.merge(
         m.settings[others].map(key_of).agg(" ".join, axis=1).rename("else_"), left_on="name", right_index=True
     )
-    kept = []
+    grids = []
     for _, rows in named.groupby("else_"):
         if rows["optimizer.lr"].nunique() >= 3:
             name = " ".join(w for w in str(rows["name"].iloc[0]).split() if not w.startswith("optimizer.lr="))
-            kept.append(rows.assign(arm=name or "all"))
-    if not kept:
+            grids.append(rows.assign(arm=name or "all"))
+    if not grids:
         return None
-    rows = pd.concat(kept)
+    rows = pd.concat(grids)
     columns = {"rate": "optimizer.lr", "seed": "seed", "loss": m.quality[0], "initial": "initial_loss"}
-    found = {to: rows[c] if c in rows else math.nan for to, c in columns.items()}
-    grid = pd.DataFrame({"arm": rows["arm"]} | found).astype({"rate": float, "seed": int, "loss": float})
+    values = {to: rows[c] if c in rows else math.nan for to, c in columns.items()}
+    grid = pd.DataFrame({"arm": rows["arm"]} | values).astype({"rate": float, "seed": int, "loss": float})
     return grid.assign(loss=grid["loss"].where(rows["status"] == "finished"))
 
 
 def _sensitivity(grid: pd.DataFrame) -> pd.DataFrame:
     """arm, rates, seeds, mean, low, high of the sensitivity of the seeds that have every rate of their arm."""
     out = []
-    for arm, own in grid.groupby("arm", sort=False):
-        losses = own.pivot_table(index="seed", columns="rate", values="loss", dropna=False)
-        every = own.groupby("seed")["rate"].nunique() == own["rate"].nunique()
-        initial = own.groupby("seed")["initial"].max()
+    for arm, arm_rows in grid.groupby("arm", sort=False):
+        losses = arm_rows.pivot_table(index="seed", columns="rate", values="loss", dropna=False)
+        every = arm_rows.groupby("seed")["rate"].nunique() == arm_rows["rate"].nunique()
+        initial = arm_rows.groupby("seed")["initial"].max()
         seeds = [s for s in losses.index if every[s] and math.isfinite(initial[s])]
         if seeds:
             each = rate_sensitivity(losses.loc[seeds].to_numpy(), initial[seeds].to_numpy())
-            found = means(pd.DataFrame({"arm": arm, "value": each}), [str(arm)])
-            out.append({"arm": arm, "rates": losses.shape[1], "seeds": len(seeds)} | found.iloc[0, 1:].to_dict())
+            table = means(pd.DataFrame({"arm": arm, "value": each}), [str(arm)])
+            out.append({"arm": arm, "rates": losses.shape[1], "seeds": len(seeds)} | table.iloc[0, 1:].to_dict())
     return pd.DataFrame(out)
 
 
@@ -152,10 +152,10 @@ def _chosen_rates(over: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
     """arm, rate, mean, best of the tuned rates: the mean of the runs nearest to the rate, and that less the slack."""
     rows = []
     for arm, rate, slack in tuned[["arm", "rate", "slack"]].itertuples(index=False):
-        own = over[(over["arm"] == arm) & np.isfinite(over["mean"])]
+        arm_rows = over[(over["arm"] == arm) & np.isfinite(over["mean"])]
         rate = number(rate)
-        if len(own) and rate > 0:
-            near = own.loc[(np.log(own["rate"]) - math.log(rate)).abs().idxmin()]
+        if len(arm_rows) and rate > 0:
+            near = arm_rows.loc[(np.log(arm_rows["rate"]) - math.log(rate)).abs().idxmin()]
             spare = number(slack)
             best = near["mean"] - (spare if math.isfinite(spare) else 0.0)
             rows.append({"arm": arm, "rate": rate, "mean": near["mean"], "best": best})

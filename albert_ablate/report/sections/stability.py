@@ -29,11 +29,11 @@ def divergence_section(m: Material) -> Section:
         counts = {"arm": arm, "seeds": n, "diverged": k}
         rows.append(counts | {"share": share, "low": low, "high": high} | {**kinds, **others})
         text = None if math.isnan(share) else f"{percent_text(share)} ({percent_text(low)} to {percent_text(high)})"
-        said = {
+        columns = {
             k: ", ".join(f"{n} {w.replace('_', ' ')}" for w, n in found.items()) or None
             for k, found in (("how", kinds), ("not done", others))
         }
-        shown.append(counts | {"share that diverged": text} | said)
+        shown.append(counts | {"share that diverged": text} | columns)
     table = pd.DataFrame(rows)
     whole = [c for c in table if c not in ("arm", "share", "low", "high")]
     table[whole] = table[whole].fillna(0).astype(int)
