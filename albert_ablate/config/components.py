@@ -176,6 +176,7 @@ def traits(**declared: Any) -> Callable[[Target], Target]:
     starts_from_zero        placement: some matrices are zero at first
     normalizes_embedding    placement: what enters the first block is normalized by it
     takes_parts             model: is built of the norm, attention and dropout that are chosen; False: it has its own
+    library                 model: the distribution that makes it, whose release a record notes
     own_module              task: trains a LightningModule of one's own
     looks_inside            evaluation: needs a model that is built of such parts
     """

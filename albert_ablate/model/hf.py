@@ -106,6 +106,7 @@ class HuggingFace:
     """
 
     takes_parts = False
+    library = "transformers"  # whose release stands in the run's provenance
 
     def __init__(
         self,

@@ -9,11 +9,12 @@ from pathlib import Path
 LIBRARIES = ("albert_ablate", "torch", "pytorch-lightning", "hydra-core", "torchmetrics", "numpy", "pyarrow")
 
 
-def provenance() -> dict:
-    """Versions of the code, Python and libraries, and the machine that this process runs on."""
+def provenance(library: str | None = None) -> dict:
+    """Versions of the code, Python and libraries, and the machine that this process runs on. library: one more, by
+    which the model is made."""
     return {
         "code": code_version(),
-        "libraries": {name: version for name in LIBRARIES if (version := _version(name))},
+        "libraries": {name: version for name in (*LIBRARIES, library) if name and (version := _version(name))},
         "python": platform.python_version(),
         "system": platform.system(),
         "machine": platform.machine(),

@@ -4,7 +4,17 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from albert_ablate.config import DEFAULT_TARGETS, Config, ConfigError, Identity, codes, keys_of, revisions, steps_of
+from albert_ablate.config import (
+    DEFAULT_TARGETS,
+    Config,
+    ConfigError,
+    Identity,
+    codes,
+    keys_of,
+    revisions,
+    steps_of,
+    trait,
+)
 from albert_ablate.config.secrets import masked
 from albert_ablate.records.naming import name_of
 from albert_ablate.records.provenance import provenance
@@ -43,7 +53,12 @@ def new_record(cfg: Config, run_id: Identity, text: Mapping, threads: int, ranks
         "data": {k: v for k, v in text.items() if k != "blocks"},
         "summary": {},
         "proof": {},
-        "provenance": {**provenance(), "threads": threads, "ranks": ranks, "precision": cfg.trainer.precision},
+        "provenance": {
+            **provenance(trait(cfg.model, "library", None)),
+            "threads": threads,
+            "ranks": ranks,
+            "precision": cfg.trainer.precision,
+        },
         "cost": {},
         "histories": {},
         "error": None,

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from albert_ablate.config import Config, check, construct
+from albert_ablate.config import Config, check, construct, trait
 from albert_ablate.data.own_task import is_own_task
 from albert_ablate.model.build import assemble
 from albert_ablate.model.loss import objective, passes
@@ -148,6 +148,8 @@ def memory_hint(error: Exception, cfg: Config) -> str:
     sentence; "" where memory was not what it lacked."""
     if not isinstance(error, torch.OutOfMemoryError | MemoryError) and NO_MEMORY not in str(error):
         return ""
+    if not trait(cfg.model, "takes_parts"):  # what a model of one's own saves cannot be counted without memory
+        return " A larger data.accumulate (smaller micro-batches) takes less memory."
     parts = {name: f"{size / 2**30:.3g}" for name, size in memory(cfg).items()}
     ways = ["a larger data.accumulate (smaller micro-batches)"]
     if not cfg.trainer.gradient_checkpointing:

@@ -127,7 +127,14 @@ def test_families_are_built_checked_and_counted(family, file):
     assert len(model.blocks) == 2 and {layer for layer, _ in model.places().values()} == {0, 1}
     # at least a product and a sum for each weight that is no embedding, three times
     used = sum(p.numel() for p in {id(p): p for b in model.blocks for p in b.parameters() if p.ndim == 2}.values())
-    assert flops_per_token(cfg) >= (6 * used if family != "mixtral" else 1)
+    assert flops_per_token(cfg) >= 6 * used
+
+
+def test_of_experts_those_that_are_asked_count(file):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"num_key_value_heads": 2, "max_position_embeddings": 16, "model_type": "mixtral"}
+    one, two = (flops_per_token(hf(file({**sizes, "num_experts_per_tok": k}))) for k in (1, 2))
+    assert two - one == 3 * 2 * 3 * 32 * 48  # an expert's three matrices
 
 
 @pytest.mark.process
