@@ -19,6 +19,7 @@ import typer
 
 from albert_ablate.cli_help import GROUPS, epilog, panel_of
 from albert_ablate.config import ConfigError, file_trouble, folders_named, without_folders
+from albert_ablate.config.folders import SEARCHPATH
 from albert_ablate.config.secrets import masked
 from albert_ablate.evaluations import commands as evaluations
 from albert_ablate.records.json_output import NO_BARS, output_to
@@ -110,15 +111,29 @@ def _with_option(
     return wrapped
 
 
+def _without_searchpath(value: str | list[str]) -> tuple[Any, list[str]]:
+    """Overrides, in a list or as words of a text ("norm=a hydra.searchpath=[b]"), without the folders they name."""
+    if isinstance(value, str):
+        kept, folders = without_folders(value.split())
+        return " ".join(kept), folders
+    texts, folders = [], list[str]()
+    for text in value:
+        kept, searched = without_folders(text.split() if SEARCHPATH in text else [text])
+        texts += [" ".join(kept)] if kept else []
+        folders += searched
+    return texts, folders
+
+
 def with_own_folders(command: Callable[..., Any]) -> Callable[..., Any]:
-    """A command with the option --config-dir, which also takes hydra.searchpath=[...] among its overrides."""
+    """A command with the option --config-dir, which also takes hydra.searchpath=[...] wherever it takes overrides."""
 
     @functools.wraps(command)
     def wrapped(*, config_dir: list[str] | None = None, **given: Any) -> Any:
         folders = list(config_dir or ())
-        if given.get("overrides"):
-            given["overrides"], searched = without_folders(given["overrides"])
-            folders += searched
+        for name, value in given.items():
+            if SEARCHPATH in str(value):
+                given[name], searched = _without_searchpath(value)
+                folders += searched
         with folders_named(folders):
             return command(**given)
 

@@ -130,3 +130,15 @@ def test_the_wheel_trains_sweeps_and_judges(call, installed):
     assert "normalization_converges_faster" in call("judge", "albert_agpt", "--dry-run")
     assert "pre_ln" in call("methods", "norm")
     assert "finished" in call("status", "runs")
+
+
+@pytest.mark.slow
+def test_the_wheel_begins_a_folder_with_an_own_component(call):
+    assert "albert-ablate sweep study.yaml --config-dir conf" in call("init")
+    assert "ok " in (checked := call("check-component", "norm=half_branch", "--config-dir", "conf"))
+    assert "FAILED" not in checked
+    study = call.here / "study.yaml"
+    study.write_text(study.read_text().replace("50_000", "1_024"))
+    assert "8 of 8 runs are done, 0 failed" in call("sweep", "study.yaml", "--config-dir", "conf", "--workers", "1")
+    assert "norm=half_branch" in call("status", "runs")
+    assert "half_branches_are_better" in call("judge", "claims.yaml", "--config-dir", "conf", "--dry-run")

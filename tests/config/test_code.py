@@ -28,6 +28,8 @@ from albert_ablate.config import (
 )
 from albert_ablate.config.folders import CONF, folders_named
 from albert_ablate.records import store
+from albert_ablate.studies.launch import Study
+from albert_ablate.studies.planned_runs import Planned
 from albert_ablate.training.run import run
 
 PACKAGE = Path(code.__file__).parents[1]
@@ -245,6 +247,21 @@ def test_a_run_that_other_code_made_is_not_silently_found(done):
         assert run({**cfg, "accept_code": True})["found"]
         assert train({**cfg, "force": True})["reproduction"] == "reproduced"  # other code, the same weights
         assert run(cfg)["found"]
+    finally:
+        store.write(folder, kept)
+
+
+@pytest.mark.process
+def test_a_study_does_not_count_a_run_of_other_code(done):
+    cfg, folder = done
+    planned = Planned("norm=pre_ln", 0, (), folder, "arm", check(cfg))
+    assert Study([], 1).complete([planned]) == {}
+    kept = made_by_other_code(folder, norm="another")
+    try:
+        with pytest.raises(ConfigError, match="the source of norm=pre_ln has changed since: force=true"):
+            Study([], 1).complete([planned])
+        accepted = Planned("norm=pre_ln", 0, (), folder, "arm", check({**cfg, "accept_code": True}))
+        assert Study([], 1).complete([accepted]) == {}
     finally:
         store.write(folder, kept)
 

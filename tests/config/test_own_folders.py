@@ -131,6 +131,23 @@ def test_a_command_knows_the_folder_and_forgets_it(own, tmp_path, monkeypatch, c
     assert "norm=halved is not an option" in said(capsys, "sweep", "study.yaml", "--dry-run")
 
 
+def test_compare_takes_the_folder_in_every_form(own, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    conf, sides = f"{own}/conf", ["norm=halved", "norm=pre_ln"]
+    asked = []
+
+    def answer(question, work):
+        asked.append((question.sides, question.common, "halved" in options()["norm"]))
+        raise ConfigError("Enough.")
+
+    monkeypatch.setattr("albert_ablate.referee.compare.compare", answer)
+    searched = f"hydra.searchpath=[{conf}]"
+    for more in ([*sides, "--config-dir", conf], [f"norm=halved {searched}", "norm=pre_ln"]):
+        assert cli.main(["compare", *more, "--common", "model=nano"]) == 2
+    assert cli.main(["compare", *sides, "--common", f"model=nano {searched}"]) == 2
+    assert asked == [(("norm=halved", "norm=pre_ln"), ("model=nano",), True)] * 3
+
+
 def test_a_run_takes_the_folder_as_hydra_spells_it(own, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for given in (["--config-dir", "own/conf"], ["-cd", "own/conf"], ["hydra.searchpath=[own/conf]"]):
