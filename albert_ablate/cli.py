@@ -28,6 +28,7 @@ from albert_ablate.report import commands as analysis
 from albert_ablate.scaffold import commands as scaffold
 from albert_ablate.studies import commands as studies
 from albert_ablate.training.generate import generate
+from albert_ablate.ui import commands as ui
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -193,6 +194,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "generate": generate,
     "show": analysis.show,
     "report": analysis.report,
+    "ui": ui.ui,
     "tune": studies.tune,
     "calibrate": studies.calibrate,
     "judge": studies.judge,

@@ -19,8 +19,8 @@ from albert_ablate.config import ConfigError, options, target_of, unwritable
 from albert_ablate.judge import ledger as judge
 from albert_ablate.records import checked
 from albert_ablate.records.json_output import NO_BARS
+from albert_ablate.report import files
 from albert_ablate.report import methods as listed
-from albert_ablate.report import page
 from albert_ablate.report.methods import attribute, docstring, formula_of, methods, sources_of
 
 ROOT = Path(__file__).parent.parent
@@ -104,7 +104,7 @@ def test_a_full_or_read_only_disk_is_one_sentence(number, code, monkeypatch, cap
     assert cli.main(["methods"]) == code and capsys.readouterr().err == f"runs/x: {why}.\n"
     for module, write in (
         (checked, lambda: judge.write_ledger({}, tmp_path / "x")),
-        (page, lambda: page._replace("x", b"")),
+        (files, lambda: files.replace("x", b"")),
     ):
         monkeypatch.setattr(module, "replace_file", broken)
         with pytest.raises(RuntimeError if code == 1 else ConfigError, match=f"cannot be written: {why}"):

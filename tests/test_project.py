@@ -25,6 +25,7 @@ LAYERS = [
     {"report"},
     {"studies"},
     {"referee"},
+    {"ui"},
     {"cli"},
 ]
 FILES = sorted(
@@ -53,7 +54,7 @@ def test_imports_go_to_lower_layers_only(file):
 
 @pytest.mark.process
 def test_records_and_reports_are_read_without_torch():
-    rooms = ("config", "records", "trackers", "stats", "analysis", "report")
+    rooms = ("config", "records", "trackers", "stats", "analysis", "report", "ui")
     modules = [f"albert_ablate.{'.'.join(f.relative_to(ROOT / 'albert_ablate').with_suffix('').parts)}" for f in FILES]
     modules = [m for m in modules if m.split(".")[1] in rooms]
     code = "import sys; sys.modules['torch'] = None\n" + "\n".join(f"import {m}" for m in modules)

@@ -144,14 +144,15 @@ def _reduced(
 ) -> list[Arrays | None]:
     """`reduce` of every row; from the cache, where the run's files are as they were."""
     file = cache_folder() / "report" / digest(os.fsencode(root.resolve())) / f"{kind}.arrow"
-    known, now = _load(file), dict[str, tuple[str, Arrays]]()
+    known = _load(file)
+    now = {folder: kept for folder, kept in known.items() if os.path.isdir(folder)}  # of other runs of the root, too
     found: list[Arrays | None] = []
     changed = False
     for row in rows.itertuples(index=False):
         if row.folder in remote:
             found.append(reduce(row))
             continue
-        state = _state(row.folder)
+        state = run_stamp(row.folder)
         was, arrays = known.get(str(row.folder), ("", None))
         if was != state or arrays is None:
             arrays, changed = reduce(row), True
@@ -163,7 +164,7 @@ def _reduced(
     return found
 
 
-def _state(folder: str | Path) -> str:
+def run_stamp(folder: str | Path) -> str:
     """Time and size of the files of a run that a page is made from."""
     said = []
     try:
@@ -184,11 +185,23 @@ def inputs(root: Path, *more: Path | str | None) -> str:
     results, this package. more: other files, and other settings."""
     package = Path(__file__).parent.parent
     files = [*sorted((root / "tuning").glob("*.json")), *(f for f in more if isinstance(f, Path))]
-    files += sorted(f for f in package.rglob("*") if f.suffix in (".py", ".j2", ".yaml"))
+    files += sorted(f for f in package.rglob("*") if f.suffix in (".py", ".j2", ".js", ".yaml"))
     said = [str(root.resolve()), *(str(m) for m in more), *(f"{n} {version(n)}" for n in LIBRARIES)]
     said += [f"{f} {_stamp(f.stat()) if f.exists() else ''}" for f in files]
-    said += [f"{folder} {_state(folder)}" for folder in store.run_folders(root)]
+    said += [f"{folder} {run_stamp(folder)}" for folder in store.run_folders(root)]
     return digest("\n".join(said).encode("utf-8", "surrogateescape"))
+
+
+def study_stamp(root: Path, folders: Sequence[Path], *more: Path | None) -> str:
+    """What changes as soon as a file of the runs in `folders`, a tuning result or one of `more` does: `inputs` without
+    what stays the same while a command runs."""
+    said = [*tuning_stamp(root), *(f"{f} {_stamp(f.stat())}" for f in more if f is not None and f.exists())]
+    return digest("\n".join([*said, *(f"{f} {run_stamp(f)}" for f in folders)]).encode("utf-8", "surrogateescape"))
+
+
+def tuning_stamp(root: Path) -> tuple[str, ...]:
+    """Time and size of the tuning results below `root`."""
+    return tuple(f"{f} {_stamp(f.stat())}" for f in sorted((root / "tuning").glob("*.json")))
 
 
 def _stored(runs: Mapping[str, tuple[str, Arrays]]) -> bytes:

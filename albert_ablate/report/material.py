@@ -3,8 +3,8 @@
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from albert_ablate.analysis.tables import baseline, key_of, paired, settings_and
 from albert_ablate.config import ConfigError
 from albert_ablate.report import style
 from albert_ablate.report.contrasts import read_ledger
-from albert_ablate.report.histories import Histories, read_histories
+from albert_ablate.report.histories import Histories, read_histories, run_stamp
+from albert_ablate.report.keeping import Kept
 from albert_ablate.report.page import Section
 
 LEVELS = 12  # of a factor; more are a search, not a factorial
@@ -56,6 +57,7 @@ class Material:
     remote: Mapping[str, Any]  # folder -> its histories, of runs that lie elsewhere
     mixed: Sequence[str] = ()  # of data, tokenizer, task, text: in what the runs' losses are of different things
     baseline: str = ""  # the arm that others are compared with
+    kept: Kept = field(default_factory=partial(Kept, keeps=False))
 
     @property
     def quality(self) -> tuple[str, str]:
@@ -93,6 +95,16 @@ class Material:
         return table.assign(**own)
 
     @cached_property
+    def stamps(self) -> dict[str, str]:
+        """Folder of a run -> the state of its files."""
+        return {folder: run_stamp(folder) for folder in self.rows["folder"]}
+
+    @property
+    def looks(self) -> tuple[Any, ...]:
+        """Equal as long as arms have the same colors, and comparisons the same baseline and unit."""
+        return (*sorted(zip(self.arms, self.arms.colors, self.arms.dashes, strict=True)), self.baseline, *self.mixed)
+
+    @cached_property
     def paired_losses(self) -> pd.DataFrame:
         """arm, seed, d: the log ratio of the compared loss of runs of one seed (`tables.paired`)."""
         if self.compared[0] not in self.done:
@@ -115,8 +127,8 @@ class Material:
         return self.rows[self.rows["status"] == "finished"]
 
 
-def gather(root: Path, ledger: Path | None, wanted: str | None = None) -> Material:
-    """The runs below `root`. wanted: the arm to compare the others with (`tables.baseline`)."""
+def gather(root: Path, ledger: Path | None, wanted: str | None = None, kept: Kept | None = None) -> Material:
+    """The runs below `root`. wanted: the arm to compare the others with (`tables.baseline`). kept: of the last time."""
     home = home_of(root) if is_external(root) else root
     found = read_ledger(ledger or home / "ledger.json", needed=ledger is not None)
     runs: Runs = load_runs(root)
@@ -144,6 +156,7 @@ def gather(root: Path, ledger: Path | None, wanted: str | None = None) -> Materi
     unreadable = summary[summary["status"].isna()]
     settings = settings.rename(index=names)
     m = Material(root, rows, unreadable, style.Arms(()), settings, found, notes, runs.remote, mixed)
+    m.kept = kept or m.kept
     m.baseline = baseline(settings, wanted)
     order = [m.baseline, *(a for a in settings.index if a != m.baseline)]  # its levels have the first color and dash
     m.arms = style.styled(_best_first(m), settings.loc[order, factors(settings)])

@@ -3,13 +3,19 @@
 An arm here is a setting, named by what it differs in from the others. Tuning runs appear in the tuning section only.
 """
 
+import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from albert_ablate.records.collector import without_collector
 from albert_ablate.report import render
-from albert_ablate.report.histories import inputs
-from albert_ablate.report.material import counted, gather
-from albert_ablate.report.page import Page, is_current, write_csv, write_html, write_markdown
+from albert_ablate.report.files import write_csv, write_markdown
+from albert_ablate.report.histories import inputs, tuning_stamp
+from albert_ablate.report.html import is_current, write_html
+from albert_ablate.report.keeping import Kept
+from albert_ablate.report.material import Material, counted, gather
+from albert_ablate.report.page import Page, Section
 from albert_ablate.report.sections.cost import cost_section
 from albert_ablate.report.sections.curves import curves_section
 from albert_ablate.report.sections.depth import depth_section
@@ -22,31 +28,48 @@ from albert_ablate.report.sections.rates import rates_section
 from albert_ablate.report.sections.settings import SCOPE, methods_section, settings_section
 from albert_ablate.report.sections.stability import divergence_section
 
+SECTIONS = (  # in the order of the page
+    leaderboard_section,
+    effects_section,
+    curves_section,
+    rates_section,
+    pairs_section,
+    divergence_section,
+    depth_section,
+    generalization_section,
+    factorial_section,
+    cost_section,
+    settings_section,
+    methods_section,
+)
+OF_DONE = (ledger_section, effects_section, leaderboard_section, pairs_section, factorial_section, cost_section)
 
-def make(root: Path, ledger: Path | None = None, baseline: str | None = None) -> Page:
-    """The report on the runs below `root`: claims first where there are any, else the leaderboard."""
-    m = gather(root, ledger, baseline)
-    claims = [ledger_section(m), effects_section(m)]
-    leaders = leaderboard_section(m)
-    sections = [
-        *([claims[0], leaders, claims[1]] if m.ledger else [leaders]),
-        curves_section(m),
-        rates_section(m),
-        pairs_section(m),
-        divergence_section(m),
-        depth_section(m),
-        generalization_section(m),
-        factorial_section(m),
-        cost_section(m),
-        settings_section(m),
-        *([] if m.ledger else claims[:1]),
-        methods_section(m),
-    ]
+
+def make(root: Path, ledger: Path | None = None, baseline: str | None = None, kept: Kept | None = None) -> Page:
+    """The report on the runs below `root`: claims first where there are any, else the leaderboard.
+
+    kept: of a page that is made again and again; then a section may be of a little older a state (`Kept.made`)."""
+    m = gather(root, ledger, baseline, kept)
+    judged = json.dumps(m.ledger, default=str), *(tuning_stamp(root) if kept else ())
+    of_all = *m.stamps.items(), *m.rows["status"], judged
+    of_done = *((folder, m.stamps[folder]) for folder in m.done["folder"]), judged  # what other runs do moves nothing
+    chosen = [s for s in SECTIONS if m.ledger or s is not effects_section]
+    order = [ledger_section, *chosen] if m.ledger else [*chosen[:-1], ledger_section, chosen[-1]]
+    wanted = {s.__name__: (of_done if s in OF_DONE else of_all, partial(_made, s, m)) for s in order}
+    sections = [*m.kept.made(wanted, m.looks).values()]
     states = m.rows["status"].value_counts().to_dict()
     said = ", ".join(f"{n:,} {s}" for s, n in states.items())
     bad = f"; {len(m.unreadable):,} more cannot be read" if len(m.unreadable) else ""
     counts = f"{counted(len(m.arms), 'arm')}, {counted(len(m.rows), 'run')} ({said}{bad})."
     return Page(f"Report on {m.root.resolve().name}", " ".join([counts, *m.notes, SCOPE]), sections, m.arms)
+
+
+def _made(section: Callable[[Material], Section], m: Material) -> Section:
+    made = section(m)
+    if m.kept.keeps:  # what it costs to embed its charts counts, too
+        for figure in made.all_figures:
+            figure.embedded  # noqa: B018
+    return made
 
 
 def write(

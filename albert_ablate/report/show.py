@@ -17,7 +17,8 @@ from albert_ablate.records.atomic import replace_file
 from albert_ablate.records.evaluation_results import read_evaluations
 from albert_ablate.records.history import SCHEMAS, read_history
 from albert_ablate.report import charts_run, render
-from albert_ablate.report.page import Figure, Page, Section, Table, write_html
+from albert_ablate.report.html import write_html
+from albert_ablate.report.page import Figure, Page, Section, Table
 
 POINTS = 2000  # of a curve over steps
 DEVIATIONS = 7.0

@@ -61,6 +61,10 @@ def styled(names: Sequence[str], levels: pd.DataFrame) -> Arms:
             looks = dict(zip(levels.index, zip(first.tolist(), second.tolist(), strict=True), strict=True))
             if first.max() < len(LIGHT) and second.max() < len(DASHES) and len({*looks.values()}) == len(levels):
                 return Arms(names, [looks[a] for a in names])
+    if len(levels) <= SHOWN:  # by the order of levels, not by rank: an arm's color is the same when another one leads
+        first = Arms(levels.index)
+        every = dict(zip(first, zip(first.colors, first.dashes, strict=True), strict=True))
+        return Arms(names, [every[a] for a in names])
     return Arms(names)
 
 
@@ -74,7 +78,7 @@ def theme(dark: bool = False, arms: Sequence[str] = ()) -> dict[str, Any]:
     return {
         "background": "transparent" if dark else "#ffffff",
         "font": "system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif",
-        "range": {"category": palette, "ordinal": [palette[c] for c in getattr(arms, "colors", ())] or palette},
+        "range": {"category": palette, "ordinal": _by_name(arms, palette) or palette},
         "view": {"stroke": None},
         "axis": words | {"gridColor": line, "domainColor": line, "tickColor": line, "labelLimit": 190},
         "legend": words | {"symbolStrokeWidth": 2, "labelLimit": 330},
@@ -101,20 +105,28 @@ def theme(dark: bool = False, arms: Sequence[str] = ()) -> dict[str, Any]:
     }
 
 
+def _by_name(arms: Sequence[str], palette: Sequence[str]) -> list[str]:
+    """The colors of the arms, in the order of their names."""
+    return [palette[color] for _, color in sorted(zip(arms, getattr(arms, "colors", ()), strict=False))]
+
+
 def arm_color(arms: Sequence[str], columns: int = 2, symbol: str = "stroke"):
     """Color by arm: the same in all charts that are given the same arms in the same order. symbol: of the legend, a
     piece of line; of a chart whose arms have points alone it must be a shape, or the legend shows nothing."""
     import altair as alt
 
-    legend = _arm_legend(columns, symbol) if columns else None
-    return alt.Color("arm:N", title=None, scale=alt.Scale(domain=list(arms), range="ordinal"), legend=legend)
+    legend = _arm_legend(arms, columns, symbol) if columns else None
+    # by name, as in `theme`: the colors of a chart stay right when another arm leads
+    return alt.Color("arm:N", title=None, scale=alt.Scale(domain=sorted(arms), range="ordinal"), legend=legend)
 
 
-def _arm_legend(columns: int, symbol: str = "stroke"):
+def _arm_legend(arms: Sequence[str], columns: int, symbol: str = "stroke"):
     import altair as alt
 
     size = 250 if symbol == "stroke" else 90
-    return alt.Legend(orient="bottom", columns=columns, symbolOpacity=1, symbolType=symbol, symbolSize=size)
+    return alt.Legend(
+        orient="bottom", values=list(arms), columns=columns, symbolOpacity=1, symbolType=symbol, symbolSize=size
+    )
 
 
 def arm_dash(arms: Sequence[str], columns: int = 0):
@@ -123,7 +135,7 @@ def arm_dash(arms: Sequence[str], columns: int = 0):
 
     dashes = [DASHES[d] for d in (arms if isinstance(arms, Arms) else Arms(arms)).dashes]
     scale = alt.Scale(domain=list(arms), range=dashes)
-    return alt.StrokeDash("arm:N", title=None, scale=scale, legend=_arm_legend(columns) if columns else None)
+    return alt.StrokeDash("arm:N", title=None, scale=scale, legend=_arm_legend(arms, columns) if columns else None)
 
 
 def filtered(chart, arms: Sequence[str]):

@@ -7,6 +7,7 @@ import os
 import struct
 import sys
 import zlib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from albert_ablate.records.store import has_ended as has_ended
 from albert_ablate.records.store import last_line as last_line
 from albert_ablate.records.store import run_folders as run_folders
 
-INDEX, VERSION = ".status", "5"
+INDEX, VERSION = ".status", "6"
 INDEX_WRITE_THRESHOLD = 200  # records newly read
 BRIEF = "status label name arm setting identity seed role error updated created progress sessions cost summary".split()
 BRIEF += ["revisions", "key"]
@@ -56,7 +57,7 @@ def states(root: Path, configured: bool = True) -> list[dict[str, Any]]:
 
 
 def _states(root: Path, configured: bool) -> list[dict[str, Any]]:
-    known = _known(root / INDEX)
+    known, configuration = _known(root / INDEX), cache(json.loads)  # runs of a setting have one text
     entries, read, out = list[str](), 0, []
     configs: dict[str, tuple[float | None, str]] = {}  # by setting, whose runs differ in nothing that is kept
     for folder in run_folders(root):
@@ -69,12 +70,12 @@ def _states(root: Path, configured: bool) -> list[dict[str, Any]]:
         stamp = f"{about.st_mtime_ns} {about.st_size} {about.st_ino}"
         entry = known.get(name, "").split("\t")
         if entry[0] == stamp and len(entry) == 3:
-            brief = json.loads(entry[1]) | (json.loads(entry[2]) if configured else {})
+            brief = json.loads(entry[1]) | (configuration(entry[2]) if configured else {})
         else:
             brief, config = _brief(folder, configs)
             entry = [stamp, json.dumps(brief), config]
             if configured:
-                brief |= json.loads(config)
+                brief |= configuration(config)
             read += 1
         entries.append("\t".join([name, *entry]))
         out.append(_judged(brief, folder) | {"folder": str(folder)})
@@ -93,10 +94,10 @@ def _brief(folder: Path, configs: dict[str, tuple[float | None, str]]) -> tuple[
         return {"status": "pending"} if brief.missing else {"status": "unreadable", "error": brief.reason}, "{}"
     setting = brief["setting"]
     if setting not in configs:
-        fields = store.read_fields(folder, ("config",))
-        config = {} if isinstance(fields, store.Unreadable) else fields["config"]
+        fields = store.read_fields(folder, ("config", "choices"))
+        config, choices = ({}, {}) if isinstance(fields, store.Unreadable) else (fields["config"], fields["choices"])
         significant = {key: config[key] for key in (*SIGNIFICANT, "trainer") if key in config}
-        made = (config.get("optimizer") or {}).get("lr"), json.dumps({"config": significant})
+        made = (config.get("optimizer") or {}).get("lr"), json.dumps({"config": significant, "choices": choices})
         if setting is None:
             return brief | {"lr": made[0]}, made[1]
         configs[setting] = made

@@ -7,14 +7,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from albert_ablate.analysis.tables import settings_and_names
 from albert_ablate.config import ConfigError, Identity, is_outdated
+from albert_ablate.config.dotted import dotted, is_internal
 from albert_ablate.records.json_output import document
 from albert_ablate.records.keys import Keys
 from albert_ablate.records.tuning import LEARNING_RATE
 from albert_ablate.studies.states import is_done, last_line, states
 from albert_ablate.studies.sweep_settings import REFUSALS, Sweep, asked, of_arm, own_overrides, varied_labels
 from albert_ablate.studies.sweepfile import read_sweep
-from albert_ablate.training.console import duration
+from albert_ablate.training.console import duration, rough_duration
+
+# of states in a terminal; rich leaves colors out where NO_COLOR is set and where nobody watches
+COLORS = {"finished": "green", "running": "bold cyan", "diverged": "magenta", "failed": "bold red", "stopped": "yellow"}
+COLORS |= {"orphaned": "yellow", "unreadable": "bold red", "pending": "dim"}
 
 
 def read_states(root: Path, configured: bool = True) -> list[dict[str, Any]]:
@@ -36,15 +42,12 @@ def arms(
     """
     table: dict[str, dict[int, Mapping[str, Any]]] = {}
     if sweep is None:
-        named: dict[str, dict[str, dict[int, Mapping[str, Any]]]] = {}  # name -> setting -> seed
+        records = list(records)
+        named = _names(records)
         for record in records:
-            folder, lr = Path(record["folder"]), record.get("lr")
-            name = record.get("name") or (record.get("label") or "?") + (f" lr={lr:g}" if lr is not None else "")
-            named.setdefault(str(name), {}).setdefault(folder.parent.name, {})[int(folder.name[4:])] = record
-        for name, alike in named.items():  # a hash only where a name has several settings
-            for folder_name, seeds in alike.items():
-                table[name if len(alike) == 1 else f"{name} ({folder_name})"] = seeds
-        return table
+            folder = Path(record["folder"])
+            table.setdefault(named[folder.parent.name], {})[int(folder.name[4:])] = record
+        return dict(sorted(table.items()))
     key_cache = Keys(root, apart=True)
     settings, runs, wanted = _asked(sweep, overrides, key_cache)
     by_key: dict[tuple[str, int], Mapping[str, Any]] = {}  # by the key of the arm and by that of the setting
@@ -59,6 +62,28 @@ def arms(
         key = None if keys is None else keys.setting if LEARNING_RATE in run else keys.arm
         table.setdefault(label, {})[_seed(run)] = by_key.get((key or "", _seed(run))) or {"status": "pending"}
     return table
+
+
+def _names(records: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Name of the folder of a setting -> what its runs are called: what tells the setting from the others, as in a
+    report; where its configuration cannot be read, its label and the folder."""
+    import pandas as pd
+
+    rows: dict[str, dict[str, Any]] = {}
+    names: dict[str, str] = {}
+    for record in records:
+        folder = Path(record["folder"]).parent.name
+        label = record.get("label")
+        names.setdefault(folder, f"{label} ({folder})" if label else folder)
+        if record.get("config") and folder not in rows:
+            own = {"setting": folder, "label": label or folder}
+            rows[folder] = {**(record.get("choices") or {}), **_nested(record["config"]), **own}
+    return names | (settings_and_names(pd.DataFrame(rows.values()))[1] if rows else {})
+
+
+def _nested(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a configuration's groups by their dotted keys."""
+    return {key: value for key, value in dotted(config) if "." in key and not is_internal(key)}
 
 
 def _asked(
@@ -121,7 +146,7 @@ def show_status(
     overrides = own_overrides(overrides) if sweep else overrides
 
     def table() -> dict[str, dict[int, Mapping[str, Any]]]:
-        return arms(read_states(root, sweep is not None), root, sweep, overrides)
+        return arms(read_states(root), root, sweep, overrides)
 
     console = Console(highlight=False, width=None if os.isatty(1) else 200)
     if not watch:
@@ -174,6 +199,7 @@ def _picture(table: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> Any:
     from rich.console import Group
     from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     seeds = sorted({seed for row in table.values() for seed in row})
     wide = len(seeds) <= 8
@@ -189,10 +215,35 @@ def _picture(table: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> Any:
             if record["status"] in ("failed", "unreadable"):
                 where = record.get("folder", "")
                 errors.append(escape(f"{name} seed={seed}: {last_line(record.get('error'))} ({where})"))
-        cells = [escape(cell(row[s])) if s in row else "" for s in seeds] if wide else [_counted(row.values())]
-        grid.add_row(escape(name), *cells)
-    total = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
-    return Group(grid, *errors, f"{sum(counts.values())} runs: {total or 'none'}")
+        if wide:
+            cells = [Text(cell(row[s]), COLORS.get(row[s]["status"], "")) if s in row else "" for s in seeds]
+        else:
+            cells = [_counted(row.values())]
+        grid.add_row(Text(name), *cells)
+    said = [(f"{n} {status}", COLORS.get(status, "")) for status, n in sorted(counts.items())]
+    total = Text(", ").join([Text(*part) for part in said]) if said else Text("none")
+    left = time_left([record for row in table.values() for record in row.values()])
+    return Group(grid, *errors, Text(f"{sum(counts.values())} runs: ") + total + (f"; {left}" if left else ""))
+
+
+def time_left(records: Iterable[Mapping[str, Any]]) -> str:
+    """About how long until all runs are done, at the speed so far; empty where none is running, or none can tell."""
+    done = seconds = todo = running = 0.0
+    for record in records:
+        share = share_done(record)
+        todo += 1 - share
+        running += record["status"] == "running"
+        if share and (record.get("cost") or {}).get("seconds"):
+            done, seconds = done + share, seconds + record["cost"]["seconds"]
+    return f"about {rough_duration(todo * seconds / done / running)} left" if running and done else ""
+
+
+def share_done(record: Mapping[str, Any]) -> float:
+    """0 to 1: steps that a run has done of those it is to do; 1 once it has ended."""
+    progress = record.get("progress") or {}
+    if is_done(dict(record)):
+        return 1.0
+    return min(1.0, progress["step"] / progress["steps"]) if progress.get("steps") else 0.0
 
 
 def _counted(records: Iterable[Mapping[str, Any]]) -> str:

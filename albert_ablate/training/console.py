@@ -28,6 +28,12 @@ def duration(seconds: float) -> str:
     return f"{s // 60} min {s % 60} s" if s >= 60 else f"{s} s"
 
 
+def rough_duration(seconds: float) -> str:
+    """What is only about known: 3723 -> 1 h 2 min; 75 -> 1 min; 7.2 -> 7 s."""
+    whole = duration(seconds)
+    return whole.partition(" min")[0] + " min" if 60 <= round(seconds) < 3600 else whole
+
+
 def banner(record: Mapping, estimate: float | None) -> str:
     """Describe what is trained in a few lines. estimate: seconds, None if unknown."""
     model, data, budget = record["model"], record["data"], record["budget"]

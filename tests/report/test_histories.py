@@ -10,7 +10,7 @@ from factories import make_run, write
 from albert_ablate.analysis.thinning import depth_map
 from albert_ablate.cli import main
 from albert_ablate.records.cache import cache_folder
-from albert_ablate.report import histories, page
+from albert_ablate.report import histories, html
 from albert_ablate.report.material import gather
 
 
@@ -72,7 +72,7 @@ def test_maps_of_depth_are_kept_as_they_were(runs, monkeypatch):
 def test_a_page_is_written_again_only_when_something_changed(runs, tmp_path, monkeypatch):
     pytest.importorskip("vl_convert")
     made = []
-    monkeypatch.setattr(page, "html", lambda p: (made.append(p), "<p>page</p>")[1])
+    monkeypatch.setattr(html, "html", lambda p: (made.append(p), "<p>page</p>")[1])
     target = tmp_path / "report.html"
 
     def times(*more):

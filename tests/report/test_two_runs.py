@@ -69,7 +69,7 @@ def test_two_runs_are_a_page_and_a_picture(tmp_path, lost):
     text = (tmp_path / "two.html").read_text()
     assert "norm=&lt;b&gt;" in text and "norm=<b>" not in text and 'id="filter"' not in text
     content = json.loads(text.split('id="content">')[1].split("</script>")[0])
-    assert any("change of the loss (%)" in json.dumps(chart) for chart in content["charts"])
+    assert any("change of the loss (%)" in json.dumps(chart) for chart in content["charts"].values())
 
 
 def test_runs_that_do_not_go_together_are_one_sentence(tmp_path, capsys):

@@ -1,6 +1,9 @@
 """What happened in each block over training, as heat maps."""
 
+import math
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,6 +29,44 @@ def _median(maps: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return middle.merge(longest.drop_duplicates("tokens")[["tokens", "end"]], on="tokens")
 
 
+def _maps(m: Material, arms: Sequence[str], columns: int) -> dict[str, tuple[Any, dict[str, pd.DataFrame]]]:
+    """Arm -> a state of the runs behind its maps, and its maps by quantity. Read are those of arms whose runs have
+    changed since the last time."""
+    rows = {arm: m.rows[m.rows["name"] == arm].head(MAPPED_SEEDS) for arm in arms}
+    states = {arm: ("maps", columns, *own["folder"], *map(m.stamps.get, own["folder"])) for arm, own in rows.items()}
+    new = [rows[arm] for arm in arms if not m.kept.has(states[arm])]
+    read: dict[str, list[dict[str, pd.DataFrame]]] = {}
+    if new:
+        table = pd.concat(new)
+        for maps, name in zip(read_maps(m.root, table, m.remote, MAPPED, columns), table["name"], strict=True):
+            read.setdefault(name, []).append(maps)
+
+    def medians(arm: str) -> dict[str, pd.DataFrame]:
+        each = {q: [maps[q] for maps in read.get(arm, ()) if q in maps] for q in MAPPED}
+        return {q: _median(found) for q, found in each.items() if found}
+
+    return {arm: (states[arm], m.kept.part(states[arm], partial(medians, arm))) for arm in arms}
+
+
+def _rounded(domain: Sequence[float]) -> list[float]:
+    """The ends of a color scale to two digits, outward: one more run does not change the colors of all others."""
+    low, high = (f"{abs(v):.1e}" for v in domain)
+    unit = [10.0 ** (int(text.partition("e")[2]) - 1) for text in (low, high)]
+    ends = [math.floor(domain[0] / unit[0]) * unit[0], math.ceil(domain[1] / unit[1]) * unit[1]]
+    return [float(f"{v:.3g}") for v in ends]
+
+
+def _figure(arm: str, cells: pd.DataFrame, quantity: str, title: str, domain: Sequence[float]) -> Figure:
+    return Figure(
+        arm,
+        charts_run.heat_map(cells, quantity, domain, legend=False).properties(height=120),
+        arm=arm,
+        group=title,
+        small=True,
+        data=f"{title} by block and tokens, {human(cells['value'].min(), 3)} to {human(cells['value'].max(), 3)}.",
+    )
+
+
 def depth_section(m: Material) -> Section:
     """Heat maps by arm: the median over up to five seeds of what each showed."""
     section = Section("Depth by tokens", scales={})
@@ -33,18 +74,16 @@ def depth_section(m: Material) -> Section:
     layers = m.rows["model.layers"].max() if "model.layers" in m.rows else 12
     layers = 12 if pd.isna(layers) else int(layers)
     columns = max(8, min(48, CELLS // max(1, len(chosen) * len(MAPPED) * layers)))
-    rows = pd.concat(m.rows[m.rows["name"] == arm].head(MAPPED_SEEDS) for arm in chosen)
-    each = read_maps(m.root, rows, m.remote, MAPPED, columns)
     cells: dict[str, dict[str, pd.DataFrame]] = {q: {} for q in MAPPED}
-    for arm in chosen:
-        own = [maps for maps, name in zip(each, rows["name"], strict=True) if name == arm]
-        for quantity in MAPPED:
-            if found := [maps[quantity] for maps in own if quantity in maps]:
-                cells[quantity][arm] = _median(found)
+    states = dict[str, Any]()  # of the runs behind the maps of an arm
+    for arm, (state, found) in _maps(m, chosen, columns).items():
+        states[arm] = state
+        for quantity, map_ in found.items():
+            cells[quantity][arm] = map_
     for quantity, title in thinning.QUANTITIES.items():
         if quantity not in MAPPED or not cells[quantity]:
             continue
-        domain = charts_run.color_range(np.concatenate([c["value"].to_numpy() for c in cells[quantity].values()]))
+        domain = _rounded(charts_run.color_range(np.concatenate([c["value"] for c in cells[quantity].values()])))
         section.scales[title] = ColorScale(*charts_run.color_scale(domain, quantity))
         ends = pd.concat(
             c[c["tokens"] == c["tokens"].max()].assign(arm=arm) for arm, c in cells[quantity].items()
@@ -55,14 +94,7 @@ def depth_section(m: Material) -> Section:
         name = f"{title}, by block at the end"
         section.figures.append(Figure(name, profile, "Median over up to five seeds.", group=title, wide=True))
         section.figures += [
-            Figure(
-                arm,
-                charts_run.heat_map(c, quantity, domain, legend=False).properties(height=120),
-                arm=arm,
-                group=title,
-                small=True,
-                data=f"{title} by block and tokens, {human(c['value'].min(), 3)} to {human(c['value'].max(), 3)}.",
-            )
+            m.kept.part(("map", arm, quantity, *domain, states[arm]), partial(_figure, arm, c, quantity, title, domain))
             for arm, c in cells[quantity].items()
         ]
     if section.figures:
