@@ -49,11 +49,11 @@ def evaluate_run(
         )
     if not nodes:
         return {}
-    refuse_changed_own_code(path, record)
     with folder.lock():
         run = record.get("identity")
         entries = read_evaluations(path, run)
         cfg = _configuration(record, nodes, cache)
+        refuse_changed_own_code(path, record)  # after the check, which refuses a stranger
         nodes = evaluations_of(cfg)
         subject = load_subject(folder, record, cfg, weights)
         named = weights_hash(subject.model)

@@ -144,10 +144,10 @@ def load_kept(run: Path, weights: str) -> tuple[Config, Any]:
     file = run / "checkpoints" / f"{weights}.ckpt"
     if not file.is_file():
         raise ConfigError(f"{file} is missing: --weights {'last' if weights == 'best' else 'best'} may be there.")
-    refuse_changed_own_code(run, record)
     here = {"paths": {"runs": "runs", "cache": None}, "choices": record.get("choices") or {}}
     cfg = check({**record["config"], **here})
     cfg = check({**cfg, "trainer": {**cfg.trainer, "compile": False, "gradient_checkpointing": False}})
+    refuse_changed_own_code(run, record)
     model = build_model(cfg)
     try:
         model.load_state_dict(load_checkpoint(file, record.get("identity"))["state_dict"])

@@ -23,7 +23,9 @@ from albert_ablate.config import (
     option_files,
     read_yaml,
     refuse_changed_code,
+    refuse_changed_own_code,
     target_of,
+    to_container,
     unlike_code,
 )
 from albert_ablate.config.folders import CONF, folders_named
@@ -135,6 +137,17 @@ def test_an_edit_of_ones_own_code_is_another_run(what, own):
     assert before[0].arm != after[0].arm and before[1].arm != after[1].arm
     plain = keys_of(again(own), with_code=False)
     assert plain.arm not in (before[1].arm, after[1].arm)
+
+
+def test_weights_of_other_own_code_are_not_loaded(own):
+    cfg = again(own)
+    record = {"config": to_container(cfg), "code": codes(cfg)}
+    refuse_changed_own_code("runs/x", record)
+    refuse_changed_own_code("runs/x", {**record, "code": {**codes(cfg), "clip": "another"}})  # of the package
+    edit(own / f"{named(own)}.py", "x + self.scale", "x - self.scale")
+    again(own)
+    with pytest.raises(ConfigError, match=r"^runs/x was made by other code, the source of norm \(\w+.Halved\) has"):
+        refuse_changed_own_code("runs/x", record)
 
 
 def test_settings_of_the_package_have_no_code_in_their_identity(own):
