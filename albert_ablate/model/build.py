@@ -48,7 +48,7 @@ def assemble(cfg: Config) -> TokenModel:
 def _own_model(cfg: Config, target: Any) -> OwnModel:
     """A model of one's own: what its class gives for the number of tokens and its arguments."""
     vocabulary = build(cfg.tokenizer).vocabulary
-    make: Any = partial(build, cfg.model, vocabulary)
+    make: Any = partial(build, {**cfg.model, "_partial_": True}, vocabulary)
     if hasattr(target, "shapes"):
         make = make()
     return OwnModel(

@@ -74,7 +74,10 @@ class OwnTraining(LanguageModel):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         watch = self.watch
         step, micro = divmod(self.micro_batches, watch.accumulate)
-        seed_all(stream_seed(self.cfg.seed, "dropout", "module", self.micro_batches))
+        seed = stream_seed(self.cfg.seed, "dropout", "module", self.micro_batches)
+        seed_all(seed)
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index].manual_seed(seed)
         self.micro_batches += 1
         if micro == 0:
             watch.begin(step, None, self.trainer.world_size, self.sharded)

@@ -23,7 +23,7 @@ def trusted(monkeypatch):
 
 def own(name, *more):
     """The configuration of a model of tests/own_models.py."""
-    return compose(["~model", f"+model._target_=own_models.{name}", "+model._partial_=true", *more])
+    return compose(["~model", f"+model._target_=own_models.{name}", *more])
 
 
 def test_logits_are_those_of_the_module_with_its_weights():
