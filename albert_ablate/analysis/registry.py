@@ -22,16 +22,16 @@ from albert_ablate.records.history import read_history
 
 
 class Missing(ValueError):
-    """A run lacks what a measure needs: one sentence, with the command that adds it."""
+    """Raised when a run lacks what a measure needs: one sentence, with the command that adds it."""
 
 
 class Unusable(ValueError):
-    """A finished run has no finite value of a measure: one sentence. No command helps."""
+    """Raised when a finished run has no finite value of a measure: one sentence; no command can add it."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """One run: its record, and its histories and evaluations when they are asked for."""
+    """One run as measures see it: its record, and its histories and evaluations, read when first needed."""
 
     folder: Path
     record: Mapping[str, Any]

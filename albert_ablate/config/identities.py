@@ -1,4 +1,4 @@
-"""Which run a configuration asks for: the hashes of its arm, its setting and its run."""
+"""Identities of configurations: hashes that name the arm, the setting and the run."""
 
 import json
 import os
@@ -98,12 +98,12 @@ def _revised(cfg: Mapping) -> dict[str, Revision]:
 
 
 def is_outdated(record: Mapping) -> bool:
-    """Whether a run was made by components that have been corrected since: it is not evidence about today's."""
+    """Whether a run was made by components that were corrected since then, so that it is no evidence about these."""
     return bool(corrections(record))
 
 
 def corrections(record: Mapping) -> list[str]:
-    """What has been corrected, in words, in the components that a run was made by since it was made."""
+    """Corrections, in words, to a run's components since it was made."""
     config, noted = record.get("config"), record.get("revisions") or {}
     if not isinstance(config, Mapping) or not isinstance(noted, Mapping):
         return []
@@ -205,7 +205,7 @@ class Identity:
 
 
 def identity(cfg: Mapping, fingerprint: str) -> Identity:
-    """Who a run is. Equal for configurations that lead to the same weights."""
+    """Identity of a run. Equal for configurations that lead to the same weights."""
     return _identity(significant(cfg, fingerprint), cfg["seed"])
 
 
@@ -259,7 +259,7 @@ def _identity(parts: dict[str, Any], seed: int) -> Identity:
 
 
 def run_identity(setting: str, seed: int) -> str:
-    """The name of the run of a setting and a seed."""
+    """Identity of the run of a setting and a seed."""
     return _hash({"setting": setting, "seed": seed})
 
 

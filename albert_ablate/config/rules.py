@@ -10,7 +10,7 @@ from albert_ablate.config.schema import COMPONENTS, Config
 
 
 def check_together(cfg: Config) -> None:
-    """Contradictions between keys and between groups."""
+    """Refuse contradictions between keys and between groups."""
     model, data, steps = cfg.model, cfg.data, steps_of(cfg)
     if data.batch % data.accumulate:
         raise ConfigError(f"data.batch={data.batch} is not divisible by data.accumulate={data.accumulate}.")
@@ -55,7 +55,7 @@ def check_together(cfg: Config) -> None:
 
 
 def evaluations_of(cfg: Mapping) -> dict[str, dict]:
-    """The evaluations asked for at the end of the run, by name."""
+    """The evaluations configured for the end of the run, by name."""
     return {name: dict(node) for name, node in cfg["evaluation"].items() if isinstance(node, Mapping)}
 
 

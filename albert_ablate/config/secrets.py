@@ -1,4 +1,4 @@
-"""Passwords, tokens and keys stay out of files, messages and trackers: `***` stands in their place.
+"""Mask passwords, tokens and keys in files, messages and trackers by `***`.
 
 What is needed again is read from the environment: see `with_password`.
 """
@@ -33,7 +33,7 @@ _SECRET_VARIABLE = re.compile(r"(?i)(?:^|_)(?:api_?key|access_?key|key|token|pas
 
 
 def masked(value: Any) -> Any:
-    """`value` with `***` for every secret in its texts; mappings and lists are gone through, names are left.
+    """Mask every secret in a value's texts by `***`, through mappings and lists; their keys are left as they are.
 
     Secrets are passwords and tokens in addresses, keys of a known shape, what a mapping holds under a name such as
     `api_key` or `password`, and the values of environment variables with such names (WANDB_API_KEY, HF_TOKEN, ...).

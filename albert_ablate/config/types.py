@@ -95,7 +95,7 @@ def to_container(value: Any) -> Any:
 
 
 def describe(annotation: Any) -> str:
-    """What an annotation allows, in words."""
+    """Describe in words what values an annotation allows."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
         limit = next((str(a) for a in args[1:] if isinstance(a, Range)), "")
@@ -115,7 +115,7 @@ def describe(annotation: Any) -> str:
 
 
 def checked(value: Any, annotation: Any, key: str) -> Any:
-    """`value` as the annotation wants it (1e6 becomes an int where one is asked for), or a ConfigError."""
+    """Convert a value to the type of an annotation (1e6 to an int if one is required), or raise ConfigError."""
     try:
         return _fit(value, annotation)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What a sweep server may decide. Its values are data: they choose among options and set numbers."""
+"""Check values from a sweep server, which is not trusted: they may only choose options and set numbers."""
 
 import ast
 import re

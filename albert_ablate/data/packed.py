@@ -102,13 +102,13 @@ class Packed:
 
 
 class Damaged(Exception):
-    """A cache that does not hold what was written to it."""
+    """Raised for a cache that does not hold what was written to it."""
 
 
 def pack(corpus: Corpus, tokenizer: Any, cache: Path) -> Packed:
-    """The packed corpus: from the cache, if it holds what was written to it, else made from the text and kept there.
+    """Tokenize and pack a corpus, or read it from the cache if that holds it undamaged.
 
-    A cache on a full disk or in a folder that cannot be written is done without.
+    If the cache cannot be written (full disk, read-only folder) the tokens are kept in memory.
     """
     rules = json.dumps([FORMAT, type(corpus).__name__, corpus.source(), tokenizer.name(), corpus.separator])
     folder = cache / "packed" / digest(rules.encode())
@@ -247,7 +247,7 @@ def unigram_loss(train: np.ndarray, held_out: np.ndarray, vocabulary: int) -> fl
 
 @dataclass(frozen=True)
 class BatchOrder:
-    """Which blocks make up batch `step`: endless passes over all blocks, each pass in a fresh order.
+    """Order of training data: which blocks make up the batch of each step, in endless passes, each freshly shuffled.
 
     Pass p is the permutation drawn from stream `data/order/<p>` of the seed; it depends on nothing else, so arms of one
     seed see the same batches. A batch may straddle two passes.

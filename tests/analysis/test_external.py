@@ -173,7 +173,7 @@ def test_a_bad_table_is_one_sentence(tmp_path, name):
         ("source: t.csv\nmetrics: [a]", "metrics=.* is not allowed"),
         ("source: t.csv\nmetrics: {x: y}", "has no column y, which is a metric: it has arm, seed, x"),
         ("source: t.csv\nstep: n", "has no column n, which is its step"),
-        ("source: t.csv\nrun: '('", "run=.* is no regular expression"),
+        ("source: t.csv\nrun: '('", "run=.* is not a regular expression"),
         ("source: t.csv\ntokens_per_step: 0", "tokens_per_step=0 is not allowed"),
         ("source: gone.csv", "gone.csv cannot be read: No such file"),
         ("source: empty", "holds neither TensorBoard's event files nor an MLflow store"),

@@ -1,4 +1,4 @@
-"""A run as its source has it, and what its cells say."""
+"""A run of another trainer as its source holds it, and parsers for table cells."""
 
 import math
 import re
@@ -20,7 +20,7 @@ class RawRun:
 
 
 def whole(value: Any) -> int | None:
-    """The whole number that a cell holds."""
+    """Parse a cell as a whole number."""
     if isinstance(value, bool) or value is None:
         return None
     if isinstance(value, float):

@@ -84,5 +84,5 @@ def _columns(tree: Any, folder: Path) -> Columns:
     try:
         re.compile(columns.get("run", RUN_NAME))
     except re.error as error:
-        raise ConfigError(f"run={columns['run']} is no regular expression: {error}.") from None
+        raise ConfigError(f"run={columns['run']} is not a regular expression: {error}.") from None
     return Columns(**columns, folder=folder, given=frozenset(tree))
