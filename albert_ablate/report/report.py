@@ -25,11 +25,13 @@ from albert_ablate.report.sections.leaderboard import leaderboard_section
 from albert_ablate.report.sections.ledger import effects_section, ledger_section
 from albert_ablate.report.sections.pairs import pairs_section
 from albert_ablate.report.sections.rates import rates_section
+from albert_ablate.report.sections.search import search_section
 from albert_ablate.report.sections.settings import SCOPE, methods_section, settings_section
 from albert_ablate.report.sections.stability import divergence_section
 
 SECTIONS = (  # in the order of the page
     leaderboard_section,
+    search_section,
     effects_section,
     curves_section,
     rates_section,
@@ -42,7 +44,15 @@ SECTIONS = (  # in the order of the page
     settings_section,
     methods_section,
 )
-OF_DONE = (ledger_section, effects_section, leaderboard_section, pairs_section, factorial_section, cost_section)
+OF_DONE = (
+    search_section,
+    ledger_section,
+    effects_section,
+    leaderboard_section,
+    pairs_section,
+    factorial_section,
+    cost_section,
+)
 
 
 def make(root: Path, ledger: Path | None = None, baseline: str | None = None, kept: Kept | None = None) -> Page:
@@ -56,7 +66,7 @@ def make(root: Path, ledger: Path | None = None, baseline: str | None = None, ke
     chosen = [s for s in SECTIONS if m.ledger or s is not effects_section]
     order = [ledger_section, *chosen] if m.ledger else [*chosen[:-1], ledger_section, chosen[-1]]
     wanted = {s.__name__: (of_done if s in OF_DONE else of_all, partial(_made, s, m)) for s in order}
-    sections = [*m.kept.made(wanted, m.looks).values()]
+    sections = [section for section in m.kept.made(wanted, m.looks).values() if section is not None]
     states = m.rows["status"].value_counts().to_dict()
     said = ", ".join(f"{n:,} {s}" for s, n in states.items())
     bad = f"; {len(m.unreadable):,} more cannot be read" if len(m.unreadable) else ""
@@ -64,9 +74,9 @@ def make(root: Path, ledger: Path | None = None, baseline: str | None = None, ke
     return Page(f"Report on {m.root.resolve().name}", " ".join([counts, *m.notes, SCOPE]), sections, m.arms)
 
 
-def _made(section: Callable[[Material], Section], m: Material) -> Section:
+def _made(section: Callable[[Material], Section | None], m: Material) -> Section | None:
     made = section(m)
-    if m.kept.keeps:  # what it costs to embed its charts counts, too
+    if made and m.kept.keeps:  # what it costs to embed its charts counts, too
         for figure in made.all_figures:
             figure.embedded  # noqa: B018
     return made

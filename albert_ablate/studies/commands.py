@@ -1,6 +1,7 @@
 """Commands about studies: sweep, agent, tune, calibrate, judge, plan, status. Heavy imports stand inside them."""
 
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -38,8 +39,15 @@ def sweep(
 ) -> int:
     """Train what a sweep file still lacks, with no server: finished and diverged runs are kept, others go on."""
     from albert_ablate.studies.sweep import run_sweep
+    from albert_ablate.training.console import hint
 
-    return run_sweep(read_sweep(file), runs, workers or os.cpu_count() or 1, overrides or (), dry_run, tuned)
+    asked = read_sweep(file)
+    if not dry_run:
+        hint(f"Watch it: {shlex.join(['albert-ablate', 'ui', str(runs), *(overrides or ()), '--sweep', str(file)])}")
+    code = run_sweep(asked, runs, workers or os.cpu_count() or 1, overrides or (), dry_run, tuned)
+    if code == 0 and not dry_run:
+        hint(f"Next: {shlex.join(['albert-ablate', 'report', str(runs)])}")
+    return code
 
 
 def agent(

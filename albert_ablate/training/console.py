@@ -34,6 +34,12 @@ def rough_duration(seconds: float) -> str:
     return whole.partition(" min")[0] + " min" if 60 <= round(seconds) < 3600 else whole
 
 
+def hint(text: str) -> None:
+    """Tell who watches what to do next, on stderr: not in a pipe's output, and not under --quiet."""
+    if sys.stderr.isatty() and not os.environ.get(NO_BARS):
+        print(text, file=sys.stderr)
+
+
 def banner(record: Mapping, estimate: float | None) -> str:
     """Describe what is trained in a few lines. estimate: seconds, None if unknown."""
     model, data, budget = record["model"], record["data"], record["budget"]
