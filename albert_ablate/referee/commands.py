@@ -14,6 +14,7 @@ from albert_ablate.config import ConfigError
 from albert_ablate.records.json_output import output_to_stderr
 from albert_ablate.referee.display import Lines, Terminal, on_terminal
 from albert_ablate.studies.commands import RUNS
+from albert_ablate.studies.packing import AUTO, read_workers
 
 Progress = Lines | Terminal
 SIDE = 'overrides ("norm=pre_ln"), a command with {seed} in it, or git:REF (with --command)'
@@ -59,7 +60,12 @@ def compare(
     budget: BUDGET = None,
     limit: LIMIT = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Runs at a time: 2 of overrides, 1 of commands.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="N|auto",
+            help="Runs at a time: 2 of overrides, 1 of commands; auto, of overrides: measured.",
+            show_default=False,
+        ),
     ] = None,
     runs: RUNS = Path("runs"),
     as_json: JSON = False,
@@ -82,7 +88,9 @@ def compare(
         if table is not None:
             return compare_table(table, question)
         limits = read_seconds("--limit", limit), read_seconds("--budget", budget)
-        count = workers or (2 if trained else 1)
+        count = (2 if trained else 1) if workers is None else read_workers(workers)
+        if count == AUTO and not trained:
+            raise ConfigError("--workers=auto is not allowed with commands: it measures the training of overrides.")
         return ask_for(question, Execution(runs, progress.say, progress.watch, Path(), *limits, count))
 
     return _answered("compare", ask, as_json, markdown)

@@ -147,7 +147,7 @@ class Training:
         """Train runs; Crash where one fails, Stopped where a signal ends them."""
         from albert_ablate.studies.judge_run import planned_of, study_of
 
-        study, extra = study_of(self.workers, self.say)
+        study, extra = study_of(self.workers, jobs[0].overrides, self.say)
         planned = [p for j in jobs for p in planned_of(j, self.runs, extra)]
         failed = study.complete(planned)
         if study.stopped is not None:

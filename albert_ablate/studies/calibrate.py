@@ -46,7 +46,7 @@ def calibrate(
 ) -> int:
     """Train what is missing and say it: exit code 0, 1 where runs failed, 130 and 143 stopped."""
     _refuse(sweep, overrides, count, measure, margin)
-    launcher, extra = split_overrides(sweep, overrides, workers)
+    launcher, extra, workers = split_overrides(sweep, overrides, workers, say)
     wanted = _wanted(sweep, arm, treatments, count)
     bare = replace(sweep, parameters=tuple(p for p in sweep.parameters if p.name != "seed"))
     planned: dict[str, list[Planned]] = {}

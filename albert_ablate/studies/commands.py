@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from albert_ablate.config import ConfigError
+from albert_ablate.studies.packing import read_workers
 from albert_ablate.studies.sweepfile import read_sweep
 
 
@@ -24,6 +25,18 @@ TUNED = Annotated[
     bool, typer.Option("--tuned/--untuned", help="Use the learning rates that `tune` found for these arms.")
 ]
 
+WORKERS = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|auto",
+        help="Processes here, one thread each; all cores if not given; auto: processes and threads by a measurement.",
+    ),
+]
+
+
+def _workers(given: str | None) -> int:
+    return (os.cpu_count() or 1) if given is None else read_workers(given)
+
 
 def sweep(
     file: SWEEP,
@@ -31,9 +44,7 @@ def sweep(
         list[str] | None, typer.Argument(help="key=value for every run; hydra/launcher=ray for another launcher.")
     ] = None,
     runs: RUNS = Path("runs"),
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes here, one thread each; all cores if not given.")
-    ] = None,
+    workers: WORKERS = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs, their states and the time left.")] = False,
     tuned: TUNED = True,
 ) -> int:
@@ -44,7 +55,7 @@ def sweep(
     asked = read_sweep(file)
     if not dry_run:
         hint(f"Watch it: {shlex.join(['albert-ablate', 'ui', str(runs), *(overrides or ()), '--sweep', str(file)])}")
-    code = run_sweep(asked, runs, workers or os.cpu_count() or 1, overrides or (), dry_run, tuned)
+    code = run_sweep(asked, runs, _workers(workers), overrides or (), dry_run, tuned)
     if code == 0 and not dry_run:
         hint(f"Next: {shlex.join(['albert-ablate', 'report', str(runs)])}")
     return code
@@ -72,9 +83,7 @@ def tune(
     file: SWEEP,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value for every run.")] = None,
     runs: RUNS = Path("runs"),
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes here, one thread each; all cores if not given.")
-    ] = None,
+    workers: WORKERS = None,
     rates: Annotated[int, typer.Option(help="Points of the grid, an odd number.")] = 7,
     step: Annotated[float, typer.Option(help="Factor between two rates: 2, or 3.16 for sqrt(10).")] = 2.0,
     seeds: Annotated[int, typer.Option(help="Tuning seeds, counted from 1,000,000.")] = 3,
@@ -86,7 +95,7 @@ def tune(
     from albert_ablate.studies.tune import tune as tune_arms
 
     return tune_arms(
-        read_sweep(file), runs, workers or os.cpu_count() or 1, overrides or (),
+        read_sweep(file), runs, _workers(workers), overrides or (),
         rates, step, seeds, objective, force, dry_run,
     )  # fmt: skip
 
@@ -95,9 +104,7 @@ def calibrate(
     file: SWEEP,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value for every run.")] = None,
     runs: RUNS = Path("runs"),
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes here, one thread each; all cores if not given.")
-    ] = None,
+    workers: WORKERS = None,
     arm: Annotated[str | None, typer.Option(help="The control, such as norm=pre_ln; the file's first arm.")] = None,
     treatment: Annotated[
         list[str] | None, typer.Option(help="An arm to compare with it, as often as wanted; all others.")
@@ -111,7 +118,7 @@ def calibrate(
     from albert_ablate.studies.calibrate import calibrate as calibrate_arms
 
     return calibrate_arms(
-        read_sweep(file), runs, workers or os.cpu_count() or 1, overrides or (),
+        read_sweep(file), runs, _workers(workers), overrides or (),
         arm, treatment, count, measure, margin, dry_run,
     )  # fmt: skip
 
@@ -157,7 +164,9 @@ def judge(
     secondary: Annotated[
         bool, typer.Option("--secondary", help="With --run: then the secondary contrasts, to as many pairs.")
     ] = False,
-    workers: Annotated[int, typer.Option(min=1, help="With --run: processes, one thread each.")] = 2,
+    workers: Annotated[
+        str, typer.Option(metavar="N|auto", help="With --run: processes, one thread each; auto: measured.")
+    ] = "2",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="The price of each claim in both forms.")] = False,
     format: Annotated[
         Literal["latex", "md", "csv"] | None,
@@ -184,7 +193,7 @@ def judge(
         run,
         budget,
         secondary,
-        workers,
+        read_workers(workers),
         dry_run,
         format,
         plot,

@@ -263,7 +263,7 @@ class PairRunner:
         return 0
 
     def _train(self, claim: ClaimText, jobs: Sequence[Job]) -> int:
-        study, extra = study_of(self.workers, self.say)
+        study, extra = study_of(self.workers, jobs[0].overrides, self.say)
         planned = [p for j in jobs for p in planned_of(j, self.runs, extra)]
         self.say(f"{claim.name}: {', '.join(p.name for p in planned)}")
         failed = study.complete(planned)
@@ -305,9 +305,10 @@ def _sweep(fixed: Sequence[str], name: str = "judge") -> Sweep:
     return Sweep(Path(f"{name}.yaml"), "grid", (), tuple(fixed))
 
 
-def study_of(workers: int, say: Callable[[str], None]) -> tuple[Study, list[str]]:
-    """A study on so many workers of this machine, and the overrides that its runs take for that."""
-    launcher, extra = split_overrides(_sweep(()), (), workers)
+def study_of(workers: int, run: Sequence[str], say: Callable[[str], None]) -> tuple[Study, list[str]]:
+    """A study on so many workers of this machine (AUTO: measured on `run`, one run's overrides), and the overrides that
+    its runs take for that."""
+    launcher, extra, workers = split_overrides(_sweep(run), (), workers, say)
     return Study(launcher, workers, say), extra
 
 

@@ -19,7 +19,8 @@ from albert_ablate.records.folder import DONE, RunFolder
 from albert_ablate.records.record import ASKED
 from albert_ablate.records.signals import stops_handled
 from albert_ablate.studies.jobs import KILLED, job, process_name
-from albert_ablate.studies.planned_runs import Planned
+from albert_ablate.studies.packing import AUTO, choose
+from albert_ablate.studies.planned_runs import Planned, first_run
 from albert_ablate.studies.states import has_ended, is_done, is_held, read_record
 from albert_ablate.studies.sweep_settings import Sweep, own_overrides
 
@@ -237,12 +238,22 @@ def _launcher_config(overrides: Sequence[str]) -> Iterator[tuple[Any, Any]]:
         yield main, cfg
 
 
-def split_overrides(sweep: Sweep, overrides: Sequence[str], workers: int) -> tuple[list[str], list[str]]:
-    """Overrides of a command apart: those of the launcher (joblib with `workers` if none is named), those of a run."""
+def split_overrides(
+    sweep: Sweep, overrides: Sequence[str], workers: int, say: Callable[[str], None] = print
+) -> tuple[list[str], list[str], int]:
+    """Overrides of a command apart: those of the launcher (joblib with `workers` if none is named), those of a run; and
+    the number of workers, which is measured on the sweep's first run where it is AUTO."""
     overrides = own_overrides(overrides)
     launcher = [o for o in overrides if o.lstrip("+").startswith(("hydra/", "hydra."))]
     extra = [o for o in overrides if o not in launcher]
     engine = next((o.partition("=")[2] for o in launcher if o.startswith("hydra/launcher=")), None)
+    given = {o.partition("=")[0] for o in [*sweep.fixed, *extra]} | {p.name for p in sweep.parameters}
+    threads = 1
+    if workers == AUTO:
+        if engine is not None or "trainer.threads" in given:
+            other = f"hydra/launcher={engine}" if engine is not None else "trainer.threads"
+            raise ConfigError(f"--workers=auto contradicts {other}: it chooses processes and threads on this machine.")
+        workers, threads = choose(first_run(sweep, extra), say)
     if engine is None:
         launcher += ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={workers}", "hydra.launcher.batch_size=1"]
     elif engine == "ray":
@@ -254,10 +265,9 @@ def split_overrides(sweep: Sweep, overrides: Sequence[str], workers: int) -> tup
     if any(o in launcher for o in overrides):  # the user's own: a mistake in it is said before anything else
         with _launcher_config(launcher):
             pass
-    given = {o.partition("=")[0] for o in [*sweep.fixed, *extra]} | {p.name for p in sweep.parameters}
     if engine != "basic" and "trainer.threads" not in given:
-        extra = ["trainer.threads=1", *extra]
-    return launcher, extra
+        extra = [f"trainer.threads={threads}", *extra]
+    return launcher, extra, workers
 
 
 def note_killed(planned: Planned, error: str) -> None:

@@ -30,6 +30,12 @@ class Planned:
         return f"{self.label} seed={self.seed}"
 
 
+def first_run(sweep: Sweep, extra: Sequence[str] = ()) -> tuple[str, ...]:
+    """The overrides of one run: the first of each parameter's values, the median of its distribution."""
+    setting = sweep.folded({p.name: p.values[0] if p.values else p.at(0.5) for p in sweep.parameters})
+    return tuple(asked(sweep, setting, list(extra)).values())
+
+
 def plan(
     sweep: Sweep,
     settings: Sequence[Mapping[str, Any]],

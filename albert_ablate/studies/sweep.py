@@ -24,7 +24,7 @@ def run_sweep(
     say: Callable[[str], None] = print,
 ) -> int:
     """Complete a sweep below `runs`: exit code 0 all done, 1 some failed, 130 and 143 stopped."""
-    launcher, extra = split_overrides(sweep, overrides, workers)
+    launcher, extra, workers = split_overrides(sweep, overrides, workers, say)
     tuned: dict[str, float | None] | None = {} if use_tuned else None
     if sweep.method == "bayes":
         return run_bayes(sweep, runs, workers, launcher, extra, dry_run, tuned, say)

@@ -110,7 +110,7 @@ def tune_together(
 ) -> int:
     """`tune` of the arms of several sweeps, all of which get as many full runs."""
     step = log_step(step, "--step")
-    launcher, extra = split_overrides(sweeps[0], overrides, workers)
+    launcher, extra, workers = split_overrides(sweeps[0], overrides, workers, say)
     by_id: dict[str, Arm] = {}
     for sweep in sweeps:
         for arm in arms_of(sweep, _without_rate(sweep), runs, extra, rates, step):
