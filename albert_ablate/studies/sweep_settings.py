@@ -111,9 +111,18 @@ def own_overrides(overrides: Iterable[str]) -> list[str]:
     return each_once(overrides)
 
 
+BUDGETS = ("budget.tokens", "budget.steps")
+
+
 def asked(sweep: Sweep, setting: Mapping[str, Any], more: Iterable[str] = ()) -> dict[str, str]:
-    """The overrides of a setting's run, by key: the file's, the setting's, and `more`, of which the last counts."""
-    by_key = {o.partition("=")[0].lstrip("+"): o for o in [*sweep.fixed, *overrides_of(setting), *more]}
+    """The overrides of a setting's run, by key: the file's, the setting's, and `more`, of which the last counts; so it
+    does of budget.tokens and budget.steps, which are one budget."""
+    by_key: dict[str, str] = {}
+    for overrides in (sweep.fixed, overrides_of(setting), more):
+        given = {o.partition("=")[0].lstrip("+"): o for o in overrides}
+        if not given.keys().isdisjoint(BUDGETS):
+            by_key = {key: o for key, o in by_key.items() if key not in BUDGETS or key in given}
+        by_key |= given
     return {key: by_key[key] for key in sweep.folded({key: o.partition("=")[2] for key, o in by_key.items()})}
 
 

@@ -35,7 +35,7 @@ from albert_ablate.studies.estimates import say_price
 from albert_ablate.studies.launch import Study, split_overrides
 from albert_ablate.studies.planned_runs import Planned, plan
 from albert_ablate.studies.states import is_done, last_line, read_record
-from albert_ablate.studies.sweep_settings import Sweep, varied_labels
+from albert_ablate.studies.sweep_settings import BUDGETS, Sweep, varied_labels
 
 RATES, STEP, SEEDS = 7, 2.0, TUNING_SEEDS
 OBJECTIVES = ("val_loss", "best_val_loss")
@@ -202,7 +202,7 @@ class _Tuner:
 
     def __init__(self, runs: Path, extra: Sequence[str], study: Study, seeds: int, objective: str, named: bool = False):
         self.named = named  # labels of runs begin with the arm's
-        self.extra = [o for o in extra if not o.startswith("budget.tokens=")]
+        self.extra = [o for o in extra if not o.lstrip("+").startswith(("budget.tokens=", "budget.steps="))]
         self.runs, self.study, self.seeds, self.objective = runs, study, seeds, objective
 
     def go(self, to_tune: Sequence[Arm], tuned: Sequence[Arm]) -> list[Arm]:
@@ -247,8 +247,9 @@ class _Tuner:
 
     def _setting(self, arm: Arm, job: tuple[int, int, int]) -> dict[str, Any]:
         tokens, k, seed = job
+        kept = {key: value for key, value in arm.setting.items() if key != "budget.steps"}
         return {
-            **arm.setting, "budget.tokens": tokens, LEARNING_RATE: arm.rate(k), "seed": FIRST_SEED + seed
+            **kept, "budget.tokens": tokens, LEARNING_RATE: arm.rate(k), "seed": FIRST_SEED + seed
         }  # fmt: skip
 
     def _run(self, jobs: Mapping[str, Sequence[tuple[int, int, int]]], arms: Sequence[Arm]) -> None:
@@ -349,7 +350,7 @@ def _take_up(arm: Arm, tuning: Mapping[str, Any]) -> None:
 def _named(sweep: Sweep) -> Sweep:
     """The sweep with rate and budget among what varies, so that labels name them."""
     more = (Parameter(LEARNING_RATE, (0, 1)), Parameter("budget.tokens", (0, 1)))
-    return replace(sweep, parameters=tuple(p for p in sweep.parameters if p.name != "budget.tokens") + more)
+    return replace(sweep, parameters=tuple(p for p in sweep.parameters if p.name not in BUDGETS) + more)
 
 
 def _without_rate(sweep: Sweep) -> Sweep:
