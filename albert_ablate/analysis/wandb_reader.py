@@ -19,8 +19,9 @@ import pyarrow as pa
 
 from albert_ablate.config import ConfigError
 from albert_ablate.config.dotted import dotted, is_internal
+from albert_ablate.records.fields import Wrong, check_fields
 from albert_ablate.records.history import SCHEMAS
-from albert_ablate.records.store import Wrong, check_fields, plain
+from albert_ablate.records.store import plain
 from albert_ablate.records.tuning import role
 
 PREFIX = "wandb:"

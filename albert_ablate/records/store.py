@@ -24,10 +24,10 @@ from albert_ablate.config import ConfigError
 from albert_ablate.config.secrets import masked
 from albert_ablate.records.atomic import replace_file
 from albert_ablate.records.checked import checksum
+from albert_ablate.records.fields import Wrong, check_fields, shown_value
 
 FILE = "record.json"
 FORMAT = 2  # 1: before there were versions and checksums
-STATES = ("running", "finished", "diverged", "failed", "stopped")
 DONE = ("finished", "diverged")  # outcomes: never trained again. running, stopped and failed go on
 # what is refused where its checksum is wrong; the rest (label, choices, times) carries no result
 CHECKED = ("seed", "arm", "key", "role", "config", "revisions", "code", "budget", "data", "model", "summary", "proof",
@@ -36,7 +36,6 @@ LARGEST_FILE = 1 << 28  # bytes; a model of a million parameters' names would ha
 _SUMS = b',\n "checksums": '
 _TOP_LEVEL = b'\n "'  # before a key
 END = b"\n}"  # of the file, before its checksums are put in
-_WORD = 2**63  # numbers beyond it do not fit a table's columns
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,11 +296,7 @@ def _compare(record: dict[str, Any]) -> str | None:
     return None if same else f"{FILE} was changed after the run wrote it, in what holds no result"
 
 
-# --- fields ----------------------------------------------------------------------------------------------------------
-
-
-class Wrong(ValueError):
-    """Raised for an invalid record: what is wrong, as half a sentence."""
+# --- reading ---------------------------------------------------------------------------------------------------------
 
 
 def _constant(word: str) -> None:
@@ -314,7 +309,7 @@ def _parsed(raw: bytes, folder: str) -> Record:
         raise Wrong("it is no JSON object")
     version = content.get("format", 1)
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
-        raise Wrong(f"its format is {_shown(version)}")
+        raise Wrong(f"its format is {shown_value(version)}")
     if version > FORMAT:
         raise Wrong(f"its format is version {version}, and this release reads up to version {FORMAT}: update it")
     name = os.path.basename(os.path.abspath(folder))
@@ -331,13 +326,6 @@ def _parsed(raw: bytes, folder: str) -> Record:
     content = content if intact else masked(content)  # older releases kept passwords
     named = {key: content[key] for key in _NAMES if content.get(key) is not None}
     return Record(**named, note=note, content=content)
-
-
-def check_fields(content: Mapping[str, Any]) -> None:
-    """Check the types of a record's fields; raises Wrong for the first that is of another type."""
-    for key, check in _FIELDS.items():
-        if key in content and (content[key] is not None or key in _NEVER_NULL):
-            check(key, content[key])
 
 
 def _belongs(content: Mapping[str, Any], folder: str) -> None:
@@ -358,142 +346,6 @@ def _is_id(name: str) -> bool:
     return len(name) == 12 and not name.strip("0123456789abcdef")
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _wrong(key: str, value: Any) -> Wrong:
-    return Wrong(f"its {key} is null" if value is None else f"its {key} is a {type(value).__name__}")
-
-
-def _status(key: str, value: Any) -> None:
-    if not isinstance(value, str) or value not in STATES:
-        raise Wrong(f"its status {_shown(value)} is none of {', '.join(STATES)}; a newer release may have written it")
-
-
-def _seed(key: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _WORD:
-        raise Wrong(f"its seed is {_shown(value)}")
-
-
-def _text(key: str, value: Any) -> None:
-    if not isinstance(value, str):
-        raise _wrong(key, value)
-
-
-def _number(key: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _wrong(key, value)
-    if abs(value) >= _WORD if isinstance(value, int) else not math.isfinite(value):
-        raise Wrong(f"its {key} is too large a number")
-
-
-def _count(key: str, value: Any) -> None:
-    _number(key, value)
-    if value < 0 or value != int(value):
-        raise Wrong(f"its {key} is {_shown(value)}, and counts are whole and not negative")
-
-
-def _amount(key: str, value: Any) -> None:
-    _number(key, value)
-    if value < 0:
-        raise Wrong(f"its {key} is {_shown(value)}, and it cannot be negative")
-
-
-def _figure(key: str, value: Any) -> None:
-    """A figure: a number, a word, or nothing."""
-    if value is not None and not isinstance(value, str | bool):
-        _number(key, value)
-
-
-def _result(key: str, value: Any) -> None:
-    """A figure of the summary: a number, or whether something is so."""
-    if not isinstance(value, bool):
-        _number(key, value)
-
-
-def _choice(key: str, value: Any) -> None:
-    for one in value if isinstance(value, list) else [value]:
-        _figure(key, one)
-
-
-def _any(key: str, value: Any) -> None:
-    """Whatever JSON can hold, with numbers that a table can hold."""
-    if isinstance(value, dict):
-        for name, one in value.items():
-            _any(f"{key}.{name}", one)
-    elif isinstance(value, list):
-        for one in value:
-            _any(key, one)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        _number(key, value)
-
-
-Check = Callable[[str, Any], None]
-
-
-def _object(others: Check, **own: Check) -> Check:
-    """An object, whose values are each checked; null is always allowed in it."""
-
-    def check(key: str, value: Any) -> None:
-        if not isinstance(value, dict):
-            raise _wrong(key, value)
-        for name, one in value.items():
-            if one is not None:
-                own.get(name, others)(f"{key}.{name}", one)
-
-    return check
-
-
-def _groups(key: str, value: Any) -> None:
-    """A configuration: an object of objects."""
-    if not isinstance(value, dict):
-        raise _wrong(key, value)
-    for name, one in value.items():
-        if name == "optimizer" and isinstance(one, dict) and one.get("lr") is not None:
-            _number("config.optimizer.lr", one["lr"])
-            if one["lr"] <= 0:
-                raise Wrong(f"its config.optimizer.lr is {_shown(one['lr'])}, and rates are above 0")
-        if name in _GROUPS and one is not None and not isinstance(one, dict):
-            raise _wrong(f"config.{name}", one)
-        _any(f"config.{name}", one)
-
-
-def _progress(key: str, value: Any) -> None:
-    _object(_count)(key, value)
-    if value.keys() >= {"step", "steps"} and None not in value.values() and 0 < value["steps"] >= value["step"]:
-        return
-    raise Wrong(f"its progress is {_shown(value)}")
-
-
-_GROUPS = {"model", "norm", "norm_type", "attention", "dropout", "dropout_time", "optimizer", "schedule", "clip",
-           "loss", "data", "tokenizer", "task", "trainer", "evaluation", "budget", "checkpoint",
-           "diagnostics"}  # fmt: skip
-_FIELDS: dict[str, Check] = {
-    "status": _status,
-    "seed": _seed,
-    **dict.fromkeys(("name", "label", "arm", "setting", "identity", "role", "error"), _text),
-    "key": _object(_text),
-    "choices": _object(_choice),
-    "config": _groups,
-    "revisions": _object(_count),
-    "code": _object(_text),
-    "budget": _object(_amount),
-    "data": _object(_any, fingerprint=_text, name=_text, task=_text, entropy_rate=_number),
-    "model": _object(_figure),
-    "summary": _object(_result, divergence=_text, tokens=_amount, steps=_amount, parameters=_amount),
-    "proof": _object(_any, initial_draws=_object(_text), data_order=_text, final_weights=_text),
-    "provenance": _object(_any, threads=_count),
-    "cost": _object(_amount, phases=_object(_amount)),
-    "histories": _object(_count),
-    "progress": _progress,
-    "sessions": _count,
-    "signal": _count,
-    **dict.fromkeys(("created", "updated"), _number),
-    "trunk": _object(_any, folder=_text),
-}
-_NEVER_NULL = ("status", "seed")
 _NAMES = [f.name for f in fields(Record) if f.name not in ("note", "content")]
 _DEFAULTS: dict[str, Callable[[], Any]] = {
     f.name: partial(copy, f.default) if f.default_factory is MISSING else f.default_factory for f in fields(Record)
