@@ -13,6 +13,7 @@ from typing import Any
 
 from albert_ablate.config import ConfigError, compose
 from albert_ablate.records.folder import Busy
+from albert_ablate.studies.progress import print_line
 from albert_ablate.training.errors import RunFailed
 
 KILLED = "Its process was killed, often for lack of memory"
@@ -172,7 +173,7 @@ def _print_outcome(folder: Path, number: int, result: dict[str, Any]) -> None:
         label = json.loads((folder / "labels.json").read_text())[number]
     except (OSError, ValueError, IndexError):
         return
-    print(f"{label}: {outcome_of(result)}", flush=True)
+    print_line(f"{label}: {outcome_of(result)}")
 
 
 def outcome_of(result: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ from albert_ablate.records.signals import stops_handled
 from albert_ablate.studies.jobs import KILLED, job, process_name
 from albert_ablate.studies.packing import AUTO, choose
 from albert_ablate.studies.planned_runs import Planned, first_run
+from albert_ablate.studies.progress import Bar
 from albert_ablate.studies.states import has_ended, is_done, is_held, read_record
 from albert_ablate.studies.sweep_settings import Sweep, own_overrides
 
@@ -33,17 +34,25 @@ class Study:
     """Runs being completed by one launcher. `stopped` is the signal that ended it."""
 
     def __init__(self, launcher: Sequence[str], workers: int, say: Callable[[str], None] = print):
-        self.overrides, self.workers, self.say = launcher, workers, say
+        self.overrides, self.workers, self._print = launcher, workers, say
         self.stopped: int | None = None
         self.launch_folders: list[Path] = []  # of launches that may have workers: one that fails leaves some running
+        self._bar: Bar | None = None  # while runs are being completed
+
+    def say(self, text: str) -> None:
+        """Print a line, in the place of the progress bar where there is one."""
+        if self._bar is not None:
+            self._bar.clear()
+        self._print(text)
 
     def complete(self, planned: Sequence[Planned]) -> dict[Planned, str]:
         """Train what is not done, up to three attempts a run; gives the runs that failed, each with its error."""
         for p in planned:
             if has_ended(p.folder):
                 refuse_changed_code(p.folder, read_record(p.folder), p.cfg)
-        with self._signals():
+        with self._signals(), Bar(planned, self._training) as self._bar:
             errors = self._complete(planned)
+        self._bar = None
         if planned:
             _remove_ended_launches(_launches(planned[0]))
         for p in planned:  # killed after the final record was written but before cleanup
@@ -110,6 +119,15 @@ class Study:
             if self.stopped is None and (folder / "stop").exists():  # by a signal that a run in this process took
                 self.stopped = int((folder / "stop").read_text() or signal.SIGINT)
             return results, trouble, {int(f.stem) for f in folder.glob("*.begun")}
+
+    def _training(self) -> set[Path]:
+        """The folders of the runs that its workers are training now."""
+        found = set[Path]()
+        for folder in self.launch_folders:
+            with contextlib.suppress(OSError, ValueError):  # it is being made, or removed
+                runs = json.loads((folder / "folders.json").read_text())
+                found |= {Path(runs[int(file.stem)]) for file in folder.glob("*.begun")}
+        return found
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from albert_ablate.config.dotted import dotted, is_internal
 from albert_ablate.records.json_output import document
 from albert_ablate.records.keys import Keys
 from albert_ablate.records.tuning import LEARNING_RATE
+from albert_ablate.studies.sparklines import sparkline_of
 from albert_ablate.studies.states import is_done, last_line, states
 from albert_ablate.studies.sweep_settings import REFUSALS, Sweep, asked, of_arm, own_overrides, varied_labels
 from albert_ablate.studies.sweepfile import read_sweep
@@ -20,6 +22,7 @@ from albert_ablate.training.console import duration, rough_duration
 
 # of states in a terminal; rich leaves colors out where NO_COLOR is set and where nobody watches
 COLORS = {"finished": "green", "running": "bold cyan", "diverged": "magenta", "failed": "bold red", "stopped": "yellow"}
+SPARKLINE_ARMS = 100  # at most, whose histories are read
 COLORS |= {"orphaned": "yellow", "unreadable": "bold red", "pending": "dim"}
 
 
@@ -154,7 +157,7 @@ def show_status(
         if as_json:
             print(document("status", as_document(root, file, arms_table)))
         else:
-            console.print(_picture(arms_table))
+            console.print(_picture(arms_table, console))
         if sweep and arms_table and all(r["status"] == "pending" for row in arms_table.values() for r in row.values()):
             print(
                 "None of these runs was begun: give the overrides that the sweep was run with, if any.", file=sys.stderr
@@ -163,7 +166,7 @@ def show_status(
     with Live(console=console, auto_refresh=False) as live:
         while True:
             arms_table = table()
-            live.update(_picture(arms_table), refresh=True)
+            live.update(_picture(arms_table, console), refresh=True)
             if all(is_done(dict(r)) for row in arms_table.values() for r in row.values()):
                 return
             time.sleep(every)
@@ -195,9 +198,38 @@ def _described(arm: str, seed: int, record: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def _picture(table: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> Any:
+def _picture(table: Mapping[str, Mapping[int, Mapping[str, Any]]], console: Any) -> Any:
+    """What `status` prints; on a terminal with room for it with the validation loss of a run of each arm as well."""
     from rich.console import Group
     from rich.markup import escape
+    from rich.measure import Measurement
+    from rich.text import Text
+
+    records = [record for row in table.values() for record in row.values()]
+    errors = [
+        escape(f"{name} seed={seed}: {last_line(record.get('error'))} ({record.get('folder', '')})")
+        for name, row in table.items()
+        for seed, record in row.items()
+        if record["status"] in ("failed", "unreadable")
+    ]
+    grid = _grid(table)
+    if console.is_terminal and len(table) <= SPARKLINE_ARMS:
+        curves = {
+            name: next(filter(None, (sparkline_of(row[s]) for s in sorted(row))), "") for name, row in table.items()
+        }
+        with_curves = _grid(table, curves)
+        unlimited = console.options.update(max_width=10_000)
+        if any(curves.values()) and Measurement.get(console, unlimited, with_curves).maximum <= console.width:
+            grid = with_curves
+    counts = sorted(Counter(record["status"] for record in records).items())
+    said = [Text(f"{n} {status}", COLORS.get(status, "")) for status, n in counts]
+    total = Text(", ").join(said) if said else Text("none")
+    left = time_left(records)
+    return Group(grid, *errors, Text(f"{len(records)} runs: ") + total + (f"; {left}" if left else ""))
+
+
+def _grid(table: Mapping[str, Mapping[int, Mapping[str, Any]]], curves: Mapping[str, str] | None = None) -> Any:
+    """Arms by seeds; of more than eight seeds the states of all, counted. curves: a sparkline of each arm."""
     from rich.table import Table
     from rich.text import Text
 
@@ -207,23 +239,15 @@ def _picture(table: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> Any:
     grid.add_column("arm")
     for seed in seeds if wide else ["runs"]:
         grid.add_column(f"seed {seed}" if wide else str(seed))
-    counts: dict[str, int] = {}
-    errors = []
+    if curves is not None:
+        grid.add_column("validation loss")
     for name, row in table.items():
-        for seed, record in row.items():
-            counts[record["status"]] = counts.get(record["status"], 0) + 1
-            if record["status"] in ("failed", "unreadable"):
-                where = record.get("folder", "")
-                errors.append(escape(f"{name} seed={seed}: {last_line(record.get('error'))} ({where})"))
         if wide:
             cells = [Text(cell(row[s]), COLORS.get(row[s]["status"], "")) if s in row else "" for s in seeds]
         else:
             cells = [_counted(row.values())]
-        grid.add_row(Text(name), *cells)
-    said = [(f"{n} {status}", COLORS.get(status, "")) for status, n in sorted(counts.items())]
-    total = Text(", ").join([Text(*part) for part in said]) if said else Text("none")
-    left = time_left([record for row in table.values() for record in row.values()])
-    return Group(grid, *errors, Text(f"{sum(counts.values())} runs: ") + total + (f"; {left}" if left else ""))
+        grid.add_row(Text(name), *cells, *([] if curves is None else [curves[name]]))
+    return grid
 
 
 def time_left(records: Iterable[Mapping[str, Any]]) -> str:

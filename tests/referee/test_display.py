@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from rich.console import Console
+from terminals import on_pty
 
 from albert_ablate.referee.answer import ACCEPT, UNDECIDED, Contrast, picture
 from albert_ablate.referee.display import Terminal, panel, styled
@@ -20,22 +21,6 @@ ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 def contrast(**more):
     kept = {"metric": "loss", "margin": 0.02, "mean": 0.05, "low": 0.03, "high": 0.07, "pairs": 4, "max_pairs": 20}
     return Contrast("old", "new", more.pop("decision", UNDECIDED), "Why.", **(kept | more))
-
-
-def on_pty(command, **options):
-    """What a command writes to a terminal of 80 columns, and its exit code."""
-    ours, its = os.openpty()
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
-    child = subprocess.Popen(command, stdout=its, stderr=its, stdin=subprocess.DEVNULL, env=environment, **options)
-    os.close(its)
-    seen = b""
-    try:
-        while block := os.read(ours, 1 << 16):
-            seen += block
-    except OSError:  # EIO: the command has ended
-        pass
-    os.close(ours)
-    return seen.decode(), child.wait()
 
 
 @pytest.mark.process
