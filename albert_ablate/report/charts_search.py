@@ -9,6 +9,7 @@ from albert_ablate.analysis.numbers import human
 from albert_ablate.report.style import nearest_point, text_tip, tip
 
 COLORS = ["#e8650a", "#3f8fc9", "#98a1ab"]  # from the least loss on, to be seen on white and on black
+TITLE_WIDTH = 140  # pixels for the title of an axis; where there are fewer, titles are slanted
 LOGARITHMIC = 20.0  # an axis whose values span more than this factor is logarithmic
 
 
@@ -55,7 +56,13 @@ def parallel_coordinates(settings: pd.DataFrame, losses: pd.Series, title: str):
     lines = lines.sort_values(["loss", "order"], ascending=[False, True])  # the best is drawn last, above the others
     x = alt.X("axis:N", title=None, sort=axes, scale=alt.Scale(type="point", padding=0.4, domain=axes))
     x = x.axis(
-        alt.Axis(orient="top", labelAngle=0 if len(axes) < 6 else -20, labelLimit=140, domain=False, ticks=False)
+        alt.Axis(
+            orient="top",
+            labelAngle=alt.ExprRef(f"width < {TITLE_WIDTH * len(axes)} ? -25 : 0"),
+            labelLimit=TITLE_WIDTH,
+            domain=False,
+            ticks=False,
+        )
     )
     y = alt.Y("at:Q", title=None, axis=None, scale=alt.Scale(domain=[-0.03, 1.03], nice=False))
     best, middle, worst = (float(v) for v in np.quantile(losses, [0.0, 0.3, 0.8]))

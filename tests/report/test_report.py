@@ -533,6 +533,22 @@ def drawn(page) -> int:
     return figures.count()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1400])
+def test_no_heading_runs_under_the_png_button(browser, page_file, width):
+    page = opened(browser, page_file, width)
+    drawn(page)
+    hidden = page.evaluate("""[...document.querySelectorAll("figure:not([hidden])")].flatMap(figure => {
+        const button = figure.querySelector(".save"), heading = figure.querySelector("h3");
+        if (!button || !heading || !button.offsetParent) return [];
+        const text = document.createRange(); text.selectNodeContents(heading);
+        const b = button.getBoundingClientRect();
+        return [...text.getClientRects()].some(r => r.right > b.left && r.top < b.bottom && r.bottom > b.top)
+            ? [heading.textContent] : [];
+    })""")
+    assert hidden == []
+
+
 def titled(page, title):
     return page.locator("figure[data-chart]:not([hidden])", has=page.locator("h3", has_text=title)).first
 
