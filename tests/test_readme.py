@@ -107,7 +107,18 @@ SMALL = (
     "model=nano model.layers=2 model.width=16 model.context=16 budget.tokens=512 data=markov data.batch=4 "
     "trainer.threads=1 evaluation.tokens=64 evaluation.every=512"
 ).split()
-ELSEWHERE = ("srun", "torchrun", "trainer=ddp", "trainer=fsdp", "task=", "logger=", "recipe=", "model=", "train_size")
+ELSEWHERE = (
+    "srun",
+    "torchrun",
+    "trainer=ddp",
+    "trainer=fsdp",
+    "task=",
+    "logger=",
+    "recipe=",
+    "model=",
+    "train_size",
+    "data=",
+)
 
 
 @pytest.mark.slow
