@@ -1,6 +1,7 @@
 """What all tests share: one thread, a cache of their own, what the marks `slow` and `process` mean."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -72,3 +73,16 @@ def elsewhere(tmp_path):
     (tmp_path / "elsewhere" / "home").mkdir(parents=True)
     (tmp_path / "elsewhere" / "cwd").mkdir()
     return tmp_path / "elsewhere"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's chromium, driven by playwright."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
+    binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if binary is None:
+        pytest.skip("no chromium: apt-get install chromium")
+    with playwright.sync_playwright() as p:
+        opened = p.chromium.launch(executable_path=binary, args=["--no-sandbox"])
+        yield opened
+        opened.close()

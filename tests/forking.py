@@ -178,6 +178,20 @@ class Ambush:
             self.act()
 
 
+def killed_and_gone_on(cfg: dict[str, Any], at: int) -> dict[str, Any]:
+    """Train a run that is killed at its moment `at` and gone on with by another process: its record."""
+    frequent = {**cfg, "checkpoint": {"seconds": 0}}
+
+    def killed() -> Any:
+        Ambush(at).set()
+        return run(frequent)
+
+    assert Child(killed).wait()[0] == "killed"
+    record = forked(lambda: run(frequent))
+    assert record["sessions"] == 2 and record["resumed_at"] > 0
+    return record
+
+
 def launch_forked(launcher, overrides, initial_job_idx, workers=2):
     """As joblib's launcher with two workers, but forked, so that none imports anything: when one is killed the others
     are too, and no result comes back."""

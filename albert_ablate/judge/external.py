@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
 
 from albert_ablate.analysis.external.cells import number
-from albert_ablate.analysis.external.runs import external_rows, home_of, is_external
+from albert_ablate.analysis.external.runs import external_rows, home_folder, is_external
 from albert_ablate.analysis.registry import Evidence, Missing, Unusable
 from albert_ablate.config import ConfigError, nearest
 from albert_ablate.judge.claim_models import UNPROVEN
@@ -64,7 +65,7 @@ class ExternalStore(RunStore):
 
     def __init__(self, source: Path | str):
         self.source = source
-        super().__init__(home_of(source))
+        super().__init__(home_folder(source))
 
     def update(self) -> None:
         """Read the source anew."""
@@ -74,7 +75,7 @@ class ExternalStore(RunStore):
                 "seed": row["seed"], "status": row["status"], "summary": row, "config": {}, "cost": {},
                 "budget": {"tokens": row["tokens"]} if row.get("tokens") is not None else {},
             }  # fmt: skip
-            place = Path(str(row["label"]).replace("/", "_")) / f"seed{row['seed']}"
+            place = Path(quote(row["label"], safe=" =,")) / f"seed{row['seed']}"  # no two arms have one name
             self.evidence.append(ExternalRun(place, record, row, read))
 
     def runs_of(self, overrides: Sequence[str], outdated: bool = False) -> list[Evidence]:
@@ -83,11 +84,11 @@ class ExternalStore(RunStore):
         for condition in overrides:
             name, _, value = condition.lstrip("+").partition("=")
             key = "label" if name == "arm" else name
-            there = list(dict.fromkeys(str(r.columns[key]) for r in self.evidence if r.columns.get(key) is not None))  # type: ignore[attr-defined]
-            if not there:
+            cells = [c for r in self.evidence if (c := r.columns.get(key)) is not None]  # type: ignore[attr-defined]
+            if not cells:
                 raise ConfigError(f"{self.source} has no column {name}, which {condition} asks for.")
-            if not any(_is(r.columns.get(key), value) for r in self.evidence):  # type: ignore[attr-defined]
-                raise ConfigError(f"{self.source} has no {name} {value}: it has {nearest(value, there)}.")
+            if not any(_is(cell, value) for cell in cells):
+                raise ConfigError(f"{self.source} has no {name} {value}: it has {nearest(value, {*map(str, cells)})}.")
             kept = [r for r in kept if _is(r.columns.get(key), value)]  # type: ignore[attr-defined]
         return kept
 
@@ -107,11 +108,6 @@ def _is(cell: Any, value: str) -> bool:
 def open_store(runs: Path) -> RunStore:
     """The runs that a path names, of this project or of another trainer."""
     return ExternalStore(runs) if is_external(runs) else RunStore(runs)
-
-
-def home_folder(runs: Path) -> Path:
-    """Where what is written about runs lies: their folder, or for those of another trainer one beside them."""
-    return home_of(runs) if is_external(runs) else runs
 
 
 def gather_any(file: ClaimsFile, claim: ClaimText, part: Part, form: str, store: RunStore) -> ContrastData:

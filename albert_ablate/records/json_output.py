@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from albert_ablate.records.store import plain
 
@@ -47,25 +47,25 @@ def nonfinite_as_text(value: Any) -> Any:
 @contextlib.contextmanager
 def output_to_stderr() -> Iterator[None]:
     """Redirect standard output to standard error, for child processes too: the former is for the document alone."""
-    sys.stdout.flush()
-    original = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    finally:
-        os.dup2(original, 1)
-        os.close(original)
+    with _output_on(2, sys.stderr):
+        yield
 
 
 @contextlib.contextmanager
 def output_to(path: str) -> Iterator[None]:
     """Redirect standard output to a file, for child processes too."""
+    with open(path, "w") as file, _output_on(file.fileno(), file):
+        yield
+
+
+@contextlib.contextmanager
+def _output_on(descriptor: int, stream: TextIO) -> Iterator[None]:
+    """Redirect Python's standard output to `stream`, and that of child processes to `descriptor`."""
     sys.stdout.flush()
     original = os.dup(1)
+    os.dup2(descriptor, 1)
     try:
-        with open(path, "w") as file, contextlib.redirect_stdout(file):
-            os.dup2(file.fileno(), 1)
+        with contextlib.redirect_stdout(stream):
             yield
     finally:
         os.dup2(original, 1)

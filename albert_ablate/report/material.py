@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from albert_ablate.analysis.external.runs import home_of, is_external
+from albert_ablate.analysis.external.runs import home_folder
 from albert_ablate.analysis.load import Runs, load_runs
 from albert_ablate.analysis.numbers import human, visible
 from albert_ablate.analysis.tables import baseline, key_of, paired, settings_and_names
@@ -129,8 +129,7 @@ class Material:
 
 def gather(root: Path, ledger: Path | None, wanted: str | None = None, kept: Kept | None = None) -> Material:
     """The runs below `root`. wanted: the arm to compare the others with (`tables.baseline`). kept: of the last time."""
-    home = home_of(root) if is_external(root) else root
-    found = read_ledger(ledger or home / "ledger.json", needed=ledger is not None)
+    found = read_ledger(ledger or home_folder(root) / "ledger.json", needed=ledger is not None)
     runs: Runs = load_runs(root)
     summary = runs.summary
     readable = summary[summary["status"].notna()]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from albert_ablate.analysis.external.runs import is_external
+from albert_ablate.analysis.external.runs import home_folder, is_external
 from albert_ablate.config import ConfigError, compose
 from albert_ablate.judge import registration
 from albert_ablate.judge.claim_models import Form
@@ -18,7 +18,6 @@ from albert_ablate.judge.claims import ClaimsFile, ClaimText, arms_of, measure_o
 from albert_ablate.judge.console import show_ledger
 from albert_ablate.judge.contrast_data import Job
 from albert_ablate.judge.export import exported
-from albert_ablate.judge.external import home_folder
 from albert_ablate.judge.ledger import judge_and_register, judged, refuse_unknown, write_ledger
 from albert_ablate.judge.run_store import RunStore
 from albert_ablate.judge.words import OPEN
@@ -64,9 +63,8 @@ def run_judge(
     refuse_unknown(file, only)
     if lacking := [c.name for c in file.claims if c.name in only and form not in c.forms and not dry_run]:
         raise ConfigError(f"{file.path}: the claim {lacking[0]} has no form {form}.")
-    if is_external(runs) and (
-        asked := [o for o, on in (("--run", run), ("--dry-run", dry_run), ("--verify", verify)) if on]
-    ):
+    external = is_external(runs)
+    if external and (asked := [o for o, on in (("--run", run), ("--dry-run", dry_run), ("--verify", verify)) if on]):
         raise ConfigError(
             f"{asked[0]} is not possible: {runs} is of another trainer, and nothing of it is trained here."
         )
@@ -78,9 +76,9 @@ def run_judge(
     with aside():
         if run:
             code = PairRunner(file, runs, form, only, secondary, workers, limit, print).go()
-        elif not runs.is_dir() and not is_external(runs):
+        elif not external and not runs.is_dir():
             raise ConfigError(f"{runs} is not a folder of runs: --run trains them, --dry-run says what they cost.")
-        elif not is_external(runs) and not any(runs.glob("*/seed*")):
+        elif not external and not any(runs.glob("*/seed*")):
             raise ConfigError(f"{runs} holds no run: --run trains them, --dry-run says what they cost.")
         ledger = judge_and_register(file, runs, form)
         place = ledger_file or home_folder(runs) / "ledger.json"

@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from albert_ablate.analysis import load_runs
-from albert_ablate.analysis.external.runs import home_of
+from albert_ablate.analysis.external.runs import home_folder, is_external
 from albert_ablate.config import ConfigError
 from tests.forking import forked
 
@@ -153,6 +153,7 @@ BAD = {
     "no arm": ("arm,seed,x\n,1,1\n", "line 2 has no arm"),
     "a column twice": ("arm,seed,x,x\na,1,1,2\n", "has the column x twice"),
     "empty": ("", "has no column arm: it has no row"),
+    "a status of its own": ("arm,seed,x,status\na,0,1,oom\n", "line 2: the status oom is none of .*failed"),
     "no rows": ("arm,seed,x\n", "has no column arm"),
 }
 
@@ -188,6 +189,15 @@ def test_a_bad_mapping_is_one_sentence(tmp_path, mapping, says):
         load_runs(tmp_path / "m.yaml")
 
 
+def test_an_own_run_before_its_first_record_is_not_external(tmp_path):
+    folder = tmp_path / "0123456789ab" / "seed0"
+    (folder / "tensorboard").mkdir(parents=True)
+    (folder / "lock").touch()
+    (folder / "tensorboard" / "events.out.tfevents.1").touch()
+    assert not is_external(tmp_path) and home_folder(tmp_path) == tmp_path
+    assert "stopped before its first commit" in load_runs(tmp_path).summary["reason"].iloc[0]
+
+
 def test_what_a_judge_writes_lies_beside_the_runs(tmp_path):
-    assert home_of(tmp_path / "runs.csv") == tmp_path / "runs.csv.judge"
-    assert home_of("wandb:team/theirs").parent == Path()
+    assert home_folder(tmp_path / "runs.csv") == tmp_path / "runs.csv.judge"
+    assert home_folder("wandb:team/theirs").parent == Path()

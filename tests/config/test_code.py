@@ -1,7 +1,6 @@
 """Hashes of the source of components: what they see, what they do not, and that they are part of who a run is."""
 
 import importlib
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -28,12 +27,13 @@ from albert_ablate.config import (
     to_container,
     unlike_code,
 )
-from albert_ablate.config.folders import CONF, folders_named
+from albert_ablate.config.folders import folders_named
 from albert_ablate.records import store
 from albert_ablate.studies.launch import Study
 from albert_ablate.studies.planned_runs import Planned
 from albert_ablate.training.run import run
 
+pytestmark = pytest.mark.usefixtures("no_folders_named")
 PACKAGE = Path(code.__file__).parents[1]
 MODULE = '''"""Placements."""
 from albert_ablate.model.placements import PreLN, Site
@@ -52,14 +52,6 @@ class Halved(PreLN):
     def forward(self, x, f):
         return x + self.scale * f(self.norm(x))
 '''
-
-
-@pytest.fixture(autouse=True)
-def untouched(monkeypatch):
-    monkeypatch.delenv(CONF, raising=False)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    yield
-    os.environ.pop(CONF, None)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from albert_ablate.records.keys import Keys
 from albert_ablate.report.methods import methods
 from albert_ablate.studies.sweepfile import read_sweep
 
+pytestmark = pytest.mark.usefixtures("no_folders_named")
 ROOT = Path(__file__).parents[2]
 MODULE = '''"""Placements."""
 from albert_ablate.model.placements import PreLN, Site
@@ -35,15 +36,6 @@ class Halved(PreLN):
         return x + self.scale * f(self.norm(x))
 '''
 OPTION = "_target_: {module}.Halved\n_partial_: true\nscale: 0.5\n"
-
-
-@pytest.fixture(autouse=True)
-def untouched(monkeypatch):
-    """Nothing named before, and nothing left behind."""
-    monkeypatch.delenv(CONF, raising=False)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    yield
-    os.environ.pop(CONF, None)
 
 
 @pytest.fixture

@@ -51,6 +51,13 @@ def test_the_verdict_is_that_of_the_differences(tmp_path):
     assert any("Not proven" in n and "the order of the data" in n for n in entry["notes"])
 
 
+def test_arms_that_differ_in_a_slash_alone_are_two(tmp_path):
+    lines = [f"{a},{s},{v}" for a, own in (("a/b", BASE), ("a_b", WIDE)) for s, v in enumerate(own)]
+    (tmp_path / "t.csv").write_text("\n".join(["arm,seed,test_loss", *lines]))
+    (entry,) = judge(claims(tmp_path, arms={"base": ["arm=a/b"], "wide": ["arm=a_b"]}), tmp_path / "t.csv")["claims"]
+    assert entry["verdict"] == "supported" and entry["cost"]["runs"] == 12
+
+
 @pytest.mark.parametrize("waived", [[], ["tuning"], ["data_order", "tokens"]])
 def test_what_is_not_proven_has_to_be_waived(tmp_path, waived):
     (entry,) = judge(claims(tmp_path, waives=waived), table(tmp_path))["claims"]

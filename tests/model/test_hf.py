@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import gpt2
-from forking import forked, outcome, train, write_text
+from forking import killed_and_gone_on, outcome, train, write_text
 from safetensors.torch import load_file, save_file
 
 from albert_ablate import build_model, compose
@@ -148,15 +148,7 @@ def test_a_run_is_trained_found_and_the_same_after_a_stop(file, tmp_path):
         return check(hf(config, *words, f"paths.runs={tmp_path / runs}"))
 
     whole = train(cfg("whole"))
-    from forking import Ambush, Child
-
-    def killed():
-        Ambush(150).set()
-        return run({**cfg("cut"), "checkpoint": {"seconds": 0}})
-
-    assert Child(killed).wait()[0] == "killed"
-    cut = forked(lambda: run({**cfg("cut"), "checkpoint": {"seconds": 0}}))
-    assert cut["sessions"] == 2 and cut["resumed_at"] > 0
+    cut = killed_and_gone_on(cfg("cut"), at=150)
     assert outcome(cut["folder"]) == outcome(whole["folder"])
     assert "model.config=config.json" in whole["name"] and "norm" not in whole["choices"]
     Path(config).unlink()  # the record holds all that is needed to build it again

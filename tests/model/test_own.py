@@ -5,7 +5,7 @@ from pathlib import Path
 import own_models
 import pytest
 import torch
-from forking import Ambush, Child, forked, outcome, train, write_text
+from forking import killed_and_gone_on, outcome, train, write_text
 
 from albert_ablate import build_model, compose
 from albert_ablate.config import ConfigError, check
@@ -85,14 +85,7 @@ def test_a_run_is_resumed_bit_for_bit(tmp_path):
         return check(own("Mixer", *words, "budget.steps=24", "evaluation.every=256", "diagnostics.every=4"))
 
     whole = train(cfg("whole"))
-
-    def killed():
-        Ambush(200).set()
-        return run({**cfg("cut"), "checkpoint": {"seconds": 0}})
-
-    assert Child(killed).wait()[0] == "killed"
-    cut = forked(lambda: run({**cfg("cut"), "checkpoint": {"seconds": 0}}))
-    assert cut["sessions"] == 2 and cut["resumed_at"] > 0
+    cut = killed_and_gone_on(cfg("cut"), at=200)
     assert outcome(cut["folder"]) == outcome(whole["folder"])
     assert whole["budget"]["steps"] == 24 and whole["model"]["layers"] == 2 and whole["model"]["mean_dropout"] is None
     rows = read_history(Path(whole["folder"]), "layers", whole["histories"]).to_pylist()

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -498,19 +497,6 @@ def test_a_thousand_runs_make_a_page_under_10_mb(tmp_path):
 
 
 # --- in a browser ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Debian's chromium, driven by playwright."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
-    binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if binary is None:
-        pytest.skip("no chromium: apt-get install chromium")
-    with playwright.sync_playwright() as p:
-        opened = p.chromium.launch(executable_path=binary, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 def opened(browser, file, width=1280, scheme="light"):

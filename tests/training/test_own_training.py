@@ -6,7 +6,7 @@ from pathlib import Path
 import own_task
 import pytest
 import torch
-from forking import Ambush, Child, forked, outcome, train
+from forking import killed_and_gone_on, outcome, train
 
 from albert_ablate import compose
 from albert_ablate.config import ConfigError, check, folders_named, identity
@@ -40,14 +40,7 @@ def test_a_killed_run_ends_as_one_that_was_left_alone(module, tmp_path):
         return own(module, f"paths.runs={tmp_path / runs}", "task.data.noisy=true", "data.accumulate=2")
 
     whole = train(cfg("whole"))
-
-    def killed():
-        Ambush(200).set()
-        return run({**cfg("cut"), "checkpoint": {"seconds": 0}})
-
-    assert Child(killed).wait()[0] == "killed"
-    cut = forked(lambda: run({**cfg("cut"), "checkpoint": {"seconds": 0}}))
-    assert cut["sessions"] == 2 and cut["resumed_at"] > 0
+    cut = killed_and_gone_on(cfg("cut"), at=200)
     assert outcome(cut["folder"]) == outcome(whole["folder"])
     assert run(cfg("whole"))["found"] and whole["status"] == "finished"
 

@@ -288,18 +288,6 @@ def served(runs):
         thread.join(10)
 
 
-@pytest.fixture
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
-    binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if binary is None:
-        pytest.skip("no chromium: apt-get install chromium")
-    with playwright.sync_playwright() as p:
-        opened = p.chromium.launch(executable_path=binary, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
 def until(page, condition):
     """Waits without evaluating text in the page, which its policy forbids."""
     for _ in range(300):

@@ -19,9 +19,9 @@ from albert_ablate.config.errors import shown
 from albert_ablate.records.history import SCHEMAS
 
 STATES = {
-    "finished": "finished", "completed": "finished", "success": "finished", "running": "running",
-    "crashed": "failed", "failed": "failed", "killed": "stopped", "stopped": "stopped", "preempted": "stopped",
-    "diverged": "diverged",
+    "": "finished", "finished": "finished", "completed": "finished", "success": "finished", "running": "running",
+    "pending": "running", "scheduled": "running", "queued": "running", "crashed": "failed", "failed": "failed",
+    "killed": "stopped", "stopped": "stopped", "preempting": "stopped", "preempted": "stopped", "diverged": "diverged",
 }  # fmt: skip
 SPLITS = {"val_loss": "validation", "validation_loss": "validation", "train_loss": "train", "test_loss": "test"}
 STEPS = {"loss": "loss", "lr": "lr", "learning_rate": "lr", "grad_norm": "grad_norm"}
@@ -38,8 +38,10 @@ def is_external(path: str | Path) -> bool:
     return place.is_dir() and sources.kind_of(place) != ""
 
 
-def home_of(path: str | Path) -> Path:
-    """The folder in which a judge keeps what it writes about these runs: beside them, never among them."""
+def home_folder(path: str | Path) -> Path:
+    """Where what is written about runs lies: their folder, or for those of another trainer one beside them."""
+    if not is_external(path) and not str(path).startswith("wandb:"):
+        return Path(path)
     text = re.sub(r"^(?:mlflow|tensorboard|wandb):", "", str(path))
     if "://" in text or str(path).startswith("wandb:"):
         return Path(re.sub(r"[^\w.-]+", "_", text) + ".judge")
@@ -111,7 +113,10 @@ def _row(raw: RawRun, arm: str, seed: int, columns: Columns) -> dict[str, Any]:
     setting = hashlib.sha256(arm.encode()).hexdigest()[:12]
     wanted = metric_columns(raw, columns)
     metrics = {name: number(column(raw, source, name, False)) for name, source in wanted.items()}
-    status = STATES.get(str(column(raw, columns.status, "status", "status" in columns.given) or "").lower(), "finished")
+    word = str(column(raw, columns.status, "status", "status" in columns.given) or "").strip().lower()
+    if word not in STATES:
+        raise ConfigError(f"{raw.place}: the status {shown(word)} is none of {nearest(word, filter(None, STATES))}.")
+    status = STATES[word]
     if status == "finished" and any(v is not None and not math.isfinite(v) for v in metrics.values()):
         status = "diverged"
     tokens = number(column(raw, columns.tokens, "tokens", "tokens" in columns.given))

@@ -21,11 +21,10 @@ EVENTS = "*tfevents*"
 
 def kind_of(place: Path) -> str:
     """tensorboard or mlflow, where a folder is what these write; else nothing."""
+    if any(any(place.glob(f"*/seed*/{name}")) for name in ("record.json", "lock")):
+        return ""  # our own, which hold event files too; a lock is there before the first record
     if any(place.glob("*/meta.yaml")) or (place / "mlruns.db").exists():
         return "mlflow"
-    # not below our own run folders, which hold event files too
-    if any(place.glob("*/seed*/record.json")):
-        return ""
     return "tensorboard" if next(place.rglob(EVENTS), None) is not None else ""
 
 
