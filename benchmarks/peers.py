@@ -1,6 +1,7 @@
 """Training tokens a second of our decoder beside other people's: one loop, optimizer and batch, in one process.
 
     python benchmarks/peers.py [--models mini deep_96 deep_96x64 12x256] [--threads 1] [--rounds 8] [--batch N]
+        [--context N]
 
 ours: the decoder that `model=` builds. plain: a GPT-2 written out below, as nanoGPT has it, with torch's attention.
 torch: nn.TransformerEncoder with a causal mask. gpt2: that of transformers, with eager attention and with torch's.
@@ -10,7 +11,8 @@ their matrices. products: the matrix products of a step alone, forward and backw
 
 A round makes one step of each, in an order that moves on by one; the first two rounds warm up. Medians over rounds of
 CPU seconds of the process with one thread; of seconds with more threads, where CPU seconds would hold the waiting, and
-on a GPU (taken where there is one). Needs the extra `reference`. `--models gpt2_small` takes 3 GB at --batch 1.
+on a GPU (taken where there is one). Needs the extra `reference`. All models are in memory at once: `--models
+gpt2_small` takes 12 GB at --batch 1.
 """
 
 import argparse
@@ -198,10 +200,13 @@ def products(s: Shape) -> Callable[[Tensor], None]:
 # --- the measurement -------------------------------------------------------------------------------------------------
 
 
-def contestants(name: str, batch: int | None, device: str) -> tuple[Shape, dict[str, Callable[[Tensor], None]], dict]:
+def contestants(
+    name: str, batch: int | None, context: int | None, device: str
+) -> tuple[Shape, dict[str, Callable[[Tensor], None]], dict]:
     from albert_ablate import build_model, compose
 
-    cfg = compose([*MODELS[name], "norm=pre_ln", "dropout=none"])
+    shorter = [f"model.context={context}"] if context else []
+    cfg = compose([*MODELS[name], "norm=pre_ln", "dropout=none", *shorter])
     m = cfg.model
     own = build_model(cfg)
     s = Shape(m.layers, m.width, m.heads, m.context, own.head.out_features, batch or cfg.data.batch, device)
@@ -212,8 +217,8 @@ def contestants(name: str, batch: int | None, device: str) -> tuple[Shape, dict[
     return s, steps | {"products": products(s)}, sizes
 
 
-def measure(name: str, rounds: int, batch: int | None, device: str) -> dict:
-    s, steps, sizes = contestants(name, batch, device)
+def measure(name: str, rounds: int, batch: int | None, context: int | None, device: str) -> dict:
+    s, steps, sizes = contestants(name, batch, context, device)
     clock = time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     taken: dict[str, list[float]] = {peer: [] for peer in steps}
     names = list(steps)
@@ -246,6 +251,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--batch", type=int, help="sequences; that of data=wikipedia_en where not given")
+    parser.add_argument("--context", type=int, help="tokens of a sequence; that of the model where not given")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", help="write the figures there too")
     given = parser.parse_args()
@@ -253,7 +259,7 @@ def main() -> None:
     card = torch.cuda.get_device_name() if given.device.startswith("cuda") else f"{given.threads} threads"
     results = {}
     for name in given.models:
-        results[name] = found = measure(name, given.rounds, given.batch, given.device)
+        results[name] = found = measure(name, given.rounds, given.batch, given.context, given.device)
         print(f"{name}, {card}: tokens/s, over ours (least and most of a round), parameters", flush=True)
         for peer, f in found.items():
             low, high = f["range"][0], f["range"][-1]
