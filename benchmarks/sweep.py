@@ -1,7 +1,7 @@
 """What a sweep costs beside its training: warm workers against a process a run, the share of scheduling, a worker's
 memory over many runs, and how long `status` and the resume scan take over many run folders.
 
-    python benchmarks/sweep.py [throughput|overhead|memory|scan] [--runs 64] [--sample 6]
+    python benchmarks/sweep.py [throughput|overhead|memory|scan] [--runs 64] [--sample 6] [--model nano]
 
 Ratios are taken side by side: a sweep and a sample of single processes alternate. CPU seconds are given where other
 work on the machine would tell in the wall clock.
@@ -19,15 +19,15 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-NANO = (
-    "model=nano data=markov data.symbols=8 data.length=60_000 optimizer.lr=0.01 budget.tokens={tokens} "
+SETTING = (
+    "model={model} data=markov data.symbols=8 data.length=60_000 optimizer.lr=0.01 budget.tokens={tokens} "
     "evaluation.every={tokens} trainer=cpu trainer.threads=1"
 )
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
-def sweep_file(folder: Path, tokens: int, seeds: int) -> tuple[Path, list[str]]:
-    fixed = NANO.format(tokens=tokens).split()
+def sweep_file(folder: Path, tokens: int, seeds: int, model: str = "nano") -> tuple[Path, list[str]]:
+    fixed = SETTING.format(model=model, tokens=tokens).split()
     file = folder / f"study_{tokens}_{seeds}.yaml"
     file.write_text(
         f"method: grid\nparameters:\n  seed: {{values: {list(range(seeds))}}}\n"
@@ -57,18 +57,18 @@ def two_processes(fixed: list[str], runs: Path, seed: int) -> float:
     return time.perf_counter() - began
 
 
-def throughput(folder: Path, count: int, sample: int) -> None:
+def throughput(folder: Path, count: int, sample: int, model: str) -> None:
     """The study in two halves, a sample of pairs of single processes before, between and after them."""
     pairs: list[float] = []
     whole = 0.0
     for half in range(2):
-        file, fixed = sweep_file(folder, 20_000, count // 2)
+        file, fixed = sweep_file(folder, 20_000, count // 2, model)
         for _ in range(sample // 2):
             pairs.append(two_processes(fixed, folder / "alone", 2 * len(pairs)))
         whole += sweep(file, folder / f"half{half}")
     warm, alone = count / whole * 3600, 2 / statistics.median(pairs) * 3600
     print(
-        f"{count} runs of 20,000 tokens, runs an hour: sweep {warm:,.0f} (two sweeps of {count // 2}, start included),"
+        f"{count} {model} runs of 20,000 tokens, runs an hour: sweep {warm:,.0f} (two sweeps of {count // 2}, start included),"
     )
     print(f"  a process a run {alone:,.0f} (median of {len(pairs)} pairs): ratio {warm / alone:.1f}")
 
@@ -98,7 +98,7 @@ def memory(folder: Path, count: int) -> None:
         "        pages = int(open('/proc/self/statm').read().split()[1])\n"
         "        print(pages * 4096 // 1_000_000, flush=True)\n"
     )
-    fixed = NANO.format(tokens=2048).split()
+    fixed = SETTING.format(model="nano", tokens=2048).split()
     command = [sys.executable, "-c", code, str(count), *fixed, f"paths.runs={folder / 'memory'}"]
     out = subprocess.run(command, cwd=ROOT, env=ENV, check=True, capture_output=True, text=True).stdout
     print(f"resident MB of a worker after each tenth of {count} runs: {', '.join(out.split())}")
@@ -136,6 +136,7 @@ def main() -> None:
     parser.add_argument("what", nargs="*", default=["throughput", "overhead", "memory", "scan"])
     parser.add_argument("--runs", type=int, default=64)
     parser.add_argument("--sample", type=int, default=6, help="pairs of single processes")
+    parser.add_argument("--model", default="nano", help="of the throughput")
     parser.add_argument("--tokens", type=int, default=400_000, help="of a long run")
     parser.add_argument("--memory", type=int, default=400)
     parser.add_argument("--folders", type=int, default=10_000)
@@ -144,7 +145,7 @@ def main() -> None:
     try:
         for what in given.what:
             if what == "throughput":
-                throughput(folder, given.runs, given.sample)
+                throughput(folder, given.runs, given.sample, given.model)
             elif what == "overhead":
                 overhead(folder, given.tokens)
             elif what == "memory":
