@@ -67,9 +67,8 @@ def throughput(folder: Path, count: int, sample: int, model: str) -> None:
             pairs.append(two_processes(fixed, folder / "alone", 2 * len(pairs)))
         whole += sweep(file, folder / f"half{half}")
     warm, alone = count / whole * 3600, 2 / statistics.median(pairs) * 3600
-    print(
-        f"{count} {model} runs of 20,000 tokens, runs an hour: sweep {warm:,.0f} (two sweeps of {count // 2}, start included),"
-    )
+    print(f"{count} {model} runs of 20,000 tokens, runs an hour:")
+    print(f"  sweep {warm:,.0f} (two sweeps of {count // 2}, start included),")
     print(f"  a process a run {alone:,.0f} (median of {len(pairs)} pairs): ratio {warm / alone:.1f}")
 
 
