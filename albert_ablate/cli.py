@@ -43,10 +43,14 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def about(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
-    """Ablations of language models: `albert-ablate run norm=pre_ln` trains one arm, `sweep` many, `judge` says what
-    they prove."""
+    """Ablation studies of language models. `albert-ablate run norm=pre_ln` trains one configuration, `sweep` trains
+    many, `judge` tests claims about them.
+
+    Set NO_COLOR=1 to switch colors off; ALBERT_ABLATE_NO_BARS=1 switches progress bars off."""
 
 
 @app.command(
@@ -57,10 +61,10 @@ def about(
 )
 def run(
     arguments: Annotated[
-        list[str] | None, typer.Argument(help="key=value, -m for a grid, and Hydra's own flags; --help lists them.")
+        list[str] | None, typer.Argument(help="Overrides key=value; -m for a grid of them; any flag of Hydra.")
     ] = None,
 ) -> int:
-    """Train one arm, or a grid of them with -m: the same as `python run.py`."""
+    """Train one configuration, or with -m a grid of them (the same as `python run.py`)."""
     return _run(arguments or [])
 
 
@@ -77,11 +81,13 @@ def _run(arguments: list[str]) -> int:
 
 CONFIG_DIR = Annotated[
     list[str] | None,
-    typer.Option("--config-dir", help="A folder with options of your own: DIR/norm/mine.yaml is norm=mine."),
+    typer.Option(
+        "--config-dir", help="Add a folder of your own options: DIR/norm/mine.yaml becomes norm=mine (repeatable)."
+    ),
 ]
 
 
-QUIET = Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing but errors.")]
+QUIET = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")]
 # commands whose output tells how far they are; what the others print is their result
 SAY_PROGRESS = ("sweep", "tune", "agent", "calibrate", "evaluate", "sync")
 
@@ -145,39 +151,49 @@ Tracker = Literal["wandb", "tensorboard", "mlflow"]
 
 
 def sync(
-    runs: Annotated[Path, typer.Argument(help="A run folder, or a folder of runs.")] = Path("runs"),
-    to: Annotated[Tracker, typer.Option(help="Where they are sent.")] = "wandb",
+    runs: Annotated[Path, typer.Argument(help="A folder of runs, or one run folder.")] = Path("runs"),
+    to: Annotated[Tracker, typer.Option(help="Tracker to send runs to.")] = "wandb",
     project: Annotated[
         str | None,
-        typer.Option(help="Project on W&B, experiment in MLflow; WANDB_PROJECT, or albert_ablate, if not given."),
+        typer.Option(
+            help="W&B project or MLflow experiment; default: WANDB_PROJECT, else albert_ablate.", show_default=False
+        ),
     ] = None,
-    entity: Annotated[str | None, typer.Option(help="Team or user on W&B; the key's own if not given.")] = None,
+    entity: Annotated[
+        str | None, typer.Option(help="W&B team or user; default: that of your API key.", show_default=False)
+    ] = None,
 ) -> None:
-    """Send finished and diverged runs to a tracker, each once."""
+    """Upload finished and diverged runs to a tracker; what was uploaded before is skipped."""
     from albert_ablate.trackers.sync import sync_runs
 
     sync_runs(runs, to, project, entity, say=print)
 
 
 def methods(
-    kind: Annotated[str | None, typer.Argument(help="One group: norm, dropout, optimizer, data, ...")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON (schema: docs/referee.md).")] = False,
+    kind: Annotated[str | None, typer.Argument(help="List one group only: norm, dropout, optimizer, data, ...")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON instead of the table (schema: docs/referee.md).")
+    ] = False,
     plot: Annotated[
         Path | None,
-        typer.Option(help="Draw dropout over depth, and each norm's residual variance and gradients, to this file."),
+        typer.Option(help="Draw dropout by depth, and residual variance and gradients of each norm, to this file."),
     ] = None,
 ) -> None:
-    """List everything that can be varied: formula, source and defaults."""
+    """List every option that can be varied, with formula, source and defaults."""
     from albert_ablate.report.methods import show_methods
 
     show_methods(kind, as_json, plot)
 
 
 def measures(
-    word: Annotated[str | None, typer.Argument(help="Only those with this word in name or text.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON (schema: docs/referee.md).")] = False,
+    word: Annotated[
+        str | None, typer.Argument(help="List only measures whose name or description contains this word.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON instead of the table (schema: docs/referee.md).")
+    ] = False,
 ) -> None:
-    """List everything that a claim or a comparison can ask of runs: unit, direction and what it needs."""
+    """List the measures that claims and comparisons can use, with unit, direction and requirements."""
     from albert_ablate.report.measures import show_measures
 
     show_measures(word, as_json)

@@ -41,7 +41,14 @@ def test_help_and_the_list_of_methods_load_nothing_heavy(arguments):
     ("arguments", "sentence"),
     [
         (["synk"], "No such command 'synk'"),
-        (["sync"], "runs holds no run: runs lie in runs/<setting>/seed<N>/"),
+        (["sync"], "runs does not exist."),
+        (["sync", "."], ". holds no runs: runs lie in ./<setting>/seed<N>/."),
+        *(
+            ([name, "nowhere"], "nowhere does not exist")
+            for name in ("status", "report", "show", "evaluate", "generate")
+        ),
+        (["judge", "albert_agpt", "--runs", "nowhere"], "nowhere does not exist: --run trains them"),
+        (["status", "one"], "one is one run, not a folder of runs: `albert-ablate show` draws it"),
         (["methods", "--jsn"], "No such option"),
         (["methods", "nrm"], "nrm is not a group of options: there are norm"),
         (["methods", "norm", "--plot", "x.png"], "--plot draws dropout and norm"),

@@ -158,17 +158,14 @@ def load_runs(path: str | Path) -> Runs:
         from albert_ablate.analysis.wandb_reader import offline_rows
 
         return _collected(offline_rows([root]))
-    if not root.is_dir():
-        raise ConfigError(f"{path} is not a folder of runs.")
+    store.require_runs_folder(root)
     rows = [_row(folder) for folder in store.run_folders(root)]
     if not rows and (files := [*root.rglob("*.wandb")]):
         from albert_ablate.analysis.wandb_reader import offline_rows
 
         return _collected(offline_rows(files))
-    if not rows and (root / "record.json").exists():
-        raise ConfigError(f"{path} is one run, not a folder of runs: `albert-ablate show` draws it.")
     if not rows:
-        raise ConfigError(f"{path} holds no run: runs lie in {path}/<setting>/seed<N>/.")
+        raise store.no_runs(root)
     return Runs(_summary(rows))
 
 

@@ -14,12 +14,17 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder, or a folder of runs.", show_default=False)],
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="domains, corruption, ... (all if none is given), and settings: corruption.tokens=65536."),
+        typer.Argument(
+            help="Evaluations (domains, corruption, ...; default: all) and their settings: corruption.tokens=65536."
+        ),
     ] = None,
-    weights: Annotated[Literal["last", "best"], typer.Option(help="Which of the kept weights.")] = "last",
-    force: Annotated[bool, typer.Option("--force", help="Do again what is done already.")] = False,
+    weights: Annotated[
+        Literal["last", "best"],
+        typer.Option(help="Saved weights to use: of the last step, or of the best validation loss."),
+    ] = "last",
+    force: Annotated[bool, typer.Option("--force", help="Run evaluations again that are done already.")] = False,
 ) -> None:
-    """Evaluate the saved weights of finished and diverged runs: other domains, corrupted text, sharpness, ..."""
+    """Evaluate the saved weights of finished and diverged runs: other text domains, corrupted text, sharpness, ..."""
     evaluate_runs(run, names or (), weights, force)
 
 

@@ -14,6 +14,7 @@ from albert_ablate.judge.contrast_data import ContrastData
 from albert_ablate.judge.run_store import ContrastArm, RunStore
 from albert_ablate.records.folder import DONE
 from albert_ablate.records.keys import Arm
+from albert_ablate.records.store import last_line
 from albert_ablate.records.tuning import RULE
 from albert_ablate.stats.learning_rate import tuned_rate
 
@@ -187,7 +188,7 @@ def failed(runs: Mapping[str, Sequence[Evidence | None]]) -> str:
     for name, several in runs.items():
         for r in several:
             if r is not None and r.record["status"] == "failed" and r.record.get("sessions", 0) >= ATTEMPTS:
-                why = (r.record.get("error") or "no reason kept").strip().splitlines()[-1]
+                why = last_line(r.record.get("error")) or "no error was recorded"
                 return f"Seed {r.record['seed']} of {name} failed after {r.record['sessions']} attempts: {why}"
     return ""
 

@@ -15,7 +15,7 @@ from albert_ablate.records.atomic import open_own, replace_file
 from albert_ablate.records.lease import NO_LOCKS, Lease
 from albert_ablate.records.lease import Busy as Busy
 from albert_ablate.records.store import DONE as DONE
-from albert_ablate.records.store import REMEDY, Record, read, write
+from albert_ablate.records.store import REMEDY, Record, no_runs, read, write
 from albert_ablate.records.store import plain as plain
 
 # files and folders that a run opens for writing, rather than replacing them whole
@@ -144,5 +144,5 @@ def recorded_folders(path: Path) -> list[Path]:
     """Run folders with a record at or below `path` (RUN, runs/<setting> or runs). ConfigError if there are none."""
     folders = [f.parent for pattern in ("", "seed*/", "*/seed*/") for f in path.glob(f"{pattern}record.json")]
     if not folders:
-        raise ConfigError(f"{path} holds no run: runs lie in {path}/<setting>/seed<N>/.")
+        raise no_runs(path)
     return sorted(folders)

@@ -225,6 +225,34 @@ def last_line(error: str | None) -> str:
     return masked(error.strip().splitlines()[-1]) if error and error.strip() else ""
 
 
+def require_runs_folder(path: Path) -> None:
+    """Raise ConfigError unless `path` is a folder that can hold runs; it may be empty."""
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist: name a folder of runs, which holds {path}/<setting>/seed<N>/.")
+    if not path.is_dir():
+        raise ConfigError(f"{path} is not a folder of runs: it is a file.")
+    if (path / "record.json").exists():
+        raise ConfigError(f"{path} is one run, not a folder of runs: `albert-ablate show` draws it.")
+
+
+def no_runs(path: Path) -> ConfigError:
+    """The error of a command that needs at least one run below `path`."""
+    if not path.exists():
+        return ConfigError(f"{path} does not exist.")
+    if (path / "record.json").exists():
+        return ConfigError(f"{path} is one run, not a folder of runs: `albert-ablate show` draws it.")
+    return ConfigError(f"{path} holds no runs: runs lie in {path}/<setting>/seed<N>/.")
+
+
+def not_a_run(folder: Path) -> ConfigError:
+    """The error of a command on one run whose folder has no record."""
+    if not folder.exists():
+        return ConfigError(f"{folder} does not exist: name a run folder, such as runs/<setting>/seed0.")
+    inside = sorted(folder.glob("**/record.json"))
+    hint = f"; a run in it is {inside[0].parent}, and `albert-ablate report` takes all of them" if inside else ""
+    return ConfigError(f"{folder} is not a run folder: it holds no record.json{hint}.")
+
+
 # --- files -----------------------------------------------------------------------------------------------------------
 
 

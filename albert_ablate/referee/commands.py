@@ -23,35 +23,50 @@ METRIC = Annotated[
     typer.Option(
         "--metric",
         "--measure",
-        help="What is compared: a measure of runs (test_loss), or a METRIC of a command; seconds: the command's time.",
+        help="Metric to compare: a measure of runs (default test_loss), a METRIC that a command prints, or seconds.",
         show_default=False,
     ),
 ]
-HIGHER = Annotated[bool, typer.Option("--higher", help="Higher values of a command's metric are better.")]
+HIGHER = Annotated[
+    bool, typer.Option("--higher", help="Higher values of a command's metric are better (default: lower).")
+]
 MARGIN = Annotated[str, typer.Option(help="Smallest change that matters: 0.5% relative, 0.02 in the metric's unit.")]
-COMMAND = Annotated[str, typer.Option(help="What to run in the worktree of a git side, with {seed} in it.")]
-COMMON = Annotated[str, typer.Option(help='Overrides of both sides: "model=nano budget.tokens=200_000".')]
-EQUAL = Annotated[str, typer.Option(help="What must be equal: tokens, parameters, flops.")]
-BUDGET = Annotated[str | None, typer.Option(help="Time to spend now: 90s, 10m, 2h.", show_default=False)]
-LIMIT = Annotated[str | None, typer.Option(help="Time limit of each run of a command.", show_default=False)]
-CRASH = Annotated[bool, typer.Option("--crash-is-outcome", help="A command that fails has diverged; else an accident.")]
-WORKERS = Annotated[int, typer.Option(min=1, help="Runs at a time.")]
-JSON = Annotated[bool, typer.Option("--json", help="Print the answer as JSON (schema: docs/referee.md).")]
-MARKDOWN = Annotated[bool, typer.Option("--markdown", help="Print the answer as Markdown, for a pull request.")]
+COMMAND = Annotated[str, typer.Option(help="Command to run in the worktree of a git side, containing {seed}.")]
+COMMON = Annotated[str, typer.Option(help='Overrides of all sides: "model=nano budget.tokens=200_000".')]
+EQUAL = Annotated[str, typer.Option(help="What must be equal on all sides, of tokens, parameters, flops.")]
+BUDGET = Annotated[
+    str | None,
+    typer.Option(help="Stop after this much time; asked again it goes on: 90s, 10m, 2h.", show_default=False),
+]
+LIMIT = Annotated[
+    str | None, typer.Option(help="Time limit of each run of a command: 90s, 10m, 2h.", show_default=False)
+]
+CRASH = Annotated[
+    bool,
+    typer.Option(
+        "--crash-is-outcome", help="Count a failed command as a diverged run (default: an accident, tried again)."
+    ),
+]
+WORKERS = Annotated[int, typer.Option(min=1, metavar="N", help="Runs in parallel.")]
+JSON = Annotated[bool, typer.Option("--json", help="Print JSON instead of the text (schema: docs/referee.md).")]
+MARKDOWN = Annotated[bool, typer.Option("--markdown", help="Print Markdown instead of the text, for a pull request.")]
 
 
 def compare(
     sides: Annotated[
         list[str] | None, typer.Argument(help=f"The baseline, then one or more candidates: {SIDE}.", show_default=False)
     ] = None,
-    refs: Annotated[tuple[str, str] | None, typer.Option(help="Two git refs, for git:A git:B.")] = None,
+    refs: Annotated[tuple[str, str] | None, typer.Option(help="Two git refs A B, short for git:A git:B.")] = None,
     metric: METRIC = "",
     higher: HIGHER = False,
     margin: MARGIN = "0.5%",
-    max_pairs: Annotated[int, typer.Option(help="Most pairs of a contrast, 4 to 60.")] = 20,
+    max_pairs: Annotated[int, typer.Option(help="Maximum number of pairs per candidate, 4 to 60.")] = 20,
     tune: Annotated[bool, typer.Option("--tune/--no-tune", help="Tune the learning rates of overrides first.")] = False,
     table: Annotated[
-        Path | None, typer.Option("--from", help="A table (arm, seed, METRIC), or a mapping: judge it, run nothing.")
+        Path | None,
+        typer.Option(
+            "--from", help="Judge a table (columns arm, seed, METRIC), or a YAML that describes one; run nothing."
+        ),
     ] = None,
     command: COMMAND = "",
     common: COMMON = "",
@@ -63,7 +78,8 @@ def compare(
         str | None,
         typer.Option(
             metavar="N|auto",
-            help="Runs at a time: 2 of overrides, 1 of commands; auto, of overrides: measured.",
+            help="Runs in parallel; auto measures the fastest split (overrides only). Default: 2 for overrides, the "
+            "runs of a pair; 1 for commands, which may use all cores.",
             show_default=False,
         ),
     ] = None,
@@ -71,7 +87,7 @@ def compare(
     as_json: JSON = False,
     markdown: MARKDOWN = False,
 ) -> int:
-    """Is B better than A? Train or run pairs until it is decided, and say it in one sentence.
+    """Is B better than A? Run pairs of both, seed by seed, until a sequential test decides; answer in one sentence.
 
     Exit codes: ACCEPT 0 (better), REJECT 1 (worse), INADMISSIBLE 2, NO EFFECT 3, UNDECIDED 75 (ask again).
     """
@@ -97,22 +113,27 @@ def compare(
 
 
 def gate(
-    session: Annotated[str, typer.Option(help="Name of the session.", show_default=False)],
-    candidate: Annotated[str, typer.Option(help=f"The proposal: {SIDE}.", show_default=False)],
-    baseline: Annotated[str, typer.Option(help="What is kept so far; needed by the first call.")] = "",
+    session: Annotated[
+        str, typer.Option(help="Name of the session, its folder below RUNS/sessions.", show_default=False)
+    ],
+    candidate: Annotated[str, typer.Option(help=f"The proposed change: {SIDE}.", show_default=False)],
+    baseline: Annotated[str, typer.Option(help="The current version; needed by the first call only.")] = "",
     metric: METRIC = "",
     higher: HIGHER = False,
     margin: MARGIN = "0.5%",
-    max_pairs: Annotated[
-        int, typer.Option(help="Most pairs of a proposal; 0: enough for one spread at its level, 12 to 30.")
-    ] = 0,
-    control: Annotated[str, typer.Option(help="fwer: any false accept; fdr: the share of false accepts.")] = "fwer",
-    alpha: Annotated[float, typer.Option(help="The error that the whole session may make.")] = 0.05,
+    max_pairs: Annotated[int, typer.Option(help="Maximum number of pairs per proposal; 0: planned, 12 to 30.")] = 0,
+    control: Annotated[
+        str, typer.Option(help="Error to control: fwer (any false accept) or fdr (the share of false accepts).")
+    ] = "fwer",
+    alpha: Annotated[float, typer.Option(help="Error level of the whole session.")] = 0.05,
     command: COMMAND = "",
-    evaluator: Annotated[list[str] | None, typer.Option(help="File or folder that measures: locked.")] = None,
+    evaluator: Annotated[
+        list[str] | None,
+        typer.Option(help="File or folder of the code that measures; the session refuses changes to it (repeatable)."),
+    ] = None,
     common: COMMON = "",
     equal: EQUAL = "tokens,parameters,flops",
-    confirm: Annotated[str, typer.Option(help="Ask an accepted proposal again with these overrides added.")] = "",
+    confirm: Annotated[str, typer.Option(help="Test an accepted proposal again with these overrides added.")] = "",
     crash_is_outcome: CRASH = False,
     budget: BUDGET = None,
     limit: LIMIT = None,
@@ -121,7 +142,7 @@ def gate(
     as_json: JSON = False,
     markdown: MARKDOWN = False,
 ) -> int:
-    """Judge one proposal of a session whose error budget is spent over all of them.
+    """Accept or reject one proposed change; the error rate holds for all proposals of the session together.
 
     Exit codes: ACCEPT 0, REJECT 1, INADMISSIBLE 2, NO EFFECT 3, UNDECIDED 75 (ask again).
     """
@@ -152,7 +173,7 @@ def gate(
 
 
 def mcp(runs: RUNS = Path("runs")) -> int:
-    """Serve runs, comparisons, sessions and methods to an agent over MCP (stdio); it only reads."""
+    """Serve runs, comparisons, sessions and methods to an agent over MCP (stdio), read-only."""
     from albert_ablate.referee.mcp_server import server
 
     server(runs.resolve()).run("stdio")

@@ -101,7 +101,7 @@ def _trained(q: Question, scale: Scale, sides: Sequence[Side], folder: Path, exe
     from albert_ablate.analysis.registry import measure
     from albert_ablate.judge.claims import read_claims
     from albert_ablate.judge.ledger import judged
-    from albert_ablate.studies.judge_run import Budget, PairRunner
+    from albert_ablate.studies.judge_run import SKIPPED, Budget, PairRunner
 
     m = measure(q.metric)
     if why := margin_refusal(m, q.margin, scale.relative):
@@ -115,7 +115,7 @@ def _trained(q: Question, scale: Scale, sides: Sequence[Side], folder: Path, exe
 
     def heard(text: str) -> None:
         said.append(text)
-        if q.tune or "set aside" in text or "tuning" in text:
+        if q.tune or SKIPPED in text or "tuning" in text:
             execution.say(text)
 
     runner = PairRunner(file, execution.runs, "full", (), False, execution.workers, Budget(), heard)
@@ -142,7 +142,7 @@ def _trained(q: Question, scale: Scale, sides: Sequence[Side], folder: Path, exe
             raise Stopped(code - 128)
     execution.spent = runner.done() - before  # those of tuning too
     if broken := [c for c in contrasts if c.decision == UNDECIDED and not execution.out_of_time]:
-        why = next((t for t in reversed(said) if "set aside" in t), "")
+        why = next((t for t in reversed(said) if SKIPPED in t), "")
         if why:
             contrasts = [replace(c, decision=INADMISSIBLE, reason=why) if c in broken else c for c in contrasts]
     notes = [] if q.tune else ["At the learning rates that were given: --tune tunes both sides alike."]

@@ -11,6 +11,7 @@ import yaml
 
 from albert_ablate.config import ConfigError
 from albert_ablate.records.atomic import replace_file
+from albert_ablate.records.store import last_line
 from albert_ablate.referee.sides import Crash, Inadmissible, Side, Worktrees, clock, run_command
 
 SECONDS = "seconds"  # the metric that is the time of the command itself
@@ -153,7 +154,7 @@ class Training:
         if study.stopped is not None:
             raise Stopped(study.stopped)
         for p, error in failed.items():
-            raise Crash(f"{p.name}: {error.strip().splitlines()[-1]}")
+            raise Crash(f"{p.name}: {last_line(error)}")
 
 
 def write_claim(

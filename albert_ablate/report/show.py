@@ -85,9 +85,7 @@ def read_run(folder: Path) -> OneRun:
     if isinstance(record, store.Unreadable) and not record.missing:
         raise ConfigError(f"{folder} cannot be drawn: {record.reason}.")
     if isinstance(record, store.Unreadable):
-        inside = sorted(folder.glob("**/record.json"))
-        hint = f": a run in it is {inside[0].parent}, and `albert-ablate report` takes all of them" if inside else ""
-        raise ConfigError(f"{folder} is not a run folder, it holds no record.json{hint}.")
+        raise store.not_a_run(folder)
     tables = {}
     for name in SCHEMAS:
         try:
@@ -198,7 +196,7 @@ def page(run: OneRun) -> Page:
     about = Section("Outcome", [outcome(record)], facts=[(title, human(value)) for title, value in first])
     about.figures += [replace(over.pop("loss"), wide=True)] if "loss" in over else []
     if record.get("error"):
-        about.text.append(f"It ended with: {record['error'].strip().splitlines()[-1]}")
+        about.text.append(f"It ended with: {store.last_line(record['error'])}")
     depth = Section(
         "Depth by tokens",
         ["Block 1 is next to the input. Where nothing is drawn there was no finite value."] if drawn else [],

@@ -68,7 +68,7 @@ def folder() -> Path:
         (p for p in map(Path, [named] if named else ["../runs", "runs"]) if any(p.glob("*/seed*"))), None
     )
     if runs_folder is None:
-        where = f"{FOLDER}={named} holds no run" if named else "neither ../runs nor runs holds a run"
+        where = f"{FOLDER}={named} holds no runs" if named else "neither ../runs nor runs holds a run"
         raise ConfigError(f"There is nothing to show: {where}. Make some ({MAKE}), or set {FOLDER} to their folder.")
     return runs_folder
 

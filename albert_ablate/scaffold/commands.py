@@ -9,9 +9,9 @@ from albert_ablate.config import ConfigError
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(help="Where it is written; made if it is not there.")] = Path("."),
+    folder: Annotated[Path, typer.Argument(help="Folder to write to; created if missing.")] = Path("."),
 ) -> None:
-    """Write a small working folder: a norm of your own, a sweep, claims, a notebook; all of it runs as it is."""
+    """Create a working folder that runs as it is: a norm of your own, a sweep, claims, a notebook."""
     from albert_ablate.scaffold.init import folder_files
     from albert_ablate.scaffold.new import write_files
 
@@ -25,11 +25,13 @@ def init(
 
 
 def new(
-    group: Annotated[str, typer.Argument(help="norm, norm_type, dropout, optimizer, schedule, clip or loss.")],
-    name: Annotated[str, typer.Argument(help="Of the option and its module: small letters, digits and _.")],
-    folder: Annotated[Path, typer.Option("--dir", help="Where it is written.")] = Path("."),
+    group: Annotated[
+        str, typer.Argument(help="Group of the component: norm, norm_type, dropout, optimizer, schedule, clip or loss.")
+    ],
+    name: Annotated[str, typer.Argument(help="Name of the option and its module: small letters, digits and _.")],
+    folder: Annotated[Path, typer.Option("--dir", help="Folder to write to.")] = Path("."),
 ) -> None:
-    """Write a component of your own: its class, its YAML and its test, which run as they are."""
+    """Create a component of your own that runs as it is: class, YAML and test."""
     from albert_ablate.scaffold.new import component_files, write_files
 
     files = component_files(group, name, folder)
@@ -42,13 +44,13 @@ def new(
 
 def check_component(
     overrides: Annotated[
-        list[str], typer.Argument(help="The component, norm=mine, and key=value that it cannot do without.")
+        list[str], typer.Argument(help="The component (norm=mine), then the overrides key=value that it needs.")
     ],
     tried: Annotated[
-        list[str] | None, typer.Option("--try", help="NAME=VALUE: another value to try for an argument.")
+        list[str] | None, typer.Option("--try", help="NAME=VALUE: value to try for an argument (repeatable).")
     ] = None,
 ) -> int:
-    """Check a component on a tiny model: it trains, follows its seed, and each of its arguments changes something."""
+    """Check a component on a tiny model: it trains, depends on its seed alone, and each argument has an effect."""
     import yaml
 
     group, equals, option = overrides[0].partition("=")
@@ -65,5 +67,5 @@ def check_component(
         state = "not checked" if wrong is None else "FAILED" if wrong else "ok"
         print(f"{state:<11}  {what}{f': {wrong}' if wrong else ''}", flush=True)
     if failed:
-        print(f"{group}={option} does not hold to {failed} of its checks.")
+        print(f"{group}={option} fails {failed} of its checks.")
     return 1 if failed else 0

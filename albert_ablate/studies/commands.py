@@ -19,17 +19,21 @@ def plain_path(path: Path) -> Path:
     return path
 
 
-SWEEP = Annotated[Path, typer.Argument(help="A W&B sweep file, or a shipped one's name: smoke.", show_default=False)]
-RUNS = Annotated[Path, typer.Option(help="Folder of runs.", callback=plain_path)]
+SWEEP = Annotated[
+    Path, typer.Argument(help="A sweep file (W&B format), or the name of a shipped one: smoke.", show_default=False)
+]
+RUNS = Annotated[Path, typer.Option(help="Folder of runs, read and written.", callback=plain_path)]
 TUNED = Annotated[
-    bool, typer.Option("--tuned/--untuned", help="Use the learning rates that `tune` found for these arms.")
+    bool, typer.Option("--tuned/--untuned", help="Use the learning rates that `tune` found, where there are any.")
 ]
 
 WORKERS = Annotated[
     str | None,
     typer.Option(
         metavar="N|auto",
-        help="Processes here, one thread each; all cores if not given; auto: processes and threads by a measurement.",
+        help="Runs trained in parallel, one thread each; auto measures the fastest split into processes and threads. "
+        "Default: all cores.",
+        show_default=False,
     ),
 ]
 
@@ -41,19 +45,23 @@ def _workers(given: str | None) -> int:
 def sweep(
     file: SWEEP,
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="key=value for every run; hydra/launcher=ray for another launcher.")
+        list[str] | None,
+        typer.Argument(help="Overrides key=value of every run; hydra/launcher=ray to train elsewhere."),
     ] = None,
     runs: RUNS = Path("runs"),
     workers: WORKERS = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs, their states and the time left.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List runs, their status and the estimated time; train nothing.")
+    ] = False,
     tuned: TUNED = True,
 ) -> int:
-    """Train what a sweep file still lacks, with no server: finished and diverged runs are kept, others go on."""
+    """Train the runs of a sweep file, without a server; finished and diverged runs are skipped, others resume."""
     from albert_ablate.studies.sweep import run_sweep
     from albert_ablate.training.console import hint
 
     asked = read_sweep(file)
     if not dry_run:
+        runs.mkdir(parents=True, exist_ok=True)  # `ui` refuses a folder that is not there
         hint(f"Watch it: {shlex.join(['albert-ablate', 'ui', str(runs), *(overrides or ()), '--sweep', str(file)])}")
     code = run_sweep(asked, runs, _workers(workers), overrides or (), dry_run, tuned)
     if code == 0 and not dry_run:
@@ -62,18 +70,21 @@ def sweep(
 
 
 def agent(
-    sweep: Annotated[str, typer.Argument(help="ENTITY/PROJECT/SWEEP, as `wandb sweep` shows it.", show_default=False)],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value for every run: your own settings.")] = None,
-    entity: Annotated[str | None, typer.Option(help="Team or user; the key's own if not given.")] = None,
-    project: Annotated[str | None, typer.Option(help="Project, where the sweep does not name it.")] = None,
-    count: Annotated[int | None, typer.Option(min=1, help="End after so many runs.")] = None,
+    sweep: Annotated[str, typer.Argument(help="ENTITY/PROJECT/SWEEP, as `wandb sweep` prints it.", show_default=False)],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Overrides key=value of every run.")] = None,
+    entity: Annotated[
+        str | None, typer.Option(help="W&B team or user; default: that of your API key.", show_default=False)
+    ] = None,
+    project: Annotated[str | None, typer.Option(help="W&B project, if SWEEP does not name it.")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="Stop after this many runs.")] = None,
     runs: RUNS = Path("runs"),
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Runs at a time, one thread each; all cores if not given.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Runs trained in parallel, one thread each. Default: all cores."),
     ] = None,
     tuned: TUNED = True,
 ) -> int:
-    """Train what a sweep on a W&B server hands out, in processes that stay warm; its values only choose and set."""
+    """Run a W&B sweep agent with persistent workers. Values of the sweep may only select options and set numbers."""
     from albert_ablate.studies.wandb_agent.agent import run_agent
 
     return run_agent(sweep, runs, workers or os.cpu_count() or 1, entity, project, count, tuple(overrides or ()), tuned)
@@ -81,17 +92,21 @@ def agent(
 
 def tune(
     file: SWEEP,
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value for every run.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="Overrides key=value of every run.")] = None,
     runs: RUNS = Path("runs"),
     workers: WORKERS = None,
-    rates: Annotated[int, typer.Option(help="Points of the grid, an odd number.")] = 7,
-    step: Annotated[float, typer.Option(help="Factor between two rates: 2, or 3.16 for sqrt(10).")] = 2.0,
-    seeds: Annotated[int, typer.Option(help="Tuning seeds, counted from 1,000,000.")] = 3,
-    objective: Annotated[Literal["val_loss", "best_val_loss"], typer.Option(help="What is minimized.")] = "val_loss",
-    force: Annotated[bool, typer.Option("--force", help="Work out anew what is tuned already, from its runs.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the arms, their grids and the price.")] = False,
+    rates: Annotated[int, typer.Option(help="Number of learning rates per arm (odd).")] = 7,
+    step: Annotated[float, typer.Option(help="Ratio of neighboring learning rates.")] = 2.0,
+    seeds: Annotated[
+        int, typer.Option(help="Seeds per learning rate (from 1,000,000 on, so that judged runs have others).")
+    ] = 3,
+    objective: Annotated[Literal["val_loss", "best_val_loss"], typer.Option(help="Loss to minimize.")] = "val_loss",
+    force: Annotated[bool, typer.Option("--force", help="Choose again for arms that are tuned already.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List arms, learning rates and the estimated time; train nothing.")
+    ] = False,
 ) -> int:
-    """Find the learning rate of each arm of a sweep file, with as many runs for every arm; `sweep` then uses it."""
+    """Tune the learning rate of each arm of a sweep file, with the same number of runs per arm."""
     from albert_ablate.studies.tune import tune as tune_arms
 
     return tune_arms(
@@ -102,19 +117,25 @@ def tune(
 
 def calibrate(
     file: SWEEP,
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value for every run.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="Overrides key=value of every run.")] = None,
     runs: RUNS = Path("runs"),
     workers: WORKERS = None,
-    arm: Annotated[str | None, typer.Option(help="The control, such as norm=pre_ln; the file's first arm.")] = None,
-    treatment: Annotated[
-        list[str] | None, typer.Option(help="An arm to compare with it, as often as wanted; all others.")
+    arm: Annotated[
+        str | None, typer.Option(help="Control arm, such as norm=pre_ln; default: the first of the file.")
     ] = None,
-    count: Annotated[int, typer.Option(help="Runs of the control.")] = 24,
-    measure: Annotated[str, typer.Option(help="A loss of the summary.")] = "test_loss",
-    margin: Annotated[float, typer.Option(help="Of the measure, as a share: 0.005 is half a percent.")] = 0.005,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="What it would train, and the price.")] = False,
+    treatment: Annotated[
+        list[str] | None, typer.Option(help="Arm to compare with the control (repeatable); default: all others.")
+    ] = None,
+    count: Annotated[int, typer.Option(help="Number of runs of the control.")] = 24,
+    measure: Annotated[str, typer.Option(help="Loss to compare, one of a run's summary.")] = "test_loss",
+    margin: Annotated[
+        float, typer.Option(help="Smallest relative change that matters: 0.005 is half a percent.")
+    ] = 0.005,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List what it would train and the estimated time; train nothing.")
+    ] = False,
 ) -> int:
-    """Noise over seeds, paired spread, reachable margins and false positives, from runs on fresh seeds."""
+    """Measure the noise between seeds with new runs: spread, paired spread, resolvable margins, false positives."""
     from albert_ablate.studies.calibrate import calibrate as calibrate_arms
 
     return calibrate_arms(
@@ -126,61 +147,94 @@ def calibrate(
 def status(
     runs: Annotated[Path, typer.Argument(help="A folder of runs.", callback=plain_path)] = Path("runs"),
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="With --sweep: the key=value that the sweep was run with.")
+        list[str] | None, typer.Argument(help="With --sweep: the overrides that the sweep was run with.")
     ] = None,
-    sweep: Annotated[Path | None, typer.Option(help="Show the runs of this sweep file, those not begun too.")] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Show it again every two seconds.")] = False,
+    sweep: Annotated[
+        Path | None, typer.Option(help="Show only the runs of this sweep file, also those not started.")
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh every two seconds until Ctrl-C.")] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the runs as JSON in place of the table (schema: docs/referee.md).")
+        bool, typer.Option("--json", help="Print JSON instead of the table (schema: docs/referee.md).")
     ] = False,
 ) -> None:
-    """Arms and seeds with state, progress, speed and time left, from the records alone."""
+    """Show status, progress, speed and time left of every run, by arm and seed."""
     from albert_ablate.studies.status import show_status
 
     show_status(runs, sweep, watch, overrides or (), as_json)
 
 
-FORM = Annotated[Literal["screen", "full"], typer.Option(help="The claims' small or large form.")]
+FORM = Annotated[
+    Literal["screen", "full"], typer.Option(help="Form of the claims: screen (small runs) or full (large runs).")
+]
 
 
 def judge(
-    claims: Annotated[Path, typer.Argument(help="A claims file, or albert_agpt: the article's.", show_default=False)],
+    claims: Annotated[
+        Path, typer.Argument(help="A claims file, or the name of a shipped one: albert_agpt.", show_default=False)
+    ],
     runs: RUNS = Path("runs"),
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the ledger as JSON in place of the text (schema: docs/referee.md).")
+        bool, typer.Option("--json", help="Print JSON instead of the text (schema: docs/referee.md).")
     ] = False,
     ledger_file: Annotated[
-        Path | None, typer.Option("--ledger", help="Where the ledger goes; RUNS/ledger.json.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--ledger", help="File to write the ledger of verdicts to; default: RUNS/ledger.json.", show_default=False
+        ),
     ] = None,
     form: FORM = "screen",
     only: Annotated[
         list[str] | None,
-        typer.Option(help="Show and train only this claim; all are judged. May be given several times."),
+        typer.Option(help="Show and train only this claim (repeatable); all are judged."),
     ] = None,
-    run: Annotated[bool, typer.Option("--run", help="Train the cheapest next pair until all is decided.")] = False,
+    run: Annotated[
+        bool,
+        typer.Option(
+            "--run", help="Train the pairs of runs that are missing, cheapest first, until every claim is decided."
+        ),
+    ] = False,
     budget: Annotated[
-        str | None, typer.Option(help="With --run: 3600s, or 5e8tokens, to spend.", show_default=False)
+        str | None,
+        typer.Option(help="With --run: stop after this much training: 3600s or 5e8tokens.", show_default=False),
     ] = None,
     secondary: Annotated[
-        bool, typer.Option("--secondary", help="With --run: then the secondary contrasts, to as many pairs.")
+        bool,
+        typer.Option(
+            "--secondary", help="With --run: afterwards train the secondary contrasts, up to the same number of pairs."
+        ),
     ] = False,
     workers: Annotated[
-        str, typer.Option(metavar="N|auto", help="With --run: processes, one thread each; auto: measured.")
+        str,
+        typer.Option(
+            metavar="N|auto",
+            help="With --run: runs trained in parallel (2: those of a pair), one thread each; auto measures.",
+        ),
     ] = "2",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="The price of each claim in both forms.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Estimate the cost of each claim in both forms; judge and train nothing.")
+    ] = False,
     format: Annotated[
         Literal["latex", "md", "csv"] | None,
-        typer.Option(help="Print a table, with a paragraph on the method, in place of the ledger.", show_default=False),
+        typer.Option(help="Print a table and a paragraph on the method instead of the ledger.", show_default=False),
     ] = None,
     plot: Annotated[
         Literal["png", "svg", "html"] | None,
-        typer.Option(help="Draw each claim to RUNS/claims/plots.", show_default=False),
+        typer.Option(help="Draw a chart of each claim into RUNS/claims/plots.", show_default=False),
     ] = None,
     verify: Annotated[
-        int, typer.Option(min=0, help="Train so many of the runs again, drawn at random, and compare.")
+        int, typer.Option(min=0, help="Retrain this many of the runs, drawn at random, and compare the results.")
     ] = 0,
 ) -> int:
-    """Judge claims from the records of runs: a verdict for each, with its interval, its cost and every look."""
+    """Test the claims of a file on the runs: a verdict for each, with its interval, its cost and every look.
+
+    Verdicts without an answer:
+
+    open: no pair of runs yet. undecided: more pairs may decide.
+
+    inconclusive: all planned pairs are there, or more are unlikely to decide.
+
+    inadmissible: the runs cannot be compared.
+    """
     from albert_ablate.studies.judge_run import run_judge
 
     return run_judge(
@@ -202,20 +256,26 @@ def judge(
 
 
 def plan(
-    claims: Annotated[Path, typer.Argument(help="A claims file, such as sweeps/claims.yaml.", show_default=False)],
+    claims: Annotated[
+        Path, typer.Argument(help="A claims file, or the name of a shipped one: albert_agpt.", show_default=False)
+    ],
     runs: RUNS = Path("runs"),
     form: FORM = "screen",
-    only: Annotated[list[str] | None, typer.Option(help="Plan only this claim; may be given several times.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Plan only this claim (repeatable).")] = None,
     effect: Annotated[
         list[str] | None,
-        typer.Option(help="An effect of interest: 0.5% of log ratios, else in the measure's unit; 1, 2 and 4 margins."),
+        typer.Option(
+            help="Effect size to plan for (repeatable): 0.5%, or in the measure's unit. Default: 1, 2 and 4 margins."
+        ),
     ] = None,
     spread: Annotated[
         str | None,
-        typer.Option(help="Spread of a pair's difference, as `calibrate` says it: 0.3%; from pairs or tuning runs."),
+        typer.Option(
+            help="Standard deviation of a pair's difference, as `calibrate` prints it: 0.3%. Default: from the runs."
+        ),
     ] = None,
 ) -> None:
-    """Say what claims will take before they are run: pairs, runs and hours by effect, and reachable margins."""
+    """Estimate the pairs, runs and hours that claims need, by effect size, and the margins that can be resolved."""
     from albert_ablate.judge.claims import read_claims
     from albert_ablate.studies.power import show_plan
 

@@ -23,6 +23,7 @@ from albert_ablate.judge.run_store import RunStore
 from albert_ablate.judge.words import OPEN
 from albert_ablate.records.folder import DONE
 from albert_ablate.records.json_output import document, nonfinite_as_text, output_to_stderr
+from albert_ablate.records.store import last_line, require_runs_folder
 from albert_ablate.records.tuning import tuning_tokens
 from albert_ablate.stats.learning_rate import tuning_price
 from albert_ablate.studies.launch import Study, split_overrides
@@ -30,6 +31,8 @@ from albert_ablate.studies.planned_runs import Planned, plan
 from albert_ablate.studies.price import show_price
 from albert_ablate.studies.sweep_settings import Sweep
 from albert_ablate.studies.tune import tune_together
+
+SKIPPED = "is skipped"  # in the line that tells why a claim gets no more runs
 
 
 def run_judge(
@@ -76,10 +79,11 @@ def run_judge(
     with aside():
         if run:
             code = PairRunner(file, runs, form, only, secondary, workers, limit, print).go()
-        elif not external and not runs.is_dir():
-            raise ConfigError(f"{runs} is not a folder of runs: --run trains them, --dry-run says what they cost.")
         elif not external and not any(runs.glob("*/seed*")):
-            raise ConfigError(f"{runs} holds no run: --run trains them, --dry-run says what they cost.")
+            if runs.exists():
+                require_runs_folder(runs)
+            why = "holds no runs" if runs.exists() else "does not exist"
+            raise ConfigError(f"{runs} {why}: --run trains them, --dry-run estimates what that costs.")
         ledger = judge_and_register(file, runs, form)
         place = ledger_file or home_folder(runs) / "ledger.json"
         write_ledger(ledger, place)
@@ -256,7 +260,7 @@ class PairRunner:
         if code:
             self.broken.add(claim.name)
         elif any(j.rate is None for kind in self._lacking([claim.name])[claim.name] for j in kind):
-            self.say(f"{claim.name} is set aside: its arms cannot be tuned alike.")
+            self.say(f"{claim.name} {SKIPPED}: its arms cannot be tuned alike.")
             self.broken.add(claim.name)
         return 0
 
@@ -269,10 +273,10 @@ class PairRunner:
         if study.stopped is not None:
             return 128 + study.stopped
         for p, error in failed.items():
-            self.say(f"{claim.name} is set aside, {p.name} failed: {error.strip().splitlines()[-1]}")
+            self.say(f"{claim.name} {SKIPPED}: {p.name} failed: {last_line(error)}")
             self.broken.add(claim.name)
         if not failed and self._still_lacks(claim, jobs):
-            self.say(f"{claim.name} is set aside: the runs it asked for are done but are not those of its arms.")
+            self.say(f"{claim.name} {SKIPPED}: the runs it asked for are done but are not those of its arms.")
             self.broken.add(claim.name)
         return 0
 
@@ -286,11 +290,11 @@ class PairRunner:
                 try:
                     run(compose([*p.overrides]))
                 except ConfigError as error:
-                    self.say(f"{claim.name} is set aside: {error}")
+                    self.say(f"{claim.name} {SKIPPED}: {error}")
                     self.broken.add(claim.name)
                     return 0
         if self._still_lacks(claim, jobs):
-            self.say(f"{claim.name} is set aside: its runs still lack {jobs[0].evaluation} after evaluating.")
+            self.say(f"{claim.name} {SKIPPED}: its runs still lack {jobs[0].evaluation} after evaluating.")
             self.broken.add(claim.name)
         return 0
 

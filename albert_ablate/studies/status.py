@@ -13,6 +13,7 @@ from albert_ablate.config import ConfigError, Identity, is_outdated
 from albert_ablate.config.dotted import dotted, is_internal
 from albert_ablate.records.json_output import document
 from albert_ablate.records.keys import Keys
+from albert_ablate.records.store import require_runs_folder
 from albert_ablate.records.tuning import LEARNING_RATE
 from albert_ablate.studies.sparklines import sparkline_of
 from albert_ablate.studies.states import is_done, last_line, states
@@ -28,8 +29,7 @@ COLORS |= {"orphaned": "yellow", "unreadable": "bold red", "pending": "dim"}
 
 def read_states(root: Path, configured: bool = True) -> list[dict[str, Any]]:
     """What the records below `root` say, with each run's folder; see `states`."""
-    if not root.is_dir():
-        raise ConfigError(f"{root} is not a folder of runs.")
+    require_runs_folder(root)
     return states(root, configured)
 
 
@@ -206,6 +206,8 @@ def _picture(table: Mapping[str, Mapping[int, Mapping[str, Any]]], console: Any)
     from rich.text import Text
 
     records = [record for row in table.values() for record in row.values()]
+    if not records:
+        return Text("No run has started yet.")
     errors = [
         escape(f"{name} seed={seed}: {last_line(record.get('error'))} ({record.get('folder', '')})")
         for name, row in table.items()
@@ -222,8 +224,7 @@ def _picture(table: Mapping[str, Mapping[int, Mapping[str, Any]]], console: Any)
         if any(curves.values()) and Measurement.get(console, unlimited, with_curves).maximum <= console.width:
             grid = with_curves
     counts = sorted(Counter(record["status"] for record in records).items())
-    said = [Text(f"{n} {status}", COLORS.get(status, "")) for status, n in counts]
-    total = Text(", ").join(said) if said else Text("none")
+    total = Text(", ").join(Text(f"{n} {status}", COLORS.get(status, "")) for status, n in counts)
     left = time_left(records)
     return Group(grid, *errors, Text(f"{len(records)} runs: ") + total + (f"; {left}" if left else ""))
 

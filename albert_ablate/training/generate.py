@@ -10,20 +10,28 @@ import typer
 
 from albert_ablate.config import DEFAULT_TARGETS, Config, ConfigError, refuse_changed_own_code, target_of
 from albert_ablate.records.folder import RunFolder
-from albert_ablate.records.store import require
+from albert_ablate.records.store import not_a_run, require
 
 
 def generate(
-    run: Annotated[Path, typer.Argument(help="A run folder.", show_default=False)],
-    prompt: Annotated[str, typer.Option(help="The text to go on with; empty: as after the end of a document.")] = "",
-    tokens: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many to add.")] = 200,
-    temperature: Annotated[float, typer.Option(min=0, help="Divides the logits; 0 takes the likeliest.")] = 1.0,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Draw from the k likeliest.")] = None,
+    run: Annotated[Path, typer.Argument(help="A run folder: runs/SETTING/seedN.", show_default=False)],
+    prompt: Annotated[str, typer.Option(help="Text to continue; empty: begin a new document.")] = "",
+    tokens: Annotated[int, typer.Option(min=1, max=1_000_000, help="Number of tokens to generate.")] = 200,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="Divisor of the logits; 0 takes the most likely token.")
+    ] = 1.0,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Sample from the k most likely tokens.")] = None,
     top_p: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Draw from the likeliest that sum to this probability.")
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Sample from the most likely tokens whose probabilities sum to this (nucleus)."
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="The same text each time.")] = 0,
-    weights: Annotated[Literal["best", "last"], typer.Option(help="Best on validation, or the last.")] = "best",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling: the same seed gives the same text.")] = 0,
+    weights: Annotated[
+        Literal["last", "best"],
+        typer.Option(help="Saved weights to use: of the last step, or of the best validation loss."),
+    ] = "best",
 ) -> None:
     """Sample a continuation of a prompt from a trained run, printed token by token."""
     if temperature == 0 and (top_k is not None or top_p is not None):
@@ -161,7 +169,7 @@ def load_kept(run: Path, weights: str) -> tuple[Config, Any]:
 def _record(run: Path) -> Mapping[str, Any]:
     record = RunFolder(run).record()
     if record is None:
-        raise ConfigError(f"{run} is not a run folder: it has no record.json.")
+        raise not_a_run(run)
     if record["status"] not in ("finished", "diverged"):
         raise ConfigError(f"{run} is {record['status']}, not finished: the command that began it goes on with it.")
     require(run, record, "config", "provenance.threads", "data.fingerprint")

@@ -7,28 +7,42 @@ from typing import Annotated
 import typer
 
 from albert_ablate.config import ConfigError
+from albert_ablate.records.store import require_runs_folder
 from albert_ablate.studies.commands import plain_path
 
 
 def ui(
-    runs: Annotated[Path, typer.Argument(help="A folder of runs; it may still be empty.", callback=plain_path)] = Path(
+    runs: Annotated[Path, typer.Argument(help="A folder of runs; it may be empty.", callback=plain_path)] = Path(
         "runs"
     ),
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="With --sweep: the key=value that the sweep was run with.")
+        list[str] | None, typer.Argument(help="With --sweep: the overrides that the sweep was run with.")
     ] = None,
-    sweep: Annotated[Path | None, typer.Option(help="Show the runs of this sweep file, those not begun too.")] = None,
+    sweep: Annotated[
+        Path | None, typer.Option(help="Show only the runs of this sweep file, also those not started.")
+    ] = None,
     port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="8321, or a free one where that is taken.", show_default=False)
+        int | None,
+        typer.Option(
+            min=1,
+            max=65535,
+            help="Port to serve on; default: 8321, or a free one if that is taken.",
+            show_default=False,
+        ),
     ] = None,
     ledger: Annotated[
-        Path | None, typer.Option(help="What `judge` wrote; RUNS/ledger.json if it is there.", show_default=False)
+        Path | None,
+        typer.Option(help="Ledger that `judge` wrote; default: RUNS/ledger.json, if it exists.", show_default=False),
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option(help="The arm that others are compared with: norm=pre_ln.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Arm to compare the others with: norm=pre_ln; default: the arm nearest to the default configuration.",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
-    """Show the report in a browser on this machine, and follow the runs while they train; Ctrl-C ends it."""
+    """Serve the report to a browser on this machine and update it while runs train; stop with Ctrl-C."""
     from albert_ablate.report import render
     from albert_ablate.studies.sweep_settings import own_overrides
     from albert_ablate.studies.sweepfile import read_sweep
@@ -37,12 +51,9 @@ def ui(
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
-        raise ConfigError(f"A page of this machine needs {error.name}: pip install 'albert_ablate[ui]'.") from None
+        raise ConfigError(f"`ui` needs the package {error.name}: pip install 'albert_ablate[ui]'.") from None
     render.require()
-    if runs.exists() and not runs.is_dir():
-        raise ConfigError(f"{runs} is not a folder of runs.")
-    if (runs / "record.json").exists():
-        raise ConfigError(f"{runs} is one run, not a folder of runs: `albert-ablate show` draws it.")
+    require_runs_folder(runs)
     found = None if sweep is None else read_sweep(sweep)
     if overrides and found is None:
         raise ConfigError(f"{overrides[0]} would do nothing: it says how a sweep was run, give its file with --sweep.")
@@ -51,5 +62,5 @@ def ui(
     from albert_ablate.ui.server import serve
 
     pages = Pages(runs, found, own_overrides(overrides or ()) if found else (), ledger, baseline)
-    print("Ctrl-C ends it.", file=sys.stderr)
+    print("Stop with Ctrl-C.", file=sys.stderr)
     serve(pages, port, lambda address: print(address, flush=True))

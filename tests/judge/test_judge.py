@@ -1101,7 +1101,7 @@ def test_arms_that_are_no_contrast_are_refused_first(bench, other, said):
 
 def test_empty_folders_and_unknown_claims_are_one_sentence(bench, capsys):
     assert bench.command() == 2
-    assert "holds no run" in capsys.readouterr().err
+    assert "holds no runs" in capsys.readouterr().err
     bench.pairs([2.0], [2.1])
     assert bench.command("--only", "frist") == 2
     assert "has no claim frist: it has first" in capsys.readouterr().err

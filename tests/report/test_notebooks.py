@@ -157,7 +157,7 @@ def test_the_stored_ledger_is_of_the_claims_of_the_project():
 
 def test_no_runs_are_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv(study.FOLDER, str(tmp_path))
-    with pytest.raises(ConfigError, match="holds no run. Make some .* or set ALBERT_ABLATE_RUNS"):
+    with pytest.raises(ConfigError, match="holds no runs. Make some .* or set ALBERT_ABLATE_RUNS"):
         study.folder()
     monkeypatch.delenv(study.FOLDER)
     monkeypatch.chdir(tmp_path)

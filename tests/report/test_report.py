@@ -268,7 +268,7 @@ def test_what_cannot_be_drawn_is_one_sentence_and_exit_code_2(tmp_path, capsys):
         return error
 
     out = str(tmp_path / "run.html")
-    assert "holds no record.json: a run in it is" in said("show", str(tmp_path), "-o", out)
+    assert "holds no record.json; a run in it is" in said("show", str(tmp_path), "-o", out)
     assert "must end in .html, .png or .svg" in said("show", str(folder), "-o", "x.pdf")
     assert "no folder" in said("show", str(folder), "-o", str(tmp_path / "nowhere" / "x.png"))
     (folder / "steps.arrow").write_bytes(b"ARROW1 torn")
@@ -278,7 +278,7 @@ def test_what_cannot_be_drawn_is_one_sentence_and_exit_code_2(tmp_path, capsys):
     (folder / "record.json").write_text("{")
     assert "cannot be read" in said("show", str(folder), "-o", out)
     (tmp_path / "afile").touch()
-    assert "not a folder of runs" in said("report", str(tmp_path / "nowhere"))
+    assert "nowhere does not exist" in said("report", str(tmp_path / "nowhere"))
     assert "no run that can be read" in said("report", str(tmp_path), "-o", out)
     assert "There is no ledger" in said("report", str(tmp_path), "-o", out, "--ledger", str(tmp_path / "l.json"))
     assert "afile is not a folder of runs" in said("report", str(tmp_path / "afile"), "-o", out)

@@ -422,7 +422,9 @@ def test_status_reads_without_torch_and_says_why_runs_failed(tmp_path, capsys):
 
 def test_no_folder_of_runs_is_said(tmp_path, capsys):
     assert main(["status", str(tmp_path / "nowhere")]) == 2
-    assert "is not a folder of runs" in capsys.readouterr().err
+    assert "nowhere does not exist" in capsys.readouterr().err
+    assert main(["status", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "No run has started yet.\n"
 
 
 def test_an_index_of_records_is_never_believed_over_them(tmp_path):

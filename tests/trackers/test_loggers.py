@@ -369,7 +369,7 @@ def test_sync_to_a_local_tracker_gives_what_a_live_one_has(to, runs, capsys):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["NOWHERE"], "holds no run: runs lie in"),
+        (["NOWHERE"], "NOWHERE does not exist"),
         (["RUNS", "--to", "tensorboard", "--entity", "team"], "--entity team is not allowed"),
         (["RUNS", "--to", "tensorboard", "--project", "x"], "--project x is not allowed"),
         (["RUNS", "--to", "tensorbord"], "tensorbord"),
