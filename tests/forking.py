@@ -121,7 +121,10 @@ def outcome(folder: Path | str) -> dict[str, Any]:
     return {
         "status": record["status"],
         "weights": {
-            name: {"step": w["step"], **{k: (v.shape, v.numpy().tobytes()) for k, v in w["state_dict"].items()}}
+            name: {
+                "step": w["step"],
+                **{k: (v.shape, v.flatten().view(torch.uint8).numpy().tobytes()) for k, v in w["state_dict"].items()},
+            }
             for name, w in weights.items()
         },
         "rows": {

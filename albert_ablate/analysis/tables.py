@@ -18,7 +18,11 @@ from albert_ablate.config import NUISANCE, SIGNIFICANT, ConfigError, conf_folder
 from albert_ablate.stats.effects import signed_difference
 from albert_ablate.stats.sequential import paired_interval
 
-OUTSIDE = ("trainer.precision", "trainer.compile")  # settings that determine the weights, beside the groups that do
+OUTSIDE = (
+    "trainer.precision",
+    "trainer.compile",
+    "trainer.graph",
+)  # settings that determine the weights, beside the groups that do
 SIZE = ("model", "budget", "data", "tokenizer", "task")  # groups that make runs larger, longer or of another text
 
 # --- arms ------------------------------------------------------------------------------------------------------------

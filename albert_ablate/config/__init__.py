@@ -70,7 +70,7 @@ from albert_ablate.config.identities import (
     significant,
     unlike_code,
 )
-from albert_ablate.config.rules import evaluations_of, steps_of
+from albert_ablate.config.rules import evaluations_of, graph_obstacle, steps_of
 from albert_ablate.config.schema import COMPONENTS, DEFAULT_TARGETS, Config
 from albert_ablate.config.types import (
     Component,
@@ -126,6 +126,7 @@ __all__ = [  # fmt: skip
     "each_once",
     "evaluations_of",
     "folders_named",
+    "graph_obstacle",
     "file_trouble",
     "given_twice",
     "identity",

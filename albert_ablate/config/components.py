@@ -171,6 +171,7 @@ def traits(**declared: Any) -> Callable[[Target], Target]:
     works_on_shards         optimizer, clip: gives on shards of a matrix what it gives on the whole
     skips_steps             clip: may leave a step out
     passes                  loss: how often each sequence passes through the model
+    keeps_statistics        norm type: each forward pass in training changes what it remembers
     remembers_gradients     norm type: its backward pass changes what it remembers
     rewrites_weights        placement: changes matrices after each step
     starts_from_zero        placement: some matrices are zero at first

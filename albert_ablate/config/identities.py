@@ -191,6 +191,8 @@ def _significant(cfg: Mapping, fingerprint: str, with_code: bool = True) -> dict
         out["precision"] = cfg["trainer"]["precision"]
     if cfg["trainer"]["compile"]:
         out["compile"] = True
+    if cfg["trainer"]["graph"]:
+        out["graph"] = cfg["trainer"]["graph"]
     out["fingerprint"] = fingerprint
     return out
 
@@ -218,7 +220,9 @@ def keys_of(cfg: Mapping, with_code: bool = True) -> Identity:
     somebody's own components; nothing else is read from a disk. Raises
     ConfigError for what is not a configuration of this release. Imports the components, and with them torch.
     """
-    whole = dict(cfg) | {"trainer": {"precision": "32-true", "compile": False, **(cfg.get("trainer") or {})}}
+    whole = dict(cfg) | {
+        "trainer": {"precision": "32-true", "compile": False, "graph": False, **(cfg.get("trainer") or {})}
+    }
     for key, target in DEFAULT_TARGETS.items():  # a configuration from before there was the group
         whole.setdefault(key, {"_target_": target})
     if missing := [key for key in SIGNIFICANT if not isinstance(whole.get(key), Mapping)]:

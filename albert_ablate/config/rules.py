@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 
+from albert_ablate.config.code import own_code
 from albert_ablate.config.components import component_arguments, target_of, trait
 from albert_ablate.config.errors import ConfigError, read_yaml, shown
 from albert_ablate.config.folders import option_files
 from albert_ablate.config.own_model import check_own_model
-from albert_ablate.config.schema import COMPONENTS, Config
+from albert_ablate.config.schema import COMPONENTS, DEFAULT_TARGETS, Config
 
 
 def check_together(cfg: Config) -> None:
@@ -27,6 +28,8 @@ def check_together(cfg: Config) -> None:
         _check_sharded(cfg)
     if trainer.precision == "16-mixed" and trainer.accelerator == "cpu":  # Lightning would take bf16-mixed
         raise ConfigError("trainer.precision=16-mixed needs a GPU: on trainer=cpu take bf16-mixed.")
+    if trainer.graph is True and (obstacle := graph_obstacle(cfg)):
+        raise ConfigError(f"trainer.graph=true is not allowed with {obstacle}.")
     if steps < 1:
         raise ConfigError(
             f"budget.tokens={cfg.budget.tokens} is less than one batch of data.batch={data.batch} sequences "
@@ -57,6 +60,28 @@ def check_together(cfg: Config) -> None:
 def evaluations_of(cfg: Mapping) -> dict[str, dict]:
     """The evaluations configured for the end of the run, by name."""
     return {name: dict(node) for name, node in cfg["evaluation"].items() if isinstance(node, Mapping)}
+
+
+def graph_obstacle(cfg: Config) -> str | None:
+    """What keeps an arm's steps from being CUDA graphs, in words; None where nothing does."""
+    trainer, sites = cfg.trainer, set(cfg.dropout.get("sites", ()))
+    own = [g for g in ("model", "norm", "norm_type", "attention", "dropout", "loss") if own_code(cfg[g])]
+    obstacles = {
+        f"trainer.accelerator={trainer.accelerator}: it needs a CUDA GPU": trainer.accelerator in ("cpu", "mps"),
+        "several devices: it has not been tried there": trainer.devices * trainer.num_nodes != 1,
+        "trainer.precision=16-mixed, whose loss scale changes": trainer.precision == "16-mixed",
+        f"task={cfg.option('task')}: it is for language models": cfg.task._target_ != DEFAULT_TARGETS["task"],
+        f"model={cfg.option('model')}, whose own code may do what cannot be replayed": not trait(
+            cfg.model, "takes_parts"
+        ),
+        f"{' and '.join(own)} of your own code, which may do what cannot be replayed": bool(own),
+        "dropout.sites=[attention], whose masks torch's kernel draws": "attention" in sites,
+        "skipped blocks, which change what a step computes": bool(sites & {"stochastic_depth", "layer_drop"}),
+        "attention.qk_clip, which keeps the largest logits of a step": cfg.attention.get("qk_clip") is not None,
+        f"norm_type={cfg.option('norm_type')}, which keeps statistics": trait(cfg.norm_type, "keeps_statistics"),
+        f"optimizer={cfg.option('optimizer')}, which asks for the logits": trait(cfg.optimizer, "samples_predictions"),
+    }
+    return next((words for words, there in obstacles.items() if there), None)
 
 
 def _check_sharded(cfg: Config) -> None:

@@ -92,6 +92,7 @@ class Trainer(Section):
     deterministic: bool = False
     gradient_checkpointing: bool = False  # the same numbers in less memory
     compile: bool = False  # rounds differently, so it is another setting
+    graph: bool | Literal["auto"] = False  # steps as CUDA graphs; another setting, too, unless false
 
 
 @dataclass(frozen=True, eq=False)

@@ -173,6 +173,7 @@ class BatchNorm(nn.BatchNorm1d):
         return F.batch_norm(rows, *before, self.weight, self.bias, False, 0.0, self.eps).view_as(x)
 
 
+@traits(keeps_statistics=True)
 def batch_norm(width: int, /, eps: Positive = 1e-5, momentum: Probability = 0.1, causal: bool = False) -> BatchNorm:
     """(x - mean) / sqrt(var + eps) * g + b, mean and var of each feature over batch and time (Ioffe and Szegedy 2015,
     1502.03167).
@@ -242,7 +243,7 @@ class _Power(torch.autograd.Function):
         return g * torch.rsqrt(square + ctx.eps), None, None, None, None, None
 
 
-@traits(remembers_gradients=True)
+@traits(keeps_statistics=True, remembers_gradients=True)
 def power_norm(
     width: int,
     /,

@@ -154,7 +154,8 @@ def load_kept(run: Path, weights: str) -> tuple[Config, Any]:
         raise ConfigError(f"{file} is missing: --weights {'last' if weights == 'best' else 'best'} may be there.")
     here = {"paths": {"runs": "runs", "cache": None}, "choices": record.get("choices") or {}}
     cfg = check({**record["config"], **here})
-    cfg = check({**cfg, "trainer": {**cfg.trainer, "compile": False, "gradient_checkpointing": False}})
+    plain = {"compile": False, "graph": False, "gradient_checkpointing": False}
+    cfg = check({**cfg, "trainer": {**cfg.trainer, **plain}})
     refuse_changed_own_code(run, record)
     model = build_model(cfg)
     try:

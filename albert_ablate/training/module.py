@@ -23,6 +23,8 @@ from albert_ablate.optim.clipping import global_norm
 from albert_ablate.optim.groups import assert_covers, decay_groups
 from albert_ablate.streams import stream_seed
 from albert_ablate.training.diagnostics import Weights, undisturbed
+from albert_ablate.training.graph import GraphedPass, uses_graph
+from albert_ablate.training.step_watch import mean_square
 from albert_ablate.training.trained_module import TrainedModule
 
 
@@ -35,6 +37,8 @@ class LanguageModel(TrainedModule):
         super().__init__(model, model, cfg, steps, sharded)
         self.loss: Callable = construct(cfg.loss)
         self.clip = build(cfg.clip)
+        self.uses_graph = uses_graph(cfg)
+        self.graph: GraphedPass | None = None  # once it was recorded
         self.curvature: Any = None  # the optimizer, where it has the trait samples_predictions
         self.predictions: Tensor | None = None  # logits of this micro-batch, where it does
 
@@ -71,6 +75,8 @@ class LanguageModel(TrainedModule):
         self.micro_batches += 1
         if micro == 0:
             watch.begin(step, batch, self.trainer.world_size, self.sharded)
+        if self.uses_graph and not watch.detailed:
+            return self._replayed(batch)
         measured = watch.detailed and micro == 0
         with watch.measured_forward(batch) if measured else nullcontext():
             total, plain = objective(self.loss, self._logits, batch)
@@ -84,12 +90,27 @@ class LanguageModel(TrainedModule):
             watch.phases.mark("optimizer")
         return total
 
+    def _replayed(self, batch: Tensor) -> Tensor:
+        """Forward and backward pass by the graph: its loss, without history."""
+        watch = self.watch
+        if self.graph is None:
+            self.graph = GraphedPass(self.model, self.loss, batch, watch.accumulate)
+        loss, squares = self.graph(batch)
+        watch.losses.append(loss)
+        watch.logit_mean_squares.append(squares)
+        watch.phases.mark("forward")
+        return loss
+
+    def backward(self, loss: Tensor, *args: Any, **more: Any) -> None:
+        if loss.requires_grad:
+            super().backward(loss, *args, **more)
+        else:  # of `_replayed`
+            assert self.graph is not None
+            self.graph.hand_over(first=len(self.watch.losses) == 1)
+
     def _logits(self, tokens: Tensor) -> Tensor:
         logits = self.model(tokens)
-        with torch.no_grad():
-            wide = torch.float32 if logits.dtype in (torch.bfloat16, torch.float16) else logits.dtype
-            mean_square = torch.linalg.vector_norm(logits, dtype=wide).square() / logits.numel()
-            self.watch.logit_mean_squares.append(mean_square)
+        self.watch.logit_mean_squares.append(mean_square(logits))
         if self.curvature is not None and self.curvature.due:
             self.predictions = logits
         return logits

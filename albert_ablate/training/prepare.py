@@ -90,6 +90,8 @@ def check_machine(job: Job) -> Job:
     if cfg.trainer.accelerator == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("trainer.accelerator=mps is not allowed here: torch finds no Apple GPU.")
     cfg = _with_devices(cfg, torch.cuda.device_count() if cfg.trainer.accelerator in ("auto", "gpu") else 0)
+    if cfg.trainer.graph is True and not torch.cuda.is_available():
+        raise ConfigError("trainer.graph=true is not allowed here: torch finds no CUDA GPU; take auto or false.")
     if cfg.trainer.compile:
         verify_compiler("cuda" if cfg.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
     try:

@@ -26,6 +26,13 @@ from albert_ablate.training.diagnostics import Probe, Weights, interval
 GNS_PART = 8  # an eighth of a batch that comes in one piece is the small batch of the gradient noise scale
 
 
+def mean_square(logits: Tensor) -> Tensor:
+    """Mean of the squares of all logits, without history."""
+    with torch.no_grad():
+        wide = torch.float32 if logits.dtype in (torch.bfloat16, torch.float16) else logits.dtype
+        return torch.linalg.vector_norm(logits, dtype=wide).square() / logits.numel()
+
+
 class StepWatch:
     """Measurements of the step under way; `begin` starts those of the next.
 
