@@ -122,6 +122,7 @@ def test_a_wrong_model_is_one_sentence_and_no_folder(name, more, says, tmp_path)
         (["recipe=albert_agpt"], "is not allowed"),
         (["evaluation=units"], "evaluation=units is not allowed with model=Mixer"),
         (["trainer.compile=true"], "trainer.compile=true is not allowed"),
+        (["trainer=auto", "trainer.graph=true"], "trainer.graph=true is not allowed with model=Mixer"),
         (["trainer=fsdp"], "trainer.strategy=fsdp is not allowed"),
         (["task=classify"], "task=classify is not allowed"),
         (["budget.steps=3", "budget.tokens=100"], "two budgets"),

@@ -111,6 +111,7 @@ def test_data_without_a_test_split_leave_the_test_out(tmp_path):
 @pytest.mark.parametrize(
     ("module", "more", "says"),
     [
+        ("Curve", ["trainer=auto", "trainer.graph=true"], "trainer.graph=true is not allowed with task=lightning"),
         ("Curve", ["norm=pre_ln"], "norm=pre_ln is not allowed with task=lightning, whose module says itself where"),
         ("Curve", ["model=nano"], "model=nano is not allowed with task=lightning"),
         ("Curve", ["model.width=8"], "model.width=8 is not allowed"),
