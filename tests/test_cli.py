@@ -104,10 +104,10 @@ MISTAKES = [
     ("--config-name=x", "Cannot find primary config 'x'"),
     ("trainer=cpu trainer.precision=16-mixed", "trainer.precision=16-mixed needs a GPU"),
     ("hydra.foo=1", "'foo'"),
-    ("-m seed=0 hydra/launcher=jobl", "hydra/launcher=jobl is not there: it must be one of basic, "),
+    ("-m seed=0 hydra/launcher=jobl", "hydra/launcher=jobl does not exist: it must be one of basic, "),
     ("-m seed=0 hydra/launcher=raylike", "pip install 'albert_ablate[ray]' adds raylike"),
-    ("-m seed=0 hydra/sweeper=x", "hydra/sweeper=x is not there: it must be one of basic"),
-    ("--experimental-rerun x.pickle", "--experimental-rerun is not allowed: the command that made a run finds it"),
+    ("-m seed=0 hydra/sweeper=x", "hydra/sweeper=x does not exist: it must be one of basic"),
+    ("--experimental-rerun x.pickle", "--experimental-rerun is not allowed: repeat the command of a run"),
     ("-m +hydra.sweeper.params={seed:1}", "the values of a grid are written -m seed=0,1"),
     ("data=text_files data.path=/a=b.txt", "quotes of its own, \"data.path='/a=b.txt'\""),
     ("--cfg nothing", "argument --cfg/-c: invalid choice: 'nothing'"),
@@ -131,7 +131,7 @@ def test_completion_for_a_shell_is_handed_on_in_hydras_own_words(command):
 
 def test_a_key_given_twice_is_said(command):
     code, out, err = command("--cfg", "job", "seed=1", "seed=2")
-    assert code == 0 and "seed: 2" in out and err == "seed stands twice on the command line: seed=2 counts.\n"
+    assert code == 0 and "seed: 2" in out and err == "seed is given twice on the command line: seed=2 counts.\n"
 
 
 def test_a_configuration_is_shown_without_its_passwords(command):

@@ -60,7 +60,7 @@ def test_help_and_the_list_of_methods_load_nothing_heavy(arguments):
         (["sweep", "torn.yaml"], "torn.yaml cannot be read as YAML: line 3, column 7: "),
         (["judge", "torn.yaml"], "torn.yaml cannot be read as YAML: line 3, column 7: "),
         (["sweep", "latin.yaml"], "latin.yaml cannot be read: byte 3 is not UTF-8 text"),
-        (["sweep", "sweep.yaml", "hydra/launcher=jobl"], "hydra/launcher=jobl is not there: it must be one of basic"),
+        (["sweep", "sweep.yaml", "hydra/launcher=jobl"], "hydra/launcher=jobl does not exist: it must be one of basic"),
         (["sweep", "sweep.yaml", "hydra.launcher.nothing=1"], "Key 'nothing' not in"),
         *(
             (

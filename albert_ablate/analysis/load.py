@@ -72,7 +72,7 @@ class Runs:
         rows = self.summary
         for name, value in wanted.items():
             if name not in rows:
-                raise ConfigError(f"{name}={value} cannot be asked for: the summary has no column {name}.")
+                raise ConfigError(f"{name}={value} cannot be selected: the summary has no column {name}.")
             rows = rows[rows[name].isin(list(value) if pd.api.types.is_list_like(value) else [value])]
         return Runs(rows, self.remote)
 

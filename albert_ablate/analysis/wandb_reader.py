@@ -48,7 +48,9 @@ def server_runs(address: str) -> list[Any]:
     """W&B's own runs of `wandb:entity/project[/sweep]`; ConfigError where there are none or they cannot be read."""
     parts = address.removeprefix(PREFIX).strip("/").split("/")
     if len(parts) not in (2, 3) or not all(parts):
-        raise ConfigError(f"{address} names no project: write wandb:entity/project, or wandb:entity/project/sweep.")
+        raise ConfigError(
+            f"{address} does not name a project: write wandb:entity/project, or wandb:entity/project/sweep."
+        )
     import wandb
     from wandb.errors import Error
 

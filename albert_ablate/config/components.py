@@ -285,7 +285,7 @@ def own_option(group: str, name: str) -> None:
     target = part.get("_target_") if isinstance(part, dict) else None
     if not isinstance(target, str):
         where = f"{name}: " if group == "evaluation" else ""
-        raise ConfigError(f"{file} names no class: it needs a line {where}_target_: module.Class.")
+        raise ConfigError(f"{file} does not name a class: it needs a line {where}_target_: module.Class.")
     try:
         target_of(target)
     except ConfigError as error:

@@ -144,7 +144,7 @@ def each_once(overrides: typing.Sequence[str]) -> list[str]:
     unique = list(overrides)
     for key in given_twice(overrides):
         *others, last = [o for o in overrides if "=" in o and o.lstrip("+").partition("=")[0] == key]
-        print(f"{key} stands twice on the command line: {masked(last)} counts.", file=sys.stderr)
+        print(f"{key} is given twice on the command line: {masked(last)} counts.", file=sys.stderr)
         for other in others:
             unique.remove(other)
     return unique
@@ -203,7 +203,9 @@ def with_choices(cfg: Any, choices: Mapping, overrides: typing.Iterable[str] = (
     from omegaconf import OmegaConf
 
     if cfg.get("choices") is not None:
-        raise ConfigError(f"choices={cfg.choices} is not allowed: it is filled in, an option is taken by group=option.")
+        raise ConfigError(
+            f"choices={cfg.choices} is not allowed: it is set automatically; choose an option by group=option."
+        )
     groups = options()
     cfg = OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"]) if "hydra" in cfg else cfg
     nodes = dict(resolved(cfg))

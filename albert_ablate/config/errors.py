@@ -109,7 +109,7 @@ def as_config_error(error: Exception) -> ConfigError:
         available = [x for x in available if ":" not in x and " " not in x]
         extra = next((x for x in ("ray", "submitit") if name.startswith(x)), None)
         install = f"; pip install 'albert_ablate[{extra}]' adds {name}" if extra else ""
-        return ConfigError(f"hydra/{kind}={name} is not there: it must be one of {', '.join(available)}{install}.")
+        return ConfigError(f"hydra/{kind}={name} does not exist: it must be one of {', '.join(available)}{install}.")
     if lines and lines[0].startswith("Ambiguous value for argument"):
         several = lines[0].split("'")[1].removeprefix("++")
         return ConfigError(f"{several} are several values: add -m to train one after the other.")

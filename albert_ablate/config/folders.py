@@ -169,7 +169,7 @@ def option_files() -> dict[str, dict[str, Path]]:
                 other = by_group[place.name].setdefault(file.stem, file)
                 if other != file:
                     raise ConfigError(
-                        f"{place.name}={file.stem} stands in two folders, {other.parent} and {file.parent}: "
+                        f"{place.name}={file.stem} is defined in two folders, {other.parent} and {file.parent}: "
                         "give one of the two files another name."
                     )
     return by_group

@@ -65,7 +65,7 @@ def check_own_model(cfg: Config) -> None:
     for part, node in cfg.evaluation.parts.items():
         if trait(node, "looks_inside"):
             raise ConfigError(
-                f"evaluation={part} is not allowed with model={name}: it looks into blocks that it does not know."
+                f"evaluation={part} is not allowed with model={name}: it inspects the blocks of the shipped model."
             )
 
 

@@ -54,7 +54,7 @@ def check_together(cfg: Config) -> None:
         if verify := getattr(target_of(node._target_), "verify", None):
             verify(cfg)
     if cfg.evaluation.weights != "last" and not parts:
-        raise ConfigError("evaluation.weights=best would do nothing: no evaluation at the end is asked for.")
+        raise ConfigError("evaluation.weights=best would do nothing: no evaluation at the end is configured.")
 
 
 def evaluations_of(cfg: Mapping) -> dict[str, dict]:
@@ -96,7 +96,7 @@ def _check_sharded(cfg: Config) -> None:
         raise ConfigError("model.shared=true is not allowed with trainer.strategy=fsdp, which splits block by block.")
     if cfg.trainer.compile:
         raise ConfigError(
-            "trainer.compile=true is not allowed with trainer.strategy=fsdp: it has not been tried there."
+            "trainer.compile=true is not allowed with trainer.strategy=fsdp: the combination is untested."
         )
 
 

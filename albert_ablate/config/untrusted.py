@@ -30,11 +30,11 @@ def refuse_untrusted(arguments: Iterable[str], own_file: bool = False) -> None:
         key, equals, value = argument.partition("=")
         shown = argument if len(argument) <= LONGEST else f"{argument[:60]}..."
         if not equals or not KEY.fullmatch(key):
-            raise ConfigError(f"'{shown}' may not come from a sweep: its values are written key=value.")
+            raise ConfigError(f"'{shown}' is not allowed from a sweep: its values must be key=value.")
         parts = key.split(".")
         place = parts[-1] in PLACES or key in PLACE_KEYS
         if (parts[0] in OWN and key != "logger") or (place and not own_file):
-            raise ConfigError(f"{shown} may not come from a sweep: {key} is the user's own.")
+            raise ConfigError(f"{shown} is not allowed from a sweep: {key} is set by the user.")
         if own_file:
             fits = "${" not in value
         elif key == "data.name":  # on the hub, not a folder of this machine
@@ -42,7 +42,7 @@ def refuse_untrusted(arguments: Iterable[str], own_file: bool = False) -> None:
         else:
             fits = _chooses(value)
         if not fits or (".." in value and not own_file) or len(argument) > LONGEST:
-            raise ConfigError(f"{shown} may not come from a sweep: it may choose among options and set numbers.")
+            raise ConfigError(f"{shown} is not allowed from a sweep: it may only select options and set numbers.")
 
 
 def flattened(values: Mapping, above: str = "", depth: int = 0) -> dict[str, Any]:

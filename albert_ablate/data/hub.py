@@ -62,7 +62,7 @@ class HubDataset(Corpus):
             return HfApi().dataset_info(self.name, revision=self.revision, timeout=20).sha
         except Exception as error:  # the client has a dozen kinds for "not there" and "not reached"
             raise ConfigError(
-                f"data.name={self.name} is neither a folder nor a dataset the hub shows: {first_line(error)}."
+                f"data.name={self.name} is neither a folder nor a dataset that the hub has: {first_line(error)}."
             ) from None
 
     def source(self) -> str:
@@ -124,7 +124,9 @@ class HubDataset(Corpus):
             return self._saved(root)
         if not self.local and self.name in getattr(datasets.packaged_modules, "_PACKAGED_DATASETS_MODULES", {}):
             # which would read whatever files of its kind lie in the working folder
-            raise ConfigError(f"data.name={self.name} is a way to read files, no dataset: give the folder they lie in.")
+            raise ConfigError(
+                f"data.name={self.name} names a file format, not a dataset: name the folder of the files."
+            )
         return datasets.load_dataset(**self._source(), split=self.part, revision=self.commit, streaming=self.streaming)
 
     def _source(self) -> dict[str, Any]:

@@ -69,7 +69,7 @@ class Lightning:
     def verify(cfg: Config) -> None:
         name = cfg.option("task")
         if cfg.trainer.devices != 1 or cfg.trainer.num_nodes != 1:
-            raise ConfigError(f"task={name} works on one device: trainer.devices=1 trainer.num_nodes=1.")
+            raise ConfigError(f"task={name} runs on one device: trainer.devices=1 trainer.num_nodes=1.")
         if cfg.trainer.compile or cfg.trainer.gradient_checkpointing:
             raise ConfigError(
                 f"trainer.compile=true and trainer.gradient_checkpointing=true are not allowed with task={name}: its "

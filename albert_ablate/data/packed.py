@@ -130,7 +130,7 @@ def _open(corpus: Corpus, tokenizer: Any, folder: Path) -> Packed:
     except (ValueError, TypeError, KeyError, AttributeError):
         raise Damaged("facts.json cannot be read") from None
     if seal != _seal(facts, files, folder):
-        raise Damaged("facts.json is not what was written")
+        raise Damaged("facts.json does not match its checksum")
     for name, expected in files.items():
         try:
             file_hash = _digest_of(folder / name)

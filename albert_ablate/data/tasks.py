@@ -89,7 +89,7 @@ class Classify:
                 f"of task.batch={task.batch} before each."
             )
         if trainer.devices != 1 or trainer.num_nodes != 1:
-            raise ConfigError("task=classify works on one device: trainer.devices=1 trainer.num_nodes=1.")
+            raise ConfigError("task=classify runs on one device: trainer.devices=1 trainer.num_nodes=1.")
         if trainer.precision != "32-true":
             raise ConfigError(f"trainer.precision={trainer.precision} is not allowed with task=classify: take 32-true.")
 
@@ -165,7 +165,7 @@ def _labelled(texts: Sequence[Any], labels: Sequence[Any], source: str) -> Label
     parts = {"test": ranked[:held], "validation": ranked[held : 2 * held], "train": ranked[2 * held :]}
     classes = sorted(set(label_of.values()))
     if len({label_of[text] for text in parts["train"]}) < 2:
-        raise ConfigError(f"{source} holds one class only, {classes[0]}: there is nothing to decide.")
+        raise ConfigError(f"{source} holds one class only, {classes[0]}: there is nothing to classify.")
     if len(classes) > len(ranked) // 2:
         largest = Counter(label_of.values()).most_common(1)[0][1]
         raise ConfigError(
@@ -195,7 +195,7 @@ def _mails(file: Path) -> Labelled:
     if not file.exists():
         raise ConfigError(f"The mails of task.data=spam are not installed: {fetch}")
     if not sha256(file.read_bytes()).hexdigest().startswith(MAILS_SHA256):
-        raise ConfigError(f"{file} is not what was expected by its hash; remove it, and: {fetch}")
+        raise ConfigError(f"{file} does not have the expected hash; remove it and run:  {fetch}")
     texts, labels = [], []
     with tarfile.open(file) as archive:
         for member in archive:

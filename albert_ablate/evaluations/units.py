@@ -38,7 +38,7 @@ class Units(Evaluation):
         shares = cfg.evaluation.parts["units"].shares
         if len(set(shares)) < len(shares) or 0 in shares:
             raise ConfigError(
-                f"evaluation.units.shares={shares} is not allowed: each is above 0 and stands there once."
+                f"evaluation.units.shares={shares} is not allowed: each must be above 0 and be given once."
             )
 
     def __call__(self, subject: Subject) -> Result:

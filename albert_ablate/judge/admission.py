@@ -26,7 +26,7 @@ def refusal(folder: Path, record: Mapping[str, Any]) -> str:
     if record.get("role", role(seed)) != role(seed):
         return f"its role is {record['role']}, and seed {seed} is one of {role(seed)}"
     if any(again.get("verdict") == "differs" for again in record.get("reproductions") or ()):
-        return "trained again it ended with other weights"
+        return "retraining it gave other weights"
     return ""
 
 

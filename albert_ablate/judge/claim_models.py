@@ -329,7 +329,7 @@ class ClaimsTree(FileModel):
     def _fits(self) -> "ClaimsTree":
         names = [c.name for c in self.claims]
         if twice := [n for n in names if names.count(n) > 1]:
-            raise ConfigError(f"the claim {twice[0]} stands twice.")
+            raise ConfigError(f"the claim {twice[0]} is given twice.")
         if self.family.size is not None and self.family.size < len(names):
             raise ConfigError(
                 f"family.size={self.family.size} is not allowed: it must be at least the file's {len(names)} claims."

@@ -46,7 +46,7 @@ def why_no_contrast(arms: Sequence[ContrastArm]) -> str:
         for key in (*EVALUATED, "weights"):
             if looked[0].get(key) != looked[1].get(key):
                 p, q = (evaluation.get(key) for evaluation in looked)
-                return f"Measured unlike: evaluation.{key} is {p} in {a.name} and {q} in {b.name}."
+                return f"Evaluated differently: evaluation.{key} is {p} in {a.name} and {q} in {b.name}."
     return ""
 
 
@@ -107,7 +107,7 @@ def _not_of_its_curve(arm: ContrastArm) -> str:
         return ""
     return (
         f"The tuning file of {arm.name} says a learning rate of {arm.tuning['rate']:g}, and its own losses lead to "
-        f"{rate:.4g}: it was edited; albert-ablate tune --force works it out anew."
+        f"{rate:.4g}: the file was edited; `albert-ablate tune --force` chooses again."
     )
 
 
@@ -204,9 +204,11 @@ def unfair(runs: Mapping[str, Sequence[Evidence]], control: str, equal: Mapping[
             if why := unequal(a, b, name, control, equal):
                 return why
             if unlike := _measured_unlike(a, b, m):
-                return f"{name} and {control} were measured unlike (seed {seed}): {unlike}."
+                return f"{name} and {control} were evaluated differently (seed {seed}): {unlike}."
             if not _same_order(a, b):
-                return f"The runs of seed {seed} saw different data or another order: {name} and {control} are no pair."
+                return (
+                    f"The runs of seed {seed} saw different data or another order: {name} and {control} are not a pair."
+                )
     return ""
 
 

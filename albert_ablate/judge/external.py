@@ -39,7 +39,7 @@ class ExternalRun(Evidence):
     @property
     def lr(self) -> float:
         """Raises Unusable: nobody knows how another trainer chose it."""
-        raise Unusable(f"{self.name} has no tuned learning rate: it is of another trainer.")
+        raise Unusable(f"{self.name} has no tuned learning rate: it was made by another trainer.")
 
     def figure(self, name: str) -> float:
         """A figure at the end of the run, from its column. Raises Unusable where there is none."""
@@ -49,7 +49,7 @@ class ExternalRun(Evidence):
 
     def evaluation(self, name: str, figure: str) -> float:
         """Raises Unusable: such a run cannot be evaluated."""
-        raise Unusable(f"{self.name} has no {name}.{figure}: it is of another trainer.")
+        raise Unusable(f"{self.name} has no {name}.{figure}: it was made by another trainer.")
 
     def column(self, history: str, name: str) -> Any:
         """A column of a history. Raises Unusable where the source has none."""

@@ -151,7 +151,7 @@ def step_words(p: Mapping[str, Any], word: str) -> str:
     low, high = (_size(p, x) for x in p["step"])
     if p["direction"] == "lower" and not p["singles"]:
         low, high = high, low
-    return f"At the level that the family leaves this claim, the interval of {_contrast(p)} is {low} to {high}."
+    return f"At the significance level that Holm leaves this claim, the interval of {_contrast(p)} is {low} to {high}."
 
 
 def joined(names: Sequence[str]) -> str:
@@ -175,7 +175,7 @@ def percent_of(part: Mapping[str, Any], value: float) -> float:
 
 
 def _no_interval(p: Mapping[str, Any]) -> str:
-    return "the intervals of the looks have nothing in common" if math.isnan(p["low"]) else "no interval"
+    return "the intervals of the looks do not overlap" if math.isnan(p["low"]) else "no interval"
 
 
 def _pairs(p: Mapping[str, Any]) -> str:

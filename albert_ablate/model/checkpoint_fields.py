@@ -92,7 +92,7 @@ class ConfigFields:
             self.refuse(name, value)
 
     def refuse(self, name: str, value: Any) -> None:
-        raise ConfigError(f"{self.file} has {name}={value}, which this model cannot do.")
+        raise ConfigError(f"{self.file} has {name}={value}, which this model does not support.")
 
     def activation(self, name: str, default: str) -> str:
         value = self.take(name, default)

@@ -129,7 +129,7 @@ class HuggingFace:
                     setattr(part, name, None)  # numbers of another vocabulary
         if text.vocab_size < vocabulary:
             raise ConfigError(
-                f"The tokenizer has {vocabulary} tokens and the weights in {config} only {text.vocab_size}: take their "
+                f"The tokenizer has {vocabulary} tokens and the weights in {config} only {text.vocab_size}: use their "
                 "own, tokenizer=file tokenizer.path=TOKENIZER.JSON."
             )
         self.rows, self.loads, self.config.use_cache = text.vocab_size, weights == "loaded", False
@@ -137,7 +137,9 @@ class HuggingFace:
     def shapes(self) -> nn.Module:
         auto = library().AutoModelForCausalLM
         if type(self.config) not in auto._model_mapping:
-            raise ConfigError(f"model.config has model_type={self.config.model_type}, no causal language model.")
+            raise ConfigError(
+                f"model.config has model_type={self.config.model_type}, which is not a causal language model."
+            )
         try:
             model = auto.from_config(self.config, dtype=torch.float32)
         except Exception as error:  # its models raise kinds of their own

@@ -269,12 +269,12 @@ def _verify_running(cfg: Config) -> None:
     trainer = cfg.trainer
     if trainer.devices != 1 or trainer.num_nodes != 1:
         raise ConfigError(
-            f"norm_type={name} is not allowed with trainer.devices={trainer.devices}: its statistics would be each "
-            "device's own."
+            f"norm_type={name} is not allowed with trainer.devices={trainer.devices}: its statistics would "
+            "differ between devices."
         )
     if trainer.gradient_checkpointing:
         raise ConfigError(
-            f"norm_type={name} is not allowed with trainer.gradient_checkpointing=true: computed anew, a block would "
+            f"norm_type={name} is not allowed with trainer.gradient_checkpointing=true: a recomputed block would "
             "count its tokens twice."
         )
 

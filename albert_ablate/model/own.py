@@ -81,7 +81,7 @@ class OwnModel(TokenModel):
 
     def _module(self, made: Any) -> nn.Module:
         if not isinstance(made, nn.Module):
-            raise ConfigError(f"{self.name} gives a {type(made).__name__}: it must give a torch.nn.Module.")
+            raise ConfigError(f"{self.name} returns a {type(made).__name__}: it must return a torch.nn.Module.")
         return made
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -186,8 +186,8 @@ class OwnModel(TokenModel):
             given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             if given != shape or not logits.is_floating_point():
                 raise ConfigError(
-                    f"{self.name} gives {given} for {tokens.shape[0]} x {tokens.shape[1]} tokens: it must give logits "
-                    f"of shape {shape}, a number for each of {self.rows} tokens."
+                    f"{self.name} returns {given} for {tokens.shape[0]} x {tokens.shape[1]} tokens: it must return "
+                    f"logits of shape {shape}, a number for each of {self.rows} tokens."
                 )
             other = tokens.clone()
             other[:, -1] = (other[:, -1] + 1) % self.rows

@@ -53,7 +53,7 @@ def _of_config(folder: Path) -> tuple[Structure, str]:
     content = read_json(file)
     kind = content.get("model_type")
     if isinstance(kind, str) and kind in UNLIKE:
-        raise ConfigError(f"{file} has model_type={kind}, which this model cannot be: {UNLIKE[kind]}.")
+        raise ConfigError(f"{file} has model_type={kind}, which this model cannot represent: {UNLIKE[kind]}.")
     if not isinstance(kind, str) or kind not in READERS:
         raise ConfigError(
             f"{file} has model_type={kind}, which cannot be read: it must be one of {', '.join(READERS)}."
@@ -181,7 +181,7 @@ class Pretrained(Decoder):
         if ours > theirs:
             name = (cfg.choices or {}).get("tokenizer") or "this one"
             raise ConfigError(
-                f"tokenizer={name} has {ours} tokens and the checkpoint in {cfg.model.path} only {theirs}: take "
+                f"tokenizer={name} has {ours} tokens and the checkpoint in {cfg.model.path} only {theirs}: use "
                 "its own, tokenizer=file tokenizer.path=TOKENIZER.JSON."
             )
 

@@ -85,7 +85,7 @@ def _collected(files: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
     out: dict[str, Tensor] = {}
     for file in files:
         if twice := out.keys() & file.keys():
-            raise ConfigError(f"The weight {min(twice)} stands in two files of the checkpoint.")
+            raise ConfigError(f"The weight {min(twice)} is in two files of the checkpoint.")
         out |= file
     return out
 
@@ -130,7 +130,7 @@ def _pickled(file: Path, device: str) -> dict[str, Tensor]:
         content = torch.load(file, map_location=device, weights_only=True)
     except Exception as error:  # torch raises whatever its readers meet in a spoilt file
         if isinstance(error, pickle.UnpicklingError) and "global" in str(error).lower():
-            raise ConfigError(f"{file} holds more than tensors, and a pickle's code is not run.") from None
+            raise ConfigError(f"{file} holds more than tensors, and pickled code is never run.") from None
         raise ConfigError(f"{file} is cut off or not a file of weights: {type(error).__name__}.") from None
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
         raise ConfigError(f"{file} must hold tensors by name and nothing else.")

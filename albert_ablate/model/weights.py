@@ -12,7 +12,7 @@ from albert_ablate.streams import digest
 
 
 class Damaged(ValueError):
-    """A file that is not as it was written."""
+    """A file that was changed after it was written."""
 
 
 def load_checkpoint(path: Path, run: str | None = None) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def load_checkpoint(path: Path, run: str | None = None) -> dict[str, Any]:
     except Exception as error:  # zipfile has many for a header that was overwritten
         raise Damaged(f"it is damaged: {str(error).rstrip('.') or type(error).__name__}") from None
     if spoilt is not None:
-        raise Damaged(f"it is damaged: {spoilt} does not have its checksum")
+        raise Damaged(f"it is damaged: {spoilt} does not match its checksum")
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     whose = checkpoint.get("run") if isinstance(checkpoint, dict) else None
     if run and whose and whose != run:

@@ -32,7 +32,7 @@ def _wrong(key: str, value: Any) -> Wrong:
 def _status(key: str, value: Any) -> None:
     if not isinstance(value, str) or value not in STATES:
         raise Wrong(
-            f"its status {shown_value(value)} is none of {', '.join(STATES)}; a newer release may have written it"
+            f"its status {shown_value(value)} is not one of {', '.join(STATES)}; a newer release may have written it"
         )
 
 

@@ -115,7 +115,7 @@ class History:
         """Write all committed rows into a finished Arrow file, one batch, beside the stream."""
         length = self.commit()
         if _prefix_hash(self.path, length).hexdigest() != self.digest:
-            raise DamagedHistory(f"{self.path} is not as it was written")
+            raise DamagedHistory(f"{self.path} was changed after it was written")
         table = _conform(read_stream(self.path, length), self.schema).combine_chunks()
         table = table.replace_schema_metadata({**self.schema.metadata, DIGEST: _rows_digest(table)})
         sink = pa.BufferOutputStream()
@@ -260,6 +260,6 @@ def read_history(folder: Path, name: str, lengths: Mapping[str, int] | None, run
     table = pa.ipc.open_file(pa.BufferReader((folder / f"{name}.arrow").read_bytes())).read_all()
     digest = (table.schema.metadata or {}).get(DIGEST)  # an older release kept none
     if digest is not None and digest.decode("ascii", "replace") != _rows_digest(table):
-        raise DamagedHistory(f"{name}.arrow is damaged: its rows do not have their digest")
+        raise DamagedHistory(f"{name}.arrow is damaged: its rows do not match their checksum")
     _check_run(table, f"{name}.arrow", run)
     return _conform(table.replace_schema_metadata(None), schema)

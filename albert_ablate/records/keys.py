@@ -162,7 +162,7 @@ def _apart(jobs: Sequence[Mapping[str, Any]]) -> list[list[str] | None]:
     command = [sys.executable, "-m", __name__]
     done = subprocess.run(command, input=json.dumps(jobs), capture_output=True, text=True)
     if done.returncode:
-        raise ConfigError(f"Which runs are asked for cannot be found out: {last_line(done.stderr)}.")
+        raise ConfigError(f"The keys of the runs cannot be computed: {last_line(done.stderr)}.")
     return json.loads(done.stdout)
 
 

@@ -76,7 +76,7 @@ def continued_record(record: dict[str, Any], fresh: dict[str, Any]) -> dict[str,
     old, new = record["config"]["evaluation"]["tokens"], fresh["config"]["evaluation"]["tokens"]
     if old != new:
         raise ConfigError(
-            f"evaluation.tokens={new} is not allowed: this run was begun with {old}, and its evaluations are compared."
+            f"evaluation.tokens={new} is not allowed: this run began with {old}, and its evaluations must compare."
         )
     if record["provenance"] != fresh["provenance"]:
         record["resumed_under"] = fresh["provenance"]

@@ -321,25 +321,27 @@ def _compare(record: dict[str, Any]) -> str | None:
             )
     content = {key: value for key, value in record.items() if key != "checksums"}
     same = _hash(_dumped(content)) == sums.get("file")
-    return None if same else f"{FILE} was changed after the run wrote it, in what holds no result"
+    return None if same else f"{FILE} was changed after the run wrote it, but not in its results"
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
 def _constant(word: str) -> None:
-    raise Wrong(f"it holds {word}, which is not a number of JSON")
+    raise Wrong(f"it holds {word}, which is not a JSON number")
 
 
 def _parsed(raw: bytes, folder: str) -> Record:
     content = json.loads(raw.decode("utf-8"), parse_constant=_constant)
     if not isinstance(content, dict):
-        raise Wrong("it is no JSON object")
+        raise Wrong("it is not a JSON object")
     version = content.get("format", 1)
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
         raise Wrong(f"its format is {shown_value(version)}")
     if version > FORMAT:
-        raise Wrong(f"its format is version {version}, and this release reads up to version {FORMAT}: update it")
+        raise Wrong(
+            f"its format is version {version}, and this release reads up to version {FORMAT}: update albert_ablate"
+        )
     name = os.path.basename(os.path.abspath(folder))
     if "seed" not in content and is_seed(name):  # the folder says it too
         content["seed"] = int(name[4:])

@@ -44,7 +44,7 @@ def read_tuning(runs: Path, arm: str) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = f"{type(error).__name__}: {error}".removeprefix("ValueError: ")
-        raise ConfigError(f"{file} cannot be read ({why}): remove it to tune the arm anew.") from None
+        raise ConfigError(f"{file} cannot be read ({why}): remove it to tune the arm again.") from None
 
 
 def tuning_tokens(runs: Path) -> int:

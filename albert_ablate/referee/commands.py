@@ -209,7 +209,7 @@ def _answered(command: str, ask: Callable[[Progress], Any], as_json: bool, markd
         print(masked(str(error)), file=sys.stderr)
         return EXIT_CODES[INADMISSIBLE]
     except Stopped as stopped:
-        say("Stopped; the same command goes on from here.")
+        say("Stopped; the same command continues from here.")
         return 128 + stopped.number
     except (OSError, RuntimeError) as error:  # a full disk, a ledger in use: nothing was decided
         print(masked(f"{error}"), file=sys.stderr)

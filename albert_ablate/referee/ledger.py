@@ -39,7 +39,7 @@ class Ledger:
             self._text = self.path.read_bytes()
         except FileNotFoundError:
             if self.head.exists():
-                raise ConfigError(f"{self.path} is gone, and {self.head.name} says that it held entries.") from None
+                raise ConfigError(f"{self.path} is missing, and {self.head.name} says that it had entries.") from None
             self._text = b""
         self.entries, previous = [], START
         for number, line in enumerate(self._text.splitlines(), 1):
@@ -55,7 +55,7 @@ class Ledger:
         if not self.head.exists():
             # a kill before the head of the first line was written
             if len(self.entries) > 1:
-                raise ConfigError(f"{self.head} is gone: nothing says that {self.path.name} is whole.")
+                raise ConfigError(f"{self.head} is missing: without it {self.path.name} cannot be verified.")
             return
         head_hash = self.head.read_text().strip()
         # the head is written after the line, so that a kill may leave it one line behind

@@ -112,7 +112,7 @@ class Training:
             self.train([Job(role, side.overrides, rate, seed)])
             run = there()
         if run is None:
-            raise Crash("its run is done but is not evidence of this arm", role)
+            raise Crash("its run is finished but does not belong to this arm", role)
         value = math.inf if run.diverged else float(measure(self.metric).of(run))
         return Outcome(role, self.metric, value, clock() - begun)
 
@@ -134,9 +134,7 @@ class Training:
                 raise Inadmissible(data.pending_reason)
             self.train(data.jobs)
         else:
-            raise Crash(
-                f"no pair came of its runs: {data.pending_reason or 'they are done but are not those of the arms'}"
-            )
+            raise Crash(f"its runs do not form a pair: {data.pending_reason or 'they do not belong to the arms'}")
         seconds = (clock() - begun) / 2
         values = {
             role: math.inf if gone[at] else side[at]

@@ -153,7 +153,7 @@ class Session:
             old = self.kept_side(baseline_kept)
             if baseline and self.side(baseline).identity != old.identity:
                 since = f", accepted as proposal {number}" if number else ""
-                raise Inadmissible(f"This session's baseline is {old.text}{since}: ask against that.")
+                raise Inadmissible(f"This session's baseline is {old.text}{since}: compare with that.")
         self.check_kinds(old, new)
         if not confirm:
             refuse_same(old, new, self.place.repository)
@@ -175,7 +175,7 @@ class Session:
             )  # fmt: skip
         refusal = self.noise_pass(old)
         if refusal is None:
-            reason = "The time is spent within the A/A pass: ask again to go on."
+            reason = "The time ran out during the A/A pass: ask again to continue."
             return self.answer(Contrast(old.text, new.text, UNDECIDED, reason), None)
         if refusal:
             return self.answer(Contrast(old.text, new.text, INADMISSIBLE, refusal), None)
@@ -184,7 +184,7 @@ class Session:
     def check_kinds(self, old: Side, new: Side) -> None:
         if old.kind != new.kind:
             raise Inadmissible(
-                f"{old.text} is a {old.kind} side and {new.text} a {new.kind} side: compare like with like."
+                f"{old.text} is a {old.kind} side and {new.text} a {new.kind} side: both must be of one kind."
             )
         if new.kind == "overrides" and (
             why := measure_refusal(self.settings.metric or "test_loss", self.settings.margin, self.scale.relative)
@@ -208,7 +208,7 @@ class Session:
             recorded = recorded or current
             if current != recorded:
                 files = ", ".join(self.settings.evaluator) or "the code of albert_ablate"
-                raise Inadmissible(f"{side.text}: what measures ({files}) is not what it was when the session began.")
+                raise Inadmissible(f"{side.text}: what measures ({files}) has changed since the session began.")
 
     def recorded(self, new: Side, confirm: str) -> Answer | None:
         """The answer to a proposal that was judged before against what is kept now, or that made it so."""

@@ -153,7 +153,7 @@ def run_command(side: Side, seed: int, metric: str, limit: float, folder: Path, 
             try:
                 code = process.wait(None if math.isinf(limit) else limit)
             except subprocess.TimeoutExpired:
-                raise Crash(f"it took more than its {limit:g} s") from None
+                raise Crash(f"it exceeded its limit of {limit:g} s") from None
             finally:
                 _end(process)
             output.seek(0)

@@ -169,7 +169,7 @@ class Drawn:
 
 def drawn(title: str, chart: Callable[..., Any], table: pd.DataFrame, *more: Any) -> Drawn | str:
     """`chart` of the table, for a notebook; a sentence where the table is empty."""
-    return f"{title}: these runs hold nothing to draw." if table.empty else Drawn(chart(table, *more), title)
+    return f"{title}: these runs have no data for it." if table.empty else Drawn(chart(table, *more), title)
 
 
 def picture(chart: Any, suffix: str, scale: float = 2, arms: Sequence[str] = ()) -> bytes:
@@ -221,4 +221,4 @@ def writable(output: Path, suffixes: Sequence[str] = FORMATS) -> None:
     if output.exists() and output.is_dir() == bool(suffixes):
         raise ConfigError(f"{output} cannot be written: it is a {'folder' if suffixes else 'file'}.")
     if not os.access(output if output.is_dir() else output.absolute().parent, os.W_OK):
-        raise ConfigError(f"{output} cannot be written: you may not write there.")
+        raise ConfigError(f"{output} cannot be written: permission denied.")

@@ -238,8 +238,8 @@ def outcome(record: Mapping[str, Any]) -> str:
             "text's unigram model.",
         }.get(kind, f"It diverged ({kind})."),
         "running": "It is still running, or was killed; this is what it had committed.",
-        "stopped": "It was stopped, and goes on when it is started again.",
-        "failed": "It failed, and goes on when it is started again.",
+        "stopped": "It was stopped; starting it again resumes it.",
+        "failed": "It failed; starting it again resumes it.",
     }.get(record["status"], f"Its status is {record['status']}.")
     return f"{said} {human(done.get('step'))} of {human(done.get('steps'))} steps."
 

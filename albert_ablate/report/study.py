@@ -82,7 +82,7 @@ def read_study(root: Path, wanted: str | None = None) -> Study:
     notes = [f"{len(bench.unreadable)} records cannot be read."] if bench.unreadable else []
     done = [r for r in bench.evidence if r.record["status"] in DONE and r.record.get("role") == "confirmation"]
     if not done:
-        raise ConfigError("There is nothing to compare: no run that is no tuning run has finished or diverged.")
+        raise ConfigError("There is nothing to compare: no run other than tuning runs has finished or diverged.")
     common = Counter(_scope(r) for r in [r for r in done if not r.diverged] or done).most_common(1)[0][0]
     comparable = [r for r in done if _scope(r) == common]
     if others := len(bench.evidence) - len(comparable):

@@ -55,10 +55,10 @@ class Beside:
 def beside(one: OneRun, other: OneRun) -> Beside:
     """Two runs to be drawn together. Raises ConfigError where they are one, or their losses are of different tasks."""
     if one.folder.resolve() == other.folder.resolve():
-        raise ConfigError(f"{one.folder} is given twice: give two runs, or the one alone.")
+        raise ConfigError(f"{one.folder} is given twice: give two different runs, or one.")
     if one.decides or other.decides:
         both = "both classify" if one.decides and other.decides else "one of them classifies"
-        raise ConfigError(f"Two runs cannot be drawn together where {both} documents: `show` draws each alone.")
+        raise ConfigError(f"Two runs cannot be drawn together if {both} documents: `show` draws each alone.")
     rows = runs_in([one.folder, other.folder]).summary
     settings, called = settings_and_names(rows)
     arms = [called[s] for s in rows["setting"]]

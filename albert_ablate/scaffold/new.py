@@ -28,7 +28,7 @@ def component_files(group: str, name: str, folder: Path) -> dict[Path, str]:
         raise ConfigError(f"{name} is not allowed as a name: small letters, digits and _, a letter first.")
     with folders_named([folder / "conf"] if (folder / "conf").is_dir() else []):
         if name in options()[group]:
-            raise ConfigError(f"{group}={name} is there already: take another name.")
+            raise ConfigError(f"{group}={name} exists already: choose another name.")
     if module_file(name) or name in GROUPS:
         raise ConfigError(f"{name} is the name of an installed module, which Python would import: take another name.")
     words = {"group": group, "name": name, "Class": name.title().replace("_", "")}
@@ -51,7 +51,7 @@ def _read(name: str) -> str:
 def write_files(files: Mapping[Path, str]) -> None:
     """Write all of the files, or none where one is there already. Raises ConfigError."""
     if there := [path for path in files if path.exists()]:
-        raise ConfigError(f"{there[0]} is there already: nothing was written.")
+        raise ConfigError(f"{there[0]} exists already: nothing was written.")
     for path, content in files.items():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

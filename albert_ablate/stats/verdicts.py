@@ -246,13 +246,15 @@ def _word(claim: Claim, joint: Combined, effect: bool, inside: bool) -> tuple[st
             x = claim.parts[i]
             if np.isfinite(differences[i]).all() and abs(differences[i].mean() - x.shift) < x.slack:
                 return "within tuning slack", f"The estimate is smaller than the arms' tuning slack of {x.slack:.3g}."
-        return ("supported" if joint.supports else "refuted"), "An effect is found at the level that Holm leaves it."
+        return (
+            "supported" if joint.supports else "refuted"
+        ), "An effect was found at the significance level that Holm leaves it."
     if all(len(x) >= claim.N for x in differences):
         return "inconclusive", f"All {claim.N} pairs are in and neither bound was reached."
     if not any(len(x) for x in differences):
         return "open", "No pair of finished or diverged runs yet."
     if not within_reach(claim):
-        return "inconclusive", "Out of reach: if mean and spread stay as they are, no verdict comes by N."
+        return "inconclusive", "Out of reach: if mean and spread stay as they are, N pairs will not decide."
     return "undecided", "More pairs may decide."
 
 

@@ -214,7 +214,7 @@ def _search(
         if study.stopped is not None or left <= 0:
             break
         if in_a_row >= REFUSALS:
-            say(f"The last {in_a_row} proposals were refused: none is tried any more.")
+            say(f"The last {in_a_row} proposals were refused: no more are tried.")
             break
         new = propose(sweep, trials, results, min(study.workers, left))
         if not new:

@@ -61,7 +61,6 @@ def sweep(
 
     asked = read_sweep(file)
     if not dry_run:
-        runs.mkdir(parents=True, exist_ok=True)  # `ui` refuses a folder that is not there
         hint(f"Watch it: {shlex.join(['albert-ablate', 'ui', str(runs), *(overrides or ()), '--sweep', str(file)])}")
     code = run_sweep(asked, runs, _workers(workers), overrides or (), dry_run, tuned)
     if code == 0 and not dry_run:

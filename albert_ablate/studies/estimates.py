@@ -40,7 +40,7 @@ def say_price(
         unknown += seconds is None
         total += (seconds or 0.0) * _share_left(record)
     if unknown:
-        say(f"{unknown} runs have no estimate: no run of their model's size is done below {runs}.")
+        say(f"{unknown} runs have no time estimate: there is no finished run of their model size below {runs}.")
     if total:
         say(f"About {duration(total / workers)} with {workers} workers.")
     return times

@@ -69,7 +69,7 @@ def run_judge(
     external = is_external(runs)
     if external and (asked := [o for o, on in (("--run", run), ("--dry-run", dry_run), ("--verify", verify)) if on]):
         raise ConfigError(
-            f"{asked[0]} is not possible: {runs} is of another trainer, and nothing of it is trained here."
+            f"{asked[0]} is not possible: {runs} was made by another trainer, and nothing of it is trained here."
         )
     if dry_run:
         show_price(file, runs, only)
@@ -131,7 +131,7 @@ def verify_runs(
     for place in drawn:
         (planned,) = planned_of(trained[place], runs, ["force=true"])
         if planned.folder.resolve() != (runs / place).resolve():
-            say(f"{place}: its arm would be trained as {planned.folder.parent.name} today.")
+            say(f"{place}: not compared, its arm is trained as {planned.folder.parent.name} today.")
             continue
         verdict = run(compose([*planned.overrides])).get("reproduction", "not finished")
         same += verdict == "reproduced"
@@ -180,7 +180,7 @@ class PairRunner:
                 return 0
             claim, jobs = following
             if time.monotonic() - self.begun >= self.budget.seconds or self.tokens >= self.budget.tokens:
-                self.say("The budget is spent; the same command goes on from here.")
+                self.say("The budget is used up; the same command continues from here.")
                 return 0
             if code := self.do(claim, jobs):
                 return code
@@ -276,7 +276,7 @@ class PairRunner:
             self.say(f"{claim.name} {SKIPPED}: {p.name} failed: {last_line(error)}")
             self.broken.add(claim.name)
         if not failed and self._still_lacks(claim, jobs):
-            self.say(f"{claim.name} {SKIPPED}: the runs it asked for are done but are not those of its arms.")
+            self.say(f"{claim.name} {SKIPPED}: the runs it trained do not belong to its arms.")
             self.broken.add(claim.name)
         return 0
 

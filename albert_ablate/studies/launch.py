@@ -137,7 +137,7 @@ class Study:
             if self.stopped is not None:
                 raise KeyboardInterrupt
             self.stopped = number
-            self.say("Stopping; the same command goes on from here.")
+            self.say("Stopping; the same command continues from here.")
             for folder in self.launch_folders:
                 with contextlib.suppress(OSError):  # a full disk
                     (folder / "stop").write_text(str(number))
@@ -181,7 +181,7 @@ def launch_folder(batch: Sequence[Planned]) -> Iterator[Path]:
         except OSError as error:
             if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
                 raise ConfigError(f"--runs={root.parent} cannot be written to: {error.strerror}.") from None
-            raise RuntimeError(f"The sweep cannot go on: {root}: {error.strerror or error}.") from None
+            raise RuntimeError(f"The sweep cannot continue: {root}: {error.strerror or error}.") from None
         try:
             yield folder
         finally:

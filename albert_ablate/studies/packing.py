@@ -93,7 +93,7 @@ def _answer(pipe: Connection) -> float:
     try:
         answer = pipe.recv()
     except EOFError:
-        raise RuntimeError("--workers auto: a process that measured was killed, often for lack of memory.") from None
+        raise RuntimeError("--workers auto: a measuring process was killed, often because memory ran out.") from None
     if isinstance(answer, str):
         raise ConfigError(answer)
     return answer
@@ -134,7 +134,7 @@ def _training_step(overrides: Sequence[str]) -> Callable[[], int]:
 
     cfg = compose(list(overrides))
     if cfg.trainer.accelerator != "cpu" and torch.cuda.is_available():
-        raise ConfigError("it would be trained on a GPU, and what is measured are cores. Give a number.")
+        raise ConfigError("it would be trained on a GPU, and auto measures CPU cores. Give a number.")
     torch.set_num_threads(1)
     model, loss = build_model(cfg).train(), construct(cfg.loss)
     optimizer = build(cfg.optimizer, decay_groups(model), False)

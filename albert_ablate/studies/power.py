@@ -33,7 +33,7 @@ def show_plan(
             for line in plan_lines(file, claim, form, store, speed, effects, spread):
                 print(line)
     if speed:
-        print(f"Hours are of one process at {speed:.2g} FLOPs/s, as the runs below {runs} had.")
+        print(f"Hours assume one process at {speed:.2g} FLOPs/s, as the runs below {runs} had.")
 
 
 def plan_lines(

@@ -41,17 +41,17 @@ def show_price(file: ClaimsFile, runs: Path, only: Sequence[str] = ()) -> None:
             print(outlook.line(speed))
             outlooks[form].append(outlook)
     store.keys.save()
-    print("all of these, runs that they share once")
+    print("all of these (shared runs counted once)")
     for form, jobs in all_jobs.items():
         if jobs:
             print(_row(form, jobs, speed))
             print(_all_line(outlooks[form], speed))
     print(
-        "Expected: mean pairs until an effect is found that is as large as so many spreads of a pair's difference, or "
-        "margins where the spread is known, at the strictest step of Holm over the family."
+        "Expected: mean number of pairs until an effect of this size is found, in spreads of a pair's difference, or "
+        "in margins where the spread is known; at the strictest step of Holm's correction."
     )
     if speed:
-        print(f"Hours are of one process at {speed:.2g} FLOPs/s, as the runs below {runs} had.")
+        print(f"Hours assume one process at {speed:.2g} FLOPs/s, as the runs below {runs} had.")
     else:
         print(f"No run below {runs} is done: hours are unknown until one is.")
 

@@ -144,7 +144,7 @@ def show_status(
         raise ConfigError("--watch and --json exclude each other: --json prints one document.")
     sweep = None if file is None else read_sweep(file)
     if overrides and sweep is None:
-        raise ConfigError(f"{overrides[0]} would do nothing: it says how a sweep was run, give its file with --sweep.")
+        raise ConfigError(f"{overrides[0]} has no effect without --sweep: overrides say how a sweep was run.")
 
     overrides = own_overrides(overrides) if sweep else overrides
 
@@ -160,7 +160,8 @@ def show_status(
             console.print(_picture(arms_table, console))
         if sweep and arms_table and all(r["status"] == "pending" for row in arms_table.values() for r in row.values()):
             print(
-                "None of these runs was begun: give the overrides that the sweep was run with, if any.", file=sys.stderr
+                "None of these runs was started: give the overrides that the sweep was run with, if any.",
+                file=sys.stderr,
             )
         return
     with Live(console=console, auto_refresh=False) as live:

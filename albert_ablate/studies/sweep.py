@@ -38,7 +38,7 @@ def run_sweep(
     _say_tuned(tuned or {}, say)
     to_do = [p for p in planned if not has_ended(p.folder)]
     if sweep.repeated:
-        say(f"{sweep.repeated} combinations are left out: they are settings that others are already.")
+        say(f"{sweep.repeated} combinations are skipped: they repeat the settings of others.")
     say(f"{sweep.path}: {len(planned)} runs, {len(planned) - len(to_do)} done, {len(to_do)} to do.")
     if dry_run:
         show_plan(planned, runs, workers, say)

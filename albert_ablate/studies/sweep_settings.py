@@ -98,7 +98,7 @@ def refuse_places(overrides: Iterable[str], where: str) -> None:
     """Raise ConfigError for an override that says where the runs lie, which `--runs` does."""
     for override in overrides:
         if override.lstrip("+").partition("=")[0] in ("paths.runs", "paths"):
-            raise ConfigError(f"{where}: {override} cannot be honoured: the folder of the runs is given by --runs.")
+            raise ConfigError(f"{where}: {override} is not allowed: name the folder of runs by --runs.")
 
 
 def own_overrides(overrides: Iterable[str]) -> list[str]:

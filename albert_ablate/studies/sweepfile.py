@@ -27,7 +27,7 @@ NUMBER = re.compile(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 def read_sweep(path: str | Path) -> Sweep:
     """The sweep in a W&B sweep file, or in the shipped one of this name.
 
-    Raises ConfigError for what cannot be honoured, naming its key.
+    Raises ConfigError for what is not supported, naming its key.
     """
     import yaml
 
@@ -37,7 +37,7 @@ def read_sweep(path: str | Path) -> Sweep:
         def construct_mapping(self, node: Any, deep: bool = False) -> dict:
             keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
             if twice := [key for i, key in enumerate(keys) if key in keys[:i]]:
-                raise ConfigError(f"{path}: {twice[0]} stands twice.")
+                raise ConfigError(f"{path}: {twice[0]} is given twice.")
             return super().construct_mapping(node, deep)
 
     path = study_file(path)
@@ -70,9 +70,9 @@ def _sweep(path: Path, tree: Any, served: bool = False) -> Sweep:
         raise ConfigError("a sweep file holds method and parameters.")
     for key in tree:
         if key == "early_terminate":
-            raise ConfigError("early_terminate cannot be honoured: leave it out; every run of an arm gets its budget.")
+            raise ConfigError("early_terminate is not supported: remove it; every run of an arm gets its whole budget.")
         if key not in KEYS:
-            raise ConfigError(f"{key} cannot be honoured: a sweep file holds {nearest(str(key), KEYS)}.")
+            raise ConfigError(f"{key} is not supported: a sweep file holds {nearest(str(key), KEYS)}.")
     method = tree.get("method")
     if method not in METHODS:
         raise ConfigError(f"method={method} is not allowed: it must be one of {', '.join(METHODS)}.")
@@ -97,7 +97,7 @@ def _sweep(path: Path, tree: Any, served: bool = False) -> Sweep:
                 near = nearest(str(value), known[p.name])
                 raise ConfigError(f"{p.name}={written(value)} is not an option: {p.name} is one of {near}.")
         if twice := [o for o in fixed if o.partition("=")[0] == p.name]:
-            raise ConfigError(f"{p.name} stands in the parameters and in the command ({twice[0]}): leave one out.")
+            raise ConfigError(f"{p.name} is set in the parameters and in the command ({twice[0]}): leave one out.")
         for value in p.values or (p.at(0.5),):
             refuse_untrusted([f"{p.name}={written(value)}"], own_file=not served)
     return Sweep(path, method, parameters, fixed, cap, metric, maximize)
@@ -113,7 +113,7 @@ def _flat(parameters: Mapping, above: str = "") -> Iterator[tuple[str, Any]]:
             raise ConfigError(f"{name}.parameters must hold keys and their values, and nothing may stand beside it.")
         for dotted, inner in _flat(spec["parameters"], f"{name}.") if nested else [(name, spec)]:
             if dotted in seen:
-                raise ConfigError(f"{dotted} stands twice.")
+                raise ConfigError(f"{dotted} is given twice.")
             seen.add(dotted)
             yield dotted, inner
 
@@ -207,7 +207,7 @@ def _listed(name: str, given: dict, distribution: str | None) -> Parameter:
         raise ConfigError(f"{name}: values={reprlib.repr(values)} is not allowed: it must be a list of one or more.")
     values = [_value(name, v) for v in values]
     if len({json.dumps(v) for v in values}) < len(values):
-        raise ConfigError(f"{name}: a value stands twice in {reprlib.repr(listed)}.")
+        raise ConfigError(f"{name}: a value is repeated in {reprlib.repr(listed)}.")
     if weights is not None and (
         not isinstance(weights, list)
         or len(weights) != len(values)
@@ -251,7 +251,7 @@ def _metric(metric: Any, method: str) -> tuple[str | None, bool]:
         raise ConfigError(f"metric={metric} is not allowed: its name must be one of {', '.join(METRICS)}.")
     for key in metric:
         if key not in ("name", "goal"):
-            raise ConfigError(f"metric.{key} cannot be honoured: a metric has a name and a goal.")
+            raise ConfigError(f"metric.{key} is not supported: a metric has a name and a goal.")
     goal = metric.get("goal", "minimize")
     if goal not in ("minimize", "maximize"):
         raise ConfigError(f"metric.goal={goal} is not allowed: it must be minimize or maximize.")
@@ -279,16 +279,16 @@ def _command(tree: Mapping) -> tuple[str, ...]:
     for word in words[:place]:
         if "=" in word and not word.startswith("-"):
             raise ConfigError(
-                f"command: {word} before the program cannot be honoured: without a server no command is run; set the "
+                f"command: {word} before the program is not supported: without a server no command is run; set the "
                 "variable where `albert-ablate sweep` is called."
             )
     fixed = [w for w in words[place + 1 :] if w not in ARGUMENTS]
     for word in fixed:
         if "${" in word or "=" not in word or word.startswith("-"):
             raise ConfigError(
-                f"command: {word} cannot be honoured: after the program stand key=value and {' or '.join(ARGUMENTS)}."
+                f"command: {word} is not supported: after the program stand key=value and {' or '.join(ARGUMENTS)}."
             )
     fixed = [w.lstrip("+") for w in fixed]
     if twice := given_twice(fixed):
-        raise ConfigError(f"command: {twice[0]} stands twice.")
+        raise ConfigError(f"command: {twice[0]} is given twice.")
     return tuple(fixed)

@@ -130,12 +130,13 @@ def tune_together(
     price = tuning_price(rates, seeds)
     say(
         f"{', '.join(dict.fromkeys(str(s.path) for s in sweeps))}: {len(arms)} arms, {len(tuned)} tuned, "
-        f"{len(to_tune)} to tune with {rates} runs of 1/{SHARE} of the budget and {WINDOW * seeds} to "
-        f"{(WINDOW + MOVES) * seeds} of all of it each: {price.expected:.4g} times a run's budget expected, "
+        f"{len(to_tune)} to tune, each with {rates} runs of 1/{SHARE} of the budget and {WINDOW * seeds} to "
+        f"{(WINDOW + MOVES) * seeds} runs of the whole budget: the cost of {price.expected:.4g} runs expected, of "
         f"{price.worst:.4g} at most."
     )
     if narrow:
-        say(f"Tuned with fewer rates than others here, and gets as many: {', '.join(a.label for a in narrow)}.")
+        labels = ", ".join(a.label for a in narrow)
+        say(f"Tuned with fewer learning rates than other arms, the missing ones are trained now: {labels}.")
     tuner = _Tuner(runs, extra, Study(launcher, workers, say), seeds, objective, named=len(sweeps) > 1)
     if dry_run:
         _show_price(tuner, to_tune, rates, seeds, workers, say)
@@ -157,17 +158,17 @@ def describe(label: str, tuning: Mapping[str, Any]) -> str:
     full = sorted((c for c in tuning["curve"] if c["tokens"] == tuning["tokens"]), key=lambda c: c["rate"])
     curve = ", ".join(f"{c['rate']:g}: {_mean_words(c)}" for c in full)
     if not tuning["trained"]:
-        return f"{label}: no rate trains it; its runs take {tuning['rate']:g} and will diverge ({curve})"
+        return f"{label}: no learning rate trains it; its runs use {tuning['rate']:g} and will diverge ({curve})"
     slack = f"slack {tuning['slack']:.2g} nats" if tuning["slack"] is not None else "slack unknown"
     line = f"{label}: {LEARNING_RATE}={tuning['rate']:g} ({curve}; {slack})"
     if tuning["edge"]:
         tried = f" after {len(full) - WINDOW} moves of the window" if tuning.get("rule") else ""
         return (
-            f"{line}; the best rate is the {tuning['edge']}est that was run{tried}: give {LEARNING_RATE} in the file "
-            "to move the grid"
+            f"{line}; the best learning rate is the {tuning['edge']}est that was run{tried}: set {LEARNING_RATE} in "
+            "the file to move the grid"
         )
     if tuning.get("fitted") is False:
-        line += "; no parabola was fitted, the rate is the best one that was run"
+        line += "; no parabola was fitted, this is the best learning rate that was run"
     return line
 
 
@@ -363,7 +364,7 @@ def _without_rate(sweep: Sweep) -> Sweep:
 def _refuse(sweep: Sweep, overrides: Sequence[str], rates: int, seeds: int, objective: str) -> None:
     for o in overrides:
         if o.lstrip("+").partition("=")[0] in (LEARNING_RATE, "seed"):
-            raise ConfigError(f"{o} is not allowed: tune chooses the rate, and trains on tuning seeds.")
+            raise ConfigError(f"{o} is not allowed: tune chooses the learning rate and the seeds.")
     if sweep.method == "bayes":
         raise ConfigError(f"{sweep.path}: method=bayes has no arms to tune before it is run: take grid or random.")
     if rates < LEAST_RATES or rates % 2 == 0:
@@ -382,7 +383,7 @@ def _show_price(tuner: _Tuner, arms: Sequence[Arm], rates: int, seeds: int, work
         say(f"{arm.label}: rates {', '.join(f'{r:g}' for r in arm.grid)}, {arm.tokens:,} tokens ({arm.id})")
     if arms:
         price = tuning_price(rates, seeds)
-        say(f"Without a move of a window; expected {price.expected / (rates / SHARE + WINDOW * seeds):.2f} times that:")
+        say(f"If no window moves (expected: {price.expected / (rates / SHARE + WINDOW * seeds):.2f} times this):")
     say_price(tuner.price(arms, WINDOW), tuner.runs, workers, say)
     if arms:
         say("At most:")

@@ -156,7 +156,7 @@ class Tracker(NoLogger):
         self.told = True
         command = f"albert-ablate sync {shlex.quote(str(self.folder))} --to {self.SYNC}{self.sync_options()}"
         mends = f"; `{command}` sends what is missing once the run is done" if self.SYNC else ""
-        print(masked(f"{self.NAME} failed and the run goes on ({why}){mends}."), file=sys.stderr, flush=True)
+        print(masked(f"{self.NAME} failed and the run continues ({why}){mends}."), file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
     def _slow_failure_noted(self) -> Iterator[None]:

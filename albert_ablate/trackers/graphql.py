@@ -41,7 +41,7 @@ def ask(url: str, key: str, query: str, variables: dict[str, Any]) -> dict[str, 
     thread.start()
     thread.join(DEADLINE)
     if not got:
-        raise TimeoutError(f"no whole answer within {DEADLINE:.0f} s")
+        raise TimeoutError(f"no complete answer within {DEADLINE:.0f} s")
     if isinstance(got[0], Exception):
         raise got[0]
     return got[0]

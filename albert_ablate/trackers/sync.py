@@ -100,7 +100,7 @@ def _wandb(project: str | None, entity: str | None, scratch: Path) -> tuple[Send
             tracker.begin(scratch, record, rows)
             tracker.end(record)
             if not tracker.arrived(scratch, record):
-                raise OSError("the server has not got every row")
+                raise OSError("the server did not receive every row")
         except BaseException:
             release()
             raise

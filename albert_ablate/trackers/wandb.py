@@ -172,7 +172,7 @@ class Wandb(Tracker):
                 return
             if pause is not None:
                 time.sleep(pause)
-        raise OSError(f"the server has not got every row: {rows_on_server} of {self.next}")
+        raise OSError(f"the server did not receive every row: {rows_on_server} of {self.next}")
 
     def arrived(self, folder: Path, record: Mapping) -> bool:
         """Whether the server has every row; asked by opening the run there once more."""

@@ -24,10 +24,10 @@ def last_commit(folder: RunFolder, run: str | None) -> tuple[Path | None, int]:
             trouble.append(str(error))
             continue
         if trouble:
-            print(f"{trouble[0]}: the run goes on from its commit before, at step {step}.", file=sys.stderr)
+            print(f"{trouble[0]}: the run resumes from its previous commit, at step {step}.", file=sys.stderr)
         return committed, step
     if trouble:
-        print(f"{'; '.join(dict.fromkeys(trouble))}: the run begins again.", file=sys.stderr)
+        print(f"{'; '.join(dict.fromkeys(trouble))}: the run starts again from step 0.", file=sys.stderr)
     return None, 0
 
 

@@ -64,7 +64,7 @@ def banner(record: Mapping, estimate: float | None) -> str:
         + (f", about {duration(estimate)}" if estimate else "")
     )
     if record.get("resumed_at"):
-        lines.append(f"  goes on from step {record['resumed_at']}")
+        lines.append(f"  resumes from step {record['resumed_at']}")
     return "\n".join(lines)
 
 
@@ -111,7 +111,7 @@ def show_record(record: Mapping) -> None:
     if record.get("reproduction"):
         print(f"Trained again: {record['reproduction']}.")
     if record["status"] == "stopped":
-        print(f"Stopped at step {record['progress']['step']}; the same command goes on from there.")
+        print(f"Stopped at step {record['progress']['step']}; the same command continues from there.")
     show_result(record)
     if record.get("evaluations"):
         show_evaluations(record["evaluations"])

@@ -149,7 +149,7 @@ def unbound(cfg: Config, group: str, option: str, unlisted: Sequence[str] = ()) 
     if check(to_container(cfg)) != cfg:
         return "checked twice, the configuration changes."
     if (cfg.choices or {}).get(group) != option:
-        return f"{group}={option} is not noted among the options taken."
+        return f"{group}={option} is missing from the choices of the configuration."
     if group not in COMPONENTS:  # else `group.name=value` could not be set without a plus
         return ""
     written = _written(group, option)

@@ -71,7 +71,9 @@ def continuation(
     codec = _codec(cfg, run)
     begin = prompt or target_of(cfg.data._target_).separator
     if not begin:
-        raise ConfigError("--prompt is empty, and the text of this run has no mark between documents to begin with.")
+        raise ConfigError(
+            "--prompt is empty, and the text of this run has no separator between documents to begin with."
+        )
     try:
         given = [int(t) for t in codec.encode(begin)]
     except UnicodeEncodeError:
@@ -172,7 +174,7 @@ def _record(run: Path) -> Mapping[str, Any]:
     if record is None:
         raise not_a_run(run)
     if record["status"] not in ("finished", "diverged"):
-        raise ConfigError(f"{run} is {record['status']}, not finished: the command that began it goes on with it.")
+        raise ConfigError(f"{run} is {record['status']}, not finished: repeat its command to resume it.")
     require(run, record, "config", "provenance.threads", "data.fingerprint")
     if record["config"].get("task", {}).get("_target_", DEFAULT_TARGETS["task"]) != DEFAULT_TARGETS["task"]:
         trunk = record.get("trunk") or {}
@@ -192,5 +194,5 @@ def _codec(cfg: Config, run: Path) -> Any:
     packed = pack(build(cfg.data), tokenizer, cache_folder(cfg.paths.cache))
     expected = RunFolder(run).record()["data"]["fingerprint"]  # type: ignore[index]
     if packed.fingerprint != expected:
-        raise ConfigError(f"The text of {run} has changed since: its tokenizer is not to be had any more.")
+        raise ConfigError(f"The text of {run} has changed since: its tokenizer cannot be rebuilt.")
     return packed.codec

@@ -37,7 +37,7 @@ def language_session(job: Job, record: dict[str, Any], ranks: Ranks, stop: StopS
     record["proof"]["initial_draws"] = model.initial_draws
     record["model"] = model.described()
     if not dataset.reversible and ranks.first:
-        print("The tokenizer does not give the text back: bits per byte are left out.", file=sys.stderr)
+        print("The tokenizer does not reproduce the text: bits per byte are not reported.", file=sys.stderr)
     module = LanguageModel(model, cfg, steps, sharded=ranks.size > 1 and cfg.trainer.strategy == "fsdp")
     recorder = LanguageRecorder(
         Evaluator(dataset, context, cfg.evaluation.tokens, ranks),

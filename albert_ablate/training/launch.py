@@ -108,7 +108,7 @@ def _record_of(answer: Path, children: list[subprocess.Popen]) -> dict[str, Any]
     if "failure" in answered:
         raise RunFailed("; ".join([answered["failure"], *died[1:]]))
     if "record" not in answered:
-        raise RunFailed(f"The run failed: {'; '.join(died)}. The same command goes on from its last commit.")
+        raise RunFailed(f"The run failed: {'; '.join(died)}. The same command continues from its last commit.")
     return answered["record"]
 
 

@@ -203,14 +203,14 @@ def _check_arguments(arguments: list[str]) -> None:
         name, equals, value = argument.partition("=")
         key = name.lstrip("-+~")
         if name == "--experimental-rerun":
-            raise ConfigError(f"{name} is not allowed: the command that made a run finds it or goes on with it.")
+            raise ConfigError(f"{name} is not allowed: repeat the command of a run to resume it.")
         if key == "hydra.sweeper.params" and not sweeper:
             raise ConfigError(f"{argument} is not allowed: the values of a grid are written -m seed=0,1.")
         if name.startswith("-") and name not in flags:
             write = f"{key}={value}" if equals else f"{key}=VALUE"
             raise ConfigError(f"{argument} is unknown: settings are written without dashes, {write}.")
         if equals and not key:
-            raise ConfigError(f"'{argument}' cannot be read as key=value: it names no key.")
+            raise ConfigError(f"'{argument}' cannot be read as key=value: it has no key.")
 
 
 def without_lacking(arguments: list[str]) -> list[str]:
@@ -222,7 +222,7 @@ def without_lacking(arguments: list[str]) -> list[str]:
     left = [key for key in taken if lacking(key, taken, lambda group: options()[group])]
     for key in left:
         group = key.partition(".")[0]
-        print(f"{key}={taken[key]} is left out: {group}={taken[group]} has no such number.", file=sys.stderr)
+        print(f"{key}={taken[key]} is ignored: {group}={taken[group]} has no such setting.", file=sys.stderr)
     return [a for a in arguments if a.partition("=")[0] not in left]
 
 

@@ -83,7 +83,7 @@ def _loader(module: Any, method: str, name: str, optional: bool) -> DataLoader |
         return None
     loader = getattr(module, method)()
     if not isinstance(loader, DataLoader) or loader.batch_size is None:
-        raise ConfigError(f"{name} gives a {type(loader).__name__}: it must give a DataLoader with a batch size.")
+        raise ConfigError(f"{name} returns a {type(loader).__name__}: it must return a DataLoader with a batch size.")
     if isinstance(loader.dataset, IterableDataset) or not hasattr(loader.dataset, "__len__"):
         raise ConfigError(
             f"{name} has a dataset without a length: its order cannot be drawn, it needs __getitem__ and __len__."

@@ -25,7 +25,7 @@ def loss_of(out: Any, name: str) -> Tensor:
     """The loss in what a step gave: itself, or a mapping's entry of that name."""
     loss = out.get("loss") if isinstance(out, Mapping) else out
     if not isinstance(loss, Tensor) or loss.numel() != 1:
-        raise ConfigError(f"{name} gives a {type(loss).__name__}: it must give its loss, a tensor of one number.")
+        raise ConfigError(f"{name} returns a {type(loss).__name__}: it must return its loss, a tensor of one number.")
     return loss.reshape(())
 
 

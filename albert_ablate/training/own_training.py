@@ -155,7 +155,7 @@ def _one_optimizer(found: Any, name: str) -> tuple[torch.optim.Optimizer, dict[s
     elif isinstance(found, list | tuple) and len(found) == 1:
         found = found[0]
     if not isinstance(found, torch.optim.Optimizer):
-        raise ConfigError(f"{name}: configure_optimizers must give one optimizer, with at most one schedule.")
+        raise ConfigError(f"{name}: configure_optimizers must return one optimizer, with at most one schedule.")
     if scheduler is None:
         return found, None
     if not isinstance(scheduler, Mapping) or scheduler.get("interval") != "step" or "monitor" in scheduler:

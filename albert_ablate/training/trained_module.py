@@ -77,6 +77,6 @@ class TrainedModule(pl.LightningModule):
         """torch hands an optimizer's state out by position, whatever the shapes: in another order it would corrupt."""
         if self.order is not None and self.saved_order is not None and self.order != self.saved_order:
             raise ConfigError(
-                "This run was begun by another version of albert_ablate, whose checkpoint this one cannot go on from: "
-                f"remove {self.trainer.default_root_dir} to train it anew."
+                "This run was started by another version of albert_ablate, whose checkpoint cannot be resumed: "
+                f"remove {self.trainer.default_root_dir} to train it again."
             )

@@ -53,10 +53,11 @@ def ui(
     except ImportError as error:
         raise ConfigError(f"`ui` needs the package {error.name}: pip install 'albert_ablate[ui]'.") from None
     render.require()
-    require_runs_folder(runs)
+    if sweep is None or runs.exists():  # the sweep's own hint names `ui` before its first run makes the folder
+        require_runs_folder(runs)
     found = None if sweep is None else read_sweep(sweep)
     if overrides and found is None:
-        raise ConfigError(f"{overrides[0]} would do nothing: it says how a sweep was run, give its file with --sweep.")
+        raise ConfigError(f"{overrides[0]} has no effect without --sweep: overrides say how a sweep was run.")
 
     from albert_ablate.ui.live import Pages
     from albert_ablate.ui.server import serve

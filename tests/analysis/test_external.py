@@ -146,14 +146,14 @@ BAD = {
     "no seed": ("arm,test_loss\na,1\n", "has no column seed: it has arm, test_loss"),
     "a seed of words": ("arm,seed,x\na,one,1\n", "line 2: the seed 'one' is not a whole number"),
     "half a seed": ("arm,seed,x\na,1.5,1\n", "line 2: the seed '1.5' is not a whole number"),
-    "twice": ("arm,seed,x\na,1,1\nb,1,1\na,1,2\n", "line 4: a, seed 1 stands there twice"),
+    "twice": ("arm,seed,x\na,1,1\nb,1,1\na,1,2\n", "line 4: a, seed 1 is given twice"),
     "backwards": ("arm,seed,step,x\na,1,10,1\na,1,5,1\n", "line 3: the step of a, seed 1 goes back from 10 to 5"),
     "a step of words": ("arm,seed,step,x\na,1,ten,1\n", "line 2: the step 'ten' is not a number"),
     "ragged": ("arm,seed,x\na,1\n", "line 2 has 2 cells, and there are 3 columns"),
     "no arm": ("arm,seed,x\n,1,1\n", "line 2 has no arm"),
     "a column twice": ("arm,seed,x,x\na,1,1,2\n", "has the column x twice"),
     "empty": ("", "has no column arm: it has no row"),
-    "a status of its own": ("arm,seed,x,status\na,0,1,oom\n", "line 2: the status oom is none of .*failed"),
+    "a status of its own": ("arm,seed,x,status\na,0,1,oom\n", "line 2: the status oom is not one of .*failed"),
     "no rows": ("arm,seed,x\n", "has no column arm"),
 }
 

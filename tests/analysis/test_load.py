@@ -106,7 +106,7 @@ def reason(copied, name):
         (b"\0" * 99, "cannot be read"),
         (b'{"status": "\xff"}', "UnicodeDecodeError"),
         (b"[" * 100_000, "RecursionError"),
-        (b"[1]", "it is no JSON object"),
+        (b"[1]", "it is not a JSON object"),
         (b'{"seed": 0}', "it has no status"),
         (b'{"status": "finished", "seed": "0"}', "its seed is '0'"),
         (b'{"status": "finished", "seed": 0, "choices": ["x"]}', "its choices is a list"),

@@ -251,7 +251,7 @@ def test_a_checked_configuration_has_attributes_and_is_read_only():
         (["clip.factor=0.01"], "clip.factor=0.01 is unknown: clip=norm takes max_norm; it belongs to clip=agc"),
         (["data.path=x"], "data.path=x is unknown: data=wikipedia_en takes batch"),
         (["data=text_files"], "data.path is missing: data=text_files needs text"),
-        (["choices.norm=post_ln"], "it is filled in"),
+        (["choices.norm=post_ln"], "it is set automatically"),
     ],
 )
 def test_what_contradicts_or_would_do_nothing_is_refused(overrides, words):

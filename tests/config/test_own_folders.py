@@ -198,7 +198,7 @@ def test_a_server_may_choose_an_option_and_name_no_folder(own, monkeypatch, caps
             refuse_untrusted([given])
     monkeypatch.setenv("WANDB_SWEEP_ID", "a-sweep")
     for given in (f"--config-dir={own}/conf", f"hydra.searchpath=[{own}/conf]"):
-        assert "may not come from a sweep" in said(capsys, "run", "norm=halved", given)
+        assert "is not allowed from a sweep" in said(capsys, "run", "norm=halved", given)
     own_file = own / "study.yaml"
     own_file.write_text("method: grid\nparameters:\n  norm: {values: [halved, pre_ln]}\n  seed: {value: 0}\n")
     with folders_named([own / "conf"]):
@@ -239,7 +239,7 @@ def test_a_folder_that_is_not_there_is_one_sentence(given, words, tmp_path, monk
 OPTIONS = {
     "a class that is not there": ("_target_: MODULE.Halfed\n", "MODULE.Halfed cannot be imported: "),
     "a module that is not there": ("_target_: no_such_module.X\n", "no_such_module.X cannot be imported: No module"),
-    "no class": ("scale: 0.5\n", "halved.yaml names no class: it needs a line _target_: module.Class."),
+    "no class": ("scale: 0.5\n", "halved.yaml does not name a class: it needs a line _target_: module.Class."),
     "nothing": ("", "halved.yaml is not an option: it holds key: value lines."),
     "no YAML": ("a: b: c\n", "halved.yaml cannot be read as YAML: line 1, column 5: "),
     "an argument it lacks": (OPTION + "more: 1\n", "norm.more=1 is unknown: norm=halved takes scale"),
@@ -282,12 +282,12 @@ def test_a_module_that_breaks_is_one_sentence_with_its_line(content, own, monkey
 def test_two_options_of_one_name_are_refused(own, tmp_path, monkeypatch, capsys):
     other = made(tmp_path / "other", "module_second")
     monkeypatch.setenv(CONF, os.pathsep.join([str(own / "conf"), str(other / "conf")]))
-    both = f"norm=halved stands in two folders, {own}/conf/norm and {other}/conf/norm: give one of the two files"
+    both = f"norm=halved is defined in two folders, {own}/conf/norm and {other}/conf/norm: give one of the two files"
     for command in (["methods"], ["run", "norm=pre_ln"], ["compare", "norm=pre_ln", "norm=rezero"]):
         assert both in said(capsys, *command)
     monkeypatch.setenv(CONF, f"{own}/conf")
     (own / "conf" / "norm" / "halved.yaml").rename(own / "conf" / "norm" / "pre_ln.yaml")
-    assert f"norm=pre_ln stands in two folders, {ROOT}/conf/norm and {own}/conf/norm" in said(capsys, "run")
+    assert f"norm=pre_ln is defined in two folders, {ROOT}/conf/norm and {own}/conf/norm" in said(capsys, "run")
 
 
 def test_a_folder_that_is_no_group_is_refused(own, monkeypatch, capsys):

@@ -147,7 +147,7 @@ def test_no_secret_is_in_what_a_tracker_or_an_agent_says(monkeypatch, capsys):
     failed = Tracker()
     failed.folder, failed.told = Path("runs"), False
     failed.tell(f"at {ADDRESS}")
-    assert capsys.readouterr().err == f"{failed.NAME} failed and the run goes on (at {HIDDEN}).\n"
+    assert capsys.readouterr().err == f"{failed.NAME} failed and the run continues (at {HIDDEN}).\n"
     assert reason(OSError(f"at {ADDRESS}")) == f"OSError: at {HIDDEN}"
     said: list[str] = []
     Agent(None, None, 1, say=said.append).say(f"at {ADDRESS}")  # type: ignore[arg-type]

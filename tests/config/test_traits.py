@@ -17,7 +17,7 @@ from albert_ablate.optim.clipping import AutoClip
             optimizers.lion,
             "averages_weights",
             ["optimizer=lion", "norm=ngpt", "attention=rotary", "optimizer.weight_decay=0"],
-            "an average of weights of length 1",
+            "the average of weights of length 1",
         ),
         (AutoClip, "skips_steps", ["clip=autoclip", "attention.qk_clip=100"], "whose skipped steps would count"),
     ],

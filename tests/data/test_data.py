@@ -208,7 +208,7 @@ def test_hub_mistakes_get_one_sentence(tmp_path, rows, monkeypatch):
     rows.save_to_disk(tmp_path / "saved")
     (tmp_path / "train.txt").write_text("of the working folder")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="data.name=text is a way to read files, no dataset"):
+    with pytest.raises(ConfigError, match="data.name=text names a file format, not a dataset"):
         HubDataset(name="text", revision="a" * 40).documents()
     with pytest.raises(ConfigError, match="data.field=body is not in .*: its fields are text, n"):
         HubDataset(name=str(tmp_path / "saved"), field="body").documents()
@@ -605,7 +605,7 @@ def test_a_cache_of_another_text_is_seen(text_file, tmp_path, capsys):
     shutil.rmtree(first.folder)
     shutil.copytree(second.folder, first.folder)
     assert pack(TextFiles(path=str(mine)), Bytes(), tmp_path).fingerprint == first.fingerprint
-    assert "is damaged (facts.json is not what was written)" in capsys.readouterr().err
+    assert "is damaged (facts.json does not match its checksum)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

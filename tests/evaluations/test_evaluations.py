@@ -160,7 +160,7 @@ def test_a_lossy_tokenizer_has_no_bits_per_byte(tmp_path, capsys):
     lower.save(str(tmp_path / "lower.json"))
     words = [f"tokenizer.path={tmp_path}/lower.json", "budget.tokens=512", "data.batch=2", f"paths.runs={tmp_path}"]
     record = run(compose([*TINY, "tokenizer=file", *words]))
-    assert capsys.readouterr().err.count("bits per byte are left out") == 1
+    assert capsys.readouterr().err.count("bits per byte are not reported") == 1
     assert record["data"]["reversible"] is False
     assert record["summary"]["val_loss"] > 0 and record["summary"]["val_bits_per_byte"] is None
     assert record["summary"]["test_bits_per_byte"] is None and record["summary"]["excess_loss"] is None
@@ -561,7 +561,7 @@ def test_a_refused_evaluation_is_one_sentence_and_exit_code_2(copy, capsys, says
         (["unit"], "evaluation=unit is not an option: evaluation is one of units"),
         (["units", "units.draw=2"], "evaluation.units.draw=2 is unknown"),
         (["units", "corruption.tokens=2"], "evaluation=corruption asks for"),
-        (["units", "units.shares=[0.1,0.1]"], "stands there once"),
+        (["units", "units.shares=[0.1,0.1]"], "given once"),
         (["corruption", "corruption.rates=[0.1,0.2]"], "start at 0 and rise"),
         (["memorization", "memorization.prefix=10"], "do not fit"),
     ],

@@ -238,7 +238,9 @@ def test_p_stands_beside_the_level_it_needed(bench):
     at_step = statistics.running_interval(d, 12, 0.05 / 15)
     low, high = (f"{100 * np.expm1(-x):+.3g} %" for x in at_step[:0:-1])
     assert at_step[1] < 0 < found["parts"][0]["low"]
-    said = f"At the level that the family leaves this claim, the interval of pre against post is {low} to {high}."
+    said = (
+        f"At the significance level that Holm leaves this claim, the interval of pre against post is {low} to {high}."
+    )
     assert said in found["notes"]
     both = bench.judged(needs="all", parts=[BETTER, BETTER | {"null": "margin"}])  # the first part alone would do
     assert both["verdict"] == "inconclusive" and not any(n.startswith("At the level that") for n in both["notes"])
@@ -1155,7 +1157,9 @@ def test_arms_must_agree_in_how_they_are_evaluated(bench, key, value):
         edit_record(file.parent, **{f"config__evaluation__{key}": value})
     found = bench.judged()
     assert found["verdict"] == "inadmissible"
-    assert f"pre and post were measured unlike (seed 0): evaluation.{key} is {value} in one and" in found["reason"]
+    assert (
+        f"pre and post were evaluated differently (seed 0): evaluation.{key} is {value} in one and" in found["reason"]
+    )
     exact = {"treatment": "pre", "control": "post", "measure": "parameters", "margin": 0.01}
     assert bench.judged(parts=[exact])["verdict"] == "no effect"  # which no evaluation touches
 
@@ -1165,7 +1169,10 @@ def test_arms_evaluated_unlike_are_refused_before_training(bench):
     arms = {"pre": ["norm=pre_ln", "evaluation.every=5000"], "post": ["norm=post_ln"]}
     path.write_text(yaml.safe_dump(FILE | {"arms": arms}))
     found = judge(read_claims(path), bench.runs)["claims"][0]
-    assert found["verdict"] == "inadmissible" and "Measured unlike: evaluation.every is 5000 in pre" in found["reason"]
+    assert (
+        found["verdict"] == "inadmissible"
+        and "Evaluated differently: evaluation.every is 5000 in pre" in found["reason"]
+    )
 
 
 def test_evaluations_of_other_weights_or_settings_are_no_pair(bench):

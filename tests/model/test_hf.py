@@ -162,7 +162,7 @@ def test_a_run_is_trained_found_and_the_same_after_a_stop(file, tmp_path):
     [
         ({}, [], "model_type=None"),
         ({"model_type": "nosuch"}, [], "model_type=nosuch"),
-        ({"model_type": "t5", "d_model": 8}, ["model.context=8"], "no causal language model"),
+        ({"model_type": "t5", "d_model": 8}, ["model.context=8"], "not a causal language model"),
         ({**GPT2, "n_head": 3}, ["budget.steps=1"], "divisible"),
         (GPT2, ["model.context=17"], "model.context=17 is not allowed: .* has 16 positions"),
         (GPT2, ["model.changes.n_layerz=3"], "model.changes.n_layerz is unknown: GPT2Config has no such field"),
@@ -180,6 +180,6 @@ def test_what_cannot_be_built_is_one_sentence(content, more, says, file, tmp_pat
 
 def test_a_sweep_server_may_not_name_a_file():
     refuse_untrusted(["model=hf", "model.changes.hidden_act=relu"])
-    with pytest.raises(ConfigError, match="model.config is the user's own"):
+    with pytest.raises(ConfigError, match="model.config is set by the user"):
         refuse_untrusted(["model.config=somewhere"])
     refuse_untrusted(["model.config=somewhere"], own_file=True)

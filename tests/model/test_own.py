@@ -96,9 +96,9 @@ def test_a_run_is_resumed_bit_for_bit(tmp_path):
 @pytest.mark.parametrize(
     ("name", "more", "says"),
     [
-        ("Narrow", [], r"gives \(2, 8, 255\) for 2 x 8 tokens: it must give logits of shape \(2, 8, 256\)"),
+        ("Narrow", [], r"returns \(2, 8, 255\) for 2 x 8 tokens: it must return logits of shape \(2, 8, 256\)"),
         ("Foresighted", [], "is not causal"),
-        ("number", [], "gives a int: it must give a torch.nn.Module"),
+        ("number", [], "returns a int: it must return a torch.nn.Module"),
         ("Mixer", ["trainer.gradient_checkpointing=true"], "has no gradient_checkpointing_enable"),
     ],
 )

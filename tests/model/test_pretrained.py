@@ -232,7 +232,7 @@ def made_tokenizer(folder):
 )
 def test_a_family_of_another_structure_is_refused_with_why(family, setting, tmp_path):
     getattr(transformers, f"{family}Config")().save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=rf"which this model cannot be: .*{setting}"):
+    with pytest.raises(ConfigError, match=rf"which this model cannot represent: .*{setting}"):
         load_pretrained(tmp_path)
 
 

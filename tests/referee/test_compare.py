@@ -95,7 +95,7 @@ def test_a_swapped_table_gives_the_opposite(ask, tmp_path):
 
 
 BAD_TABLES = {
-    "a,0,1\na,0,2\nb,0,1\n": "line 3: a, seed 0 stands there twice",
+    "a,0,1\na,0,2\nb,0,1\n": "line 3: a, seed 0 is given twice",
     "a,0,low\nb,0,1\n": "line 2: loss must be a number or diverged, got 'low'",
     "a,x,1\nb,0,1\n": "line 2: the seed 'x' is not a whole number",
     "a,0,1\n": "has no arm b",

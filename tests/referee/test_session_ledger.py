@@ -66,11 +66,11 @@ def test_an_edit_is_seen(book, edit):
 def test_a_missing_file_is_seen(book):
     text = book.path.read_text()
     book.path.unlink()
-    with pytest.raises(ConfigError, match="is gone"):
+    with pytest.raises(ConfigError, match="is missing"):
         Ledger(book.folder)
     book.path.write_text(text)
     book.head.unlink()
-    with pytest.raises(ConfigError, match="is gone"):
+    with pytest.raises(ConfigError, match="is missing"):
         Ledger(book.folder)
 
 

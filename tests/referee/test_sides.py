@@ -136,7 +136,7 @@ def is_alive(process):
 def test_a_command_that_fails_or_hangs_is_a_crash(tmp_path):
     with pytest.raises(Crash, match="exit code 3: out of memory"):
         run_command(command("echo starting; echo out of memory >&2; exit 3"), 0, "loss", 10, tmp_path)
-    with pytest.raises(Crash, match="more than its 0.5 s"):
+    with pytest.raises(Crash, match="exceeded its limit of 0.5 s"):
         run_command(command("sleep 600 & echo $! > child; sleep 600"), 0, "loss", 0.5, tmp_path)
     child = int((tmp_path / "child").read_text())
     while is_alive(child):  # what it started is ended too

@@ -275,4 +275,4 @@ def test_charts_are_drawn_from_little_and_infinite_values(arms):
     for chart, table, more in ((charts.looks, steps, (names,)), (charts.by_depth, depth, (names, "norm")),
                                (charts.pairs, beside, (names, "none"))):  # fmt: skip
         assert charts.drawn("title", chart, table, *more)._repr_png_().startswith(b"\x89PNG")
-        assert charts.drawn("title", chart, table.iloc[:0], *more) == "title: these runs hold nothing to draw."
+        assert charts.drawn("title", chart, table.iloc[:0], *more) == "title: these runs have no data for it."

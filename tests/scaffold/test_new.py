@@ -53,7 +53,7 @@ def test_what_new_writes_passes_its_own_test(group, tmp_path, capsys):
 MISTAKES = [
     (["new", "nrm", "mine"], "nrm is not allowed here: new writes one of norm, "),
     (["new", "data", "mine"], "data is not allowed here: new writes one of "),
-    (["new", "norm", "pre_ln"], "norm=pre_ln is there already: take another name."),
+    (["new", "norm", "pre_ln"], "norm=pre_ln exists already: choose another name."),
     (["new", "norm", "Mine"], "Mine is not allowed as a name: small letters, digits and _"),
     (["new", "norm", "a-b"], "a-b is not allowed as a name"),
     (["new", "norm", "class"], "class is not allowed as a name"),
@@ -76,7 +76,7 @@ def test_a_mistake_is_one_sentence_and_nothing_is_written(arguments, words, caps
 def test_no_file_is_written_over(capsys):
     Path("test_mine_again.py").write_text("kept")
     assert cli.main(["new", "norm", "mine_again"]) == 2
-    assert capsys.readouterr().err == "test_mine_again.py is there already: nothing was written.\n"
+    assert capsys.readouterr().err == "test_mine_again.py exists already: nothing was written.\n"
     assert [p.name for p in Path().iterdir()] == ["test_mine_again.py"]
 
 

@@ -50,7 +50,7 @@ def test_the_files_of_init_fit_together(written, capsys):
     for cell in notebook.cells:
         assert cell.cell_type == "markdown" or compile(cell.source, "cell", "exec")
     assert cli.main(["init", "my_study"]) == 2
-    assert capsys.readouterr().err == "norm=half_branch is there already: take another name.\n"
+    assert capsys.readouterr().err == "norm=half_branch exists already: choose another name.\n"
     Path("other").mkdir()
     Path("other/README.md").write_text("mine")
     assert cli.main(["init", "other"]) == 2 and [f.name for f in Path("other").iterdir()] == ["README.md"]

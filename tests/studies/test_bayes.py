@@ -177,7 +177,7 @@ def test_a_trial_that_is_refused_does_not_count_and_is_replaced(parameters, done
     ("parameters", "more", "words"),
     [
         ("  seed: {values: [0, 1]}\n", "", "look for the luckiest"),
-        (RATE, "early_terminate: {type: hyperband}\n", "early_terminate cannot be honoured"),
+        (RATE, "early_terminate: {type: hyperband}\n", "early_terminate is not supported"),
     ],
 )
 def test_what_bayes_cannot_honour_is_named(parameters, more, words, tmp_path):

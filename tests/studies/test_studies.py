@@ -79,7 +79,7 @@ def test_a_sweep_trains_what_is_missing_and_nothing_else(text, given, tmp_path, 
     assert sweep(tmp_path, file, BASIC, *given, "--dry-run") == 0
     said = capfd.readouterr().out
     assert "4 runs, 0 done, 4 to do" in said and "norm=post_ln seed=1: pending" in said
-    assert "4 runs have no estimate" in said and not (tmp_path / "runs").exists()
+    assert "4 runs have no time estimate" in said and not (tmp_path / "runs").exists()
     assert sweep(tmp_path, file, BASIC, *given) == 0
     said = capfd.readouterr().out
     assert "4 of 4 runs are done, 0 failed" in said and "norm=pre_ln seed=0: " in said
@@ -185,7 +185,7 @@ def test_a_full_disk_is_a_sentence_and_the_sweep_goes_on(text, given, tmp_path, 
 
     assert sweep(tmp_path, file, BASIC, *given, before=full) == 1
     said = capfd.readouterr()
-    assert "The sweep cannot go on: " in said.err and "No space left on device" in said.err, said
+    assert "The sweep cannot continue: " in said.err and "No space left on device" in said.err, said
     assert "Traceback" not in said.err
     assert sweep(tmp_path, file, BASIC, *given) == 0
     alone = forked(lambda: run(nano(text, tmp_path / "alone", "budget.tokens=2048", "norm=pre_ln", "seed=0")))

@@ -80,8 +80,10 @@ def test_each_arm_gets_its_optimum_with_as_many_runs(tune, trained, tmp_path, ca
     assert min(p.seed for p in trained) == FIRST_SEED
     assert {p.cfg["budget"]["tokens"] for p in trained} == {4096, 1024}
     said = capsys.readouterr().out
-    assert "2 arms, 0 tuned, 2 to tune with 7 runs of 1/4 of the budget and 9 to 21 of all of it each" in said
-    assert "13.45 times a run's budget expected, 22.75 at most" in said
+    assert (
+        "2 arms, 0 tuned, 2 to tune, each with 7 runs of 1/4 of the budget and 9 to 21 runs of the whole budget" in said
+    )
+    assert "the cost of 13.45 runs expected, of 22.75 at most" in said
 
 
 def test_an_arm_is_tuned_once_and_another_grid_tunes_it_again(tune, trained, tmp_path, capsys):
@@ -146,18 +148,18 @@ def test_a_best_rate_at_an_end_after_four_moves_is_flagged(tune, trained, tmp_pa
     assert tune("pre_ln", "--rates", "5") == 0
     found = results(tmp_path)["study"]
     assert found["edge"] == "high" and found["rate"] == full_rates(found)[-1] == 0.256
-    assert "the best rate is the highest that was run after 4 moves of the window" in capsys.readouterr().out
+    assert "the best learning rate is the highest that was run after 4 moves of the window" in capsys.readouterr().out
 
 
 def test_an_arm_that_no_rate_trains_is_said_to_be_one(tune, trained, tmp_path, capsys, monkeypatch):
     assert tune("none", "--rates", "5") == 0
     found = results(tmp_path)["study"]
     assert not found["trained"] and found["rate"] == min(c["rate"] for c in found["curve"])
-    assert "no rate trains it" in capsys.readouterr().out
+    assert "no learning rate trains it" in capsys.readouterr().out
     monkeypatch.setattr("test_tune.STUCK", 0.0)  # every run of the other is stuck, with a finite loss
     assert tune("pre_ln", "--rates", "5") == 0
     said = capsys.readouterr().out
-    assert "no rate trains it" in said and "(3 of 3 diverged)" in said
+    assert "no learning rate trains it" in said and "(3 of 3 diverged)" in said
 
 
 def test_stuck_and_exploded_tuning_runs_have_their_losses():
@@ -189,7 +191,9 @@ def test_a_rate_without_a_parabola_is_said_to_be_one(tune, trained, tmp_path, ca
     assert tune("pre_ln", "--rates", "5") == 0
     found = results(tmp_path)["study"]
     assert (found["rate"], found["fitted"], found["slack"]) == (0.002, False, None)
-    assert "slack unknown); no parabola was fitted, the rate is the best one that was run" in capsys.readouterr().out
+    assert (
+        "slack unknown); no parabola was fitted, this is the best learning rate that was run" in capsys.readouterr().out
+    )
 
 
 def test_an_older_file_is_read_and_tuned_anew_from_the_same_runs(tune, trained, tmp_path):
@@ -209,7 +213,7 @@ def test_an_older_file_is_read_and_tuned_anew_from_the_same_runs(tune, trained, 
 def test_the_price_has_an_expected_and_a_worst_case(tune, trained, capsys):
     assert tune("pre_ln", "--dry-run") == 0
     said = capsys.readouterr().out
-    assert "13.45 times a run's budget expected, 22.75 at most" in said and "At most:" in said and not trained
+    assert "the cost of 13.45 runs expected, of 22.75 at most" in said and "At most:" in said and not trained
 
 
 def test_a_sweep_takes_the_tuned_rate_unless_told_otherwise(tune, trained, tmp_path, capsys):
@@ -255,7 +259,7 @@ def test_under_a_w_and_b_agent_a_run_takes_the_tuned_rate_too(text, tmp_path, mo
 )
 def test_what_cannot_be_tuned_is_one_sentence(tune, trained, capsys, more, sentence):
     assert tune("pre_ln", *more) == 2
-    said = [line for line in capsys.readouterr().err.splitlines() if "stands twice on the command line" not in line]
+    said = [line for line in capsys.readouterr().err.splitlines() if "is given twice on the command line" not in line]
     assert len(said) == 1 and sentence in said[0] and not trained
 
 

@@ -49,7 +49,7 @@ def test_a_hanging_tracker_is_given_up_naming_sync(at, monkeypatch, capsys):
     both.send({})
     both.close({})
     assert capsys.readouterr().err == (
-        "Hanging failed and the run goes on (it has not taken everything in time); `albert-ablate sync 'runs/a b' "
+        "Hanging failed and the run continues (it has not taken everything in time); `albert-ablate sync 'runs/a b' "
         "--to wandb --project mine` sends what is missing once the run is done.\n"
     )
     assert (hanging.abandoned, quick.abandoned) == (1, 0)
@@ -121,7 +121,7 @@ def test_a_redirection_does_not_carry_the_key_to_another_host():
 def test_answers_of_a_sweep_server_have_a_deadline_and_a_limit(monkeypatch):
     with Server("silent") as server:
         monkeypatch.setattr(graphql, "DEADLINE", 0.2)
-        with pytest.raises(Unreachable, match="no whole answer within"):
+        with pytest.raises(Unreachable, match="no complete answer within"):
             SweepServer(server.url, KEY, "e", "p", "s").config()
     monkeypatch.setattr(graphql, "DEADLINE", 20.0)
     with Server() as server:

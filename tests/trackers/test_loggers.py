@@ -198,7 +198,7 @@ def test_a_tracker_that_fails_says_so_once_and_the_others_go_on(at, capsys):
     both.close(RECORD)
     assert good.called == ["begin", "push", "push", "end"]
     assert bad.called == {"begin": ["begin"], "push": ["begin", "push"], "end": good.called}[at]
-    assert capsys.readouterr().err == "Faulty failed and the run goes on (OSError: no luck).\n"
+    assert capsys.readouterr().err == "Faulty failed and the run continues (OSError: no luck).\n"
 
 
 @pytest.mark.process
@@ -301,7 +301,7 @@ def test_sync_sends_each_finished_run_once_and_mends_a_loss(runs, elsewhere, cap
     with Lossy() as server:
         assert forked(synced(runs, elsewhere, server.url, *options)) == 1
         told = capfd.readouterr()
-        assert "the server has not got every row" in told.err and "1 sent before it" in told.err
+        assert "the server did not receive every row" in told.err and "1 sent before it" in told.err
         assert notes(runs) == ["a"]
         lost.clear()
         assert forked(synced(runs, elsewhere, server.url, *options)) == 0

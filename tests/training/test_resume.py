@@ -267,7 +267,7 @@ def test_best_weights_belong_to_a_step_that_was_committed(text, tmp_path):
 @pytest.mark.process
 def test_the_evaluation_sample_of_an_unfinished_run_stays(cut, text, tmp_path):
     cut(tmp_path)
-    with pytest.raises(ConfigError, match="evaluation.tokens=1024 is not allowed: this run was begun with 512"):
+    with pytest.raises(ConfigError, match="evaluation.tokens=1024 is not allowed: this run began with 512"):
         train(configured("masks", text, tmp_path, "evaluation.tokens=1024"))
 
 
@@ -367,7 +367,7 @@ def test_a_run_without_a_whole_commit_begins_again(how, reference, text, tmp_pat
     record = train(cfg)
     assert record["resumed_at"] == 0 and outcome(record["folder"]) == expected
     err = capfd.readouterr().err
-    assert err.count("cannot be read") == 2 and err.count(": the run begins again.") == 1
+    assert err.count("cannot be read") == 2 and err.count(": the run starts again from step 0.") == 1
     assert how == "bit" or "that of another run" in err
 
 

@@ -166,7 +166,7 @@ def test_what_cannot_be_shown_is_one_sentence(tmp_path, capsys):
         ([str(run)], "is one run, not a folder of runs"),
         ([str(tmp_path / "file")], "is not a folder of runs"),
         ([str(tmp_path / "nowhere")], "nowhere does not exist"),
-        ([str(tmp_path), "norm=x"], "give its file with --sweep"),
+        ([str(tmp_path), "norm=x"], "has no effect without --sweep"),
         ([str(tmp_path), "--sweep", str(tmp_path / "no.yaml")], "no.yaml"),
     ):
         assert main(["ui", *arguments]) == 2

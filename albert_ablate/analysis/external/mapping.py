@@ -61,7 +61,7 @@ def _columns(tree: Any, folder: Path) -> Columns:
     if not isinstance(tree, Mapping):
         raise ConfigError(f"a mapping holds {', '.join(allowed)}, not {shown(tree)}.")
     if "claims" in tree or "parameters" in tree:
-        raise ConfigError("this is a claims or sweep file, not the mapping of somebody else's runs.")
+        raise ConfigError("this is a claims or sweep file, not a mapping of another trainer's runs.")
     for key in tree:
         if key not in allowed:
             raise ConfigError(f"{key} is unknown: a mapping holds {nearest(str(key), allowed)}.")

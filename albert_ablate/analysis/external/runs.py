@@ -115,7 +115,7 @@ def _row(raw: RawRun, arm: str, seed: int, columns: Columns) -> dict[str, Any]:
     metrics = {name: number(column(raw, source, name, False)) for name, source in wanted.items()}
     word = str(column(raw, columns.status, "status", "status" in columns.given) or "").strip().lower()
     if word not in STATES:
-        raise ConfigError(f"{raw.place}: the status {shown(word)} is none of {nearest(word, filter(None, STATES))}.")
+        raise ConfigError(f"{raw.place}: the status {shown(word)} is not one of {nearest(word, filter(None, STATES))}.")
     status = STATES[word]
     if status == "finished" and any(v is not None and not math.isfinite(v) for v in metrics.values()):
         status = "diverged"

@@ -85,7 +85,7 @@ def _table_runs(file: Path, columns: Columns) -> Iterator[RawRun]:
         named = f"{' '.join(map(str, run_name[:-1]))}, seed {run_name[-1]}"
         if axis is None and len(lines) > 1:
             raise ConfigError(
-                f"{file}, line {lines[1][0]}: {named} stands there twice; several rows of a run need a column step or "
+                f"{file}, line {lines[1][0]}: {named} is given twice; several rows of a run need a column step or "
                 "tokens."
             )
         if axis is not None:

@@ -46,7 +46,7 @@ class NGPT(Placement):
         decay, positions = cfg.optimizer.get("weight_decay"), cfg.attention.positions
         if trait(cfg.optimizer, "averages_weights"):
             raise ConfigError(
-                "optimizer=schedule_free contradicts norm=ngpt: an average of weights of length 1 is shorter."
+                "optimizer=schedule_free contradicts norm=ngpt: the average of weights of length 1 is shorter than 1."
             )
         if cfg.trainer.strategy == "fsdp":
             raise ConfigError("norm=ngpt needs whole matrices, which trainer.strategy=fsdp splits: take trainer=ddp.")
@@ -56,7 +56,7 @@ class NGPT(Placement):
             )
         if positions == "learned":
             raise ConfigError(
-                "norm=ngpt keeps the stream on a sphere, which learned positions leave: set attention=rotary."
+                "norm=ngpt keeps the residual stream on a sphere, which learned positions leave: set attention=rotary."
             )
 
     def reset_parameters(self) -> None:

@@ -41,7 +41,7 @@ def find_server(sweep: str, entity: str | None, project: str | None) -> SweepSer
     os.environ.setdefault("WANDB_SILENT", "true")
     parts = sweep.split("/")
     if not all(parts) or len(parts) > 3:
-        raise ConfigError(f"{sweep} names no sweep: write ENTITY/PROJECT/SWEEP, as `wandb sweep` shows it.")
+        raise ConfigError(f"{sweep} does not name a sweep: write ENTITY/PROJECT/SWEEP, as `wandb sweep` shows it.")
     if (mode := os.environ.get("WANDB_MODE")) in ("offline", "dryrun", "disabled"):
         raise ConfigError(f"WANDB_MODE={mode} keeps W&B from its server, which an agent needs: unset it.")
     if not wandb.login(prompt=False, verify=False) or not (settings := wandb.setup().settings).api_key:
@@ -192,7 +192,7 @@ class Agent:
             return
         except Unreachable as error:
             if not self.silent:
-                self.say(f"{self.server.url} does not answer ({error}); asking again, runs in training go on.")
+                self.say(f"{self.server.url} does not answer ({error}); asking again; runs in training continue.")
             self.silent += 1
             slot.due = time.monotonic() + min(MAX_RETRY_SECONDS, HEARTBEAT_SECONDS * 2 ** min(self.silent - 1, 8))
             return
@@ -241,7 +241,7 @@ class Agent:
         if self.stopped is not None:
             raise KeyboardInterrupt
         self.stopped = number
-        self.say("Stopping; the same command goes on from here.")
+        self.say("Stopping; the same command continues from here.")
         for slot in self.slots:
             slot.signal()
 

@@ -90,7 +90,7 @@ class SweepServer:
             return ask(self.url, self.key, query, variables)
         except Refused as error:
             if error.status == 404:
-                raise SweepGone(f"{self.url} knows {self.name} no longer.") from None
+                raise SweepGone(f"{self.url} no longer has {self.name}.") from None
             if error.status in PASSING or error.status >= 500:
                 raise Unreachable(str(error)) from None
             raise ConfigError(f"{self.url} refuses {self.name}: {error}.") from None
