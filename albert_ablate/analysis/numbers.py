@@ -5,7 +5,6 @@ import re
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 DIGITS = 4
@@ -30,7 +29,7 @@ def human(value: Any, digits: int = DIGITS, sign: bool = False) -> str:
     Fractions have `digits` significant digits; whole numbers below 10⁹, and fractions from 10,000 on, are written
     out. sign: a plus before what is positive.
     """
-    if value is None or value is pd.NA:
+    if value is None or type(value).__name__ == "NAType":  # pandas' own, which is not imported for it
         return "–"
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"

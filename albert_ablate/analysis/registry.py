@@ -18,7 +18,7 @@ import numpy as np
 from albert_ablate.analysis import measures
 from albert_ablate.config import ConfigError, nearest, options
 from albert_ablate.records.evaluation_results import read_evaluations
-from albert_ablate.records.history import read_history
+from albert_ablate.records.history import read_history, values_of
 
 
 class Missing(ValueError):
@@ -74,12 +74,18 @@ class Evidence:
 
     def column(self, history: str, name: str) -> Any:
         """A column of a history; Missing where the run did not write it."""
+        cache = self.__dict__.setdefault("_columns", {})
+        if (history, name) not in cache:
+            cache[history, name] = self._column(history, name)
+        return cache[history, name]
+
+    def _column(self, history: str, name: str) -> Any:
         table = self._history(history)
         if name not in table.column_names or not len(table):
             raise Missing(
                 f"{self.name} has no column {name} in its {history}: it needs a run with diagnostics.every>0."
             )
-        return np.asarray(table[name].to_numpy(zero_copy_only=False))
+        return values_of(table[name])
 
     @property
     def name(self) -> str:

@@ -3,7 +3,6 @@
 Frames of plain values in, frames out; nothing is read from disk but the defaults of the configuration.
 """
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,54 +12,21 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from albert_ablate.analysis.numbers import human, visible
-from albert_ablate.config import NUISANCE, SIGNIFICANT, ConfigError, conf_folder
+from albert_ablate.analysis.setting_names import key_of, setting_names
+from albert_ablate.config import ConfigError, conf_folder
 from albert_ablate.stats.effects import signed_difference
 from albert_ablate.stats.sequential import paired_interval
 
-OUTSIDE = (
-    "trainer.precision",
-    "trainer.compile",
-    "trainer.graph",
-)  # settings that determine the weights, beside the groups that do
 SIZE = ("model", "budget", "data", "tokenizer", "task")  # groups that make runs larger, longer or of another text
 
 # --- arms ------------------------------------------------------------------------------------------------------------
 
 
-def key_of(value: Any) -> str:
-    """A setting's value as text that is equal where the values are."""
-    return json.dumps(value, default=str)
-
-
 def settings_and_names(rows: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
-    """What settings differ in (a row each, by its hash), and a name for each: its choices, and what else is needed to
-    tell it from the settings of the same choices."""
-    one = rows.drop_duplicates("setting").set_index("setting")
-    groups = [c for c in SIGNIFICANT if c in one]
-    dotted = [c for c in one if str(c).split(".")[0] in SIGNIFICANT and "." in str(c) or c in OUTSIDE]
-    dotted.sort(key=lambda c: c in NUISANCE)  # an arm is told by its rate only where nothing else tells it
-    groups, dotted = ([c for c in columns if one[c].map(key_of).nunique() > 1] for columns in (groups, dotted))
-    names = {s: " ".join(f"{c}={one.at[s, c]}" for c in groups if isinstance(one.at[s, c], str)) for s in one.index}
-    for column in dotted:
-        alike: dict[str, set[str]] = {}
-        for s, name in names.items():
-            alike.setdefault(name, set()).add(key_of(one.at[s, column]))
-        for s, name in names.items():
-            if len(alike[name]) > 1:
-                names[s] = f"{name} {column}={_plain(one.at[s, column])}".strip()
-    taken: dict[str, int] = {}
-    for s in names:
-        name = visible(names[s] or one.at[s, "label"])
-        taken[name] = taken.get(name, 0) + 1  # settings may differ in nothing that is named, such as the text itself
-        names[s] = f"{name} ({s[:6]})" if taken[name] > 1 else name
-    order = sorted(names, key=lambda s: names[s])
-    return one.loc[order, [*groups, *dotted]], {s: names[s] for s in order}
-
-
-def _plain(value: Any) -> str:
-    """A setting's value as one types it: 1e-05, not 1 × 10⁻⁵."""
-    return f"{value:.6g}" if isinstance(value, float) else human(value)
+    """What settings differ in (a row each, by its hash), and a name for each (`setting_names`)."""
+    one = rows.drop_duplicates("setting")
+    columns, names = setting_names(one.to_dict("records"))
+    return one.set_index("setting").loc[list(names), columns], names
 
 
 @cache

@@ -57,14 +57,13 @@ def composition(overrides: typing.Sequence[str]) -> tuple[Any, dict[str, str]]:
     Hydra composes the rest of the overrides once; options and values are set on a copy in the way Hydra sets them. What
     it would refuse is left to it.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
     values = [o for o in overrides if o.startswith("++") and not o.startswith("++hydra")]
     stamps = conf_stamps()
     try:
-        parsed = OverridesParser.create().parse_overrides(values)
+        parsed = [_parsed(o) for o in values]
         # what takes a key away again, after it was set, counts in the order it was written
         taken = any(o.startswith("~") and o[1:].partition("=")[0] not in options() for o in overrides)
         if taken or any(o.is_sweep_override() or o.package is not None for o in parsed):
@@ -83,6 +82,14 @@ def composition(overrides: typing.Sequence[str]) -> tuple[Any, dict[str, str]]:
     except Exception as error:
         raise as_config_error(error) from None
     return cfg, choices
+
+
+@lru_cache(1024)
+def _parsed(override: str) -> Any:
+    """An override as Hydra reads it. Of many arms most overrides are the same, and a grammar reads them."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create().parse_override(override)
 
 
 def _plain_options(overrides: tuple[str, ...], files: tuple) -> list[str]:

@@ -130,7 +130,9 @@ def changed_code(record: Mapping, cfg: Mapping) -> list[str]:
 
 def unlike_code(a: Mapping, b: Mapping) -> list[str]:
     """The groups in which two records name one component and were made by different source of it."""
-    found = []
+    found = list[str]()
+    if a.get("code") == b.get("code"):
+        return found
     for group in a.get("code") or {}:
         targets = [((r.get("config") or {}).get(group) or {}).get("_target_") for r in (a, b)]
         if targets[0] == targets[1] and not _codes_of(a, group) & (known := _codes_of(b, group)) and known:

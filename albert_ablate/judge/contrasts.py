@@ -80,7 +80,7 @@ def gather(file: ClaimsFile, claim: ClaimText, part: Part, form: str, store: Run
             for a in compared:
                 used[a.name] += done[a.name]
                 out.refusal = out.refusal or suspect(a, used[a.name], done[a.name], seed, rates)
-                out.refusal = out.refusal or other_code(a.name, used[a.name])
+                out.refusal = out.refusal or other_code(a.name, [used[a.name][0], *done[a.name]])
             if refusal := unfair(done, part.control, claim.equal, m):
                 out.refusal = out.refusal or refusal
             add_pair(out, m, part, treatment, done)

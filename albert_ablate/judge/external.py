@@ -27,6 +27,7 @@ from albert_ablate.judge.contrasts import add_pair, gather
 from albert_ablate.judge.run_store import RunStore
 from albert_ablate.judge.words import joined
 from albert_ablate.records.folder import DONE
+from albert_ablate.records.history import values_of
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class ExternalRun(Evidence):
     def column(self, history: str, name: str) -> Any:
         """A column of a history. Raises Unusable where the source has none."""
         table = self.read(history)
-        values = np.asarray(table[name].to_numpy(zero_copy_only=False)) if name in table.column_names else np.empty(0)
+        values = values_of(table[name]) if name in table.column_names else np.empty(0)
         if not len(values) or values.dtype.kind == "f" and np.isnan(values).all():
             raise Unusable(f"{self.name} has no {name} over its training.")
         return values

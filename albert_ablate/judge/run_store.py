@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,14 @@ class ContrastArm:
     def all_at(self, seed: int, rate: float | None = None) -> list[Evidence]:
         """Every record of a seed and rate: more than one where a setting has had several names."""
         wanted = self.rate if rate is None else rate
-        return [r for r in self.runs if r.record["seed"] == seed and math.isclose(r.lr, wanted, rel_tol=1e-9)]
+        return [r for r in self._by_seed.get(seed, ()) if math.isclose(r.lr, wanted, rel_tol=1e-9)]
+
+    @cached_property
+    def _by_seed(self) -> dict[int, list[Evidence]]:
+        out: dict[int, list[Evidence]] = {}
+        for run in self.runs:
+            out.setdefault(run.record["seed"], []).append(run)
+        return out
 
     def tuned_loss(self) -> float:
         """The least mean loss over tuning seeds, by which a level is chosen and nothing is judged."""

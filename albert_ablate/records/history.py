@@ -7,6 +7,7 @@ one Arrow IPC file `<name>.arrow`.
 
 import hashlib
 import io
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -165,6 +166,19 @@ def _column(values: list, kind: pa.DataType) -> pa.Array:
     return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(numbers)])
 
 
+def values_of(column: pa.ChunkedArray) -> np.ndarray:
+    """The values of a history's column as an array, of texts as objects. `to_numpy` would import pandas."""
+    kind = column.type
+    if pa.types.is_string(kind):
+        return np.array(column.to_pylist(), object)
+    if column.null_count or not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        return column.to_numpy()
+    dtype = np.dtype(kind.to_pandas_dtype())
+    chunks = [c for c in column.chunks if len(c)]
+    parts = [np.frombuffer(c.buffers()[1], dtype, len(c), c.offset * dtype.itemsize) for c in chunks]
+    return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, dtype), *parts])
+
+
 def _prefix_hash(path: Path, length: int) -> Any:
     """SHA-256 of the first `length` bytes of a file, or of what there is of them."""
     hasher = hashlib.sha256()
@@ -193,7 +207,7 @@ def _rows_digest(table: pa.Table) -> str:
         if pa.types.is_string(column.type):
             hasher.update("\0".join("\1" if text is None else text for text in column.to_pylist()).encode())
         else:
-            hasher.update(np.ascontiguousarray(column.to_numpy()).tobytes())
+            hasher.update(values_of(column).tobytes())
     return hasher.hexdigest()
 
 
@@ -224,11 +238,11 @@ def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     for field in schema:
         numbers = pa.types.is_floating(field.type)
         if field.name not in table.column_names:
-            missing = pa.scalar(float("nan") if numbers else None, field.type)
-            columns.append(pa.chunked_array([pa.repeat(missing, len(table))]))
+            missing = _column([math.nan] * len(table), field.type) if numbers else pa.nulls(len(table), field.type)
+            columns.append(pa.chunked_array([missing]))
         else:
             column = table[field.name]
-            columns.append(column.fill_null(float("nan")) if numbers else column)
+            columns.append(column.fill_null(math.nan) if numbers and column.null_count else column)
     return pa.table(columns, schema=schema)
 
 

@@ -14,7 +14,8 @@ import pandas as pd
 from albert_ablate.analysis.external.runs import home_folder
 from albert_ablate.analysis.load import Runs, load_runs
 from albert_ablate.analysis.numbers import human, visible
-from albert_ablate.analysis.tables import baseline, key_of, paired, settings_and_names
+from albert_ablate.analysis.setting_names import key_of
+from albert_ablate.analysis.tables import baseline, paired, settings_and_names
 from albert_ablate.config import ConfigError
 from albert_ablate.report import style
 from albert_ablate.report.contrasts import read_ledger

@@ -59,12 +59,13 @@ def signed_difference(treatment, control, better: Literal["lower", "higher"] = "
 
 def rate_interval(k: int, n: int, level: float = 0.05) -> tuple[float, float, float]:
     """(k/n, low, high), exact (Clopper & Pearson 1934); at a look give it that look's nominal level."""
-    from scipy.stats import binomtest
+    from scipy.special import betaincinv
 
     if not 0 <= k <= n or n < 1:
         raise ValueError(f"A rate needs at least one run and a count between 0 and their number, got {k} of {n}.")
-    interval = binomtest(int(k), int(n)).proportion_ci(1 - level, method="exact")
-    return k / n, float(interval.low), float(interval.high)
+    low = betaincinv(k, n - k + 1, level / 2) if k else 0.0
+    high = betaincinv(k + 1, n - k, 1 - level / 2) if k < n else 1.0
+    return k / n, float(low), float(high)
 
 
 def correlation(x, y, level: float = 0.05) -> tuple[float, float, float]:
@@ -72,7 +73,7 @@ def correlation(x, y, level: float = 0.05) -> tuple[float, float, float]:
 
     Over the seeds where both are finite; at least 4, since z has variance 1 / (n - 3).
     """
-    from scipy.stats import pearsonr
+    from scipy.special import ndtri
 
     x, y = np.asarray(x, float), np.asarray(y, float)
     both = np.isfinite(x) & np.isfinite(y)
@@ -81,9 +82,16 @@ def correlation(x, y, level: float = 0.05) -> tuple[float, float, float]:
         raise ValueError(f"A correlation with its interval needs at least 4 pairs that both finished, got {len(x)}.")
     if not np.ptp(x) or not np.ptp(y):
         raise ValueError("A correlation needs values that vary; one arm has the same value on every seed.")
-    pearson = pearsonr(x, y)
-    low, high = pearson.confidence_interval(1 - level)
-    return float(pearson.statistic), float(low), float(high)
+    x, y = (_unit(v - v.mean()) for v in (x, y))
+    r = np.clip(x @ y, -1.0, 1.0)
+    with np.errstate(divide="ignore"):
+        z, half = np.arctanh(r), ndtri(1 - level / 2) * np.sqrt(1 / (len(x) - 3))
+    return float(r), float(np.tanh(z - half)), float(np.tanh(z + half))
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    largest = np.abs(x).max()  # squares of 1e200 would overflow
+    return x / (largest * np.sqrt(np.square(x / largest).sum()))
 
 
 def refuse_bootstrap(n: int) -> None:
@@ -94,12 +102,11 @@ def refuse_bootstrap(n: int) -> None:
 
 def interquartile_mean(values) -> float:
     """Mean of the middle half (Agarwal et al. 2021, arXiv:2108.13264); a description, diverged runs as inf."""
-    from scipy.stats import trim_mean
-
     values = np.asarray(values, float)
     if np.isnan(values).any() or not len(values):
         raise ValueError("An interquartile mean needs a value of every run; give a diverged run as inf, not NaN.")
-    return float(trim_mean(values, 0.25))
+    cut = len(values) // 4
+    return float(np.partition(values, (cut, len(values) - cut - 1))[cut : len(values) - cut].mean())
 
 
 def probability_of_improvement(treatment, control, better: Literal["lower", "higher"] = "lower") -> float:

@@ -197,12 +197,12 @@ def pairs_missing(differences, distance: float, N: int, level: float = ALPHA,
 
 def spread(values, level: float = 0.05) -> tuple[float, float, float]:
     """Standard deviation over seeds with its chi-squared interval: s sqrt((n - 1) / chi2)."""
-    from scipy.stats import chi2
+    from scipy.special import gammaincinv
 
     values = np.asarray(values, float)
     refuse_unusable(values)
     n, s = len(values), float(values.std(ddof=1))
-    high, low = np.sqrt((n - 1) / chi2.ppf([level / 2, 1 - level / 2], n - 1))
+    high, low = np.sqrt((n - 1) / (2 * gammaincinv((n - 1) / 2, [level / 2, 1 - level / 2])))
     return s, s * float(low), s * float(high)
 
 

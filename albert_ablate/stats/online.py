@@ -30,6 +30,7 @@ from albert_ablate.stats.sequential import (
     FUTILE_FROM,
     MOST_PAIRS,
     critical,
+    doubled_ranks,
     overall,
     p_effect,
     p_inside,
@@ -103,10 +104,10 @@ def pairs_for(level: float, most: int = MOST) -> int:
     At the last look P(T' > t(1 - a/2, N - 1)) >= .745, a = nominal(2 level, N), T' noncentral t with N - 1 degrees of
     freedom and noncentrality sqrt(N).
     """
-    from scipy.stats import nct
+    from scipy.special import nctdtr
 
     for N in range(min(FEWEST, most), most):
-        if nct.sf(critical(N, N, 2 * level), N - 1, sqrt(N)) >= LAST_LOOK:
+        if 1 - nctdtr(N - 1, sqrt(N), critical(N, N, 2 * level)) >= LAST_LOOK:
             return N
     return most
 
@@ -196,12 +197,8 @@ def _criticals(N: int, level) -> np.ndarray:
 
 def signed_ranks(d: np.ndarray) -> np.ndarray:
     """Midranks of |d| along the last axis with the signs of d; +-inf ranks last, zero and nan are 0."""
-    from scipy.stats import rankdata
-
     d = np.asarray(d, float)
-    says = ~np.isnan(d) & (d != 0)
-    ranks = rankdata(np.where(says, np.abs(d), -1.0), axis=-1) - (~says).sum(-1, keepdims=True)
-    return np.where(says, np.sign(np.nan_to_num(d)) * ranks, 0.0)
+    return np.sign(np.nan_to_num(d)) * (doubled_ranks(d) / 2)
 
 
 def decide_many(d: np.ndarray, margin: float, N: int, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

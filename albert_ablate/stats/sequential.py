@@ -90,7 +90,7 @@ def signed_rank(d):
     Wilcoxon 1945; the law is that of these very ranks under random signs, so ties cost no exactness.
     """
     d = np.asarray(d, float)
-    doubled = _doubled_ranks(d).reshape(-1, d.shape[-1])
+    doubled = doubled_ranks(d).reshape(-1, d.shape[-1])
     won = np.where(d.reshape(doubled.shape) > 0, doubled, 0).sum(-1)
     lost = doubled.sum(-1) - won
     laws, which = np.unique(np.sort(doubled, axis=-1), axis=0, return_inverse=True)
@@ -158,7 +158,7 @@ def sign(d):
     direction = np.array(np.sign(mean_and_error(np.where(finite[..., None], d, 0.0))[0]))
     if not finite.all():
         lost = d[~finite]
-        ranks = (np.sign(np.nan_to_num(lost)) * _doubled_ranks(lost)).sum(-1)
+        ranks = (np.sign(np.nan_to_num(lost)) * doubled_ranks(lost)).sum(-1)
         counts = (lost == inf).sum(-1) - (lost == -inf).sum(-1)
         direction[~finite] = np.sign(np.where(fisher(lost) < signed_rank(lost), counts, ranks))
     return direction[()]
@@ -330,7 +330,7 @@ def looks(d, margin: float, N: int = PAIRS, level: float = ALPHA, inside_level: 
             name, statistic = "Fisher's exact test", float(lost[0] - lost[1])
             boundary = _fisher_boundary(n, min(lost), a)
         else:
-            ranks = _doubled_ranks(x)
+            ranks = doubled_ranks(x)
             name, statistic, boundary = "signed rank", (np.sign(np.nan_to_num(x)) * ranks).sum() / 2, inf
             reached = np.flatnonzero(2 * _rank_law(tuple(np.sort(ranks[ranks > 0]))) <= a)
             if len(reached):
@@ -385,13 +385,12 @@ def _by_rank(d: np.ndarray, discrete: bool) -> np.ndarray:
     return ~finite | (mean_and_error(np.where(finite[..., None], d, 0.0))[1] == 0)
 
 
-def _doubled_ranks(d: np.ndarray) -> np.ndarray:
+def doubled_ranks(d: np.ndarray) -> np.ndarray:
     """Twice the midranks of |d|, whole numbers; 0 for the pairs that say nothing (zero, nan)."""
-    from scipy.stats import rankdata
-
-    says = ~np.isnan(d) & (d != 0)
-    ranks = rankdata(np.where(says, np.abs(d), -1.0), axis=-1) - (~says).sum(-1, keepdims=True)
-    return np.where(says, 2 * ranks, 0).astype(int)
+    size = np.where(np.isnan(d), 0.0, np.abs(d))
+    others, own, nothing = size[..., None, :], size[..., None], (size == 0).sum(-1, keepdims=True)
+    twice = (others < own).sum(-1) + (others <= own).sum(-1) + 1  # the first and the last rank of what is equal
+    return np.where(size > 0, twice - 2 * nothing, 0)
 
 
 @cache

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from albert_ablate.analysis.tables import settings_and_names
+from albert_ablate.analysis.setting_names import setting_names
 from albert_ablate.config import ConfigError, Identity, is_outdated
 from albert_ablate.config.dotted import dotted, is_internal
 from albert_ablate.records.json_output import document
@@ -70,8 +70,6 @@ def arms(
 def _names(records: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Name of the folder of a setting -> what its runs are called: what tells the setting from the others, as in a
     report; where its configuration cannot be read, its label and the folder."""
-    import pandas as pd
-
     rows: dict[str, dict[str, Any]] = {}
     names: dict[str, str] = {}
     for record in records:
@@ -81,7 +79,7 @@ def _names(records: Iterable[Mapping[str, Any]]) -> dict[str, str]:
         if record.get("config") and folder not in rows:
             own = {"setting": folder, "label": label or folder}
             rows[folder] = {**(record.get("choices") or {}), **_nested(record["config"]), **own}
-    return names | (settings_and_names(pd.DataFrame(rows.values()))[1] if rows else {})
+    return names | setting_names([*rows.values()])[1]
 
 
 def _nested(config: Mapping[str, Any]) -> dict[str, Any]:

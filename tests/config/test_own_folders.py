@@ -104,6 +104,19 @@ def test_the_packages_own_options_are_as_they_were(own):
     assert "halved" not in options()["norm"] and CONF not in os.environ
 
 
+def test_an_option_that_is_added_or_removed_counts_at_once(own):
+    with folders_named([own / "conf"]):
+        folder = own / "conf" / "norm"
+        for name in ("later", "latest"):
+            assert name not in options()["norm"]
+            (folder / f"{name}.yaml").write_text((folder / "halved.yaml").read_text())
+            assert name in options()["norm"]
+        os.utime(folder, (1, 1))  # as if nothing had changed for long
+        assert "later" in options()["norm"]
+        (folder / "later.yaml").unlink()
+        assert "later" not in options()["norm"]
+
+
 def test_every_command_takes_the_option():
     for name, command in get_command(cli.app).commands.items():
         if name != "run":  # whose flags are Hydra's

@@ -7,6 +7,7 @@ import os
 import threading
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from forking import Child, forked
@@ -17,7 +18,7 @@ from albert_ablate.config import ConfigError
 from albert_ablate.records import store
 from albert_ablate.records.atomic import replace_file
 from albert_ablate.records.folder import Busy, RunFolder
-from albert_ablate.records.history import BATCH_ROWS, SCHEMAS, History, read_history
+from albert_ablate.records.history import BATCH_ROWS, SCHEMAS, History, read_history, values_of
 
 # --- histories -------------------------------------------------------------------------------------------------------
 
@@ -75,6 +76,17 @@ def test_a_finished_history_is_its_stream_in_one_batch(tmp_path):
     assert finished.equals(stream)
     with pa.memory_map(str(tmp_path / "steps.arrow")) as source:
         assert pa.ipc.open_file(source).num_record_batches == 1
+
+
+def test_values_of_a_column_are_those_that_arrow_gives():
+    parts = [pa.array([1.0, 2.0, math.nan]), pa.array([], pa.float64()), pa.array([3.0, 4.0, 5.0]).slice(1)]
+    columns = [pa.chunked_array(parts), pa.chunked_array([pa.array([1, 2, 3], pa.int32()).slice(1, 1)])]
+    columns += [pa.chunked_array([pa.array(values)]) for values in ([1, None, 3], ["a", None], [True, False])]
+    columns.append(pa.chunked_array([], pa.int64()))
+    for column in columns:
+        values, usual = values_of(column), column.to_numpy()
+        assert values.dtype == usual.dtype
+        np.testing.assert_array_equal(values, usual)
 
 
 def test_a_history_without_rows_can_be_finished_and_read(tmp_path):

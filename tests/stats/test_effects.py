@@ -89,6 +89,19 @@ def test_correlation_interval_is_the_measured_tables(r, low, high):
     assert e.correlation(np.r_[x, inf], np.r_[y, 1.0]) == e.correlation(x, y)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_figures_are_scipys_to_the_last_bit(seed):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=4 + seed) * 10.0 ** (seed % 7 - 3)
+    y = 2 * x + 1 if seed == 3 else x * (seed % 2) + rng.normal(size=len(x))
+    scipys = stats.pearsonr(x, y)
+    assert e.correlation(x, y) == (scipys.statistic, *scipys.confidence_interval(0.95))
+    assert e.interquartile_mean(x) == stats.trim_mean(x, 0.25)
+    k = int(rng.integers(len(x)))
+    interval = stats.binomtest(k, len(x)).proportion_ci(0.99)
+    assert e.rate_interval(k, len(x), 0.01)[1:] == pytest.approx((interval.low, interval.high), abs=1e-12)
+
+
 def test_correlation_refuses_three_pairs_and_constant_arms():
     with pytest.raises(ValueError, match="at least 4 pairs"):
         e.correlation([1, 2, 3, nan], [1, 2, 4, 5])

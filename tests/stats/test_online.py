@@ -1,12 +1,14 @@
 """The error budget of a session, against the package online-fdr, hand-computed levels and simulation."""
 
+import math
 from itertools import product
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from albert_ablate.stats import online
-from albert_ablate.stats.sequential import FIRST, nominal
+from albert_ablate.stats.sequential import FIRST, critical, nominal
 from albert_ablate.stats.verdicts import Claim, Contrast, verdicts
 
 LORD_SHARES = 0.07720838  # Ramdas et al. 2017, section 3: gamma_j = c log(max(j, 2)) / (j exp(sqrt(log j)))
@@ -105,6 +107,14 @@ def test_planned_pairs_find_one_spread_in_eight_of_ten(level):
     d = np.random.default_rng(6).standard_normal((4000, N)) + 1
     assert online.decide_many(d, 0.25, N, np.full(len(d), level))[0].mean() == pytest.approx(0.8, abs=0.05)
     assert online.pairs_for(0.035) == 12
+
+
+def test_chance_at_the_last_look_is_scipys_noncentral_t():
+    """The chance that `pairs_for` compares, by another function of scipy's."""
+    for level in (0.05, 0.01, 1e-3):
+        N = online.pairs_for(level, 60)
+        chances = [stats.nct.sf(critical(n, n, 2 * level), n - 1, math.sqrt(n)) for n in (N - 1, N)]
+        assert chances[1] >= online.LAST_LOOK and (chances[0] < online.LAST_LOOK or N == online.FEWEST)
 
 
 def test_the_noise_floor_is_the_half_width_at_the_last_pair():

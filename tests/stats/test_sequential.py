@@ -235,6 +235,16 @@ def test_interval_excludes_zero_exactly_where_the_look_rejects(d):
     assert (low > 0 or high < 0) == (s.p_effect(d) <= s.nominal(0.05, 20))
 
 
+def test_midranks_are_scipys():
+    rng = np.random.default_rng(0)
+    d = rng.integers(-3, 4, (500, 12)) + rng.normal(size=(500, 12)) * (rng.random((500, 12)) < 0.5)
+    for value in (np.inf, -np.inf, np.nan):
+        d[rng.random(d.shape) < 0.1] = value
+    for row, doubled in zip(d, s.doubled_ranks(d), strict=True):
+        says = ~np.isnan(row) & (row != 0)
+        assert (doubled[says] == 2 * stats.rankdata(np.abs(row[says]))).all() and not doubled[~says].any()
+
+
 def test_interval_by_scipy():
     d = np.random.default_rng(3).standard_normal(9)
     low, high = stats.t.interval(1 - s.nominal(0.05, 20), 8, d.mean(), stats.sem(d))

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 
 from albert_ablate.analysis.numbers import human
-from albert_ablate.analysis.tables import differences_by, key_of, with_mean
+from albert_ablate.analysis.setting_names import key_of
+from albert_ablate.analysis.tables import differences_by, with_mean
 from albert_ablate.report import charts_curves, style
 from albert_ablate.report.material import Material, counted, extremes, factors, warn
 from albert_ablate.report.page import Figure, Section

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 
 from albert_ablate.analysis.numbers import human
-from albert_ablate.analysis.tables import key_of, mean_interval
+from albert_ablate.analysis.setting_names import key_of
+from albert_ablate.analysis.tables import mean_interval
 from albert_ablate.report import charts_arms
 from albert_ablate.report.material import Material, factors
 from albert_ablate.report.page import Figure, Section, Table

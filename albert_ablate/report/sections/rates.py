@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from albert_ablate.analysis.numbers import visible
-from albert_ablate.analysis.tables import key_of, means
+from albert_ablate.analysis.setting_names import key_of
+from albert_ablate.analysis.tables import means
 from albert_ablate.records.checked import read_checked
 from albert_ablate.report import charts_arms
 from albert_ablate.report.contrasts import number

@@ -3,7 +3,7 @@
 import math
 
 from albert_ablate.analysis.numbers import human
-from albert_ablate.analysis.tables import key_of
+from albert_ablate.analysis.setting_names import key_of
 from albert_ablate.report import charts_search
 from albert_ablate.report.material import Material
 from albert_ablate.report.page import Figure, Section
