@@ -50,7 +50,7 @@ def test_the_first_row_of_a_setting_counts():
 
 
 @pytest.mark.process
-def test_status_and_the_judges_figures_load_no_table_library(tmp_path):
+def test_status_and_figures_of_the_judge_load_no_pandas(tmp_path):
     folder = make_run(tmp_path, {"norm": "a"}, steps=40)
     script = f"""
 import json, sys
@@ -72,6 +72,6 @@ print(sorted({{"torch", "pandas", "scipy.stats"}} & set(sys.modules)))
     assert done.stdout.splitlines()[-2:] == ["6", "[]"]
 
 
-def test_missing_values_of_a_table_are_named_as_missing_ones_of_rows():
+def test_what_a_table_lacks_is_named_as_what_rows_lack():
     rows = rows_of({"model.layers": 1, "norm": "a"}, {"norm": "b"}, {"model.layers": 2.5, "norm": "b"})
     assert setting_names(pd.DataFrame(rows).to_dict("records")) == setting_names(rows)
