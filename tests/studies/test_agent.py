@@ -187,7 +187,7 @@ def test_without_a_key_a_project_or_a_server_a_sentence_says_so(tmp_path, capfd)
     codes, said = work(KEY, "e/p/s", WANDB_MODE="offline")
     assert codes == [2] and "WANDB_MODE=offline" in said[-1]
     codes, said = work(KEY, "s", "a/b/c/d", "e/p/s")
-    assert codes == [2, 2, 1] and "s needs its project" in said[-3] and "a/b/c/d names no sweep" in said[-2]
+    assert codes == [2, 2, 1] and "s needs its project" in said[-3] and "a/b/c/d does not name a sweep" in said[-2]
     assert "http://127.0.0.1:9 does not answer" in said[-1]
 
 
@@ -328,7 +328,7 @@ def test_a_signal_stops_the_agent_and_the_same_command_goes_on(tmp_path):
         until(lambda: running(folder), process)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         said, _ = process.communicate(timeout=120)
-        assert process.returncode == 130 and "the same command goes on" in said and "Traceback" not in said
+        assert process.returncode == 130 and "the same command continues" in said and "Traceback" not in said
         (run,) = (folder / "runs").glob("*/seed*")
         assert state(run)["status"] == "stopped"
         (told,) = server.runs.values()

@@ -307,7 +307,7 @@ def test_a_signal_stops_every_worker_at_a_step(number, given, tmp_path):
         time.sleep(0.2)
     os.killpg(process.pid, number)  # as a terminal does; the workers leave it to the command
     out, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + number and "the same command goes on" in out
+    assert process.returncode == 128 + number and "the same command continues" in out
     assert statuses(tmp_path) == ["stopped", "stopped"]
 
 
@@ -365,7 +365,7 @@ def test_the_table_shows_every_run_of_the_file(text, given, tmp_path, capfd):
     assert main(["status", str(runs), "budget.tokens=4096", "hydra/launcher=ray", "--sweep", str(file)]) == 0
     assert "4 runs: 4 pending" in capfd.readouterr().out  # that budget has no runs
     assert main(["status", str(runs), "budget.tokens=4096"]) == 2
-    assert "budget.tokens=4096 would do nothing" in capfd.readouterr().err
+    assert "budget.tokens=4096 has no effect without --sweep" in capfd.readouterr().err
     planned = forked(lambda: [(p.label, p.seed, p.folder) for p in plan(settings, settings.settings(), runs, given)])
     assert ("norm=pre_ln", 1, folders(tmp_path)[0]) in planned
 

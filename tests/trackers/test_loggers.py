@@ -210,7 +210,7 @@ def test_a_run_whose_tracker_cannot_write_ends_as_without_it(text, untracked, tm
     folder.mkdir(parents=True)
     (folder / "tensorboard").write_text("in the way")
     record = forked(session(cfg, elsewhere))
-    assert capfd.readouterr().err.count("TensorBoard failed and the run goes on") == 1
+    assert capfd.readouterr().err.count("TensorBoard failed and the run continues") == 1
     assert outcome(record["folder"]) == outcome(untracked["folder"])
     assert [own(row) for row in offline_rows(folder)[0]] == expected(folder)
 

@@ -46,7 +46,7 @@ def test_a_server_that_fails_at_the_start_does_no_harm(mode, text, untracked, tm
     with Server(mode) as server:
         record = forked(session(configured(text, tmp_path / "runs", "wandb"), elsewhere, server.url, patience=1))
     assert outcome(record["folder"]) == outcome(untracked["folder"])
-    assert "the run goes on" in capfd.readouterr().err
+    assert "the run continues" in capfd.readouterr().err
     if mode == "silent":
         assert [own(row) for row in offline_rows(Path(record["folder"]))[0]] == expected(Path(record["folder"]))
 

@@ -346,7 +346,7 @@ def test_a_run_goes_on_from_the_commit_before_a_damaged_one(reference, text, tmp
     record = train(cfg)
     assert record["resumed_at"] == before and outcome(record["folder"]) == expected
     err = capfd.readouterr().err
-    assert f"{newest} cannot be read" in err and f"goes on from its commit before, at step {before}." in err
+    assert f"{newest} cannot be read" in err and f"resumes from its previous commit, at step {before}." in err
     assert not list(newest.parent.glob("*.previous.ckpt"))
 
 
