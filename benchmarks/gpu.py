@@ -1,26 +1,29 @@
 """Does everything that a GPU takes part in do there what it does on a CPU? One command, one Markdown file.
 
-    python benchmarks/gpu.py [-o gpu.md] [--limit 540] [--only CHECK ...]
+    python benchmarks/gpu.py [-o gpu.md] [--device gpu|cpu] [--quick] [--limit 540] [--only CHECK ...]
 
-Each check trains small runs on the GPU and compares them with the CPU or with each other; `pytest -m gpu` runs the same
-ones. Without a GPU those that need none run on the CPU, and the file says what was skipped. After --limit seconds no
-further check begins. Prepared, and not yet run on a GPU: so far only its way on a CPU has been tried.
+Each check trains small runs on the device and compares them with the CPU or with each other; `pytest -m gpu` runs the
+same ones. --device is the GPU where torch finds one; on a CPU the checks that need a GPU are skipped, and the file says
+so. --quick leaves out what compiles or measures speed. After --limit seconds no further check begins. Prepared, and not
+yet run on a GPU: so far only its way on a CPU has been tried.
 """
 
 import argparse
 import copy
-import json
 import os
 import platform
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -29,26 +32,28 @@ NANO = ("model=nano", "norm=pre_ln", "budget.tokens=20_000", "evaluation.every=1
 LOSS_TOLERANCE = 1e-3  # relative, of a validation loss after 40 steps in 32 bits
 STEP_TOLERANCE = 1e-3  # median difference of a weight's change in one step, over the largest change
 LOW_PRECISION = 0.03  # relative, of a validation loss in 16 bits
+GRAPH_TOLERANCE = 1e-5  # relative, of a validation loss by replayed steps
+MEMORY_FACTOR = 2  # the estimate, or what was taken, is at most so many times the other
+GRAPH = "trainer.graph=true"
+SPEED = 0.95  # of the fastest peer's tokens a second
+DEVICE = "gpu" if torch.cuda.is_available() else "cpu"  # main sets it
 
 
 class Skipped(Exception):
     """This machine cannot do the check, with the reason."""
 
 
-def here() -> str:
-    return "gpu" if torch.cuda.is_available() else "cpu"
-
-
 def need_gpu() -> None:
-    if not torch.cuda.is_available():
-        raise Skipped("torch finds no GPU")
+    if DEVICE != "gpu":
+        raise Skipped("it needs a GPU")
 
 
 def trained(runs: Path, *overrides: str, device: str | None = None) -> dict[str, Any]:
-    """The record of a run that finished."""
+    """The record of a run that finished; of two values for a key the last counts."""
     from albert_ablate import compose, run
 
-    record = run(compose([*NANO, f"trainer={device or here()}", f"paths.runs={runs}", *overrides]))
+    given = dict(o.split("=", 1) for o in (*NANO, f"trainer={device or DEVICE}", f"paths.runs={runs}", *overrides))
+    record = run(compose([f"{key}={value}" for key, value in given.items()]))
     assert record["status"] == "finished", f"{overrides} ended {record['status']}"
     return record
 
@@ -70,15 +75,15 @@ def losses(runs: Path) -> str:
     return close(trained(runs / "gpu", *rate, device="gpu"), trained(runs / "cpu", *rate, device="cpu"), LOSS_TOLERANCE)
 
 
-def resume(runs: Path) -> str:
+def resume(runs: Path, *further: str) -> str:
     """Killed by SIGKILL after a commit and begun again: the weights of a run that was left alone."""
-    more = ("trainer.deterministic=true", "dropout=uniform", "budget.tokens=60_000")
+    more = ("trainer.deterministic=true", "dropout=uniform", *further, "checkpoint.seconds=0", "budget.tokens=60_000")
     whole = trained(runs / "whole", *more)
-    command = [sys.executable, "run.py", *NANO, f"trainer={here()}", *more, f"paths.runs={runs / 'killed'}"]
+    command = [sys.executable, "run.py", *NANO, f"trainer={DEVICE}", *more, f"paths.runs={runs / 'killed'}"]
     environment = {**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    commits = set[int]()  # the first is of step 0
-    while process.poll() is None and len(commits) < 2:
+    commits = set[int]()  # the first is of step 0, later ones follow each step
+    while process.poll() is None and len(commits) < 6:
         commits |= {f.stat().st_mtime_ns for f in (runs / "killed").glob("*/seed0/checkpoints/resume.ckpt")}
         time.sleep(0.02)
     assert process.poll() is None, "the run ended before it could be killed"
@@ -93,6 +98,80 @@ def resume(runs: Path) -> str:
 
 def bfloat16(runs: Path) -> str:
     return close(trained(runs, "trainer.precision=bf16-mixed"), trained(runs), LOW_PRECISION)
+
+
+def resume_graph(runs: Path) -> str:
+    need_gpu()
+    return resume(runs, GRAPH)
+
+
+def graph(runs: Path) -> str:
+    """Replayed steps against ordinary ones: dropout at a rate that changes, several micro-batches, clipping."""
+    need_gpu()
+    more = ("dropout=depth_decay", "dropout_time=linear", "data.accumulate=2", "diagnostics.every=10")
+    replayed, eager = (trained(runs, *more, kind) for kind in (GRAPH, "trainer.graph=false"))
+    same = replayed["proof"]["final_weights"] == eager["proof"]["final_weights"]
+    found = close(replayed, eager, GRAPH_TOLERANCE)
+    in_bf16 = [trained(runs, *more, "trainer.precision=bf16-mixed", kind) for kind in (GRAPH, "trainer.graph=false")]
+    return (
+        f"{found}, weights {'the same' if same else 'not the same'} bit for bit; bf16: {close(*in_bf16, LOW_PRECISION)}"
+    )
+
+
+def pace(runs: Path, *overrides: str, steps: int = 60) -> float:
+    """Tokens a second of a run without its first quarter, diagnostics and records included."""
+    from albert_ablate import compose
+    from albert_ablate.records.history import read_history
+
+    cfg = compose([*NANO[1:2], *overrides])
+    few = ("evaluation.tokens=1024", "evaluation.every=1_000_000_000", "checkpoint.seconds=1_000")
+    budget = f"budget.tokens={steps * cfg.data.batch * cfg.model.context}"
+    record = trained(runs, *overrides, *few, budget)
+    rows = read_history(Path(record["folder"]), "steps", None).to_pydict()
+    tokens, seconds = (rows[axis][-1] - rows[axis][steps // 4] for axis in ("tokens", "seconds"))
+    return tokens / seconds
+
+
+def graph_pace(runs: Path, models: tuple[str, ...] = ("nano", "mini", "deep_96"), steps: int = 60) -> str:
+    """Tokens a second with graphs, compiled, and both, over those of neither; three runs of each, in turns."""
+    need_gpu()
+    kinds = {"graph": [GRAPH], "compile": ["trainer.compile=true"]}
+    kinds["both"] = [*kinds["graph"], *kinds["compile"]]
+    found = []
+    for model in models:
+        paces: dict[str, list[float]] = {}
+        for turn in range(3):
+            for kind, more in {"neither": [], **kinds}.items():
+                each = (f"model={model}", *more, f"seed={turn}")
+                paces.setdefault(kind, []).append(pace(runs / model, *each, steps=steps))
+        middle = {kind: statistics.median(values) for kind, values in paces.items()}
+        times = ", ".join(f"{kind} {middle[kind] / middle['neither']:.2f}" for kind in kinds)
+        found.append(f"{model} {middle['neither']:,.0f} tokens/s, {times}")
+    return "; ".join(found)
+
+
+def beside_peers(runs: Path, model: str = "gpt2_small", steps: int = 100, rounds: int = 8) -> str:
+    """A whole run in bf16, diagnostics included, against bare steps of others' models of its shape (peers.py)."""
+    need_gpu()
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    sys.path.insert(0, str(Path(__file__).parent))
+    try:
+        from peers import measure
+    finally:
+        sys.path.pop(0)
+    more = (f"model={model}", "data.batch=8", "dropout=none", "trainer.precision=bf16-mixed", "diagnostics.every=25")
+    device = "cuda" if DEVICE == "gpu" else "cpu"
+    heads = torch.randn(8, 12, 1024, 64, device=device, dtype=torch.bfloat16, requires_grad=True)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # an error where attention of this shape cannot be a flash kernel
+        torch.nn.functional.scaled_dot_product_attention(heads, heads, heads, is_causal=True).sum().backward()
+    ours = pace(runs, *more, steps=steps)
+    peers = measure(model, rounds, 8, None, device, "bf16")
+    fastest = max((name for name in peers if name not in ("ours", "products")), key=lambda n: peers[n]["tokens/s"])
+    share = ours / peers[fastest]["tokens/s"]
+    found = f"{ours:,.0f} tokens/s, {share:.2f} of the fastest peer ({fastest})"
+    assert share >= SPEED, found
+    return found
 
 
 def float16(runs: Path) -> str:
@@ -123,13 +202,15 @@ def memory(runs: Path) -> str:
     size = ("model=mini", "model.width=512", "model.heads=8", "data.batch=32")
     expected = sum(estimate(compose([*NANO, *size])).values())
     found = trained(runs, *size, "diagnostics.every=0")["cost"]["peak_memory_bytes"]
-    return f"{found / 2**30:.2f} GiB, {found / expected:.2f} of the estimate"
+    taken = f"{found / 2**30:.2f} GiB, {found / expected:.2f} of the estimate"
+    assert 1 / MEMORY_FACTOR <= found / expected <= MEMORY_FACTOR, taken
+    return taken
 
 
 def diagnostics(runs: Path) -> str:
-    phases = trained(runs, "model=mini", "budget.tokens=60_000")["cost"]["phases"]
+    phases = trained(runs, "model=mini", "budget.tokens=60_000", "diagnostics.every=25")["cost"]["phases"]
     whole = sum(phases[p] for p in ("data", "forward", "backward", "optimizer", "diagnostics"))
-    return f"{phases['diagnostics'] / whole:.1%} of the training time"
+    return f"{phases['diagnostics'] / whole:.1%} of the training time, one step in 25 being measured"
 
 
 def one_step(cfg: Any, device: str) -> tuple[dict[str, torch.Tensor], float]:
@@ -169,27 +250,44 @@ def optimizers_and_clips(runs: Path) -> str:
         cfg = compose([*NANO, arm, "schedule=constant"])  # which every optimizer allows
         moved, largest = one_step(cfg, "cpu")
         assert all(m.isfinite().all() for m in moved.values()), f"{arm}: a weight is not finite"
-        if torch.cuda.is_available():
+        if DEVICE == "gpu":
             other, _ = one_step(cfg, "cuda")
             # the median: an optimizer that takes signs turns round what was near 0
             differences = torch.cat([(moved[n] - other[n]).abs().flatten() for n in moved])
             distance = float(differences.median()) / largest if largest else 0.0
             worst = max(worst, (arm, distance), key=lambda w: w[1])
             assert distance <= STEP_TOLERANCE, f"{arm}: weights move {distance:.1e} of the largest move apart"
-    if not torch.cuda.is_available():
-        return f"{len(arms)} first steps are finite on the CPU; none was compared, torch finds no GPU"
+    if DEVICE != "gpu":
+        return f"{len(arms)} first steps are finite on the CPU; a GPU was not compared with it"
     return f"{len(arms)} first steps, at most {worst[1]:.1e} of the largest move apart ({worst[0]})"
 
 
-def one_device(strategy: str) -> Callable[[Path], str]:
-    def check(runs: Path) -> str:
-        need_gpu()
-        command = [sys.executable, "run.py", *NANO, f"trainer={strategy}", "trainer.devices=1", f"paths.runs={runs}"]
-        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-        (file,) = runs.glob("*/seed0/record.json")
-        return close(json.loads(file.read_text()), trained(runs / "alone"), LOSS_TOLERANCE)
+def one_rank(strategy: str, runs: Path) -> str:
+    """Lightning's strategy for several devices with one of them: `run` itself takes none for a single device."""
+    import torch.distributed as dist
+    from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 
-    return check
+    from albert_ablate.training import fit, language
+
+    sharded = strategy == "fsdp"
+    made = (
+        ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1, save_distributed_checkpoint=False)
+        if sharded
+        else DDPStrategy()
+    )
+    module = language.LanguageModel
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if DEVICE == "gpu" else "gloo", store=dist.HashStore(), rank=0, world_size=1
+    )
+    try:
+        with (
+            patch.object(fit, "strategy_of", lambda *_: made),
+            patch.object(language, "LanguageModel", lambda model, cfg, steps, **_: module(model, cfg, steps, sharded)),
+        ):
+            record = trained(runs / strategy, "clip=norm")
+    finally:
+        dist.destroy_process_group()
+    return close(record, trained(runs / "alone", "clip=norm"), LOSS_TOLERANCE)
 
 
 def generation(runs: Path) -> str:
@@ -211,27 +309,38 @@ CHECKS: dict[str, Callable[[Path], str]] = {
     "memory against the estimate": memory,
     "share of the diagnostics": diagnostics,
     "optimizers and clips": optimizers_and_clips,
-    "ddp, one device": one_device("ddp"),
-    "fsdp, one device": one_device("fsdp"),
+    "ddp, one device": partial(one_rank, "ddp"),
+    "fsdp, one device": partial(one_rank, "fsdp"),
     "generation": generation,
+    "graph": graph,
+    "exact resume after SIGKILL, graph": resume_graph,
+    "GPT-2 small in bf16 beside peers": beside_peers,
+    "speed with graph and compile": graph_pace,
 }
+LONG = ("compile", "share of the diagnostics", "GPT-2 small in bf16 beside peers", "speed with graph and compile")
 
 
 def machine() -> str:
-    card = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    card = torch.cuda.get_device_name() if DEVICE == "gpu" else f"a CPU ({platform.machine()}, {os.cpu_count()} cores)"
     return f"{card}; torch {torch.__version__}, Python {platform.python_version()}"
 
 
 def main() -> int:
+    global DEVICE
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, default=Path("gpu.md"))
+    parser.add_argument("--device", choices=("gpu", "cpu"), default=DEVICE)
+    parser.add_argument("--quick", action="store_true", help="leave out what compiles or measures speed")
     parser.add_argument("--limit", type=float, default=540.0, help="seconds after which no check begins")
     parser.add_argument("--only", nargs="+", choices=CHECKS, default=[*CHECKS], metavar="CHECK")
     given = parser.parse_args()
+    if given.device == "gpu" and not torch.cuda.is_available():
+        parser.error("--device gpu: torch finds no GPU")
+    DEVICE = given.device
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what trainer.deterministic asks of cuBLAS
     begun, lines, broken = time.perf_counter(), [f"# Checks on {machine()}", "", "| check | result | s |"], 0
     lines.append("| --- | --- | --- |")
-    for name in given.only:
+    for name in (n for n in given.only if not (given.quick and n in LONG)):
         at, folder = time.perf_counter(), Path(tempfile.mkdtemp())
         try:
             if at - begun > given.limit:

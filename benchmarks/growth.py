@@ -1,13 +1,15 @@
-"""How the time of a training step grows with depth, width and batch: our decoder in the loop of peers.py.
+"""How the time of a training step grows with depth, width, batch and threads: our decoder in the loop of peers.py.
 
-    python benchmarks/growth.py [depth|width|batch] [--rounds 8] [--threads 1]
+    python benchmarks/growth.py [depth|width|batch|threads] [--rounds 8] [--threads 1]
     python benchmarks/growth.py paper [--mfu 0.4] [--peak 1e15]   # the article's model at GPU size, on assumptions
 
 Depths 6 to 96 at width 32, widths 32 to 256 at 12 layers, batches of 2 to 32 sequences of 64 tokens at 24 layers of
-width 64. The members of a series take turns; medians of CPU seconds with one thread, of seconds with more.
+width 64. The members of a series take turns; medians of CPU seconds with one thread, of seconds with more. threads: 1,
+2, 4 and so on up to the cores of this machine, in seconds, at 24 layers of width 64, 12 of 256 and 96 of 32.
 """
 
 import argparse
+import os
 import statistics
 import time
 
@@ -18,32 +20,37 @@ SERIES = {
     "depth": [(n, 32, 8) for n in (6, 12, 24, 48, 96)],
     "width": [(12, n, 8) for n in (32, 64, 128, 256)],
     "batch": [(24, 64, n) for n in (2, 4, 8, 16, 32)],
+    "threads": [(24, 64, 8), (12, 256, 8), (96, 32, 8)],
 }
 TOKENS = 300e9  # of GPT-3
 
 
-def series(name: str, rounds: int) -> None:
+def series(name: str, rounds: int, threads: int) -> None:
     from albert_ablate import build_model, compose
     from albert_ablate.training.cost import flops_per_token
 
+    cores = os.cpu_count() or 1
+    counts = [2**i for i in range(cores.bit_length()) if 2**i <= cores] if name == "threads" else [threads]
     members = []
     for layers, width, batch in SERIES[name]:
         cfg = compose(["model=deep_96", f"model.layers={layers}", f"model.width={width}", f"data.batch={batch}"])
         rows = torch.randint(256, (batch, cfg.model.context + 1))
-        members.append((trainer(build_model(cfg).train()), rows, flops_per_token(cfg)))
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+        step, flops = trainer(build_model(cfg).train()), flops_per_token(cfg)
+        members += [((layers, width, batch), n, step, rows, flops) for n in counts]
+    clock = time.process_time if counts == [1] and name != "threads" else time.perf_counter
     taken: list[list[float]] = [[] for _ in members]
     for i in range(WARM_UP + rounds):
-        for (step, rows, _), seconds in zip(members, taken, strict=True):
+        for (_, n, step, rows, _), seconds in zip(members, taken, strict=True):
+            torch.set_num_threads(n)
             began = clock()
             step(rows)
             if i >= WARM_UP:
                 seconds.append(clock() - began)
-    print(f"{name}, {torch.get_num_threads()} threads: layers, width, batch; ms a step, tokens/s, GFLOP/s")
-    for shape, (_, rows, flops), seconds in zip(SERIES[name], members, taken, strict=True):
+    print(f"{name}: layers, width, batch; threads; ms a step, tokens/s, GFLOP/s")
+    for (shape, n, _, rows, flops), seconds in zip(members, taken, strict=True):
         middle = statistics.median(seconds)
         speed = rows[:, 1:].numel() / middle
-        print(f"  {shape}: {middle * 1e3:8.1f} {speed:9,.0f} {speed * flops / 1e9:6.1f}", flush=True)
+        print(f"  {shape} {n}: {middle * 1e3:8.1f} {speed:9,.0f} {speed * flops / 1e9:6.1f}", flush=True)
 
 
 def paper(mfu: float, peak: float) -> None:
@@ -71,12 +78,11 @@ def main() -> None:
     parser.add_argument("--mfu", type=float, default=0.4, help="assumed share of --peak that training uses")
     parser.add_argument("--peak", type=float, default=1e15, help="assumed operations a second of one GPU")
     given = parser.parse_args()
-    torch.set_num_threads(given.threads)
     for what in given.what:
         if what == "paper":
             paper(given.mfu, given.peak)
         else:
-            series(what, given.rounds)
+            series(what, given.rounds, given.threads)
 
 
 if __name__ == "__main__":

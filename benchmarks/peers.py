@@ -1,7 +1,7 @@
 """Training tokens a second of our decoder beside other people's: one loop, optimizer and batch, in one process.
 
     python benchmarks/peers.py [--models mini deep_96 deep_96x64 12x256] [--threads 1] [--rounds 8] [--batch N]
-        [--context N]
+        [--context N] [--precision bf16]
 
 ours: the decoder that `model=` builds. plain: a GPT-2 written out below, as nanoGPT has it, with torch's attention.
 torch: nn.TransformerEncoder with a causal mask. gpt2: that of transformers, with eager attention and with torch's.
@@ -11,8 +11,8 @@ their matrices. products: the matrix products of a step alone, forward and backw
 
 A round makes one step of each, in an order that moves on by one; the first two rounds warm up. Medians over rounds of
 CPU seconds of the process with one thread; of seconds with more threads, where CPU seconds would hold the waiting, and
-on a GPU (taken where there is one). Needs the extra `reference`. All models are in memory at once: `--models
-gpt2_small` takes 12 GB at --batch 1.
+on a GPU (taken where there is one). bf16: forward passes of all under torch.autocast. Needs the extra `reference`. All
+models are in memory at once: `--models gpt2_small` takes 12 GB at --batch 1.
 """
 
 import argparse
@@ -45,6 +45,7 @@ class Shape:
     vocabulary: int
     batch: int
     device: str
+    precision: str = "32"
 
 
 # --- the models ------------------------------------------------------------------------------------------------------
@@ -153,13 +154,14 @@ PEERS: dict[str, Callable[[Shape], nn.Module]] = {
 # --- a step ----------------------------------------------------------------------------------------------------------
 
 
-def trainer(model: nn.Module) -> Callable[[Tensor], None]:
+def trainer(model: nn.Module, precision: str = "32") -> Callable[[Tensor], None]:
     """One step on (B, T + 1) tokens: cross-entropy, backward, clipping by norm, the fused AdamW."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), fused=True)
     parameters = list(model.parameters())
 
     def step(rows: Tensor) -> None:
-        loss = F.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
+        with torch.autocast(rows.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            loss = F.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -174,7 +176,7 @@ def products(s: Shape) -> Callable[[Tensor], None]:
     n, d, hd = s.batch * s.context, s.width, s.width // s.heads
 
     def drawn(*shape: int) -> Tensor:
-        return torch.randn(shape, device=s.device)
+        return torch.randn(shape, device=s.device, dtype=torch.bfloat16 if s.precision == "bf16" else torch.float32)
 
     sizes = [(d, 3 * d), (d, d), (d, 4 * d), (4 * d, d)]
     matrices = [(drawn(n, i), drawn(o, i), drawn(n, o)) for i, o in sizes]
@@ -201,7 +203,7 @@ def products(s: Shape) -> Callable[[Tensor], None]:
 
 
 def contestants(
-    name: str, batch: int | None, context: int | None, device: str
+    name: str, batch: int | None, context: int | None, device: str, precision: str
 ) -> tuple[Shape, dict[str, Callable[[Tensor], None]], dict]:
     from albert_ablate import build_model, compose
 
@@ -209,16 +211,17 @@ def contestants(
     cfg = compose([*MODELS[name], "norm=pre_ln", "dropout=none", *shorter])
     m = cfg.model
     own = build_model(cfg)
-    s = Shape(m.layers, m.width, m.heads, m.context, own.head.out_features, batch or cfg.data.batch, device)
+    vocabulary = own.head.out_features
+    s = Shape(m.layers, m.width, m.heads, m.context, vocabulary, batch or cfg.data.batch, device, precision)
     torch.manual_seed(0)
     models = {"ours": own, **{peer: make(s) for peer, make in PEERS.items()}}
-    steps = {peer: trainer(model.to(device).train()) for peer, model in models.items()}
+    steps = {peer: trainer(model.to(device).train(), precision) for peer, model in models.items()}
     sizes = {peer: sum(p.numel() for p in model.parameters()) for peer, model in models.items()}
     return s, steps | {"products": products(s)}, sizes
 
 
-def measure(name: str, rounds: int, batch: int | None, context: int | None, device: str) -> dict:
-    s, steps, sizes = contestants(name, batch, context, device)
+def measure(name: str, rounds: int, batch: int | None, context: int | None, device: str, precision: str = "32") -> dict:
+    s, steps, sizes = contestants(name, batch, context, device, precision)
     clock = time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     taken: dict[str, list[float]] = {peer: [] for peer in steps}
     names = list(steps)
@@ -253,14 +256,18 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="sequences; that of data=wikipedia_en where not given")
     parser.add_argument("--context", type=int, help="tokens of a sequence; that of the model where not given")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", choices=("32", "bf16"), default="32")
     parser.add_argument("--json", help="write the figures there too")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     card = torch.cuda.get_device_name() if given.device.startswith("cuda") else f"{given.threads} threads"
     results = {}
     for name in given.models:
-        results[name] = found = measure(name, given.rounds, given.batch, given.context, given.device)
-        print(f"{name}, {card}: tokens/s, over ours (least and most of a round), parameters", flush=True)
+        results[name] = found = measure(name, given.rounds, given.batch, given.context, given.device, given.precision)
+        print(
+            f"{name}, {card}, {given.precision}: tokens/s, over ours (least and most of a round), parameters",
+            flush=True,
+        )
         for peer, f in found.items():
             low, high = f["range"][0], f["range"][-1]
             size = f"{f['parameters']:,}" if f["parameters"] else ""
