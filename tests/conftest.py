@@ -1,5 +1,6 @@
 """What all tests share: one thread, a cache of their own, what the marks `slow` and `process` mean."""
 
+import gc
 import os
 import shutil
 import subprocess
@@ -9,6 +10,14 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads are not there in a forked child, which would wait for them
+gc.disable()  # until all tests are collected: what they import stays
+
+
+def pytest_collection_finish(session):
+    """Garbage is looked for less often, and not among what was imported: a twentieth of the time went into that."""
+    gc.freeze()
+    gc.set_threshold(20_000)
+    gc.enable()
 
 
 def pytest_collection_modifyitems(config, items):

@@ -8,7 +8,7 @@ import pickle
 import random
 import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ import pytorch_lightning  # noqa: F401  imported here, so that no child has to
 import torch
 import torchmetrics.text  # noqa: F401
 
-from albert_ablate.config import check, compose
+from albert_ablate.config import checked_config, codes
 from albert_ablate.records.folder import RunFolder
 from albert_ablate.records.history import SCHEMAS, read_history
+from albert_ablate.records.naming import name_of
+from albert_ablate.records.provenance import provenance
 from albert_ablate.training.checkpoint import load_checkpoint
 from albert_ablate.training.cost import training_flops
 from albert_ablate.training.run import run
@@ -52,9 +54,13 @@ def arguments(text: Path, runs: Path, *overrides: str) -> list[str]:
 
 
 def nano(text: Path, runs: Path, *overrides: str) -> dict[str, Any]:
-    cfg = check(compose(arguments(text, runs, *overrides)))
+    return prepare(checked_config(arguments(text, runs, *overrides)))
+
+
+def prepare(cfg: Mapping[str, Any]) -> Any:
+    """The configuration. What a process finds out once for all its runs is found out here, no child has to."""
     with contextlib.suppress(Exception):  # for the run to say
-        training_flops(cfg)  # counted here once, no child has to
+        codes(cfg), name_of(cfg), provenance(), training_flops(cfg)
     return cfg
 
 

@@ -3,6 +3,9 @@
 import os
 import re
 import subprocess
+import sys
+
+from forking import Child
 
 
 def on_pty(command, columns=80, **options):
@@ -10,6 +13,30 @@ def on_pty(command, columns=80, **options):
     ours, its = os.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": str(columns), **options.pop("env", {})}
     child = subprocess.Popen(command, stdout=its, stderr=its, stdin=subprocess.DEVNULL, env=environment, **options)
+    return _written(ours, its), child.wait()
+
+
+def forked_on_pty(work, columns, env):
+    """What `work`, which gives an exit code, writes to a terminal from a forked process, and its exit code."""
+    ours, its = os.openpty()
+
+    def on_it():
+        for descriptor in (0, 1, 2):
+            os.dup2(its, descriptor)
+        os.close(its)
+        os.close(ours)
+        os.environ |= {"TERM": "xterm", "COLUMNS": str(columns), **env}
+        sys.stdout, sys.stderr = (open(n, "w", buffering=1, closefd=False) for n in (1, 2))
+        code = work()
+        sys.stdout.flush()
+        return code
+
+    child = Child(on_it)
+    return _written(ours, its), child.wait()[1]
+
+
+def _written(ours, its):
+    """All that is written to the end `its` of a terminal, until nobody has it open any more."""
     os.close(its)
     seen = b""
     try:
@@ -18,7 +45,7 @@ def on_pty(command, columns=80, **options):
     except OSError:  # EIO: the command has ended
         pass
     os.close(ours)
-    return seen.decode(), child.wait()
+    return seen.decode()
 
 
 def lines_shown(written):

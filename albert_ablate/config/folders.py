@@ -197,7 +197,8 @@ def _listed(folder: Path, changed: int) -> dict[str, Path]:
 
 def option_file(group: str, name: str) -> Path:
     """The YAML file of an option, the package's own or the user's; of one that is not there, where it would lie."""
-    return option_files().get(group, {}).get(name) or conf_folder() / group / f"{name}.yaml"
+    shipped = conf_folder() / group / f"{name}.yaml"
+    return option_files().get(group, {}).get(name) or shipped if own_folders() else shipped
 
 
 def conf_stamps() -> tuple[tuple[str, int], ...]:

@@ -56,11 +56,12 @@ class Arm:
 class Keys:
     """Keys of records and overrides, cached in the folder of runs `root`.
 
-    apart: compute keys that are not cached in another process, so that this one imports no torch.
+    apart: compute keys that are not cached in another process, so that this one imports no torch; where it has done so
+    already they are computed here.
     """
 
     def __init__(self, root: Path, apart: bool = False):
-        self.file, self.apart, self.fresh = root / FILE, apart, 0
+        self.file, self.apart, self.fresh = root / FILE, apart and "torch" not in sys.modules, 0
         self.lines, self.passing = _read(self.file), set[str]()
         self.arms: dict[tuple[str, ...], Arm] = {}
 

@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def provenance(library: str | None = None) -> dict:
     }
 
 
+@cache
 def _version(name: str) -> str | None:
     try:
         return version(name)
@@ -35,17 +37,14 @@ def code_version() -> str | None:
     root = Path(__file__).parent.parent.parent
     if not (root / ".git").exists():
         return None
-    git = ["git", "-C", str(root)]
+    command = ["git", "-C", str(root), "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
     try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, timeout=5
-        )
+        said = subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.splitlines()
     except (OSError, subprocess.TimeoutExpired):
         return None
-    if commit.returncode:
-        return None
-    return commit.stdout.strip() + ("+changed" if changed.stdout.strip() else "")
+    commit = next((line.split()[-1] for line in said if line.startswith("# branch.oid ")), "(initial)")
+    changed = any(not line.startswith("#") for line in said)
+    return None if commit == "(initial)" else commit + ("+changed" if changed else "")
 
 
 def _processor() -> str:

@@ -26,7 +26,7 @@ from albert_ablate.config import (
     Config,
     ConfigError,
     check,
-    compose,
+    checked_config,
     construct,
     identity,
     nearest,
@@ -61,14 +61,11 @@ State = tuple[str, list[list[float]], dict[str, Tensor]]
 
 def configuration(group: str, option: str, more: Sequence[str] = (), needs: Sequence[str] = ()) -> Config:
     """A tiny model's configuration with an option. needs: overrides it cannot be composed without; more: values."""
-    from omegaconf import OmegaConf
-
     tiny = [o for o in TINY if group not in ("model", "recipe") or not o.startswith("model=")]
     if group == "model":  # somebody's own has sizes of its own
         takes = option_keys(group)[option]
         tiny = [o for o in tiny if not o.startswith("model.") or re.split("[.=]", o)[1] in takes]
-    cfg = compose([f"{group}={option}", *tiny, *needs])
-    return check(typing.cast(Mapping, OmegaConf.merge(cfg, OmegaConf.from_dotlist(list(more)))))
+    return checked_config([f"{group}={option}", *tiny, *needs, *more])
 
 
 def with_value(cfg: Config, group: str, name: str, value: Any) -> Config:

@@ -200,7 +200,7 @@ def test_no_secret_is_left_in_folder_report_or_output(tmp_path, capfd):
     Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     uri = f"http://user:{PASSWORD}@127.0.0.1:{server.server_port}"
     text, runs, out = write_text(tmp_path / "text.txt"), tmp_path / "runs", tmp_path / "report.html"
-    given = [*arguments(text, runs, "logger=[mlflow,wandb_offline]"), f"logger.mlflow.uri={uri}"]
+    given = [*arguments(text, runs, "logger=[mlflow,wandb_offline]", "budget.tokens=512"), f"logger.mlflow.uri={uri}"]
 
     def work() -> list[int]:
         import sys

@@ -63,7 +63,7 @@ def test_a_ratio_of_maps_is_of_cells_that_both_have():
 @pytest.mark.parametrize("lost", [None, 200])
 def test_two_runs_are_a_page_and_a_picture(tmp_path, lost):
     one, other = make_run(tmp_path, {"norm": "<b>"}), make_run(tmp_path, {"norm": "b"}, lost=lost, full=not lost)
-    for name, begins in (("two.html", b"<!doctype html>"), ("two.png", b"\x89PNG")):
+    for name, begins in (("two.html", b"<!doctype html>"), *([] if lost else [("two.png", b"\x89PNG")])):
         assert main(["show", str(one), str(other), "-o", str(tmp_path / name)]) == 0
         assert (tmp_path / name).read_bytes().startswith(begins)
     text = (tmp_path / "two.html").read_text()

@@ -11,7 +11,6 @@ from albert_ablate import cli
 from albert_ablate.config import folders_named
 from albert_ablate.config.folders import CONF
 from albert_ablate.scaffold.new import GROUPS
-from albert_ablate.training.contracts import checks
 
 
 @pytest.fixture(autouse=True)
@@ -41,11 +40,11 @@ def test_what_new_writes_passes_its_own_test(group, tmp_path, capsys):
     test = loaded(tmp_path / "study" / f"test_{name}.py")
     with folders_named(["study/conf"]):
         test.test_the_formula()
-        test.test_the_contract()
-        found = dict(checks(group, name))
-    assert set(found.values()) == {""} and len(found) >= 5
+        if group == "schedule":  # the checks of the command, written alike for every group
+            test.test_the_contract()
     assert cli.main(check.split()[1:3] + ["--config-dir", "study/conf"]) == 0
-    assert "FAILED" not in capsys.readouterr().out
+    states = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert set(states) == {"ok"} and len(states) >= 5
     assert cli.main([*run.split()[1:], "--cfg", "job", "--package", group]) == 0
     assert f"_target_: written_{group}" in capsys.readouterr().out
 

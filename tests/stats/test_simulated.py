@@ -100,10 +100,10 @@ def test_two_tests_that_must_agree_keep_the_level_at_skew_two():
 
 
 def test_the_bounded_skew_keeps_five_percent_of_a_family():
-    d = np.random.default_rng(0).exponential(size=(40_000, 20)) - 1
+    d = np.random.default_rng(0).exponential(size=(20_000, 20)) - 1
     level, family = s.nominal(0.05 / 15, 20), {}
-    for name in ("skew_corrected", "skew_bounded"):
-        p = np.stack([s.p_effect(d[:, :n], test=s.Test(name)) for n in range(8, 21)], -1)
+    for name, studies in (("skew_corrected", 10_000), ("skew_bounded", 20_000)):
+        p = np.stack([s.p_effect(d[:studies, :n], test=s.Test(name)) for n in range(8, 21)], -1)
         family[name] = 1 - (1 - (p <= level).any(1).mean()) ** 15  # 15 independent claims
     assert family["skew_bounded"] <= 0.05 < 0.1 < family["skew_corrected"]
     effect = np.random.default_rng(1).standard_normal((4000, 20)) + 1
@@ -291,13 +291,13 @@ def test_repeated_interval_covers_and_early_means_run_high(effect):
             assert abs(of.mean() - effect - expected) <= 4 * of.std() / sqrt(len(of)) + 0.005
 
 
-@pytest.mark.parametrize("N, narrower", [(12, 0.06), (60, 0.10)])
-def test_the_running_interval_covers_and_is_narrower(N, narrower):
+@pytest.mark.parametrize("N, narrower, studies", [(12, 0.06, 1500), (60, 0.10, 400)])
+def test_the_running_interval_covers_and_is_narrower(N, narrower, studies):
     """JUDGE-2, section 1.4: coverage .947 to .952, narrower by 6 % at N = 12 and 10 % at 60."""
-    d = np.random.default_rng(13).standard_normal((1500, N))
+    d = np.random.default_rng(13).standard_normal((studies, N))
     _, low, high = np.array([s.running_interval(x, N) for x in d]).T
     last = np.array([np.diff(s.interval(x, N)[1:])[0] for x in d])
-    assert close(np.mean((low <= 0) & (0 <= high)), 0.95, 1500)
+    assert close(np.mean((low <= 0) & (0 <= high)), 0.95, studies)
     assert np.nanmedian((high - low) / last) == pytest.approx(1 - narrower, abs=0.015)
     assert np.isnan(low).mean() < 0.006
 

@@ -1,5 +1,7 @@
 """--workers auto: which divisions of the cores are measured, and what becomes of the fastest."""
 
+import multiprocessing
+
 import pytest
 
 from albert_ablate.cli import main
@@ -77,7 +79,10 @@ def test_auto_of_commands_is_refused(capsys):
 
 
 @pytest.mark.process
-def test_real_steps_are_measured():
+def test_real_steps_are_measured(monkeypatch):
+    monkeypatch.setattr(packing, "SECONDS", 0.05)
+    fork = multiprocessing.get_context("fork")  # the next test starts a process as --workers auto does
+    monkeypatch.setattr(packing.multiprocessing, "get_context", lambda method: fork)
     speeds = packing._measure(["model=nano", "model.layers=1", "trainer=cpu"], [(2, 1), (1, 2)])
     assert len(speeds) == 2 and all(speed > 0 for speed in speeds)
 
@@ -85,4 +90,4 @@ def test_real_steps_are_measured():
 @pytest.mark.process
 def test_a_run_that_cannot_be_built_is_said():
     with pytest.raises(ConfigError, match="cannot measure this run: .*nromal"):
-        packing._measure(["norm=nromal"], [(2, 1), (1, 2)])
+        packing._measure(["norm=nromal"], [(1, 1)])

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pytest
 from factories import write_record
-from forking import arguments, write_text
-from terminals import lines_shown, on_pty
+from forking import arguments, fork_workers, forked, write_text
+from terminals import forked_on_pty, lines_shown, on_pty
 
+from albert_ablate.cli import main
 from albert_ablate.records.json_output import NO_BARS
 from albert_ablate.studies import progress
 from albert_ablate.studies.progress import Bar
@@ -80,21 +81,32 @@ def test_a_bar_is_drawn_on_terminals_alone(environment, terminal, drawn, tmp_pat
 
 
 @pytest.mark.process
-def test_lines_of_runs_stand_above_the_bar(tmp_path):
+@pytest.mark.parametrize("workers", ["forked", pytest.param("joblib", marks=pytest.mark.slow)])
+def test_lines_of_runs_stand_above_the_bar(workers, tmp_path, capfd):
     text = write_text(tmp_path / "words.txt")
-    given = [o for o in arguments(text, tmp_path, "budget.tokens=2048") if not o.startswith("paths.runs")]
+    given = [o for o in arguments(text, tmp_path, "budget.tokens=1024") if not o.startswith("paths.runs")]
     file = tmp_path / "study.yaml"
     file.write_text(SWEEP)
-    runs = ["--runs", str(tmp_path / "runs")]
-    command = [sys.executable, "-m", "albert_ablate", "sweep", str(file), *runs, "--workers", "2", *given]
-    written, code = on_pty(command, columns=100, env={NO_BARS: ""})
+    command = ["sweep", str(file), "--runs", str(tmp_path / "runs"), *given]
+
+    def sweep():
+        fork_workers()
+        return main([*command, "hydra/launcher=basic"])
+
+    if workers == "forked":
+        written, code = forked_on_pty(sweep, columns=100, env={NO_BARS: ""})
+    else:
+        real = [sys.executable, "-m", "albert_ablate", *command, "--workers", "2"]
+        written, code = on_pty(real, columns=100, env={NO_BARS: ""})
     assert code == 0 and "0 of 4 runs done" in written
     shown = [line for line in lines_shown(written) if line]
     assert sum("validation loss" in line for line in shown) == 4
     assert not any("runs done" in line or "\x1b" in line for line in shown)  # nothing of the bar stays
     assert any(line == "4 of 4 runs are done, 0 failed." for line in shown)
-    again = subprocess.run(command, capture_output=True, text=True)
-    assert again.returncode == 0 and again.stderr == "" and "\x1b" not in again.stdout
+    capfd.readouterr()
+    assert forked(sweep) == 0
+    again = capfd.readouterr()
+    assert again.err == "" and "4 done, 0 to do" in again.out and "\x1b" not in again.out
 
 
 def test_a_sparkline_has_a_level_for_each_value():

@@ -10,12 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
-from forking import Child, arguments, forked, nano, outcome, write_text
+from forking import Child, arguments, forked, nano, outcome, prepare, write_text
 from hydra.core.plugins import Plugins
 from published import published
 
 from albert_ablate.cli import main
-from albert_ablate.config import compose
+from albert_ablate.config import checked_config
+from albert_ablate.records import keys
 from albert_ablate.records.folder import RunFolder
 from albert_ablate.studies import jobs
 from albert_ablate.studies.launch import launch_folder, launcher_of
@@ -23,7 +24,6 @@ from albert_ablate.studies.planned_runs import plan
 from albert_ablate.studies.states import INDEX, INDEX_WRITE_THRESHOLD, has_ended, is_held, run_folders, state
 from albert_ablate.studies.status import arms, cell, read_states
 from albert_ablate.studies.sweepfile import read_sweep
-from albert_ablate.training.cost import training_flops
 from albert_ablate.training.run import run
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +42,7 @@ def given(text):
     given = [o for o in asked if not o.startswith("paths.runs")]
     Plugins.instance()
     for norm in ("pre_ln", "post_ln"):
-        training_flops(compose([f"norm={norm}", *given]))
+        prepare(checked_config([f"norm={norm}", *given]))
     return given
 
 
@@ -85,7 +85,8 @@ def test_a_sweep_trains_what_is_missing_and_nothing_else(text, given, tmp_path, 
     assert "4 of 4 runs are done, 0 failed" in said and "norm=pre_ln seed=0: " in said
     first = {f: (f / "record.json").stat().st_mtime_ns for f in folders(tmp_path)}
     assert len(first) == 4 and len({f.parent for f in first}) == 2
-    alone = forked(lambda: run(nano(text, tmp_path / "alone", "budget.tokens=2048", "norm=post_ln", "seed=1")))
+    cfg = nano(text, tmp_path / "alone", "budget.tokens=2048", "norm=post_ln", "seed=1")
+    alone = forked(lambda: run(cfg))
     twin = tmp_path / "runs" / Path(alone["folder"]).relative_to(tmp_path / "alone")
     assert outcome(twin) == outcome(alone["folder"])  # the run that run.py makes, and where it puts it
     file = sweep_file(tmp_path, seeds="0, 1, 7", norms="pre_ln, post_ln")
@@ -188,7 +189,8 @@ def test_a_full_disk_is_a_sentence_and_the_sweep_goes_on(text, given, tmp_path, 
     assert "The sweep cannot continue: " in said.err and "No space left on device" in said.err, said
     assert "Traceback" not in said.err
     assert sweep(tmp_path, file, BASIC, *given) == 0
-    alone = forked(lambda: run(nano(text, tmp_path / "alone", "budget.tokens=2048", "norm=pre_ln", "seed=0")))
+    cfg = nano(text, tmp_path / "alone", "budget.tokens=2048", "norm=pre_ln", "seed=0")
+    alone = forked(lambda: run(cfg))
     assert outcome(tmp_path / "runs" / Path(alone["folder"]).relative_to(tmp_path / "alone")) == outcome(
         alone["folder"]
     )
@@ -343,8 +345,12 @@ def test_a_worker_whose_command_was_killed_ends_with_its_run(monkeypatch):
 def test_the_table_shows_every_run_of_the_file(text, given, tmp_path, capfd):
     file = sweep_file(tmp_path)
     runs = tmp_path / "runs"
-    forked(lambda: run(nano(text, runs, "budget.tokens=2048", "norm=pre_ln", "seed=1")))
+    cfg = nano(text, runs, "budget.tokens=2048", "norm=pre_ln", "seed=1")
+    forked(lambda: run(cfg))
     settings = read_sweep(file)
+    jobs = [{"overrides": [*given, "norm=post_ln"]}, {"overrides": ["norm=post"]}]
+    found = keys._apart(jobs)  # as in a process without torch
+    assert found == keys._computed(jobs) and found[0] and found[1] is None
     table = arms(read_states(runs), runs, settings, given)
     assert list(table) == ["norm=pre_ln", "norm=post_ln"] and list(table["norm=pre_ln"]) == [0, 1]
     kinds = {(arm, seed): r["status"] for arm, row in table.items() for seed, r in row.items()}

@@ -421,7 +421,7 @@ def test_a_random_draw_that_is_refused_is_replaced_by_the_next(tmp_path, monkeyp
     assert found == [(d["model.width"], d["model.heads"], d["seed"]) for d in allowed] and missing == 0
     assert len(refused) == draws.index(allowed[-1]) - 7 > 0 and "model.heads=3" in refused[0]
     kept.save()  # the table of `status` has the same runs, without composing any
-    monkeypatch.setattr(kept_keys, "_apart", None)
+    monkeypatch.setattr(kept_keys, "_computed", None)
     key = keys_of(planned[2].cfg)
     done = {"status": "finished", "folder": str(planned[2].folder), "key": {"arm": key.arm, "setting": key.setting}}
     table = arms([done], tmp_path, sweep, SMALL)

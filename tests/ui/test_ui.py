@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import threading
+from contextlib import contextmanager
 
 import pytest
 from factories import edit_record, make_run
@@ -28,20 +29,37 @@ EVIL = '"><script>window.hacked=1</script>'
 ADDRESS = "http://127.0.0.1"
 
 
-@pytest.fixture
-def runs(tmp_path):
+def make_runs(folder):
     for norm in ("pre_ln", EVIL):
         for seed in range(3):
-            make_run(tmp_path / "runs", {"norm": norm}, seed, steps=60)
-    return tmp_path / "runs"
+            make_run(folder, {"norm": norm}, seed, steps=60)
+    return folder
 
 
-@pytest.fixture
-def client(runs):
+@contextmanager
+def serving(runs):
     pages = Pages(runs)
     pages.kept.seconds = 1e9  # nothing waits
     with testclient.TestClient(server.application(pages), base_url=ADDRESS) as opened:
         opened.pages = pages
+        yield opened
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return make_runs(tmp_path / "runs")
+
+
+@pytest.fixture
+def client(runs):
+    with serving(runs) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    """A client of runs that no test changes: their page is made once."""
+    with serving(make_runs(tmp_path_factory.mktemp("read") / "runs")) as opened:
         yield opened
 
 
@@ -54,18 +72,18 @@ def fresh(client):
 # --- the server ------------------------------------------------------------------------------------------------------
 
 
-def test_a_page_is_the_report_with_a_status_on_top(client, runs):
-    text = client.get("/").text
+def test_a_page_is_the_report_with_a_status_on_top(reader):
+    text = reader.get("/").text
     titles = re.findall(r'<h2 id="[^"]*">([^<]*)</h2>', text)
-    assert titles == ["Status", *(s.title for s in report.make(runs).sections)]
+    assert titles == ["Status", *(s.title for s in report.make(reader.pages.root).sections)]
     assert "6 runs: 6 finished." in text and EVIL not in text
     content = json.loads(text.split('id="content">')[1].split("</script>")[0])
     drawn = set(re.findall(r'data-chart="([^"]*)"', text))
     assert drawn == {*content["charts"]} and len(drawn) > 5
 
 
-def test_nothing_of_a_page_is_inline_or_from_elsewhere(client):
-    answer = client.get("/")
+def test_nothing_of_a_page_is_inline_or_from_elsewhere(reader):
+    answer = reader.get("/")
     policy = dict(part.split(" ", 1) for part in answer.headers["content-security-policy"].split("; "))
     assert policy["default-src"] == "'none'" and policy["script-src"] == policy["style-src"] == "'self'"
     assert policy["frame-ancestors"] == policy["base-uri"] == policy["form-action"] == "'none'"
@@ -73,23 +91,23 @@ def test_nothing_of_a_page_is_inline_or_from_elsewhere(client):
     assert all(' src="/static/' in s or 'type="application/json"' in s for s in scripts) and len(scripts) == 3
     assert "<style" not in answer.text and not re.search(r'\s(style|on\w+)="', answer.text)
     for address in re.findall(r'(?:src|href)="(/static/[^"]*)"', answer.text):
-        assert client.get(address).status_code == 200 and len(client.get(address).content) > 1000
+        assert reader.get(address).status_code == 200 and len(reader.get(address).content) > 1000
     for name in ("x-content-type-options", "referrer-policy", "cross-origin-resource-policy", "x-frame-options"):
-        assert name in answer.headers and name in client.get("/nowhere").headers
+        assert name in answer.headers and name in reader.get("/nowhere").headers
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "0.0.0.0", "169.254.169.254", ""])
-def test_another_host_is_refused(client, host):
+def test_another_host_is_refused(reader, host):
     """A name of somebody else's that is made to lead to 127.0.0.1 (DNS rebinding) is in the Host header."""
-    assert client.get("/", headers={"Host": host}).status_code == 400
-    assert client.get("/", headers={"Host": "localhost:8321"}).status_code == 200
+    assert reader.get("/", headers={"Host": host}).status_code == 400
+    assert reader.get("/", headers={"Host": "localhost:8321"}).status_code == 200
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
-def test_nothing_but_get_and_head_is_answered(client, method):
+def test_nothing_but_get_and_head_is_answered(reader, method):
     for address in ("/", "/static/page.js"):
-        assert client.request(method, address).status_code == 405
-    head = client.head("/")
+        assert reader.request(method, address).status_code == 405
+    head = reader.head("/")
     assert head.status_code == 200 and not head.content
 
 
@@ -144,10 +162,10 @@ def test_a_page_is_not_made_more_often_than_its_share(client, runs):
     assert client.get("/").headers["etag"] != before
 
 
-def test_who_asks_while_a_page_is_made_gets_the_last_one(client):
-    before = client.get("/").headers["etag"]
-    with client.pages.study.lock:
-        assert client.get("/").headers["etag"] == before
+def test_who_asks_while_a_page_is_made_gets_the_last_one(reader):
+    before = reader.get("/").headers["etag"]
+    with reader.pages.study.lock:
+        assert reader.get("/").headers["etag"] == before
 
 
 def test_a_taken_port_is_a_sentence_or_another_port(capsys):
