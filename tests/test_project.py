@@ -7,6 +7,10 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from albert_ablate import compose, run
 from albert_ablate.config import options
@@ -81,6 +85,58 @@ def test_public_functions_and_classes_have_docstrings(package):
         for f in files
         for node in public(ast.parse(f.read_text()))
         if not (ast.get_docstring(node) or "").strip()
+    ]
+    assert not lacking
+
+
+# whose methods an own class may override without saying again what they do
+LIBRARY_CLASSES = {
+    c.__name__: c
+    for c in (
+        torch.nn.Module,
+        torch.nn.BatchNorm1d,
+        torch.nn.Linear,
+        torch.optim.Optimizer,
+        pl.LightningModule,
+        pl.LightningDataModule,
+        pl.Callback,
+        LightningEnvironment,
+        TorchCheckpointIO,
+    )  # fmt: skip
+}
+
+
+def overrides(node, name, classes):
+    """Whether a class inherits a method or attribute of this name; `classes` are those of the package by name."""
+    for base in (ast.unparse(b).partition("[")[0].rpartition(".")[2] for b in node.bases):
+        named = [c for c in classes.get(base, ()) if c is not node]
+        if hasattr(LIBRARY_CLASSES.get(base), name) or any(
+            name in defined(c) or overrides(c, name, classes) for c in named
+        ):
+            return True
+    return False
+
+
+def defined(node):
+    """Names of the methods and annotated attributes of a class."""
+    return {getattr(n, "name", None) or getattr(getattr(n, "target", None), "id", None) for n in node.body}
+
+
+def test_public_methods_have_docstrings():
+    """Methods and properties of public classes, but those that override one."""
+    trees = {f: ast.parse(f.read_text()) for f in FILES}
+    classes = {}
+    for node in (n for tree in trees.values() for n in ast.walk(tree) if isinstance(n, ast.ClassDef)):
+        classes.setdefault(node.name, []).append(node)
+    lacking = [
+        f"{f.relative_to(ROOT)}:{method.lineno} {node.name}.{method.name}"
+        for f, tree in trees.items()
+        for node in public(tree)
+        if isinstance(node, ast.ClassDef)
+        for method in public(node)
+        if not (ast.get_docstring(method) or "").strip()
+        and not any(ast.unparse(d).endswith(".setter") for d in method.decorator_list)
+        and not overrides(node, method.name, classes)
     ]
     assert not lacking
 

@@ -42,14 +42,17 @@ class Runs:
 
     @cached_property
     def steps(self) -> pd.DataFrame:
+        """Rows of every logged training step: losses, learning rate, gradient norms."""
         return self.history("steps")
 
     @cached_property
     def evals(self) -> pd.DataFrame:
+        """Rows of every evaluation on training, validation and test samples."""
         return self.history("evals")
 
     @cached_property
     def layers(self) -> pd.DataFrame:
+        """Rows of per-layer diagnostics."""
         return self.history("layers")
 
     def spikes(self, window: int | None = None, deviations: float = 7.0) -> pd.DataFrame:

@@ -38,10 +38,12 @@ class Evidence:
 
     @property
     def diverged(self) -> bool:
+        """Whether the run diverged, which counts as its outcome."""
         return self.record["status"] == "diverged"
 
     @property
     def lr(self) -> float:
+        """Learning rate of the run."""
         return float(self.record["config"]["optimizer"]["lr"])
 
     def figure(self, name: str) -> float:
@@ -89,10 +91,12 @@ class Evidence:
 
     @property
     def name(self) -> str:
+        """Name of the run in sentences: Run SETTING/seedN."""
         return f"Run {self.place}"
 
     @property
     def place(self) -> str:
+        """The run folder below the folder of runs: SETTING/seedN."""
         return f"{self.folder.parent.name}/{self.folder.name}"
 
     @cached_property
@@ -157,6 +161,7 @@ class Measure:
 
     @property
     def description(self) -> str:
+        """What the measure is, in one line: the docstring of its function, else its name."""
         return (self.of.__doc__ or "").strip().splitlines()[0] if self.of.__doc__ else self.name
 
 

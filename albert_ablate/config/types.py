@@ -21,6 +21,7 @@ class Range:
     open_high: bool = False
 
     def holds(self, x: float) -> bool:
+        """Whether x lies in the range."""
         above = x > self.low if self.open_low else x >= self.low
         return above and (x < self.high if self.open_high else x <= self.high)
 

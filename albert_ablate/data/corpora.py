@@ -46,6 +46,7 @@ class Corpus:
         raise NotImplementedError
 
     def split(self) -> dict[str, list[str]]:
+        """Documents by split: train, validation and test."""
         return split_by_document(self.documents())
 
 

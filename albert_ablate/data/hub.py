@@ -47,6 +47,7 @@ class HubDataset(Corpus):
 
     @property
     def local(self) -> bool:
+        """Whether `name` is a file or folder on this machine."""
         return Path(self.name).expanduser().exists()
 
     @cached_property

@@ -67,6 +67,7 @@ class Lightning:
 
     @staticmethod
     def verify(cfg: Config) -> None:
+        """Refuse several devices, compilation, checkpointing and evaluations of language models."""
         name = cfg.option("task")
         if cfg.trainer.devices != 1 or cfg.trainer.num_nodes != 1:
             raise ConfigError(f"task={name} runs on one device: trainer.devices=1 trainer.num_nodes=1.")

@@ -48,9 +48,11 @@ class Synthetic(Corpus):
         return {split: [self.sample(self.stream(split), sizes[split])] for split in SPLITS}
 
     def stream(self, name: str) -> np.random.Generator:
+        """Random generator of a part of the language, the same for every run."""
         return np.random.Generator(np.random.PCG64(stream_seed(self.language, type(self).__name__, name)))
 
     def sample(self, random: np.random.Generator, length: int) -> str:
+        """A text of `length` symbols, drawn with `random`."""
         raise NotImplementedError
 
 
@@ -67,6 +69,7 @@ class Markov(Synthetic):
 
     @cached_property
     def transitions(self) -> np.ndarray:
+        """Transition probabilities, rows from and columns to; shape (symbols, symbols)."""
         logits = self.scale * self.stream("language").standard_normal((self.symbols, self.symbols))
         weights = np.exp(logits - logits.max(axis=1, keepdims=True))
         return weights / weights.sum(axis=1, keepdims=True)
@@ -80,10 +83,12 @@ class Markov(Synthetic):
 
     @property
     def entropy_rate(self) -> float:
+        """Entropy per symbol given the symbol before it, in nats: the lowest loss a model can reach."""
         return float(-(self.stationary[:, None] * self.transitions * _log(self.transitions)).sum())
 
     @property
     def unigram_entropy(self) -> float:
+        """Entropy of the stationary distribution, in nats: the loss of the best unigram model."""
         return float(-(self.stationary * _log(self.stationary)).sum())
 
     def sample(self, random: np.random.Generator, length: int) -> str:
@@ -114,6 +119,7 @@ class Grammar(Synthetic):
 
     @staticmethod
     def verify(cfg: Config) -> None:
+        """Refuse more rules of a nonterminal than there are first symbols."""
         from albert_ablate.config import ConfigError
 
         data = cfg.data
@@ -159,6 +165,7 @@ class Grammar(Synthetic):
 
     @property
     def entropy_rate(self) -> float:
+        """Entropy per symbol in nats: of the rules chosen in a sentence, over its length with the separator."""
         choice = np.array([-sum(p * math.log(p) for p, *_ in rules) for rules in self.productions])
         return self._expected(choice) / (self._expected(np.ones(self.nonterminals)) + 1)
 
@@ -193,6 +200,7 @@ class Recall(Synthetic):
 
     @staticmethod
     def verify(cfg: Config) -> None:
+        """Refuse more pairs than there are different keys."""
         from albert_ablate.config import ConfigError
 
         data = cfg.data
@@ -201,10 +209,12 @@ class Recall(Synthetic):
 
     @property
     def chance(self) -> float:
+        """Loss in nats of guessing the recalled value uniformly."""
         return math.log(self.symbols)
 
     @property
     def entropy_rate(self) -> float:
+        """Entropy per symbol in nats: of keys, values and the query, over the symbols of a document."""
         keys = sum(math.log(self.symbols - k) for k in range(self.pairs))
         return (keys + self.pairs * math.log(self.symbols) + math.log(self.pairs)) / (2 * self.pairs + 4)
 

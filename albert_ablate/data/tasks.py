@@ -74,6 +74,7 @@ class Classify:
 
     @staticmethod
     def verify(cfg: Config) -> None:
+        """Refuse settings without effect, too few documents, several devices and reduced precision."""
         task, trainer = cfg.task, cfg.trainer
         if task.data != "file":
             for name, usual in (("path", "labels.csv"), ("text", "text"), ("label", "label")):
@@ -127,10 +128,12 @@ class Labelled:
 
     @property
     def fingerprint(self) -> str:
+        """Hash of all texts and labels by split."""
         parts = (f"{split}\0{t}\0{self.classes[n]}\0" for split in SPLITS for t, n in self.pairs(split))
         return digest(*(part.encode() for part in parts))
 
     def pairs(self, split: str) -> list[tuple[str, int]]:
+        """(text, class number) of the documents of a split."""
         return list(zip(self.texts[split], self.numbers[split], strict=True))
 
 

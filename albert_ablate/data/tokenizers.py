@@ -39,24 +39,31 @@ class Bytes:
     gaps = False
 
     def name(self) -> str:
+        """Name in the record and in the key of the token cache."""
         return "bytes"
 
     def fit(self, documents: Sequence[str]) -> "Bytes":
+        """Itself: bytes need no training."""
         return self
 
     def load(self, file: Path) -> "Bytes":
+        """Itself: there is nothing to read."""
         return self
 
-    def save(self, file: Path) -> None: ...
+    def save(self, file: Path) -> None:
+        """Write nothing: there is nothing to keep."""
 
     def encode(self, text: str) -> np.ndarray:
+        """UTF-8 bytes of a text."""
         return np.frombuffer(text.encode(), dtype=np.uint8)
 
     def encode_documents(self, documents: Sequence[str], separator: str) -> Encoded:
+        """Tokens of documents joined by the separator, each of which stands for one byte."""
         tokens = self.encode(separator.join(documents))
         return Encoded(tokens, np.broadcast_to(np.uint8(1), tokens.shape))
 
     def decode(self, tokens: Sequence[int]) -> str:
+        """Text of the bytes; invalid UTF-8 becomes U+FFFD."""
         return bytes(int(t) for t in tokens).decode(errors="replace")
 
 
@@ -73,6 +80,7 @@ class Codec:
         self.kind = np.dtype(np.uint16 if self.vocabulary <= 2**16 else np.uint32)
 
     def save(self, file: Path) -> None:
+        """Write the tokenizer as tokenizer.json."""
         file.write_text(self.model.to_str(), encoding="utf-8")
 
     def encode(self, text: str) -> np.ndarray:
@@ -99,6 +107,7 @@ class Codec:
         return Encoded(np.concatenate(tokens), _narrow(np.concatenate(sizes)) if reversible else None)
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
+        """Text of the tokens, special tokens included."""
         return self.model.decode([int(t) for t in tokens], skip_special_tokens=False)
 
     def _encodings(self, documents: Sequence[str]) -> Iterator[Any]:
@@ -180,9 +189,11 @@ class BytePairs:
     vocabulary: Annotated[int, Range(257, 1_000_000)] = 4096
 
     def name(self) -> str:
+        """Name in the record and in the key of the token cache."""
         return f"byte pairs {self.vocabulary}"
 
     def fit(self, documents: Sequence[str]) -> Codec:
+        """Train byte-level BPE on the documents; pairs that occur once are not merged."""
         from tokenizers import ByteLevelBPETokenizer
 
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -191,6 +202,7 @@ class BytePairs:
         return Codec(trainer._tokenizer)
 
     def load(self, file: Path) -> Codec:
+        """Read a tokenizer that `Codec.save` wrote."""
         from tokenizers import Tokenizer
 
         return Codec(Tokenizer.from_file(str(file)))
@@ -231,10 +243,13 @@ class TokenizerFile:
         return self._codec.vocabulary
 
     def name(self) -> str:
+        """SHA-256 of the file, which names it in the record and in the key of the token cache."""
         return sha256(self._content.encode()).hexdigest()
 
     def fit(self, documents: Sequence[str]) -> Codec:
+        """The tokenizer of the file, whatever the documents."""
         return self._codec
 
     def load(self, file: Path) -> Codec:
+        """The tokenizer of the file, not the cached copy."""
         return self._codec

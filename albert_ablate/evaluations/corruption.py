@@ -37,6 +37,7 @@ class Corruption(Evaluation):
 
     @staticmethod
     def verify(cfg: Config) -> None:
+        """Refuse rates that do not rise from 0, and a context without neighbors to swap."""
         rates = cfg.evaluation.parts["corruption"].rates
         if rates[0] != 0 or len(rates) < 2 or any(b <= a for a, b in zip(rates, rates[1:], strict=False)):
             raise ConfigError(

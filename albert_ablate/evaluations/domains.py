@@ -35,6 +35,7 @@ class Domains(Evaluation):
 
     @staticmethod
     def verify(cfg: Config) -> None:
+        """Refuse corpora that do not exist."""
         available = _installable()
         for name in cfg.evaluation.parts["domains"].corpora or ():
             if name not in available:

@@ -31,6 +31,7 @@ class Memorization(Evaluation):
 
     @staticmethod
     def verify(cfg: Config) -> None:
+        """Refuse a prefix and continuation longer than a block."""
         node, context = cfg.evaluation.parts["memorization"], cfg.model.context
         prefix, continuation = (node[key] or usual(context) for key in ("prefix", "continuation"))
         if prefix + continuation > context + 1:

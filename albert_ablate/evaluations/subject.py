@@ -48,6 +48,7 @@ class Subject:
 
     @property
     def device(self) -> torch.device:
+        """Device of the model's parameters."""
         return next(self.model.parameters()).device
 
     def sample(self, split: str, tokens: int) -> Tensor:
@@ -55,6 +56,7 @@ class Subject:
         return self.blocks(getattr(self.packed, split), tokens, split)
 
     def blocks(self, array: np.ndarray, tokens: int, name: str) -> Tensor:
+        """A fixed sample of about `tokens` tokens, as blocks of context + 1; shape (blocks, context + 1)."""
         blocks = held_out_sample(array, self.context, tokens, name)
         return torch.from_numpy(take_blocks(array, blocks, self.context))
 

@@ -35,6 +35,7 @@ class Units(Evaluation):
 
     @staticmethod
     def verify(cfg: Config) -> None:
+        """Refuse shares of 0 and shares given twice."""
         shares = cfg.evaluation.parts["units"].shares
         if len(set(shares)) < len(shares) or 0 in shares:
             raise ConfigError(

@@ -89,6 +89,7 @@ class CausalAttention(Sublayer):
 
     @staticmethod
     def verify(cfg: Config) -> None:
+        """Refuse settings without effect, and head counts or windows that do not fit the model."""
         attention, model = cfg.attention, cfg.model
         given = component_arguments(attention)
         idle = {
@@ -224,6 +225,7 @@ class CosineGain(nn.Module):
         self.initial, self.gain = initial, nn.Parameter(torch.tensor(initial))
 
     def reset_parameters(self) -> None:
+        """Set the gain to its initial value."""
         nn.init.constant_(self.gain, self.initial)
 
     def forward(self, x: Tensor) -> Tensor:

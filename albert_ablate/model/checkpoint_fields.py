@@ -60,6 +60,7 @@ class ConfigFields:
         return default if value is None else value
 
     def need(self, name: str) -> Any:
+        """The field's value; ConfigError if it is missing."""
         value = self.take(name)
         if value is None:
             raise ConfigError(f"{self.file} names no {name}.")
@@ -80,6 +81,7 @@ class ConfigFields:
         return float(value)
 
     def flag(self, name: str, default: bool) -> bool:
+        """A field that is true or false."""
         value = self.take(name, default)
         if not isinstance(value, bool):
             raise ConfigError(f"{self.file} has {name}={value}: it must be true or false.")
@@ -92,9 +94,11 @@ class ConfigFields:
             self.refuse(name, value)
 
     def refuse(self, name: str, value: Any) -> None:
+        """Raise ConfigError: the model does not support this value."""
         raise ConfigError(f"{self.file} has {name}={value}, which this model does not support.")
 
     def activation(self, name: str, default: str) -> str:
+        """Our name of the activation function that the field names."""
         value = self.take(name, default)
         if not isinstance(value, str) or value not in ACTIVATIONS:
             self.refuse(name, value)
@@ -138,6 +142,7 @@ class ConfigFields:
         return out
 
     def done(self) -> None:
+        """Refuse fields that were not read and are set to something."""
         for name, value in self.content.items():
             if name not in self.known and value not in (None, False, {}, []):
                 self.refuse(name, value)

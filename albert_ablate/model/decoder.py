@@ -229,6 +229,7 @@ class Decoder(TokenModel):
 
     @staticmethod
     def verify(cfg: Config) -> None:
+        """Refuse widths that heads do not divide, and settings without effect on this placement."""
         _verify_heads(cfg)
         placement = target_of(cfg.norm._target_)
         if cfg.model.embedding_norm and placement.normalizes_embedding:

@@ -54,6 +54,7 @@ class Uniform:
 
     @staticmethod
     def verify(cfg: Config) -> None:
+        """Refuse rates that reach 1, and sites that exclude each other or do not fit the model."""
         node = cfg.dropout
         shape = target_of(node._target_)(**{k: v for k, v in node.items() if not k.startswith("_")})
         layers, steps, over_time = cfg.model.layers, steps_of(cfg), cfg.dropout_time
@@ -213,6 +214,7 @@ class Varying(Constant):
 
     @staticmethod
     def verify(cfg: Config) -> None:
+        """Refuse a schedule of dropout where nothing is dropped."""
         if target_of(cfg.dropout._target_) is NoDropout:
             name = cfg.option("dropout_time")
             raise ConfigError(f"dropout_time={name} would do nothing: dropout=none drops nothing.")

@@ -135,6 +135,7 @@ class HuggingFace:
         self.rows, self.loads, self.config.use_cache = text.vocab_size, weights == "loaded", False
 
     def shapes(self) -> nn.Module:
+        """The model of transformers, randomly initialized; ConfigError unless it is a causal language model."""
         auto = library().AutoModelForCausalLM
         if type(self.config) not in auto._model_mapping:
             raise ConfigError(

@@ -40,6 +40,7 @@ class ZeroCentredRMSNorm(nn.Module):
         self.eps, self.weight = eps, nn.Parameter(torch.zeros(width))
 
     def reset_parameters(self) -> None:
+        """Set weights to 0, a gain of 1."""
         nn.init.zeros_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,6 +62,7 @@ class Unit(nn.Module):
         self.scale: Any = nn.Parameter(torch.tensor(scale)) if trained else scale
 
     def reset_parameters(self) -> None:
+        """Set the scale to its initial value."""
         nn.init.constant_(self.scale, self.initial)
 
     def extra_repr(self) -> str:
@@ -93,6 +95,7 @@ class CRMSNorm(nn.Module):
         self.eps, self.weight = eps, nn.Parameter(torch.ones(width)) if gain else None
 
     def reset_parameters(self) -> None:
+        """Set gains to 1."""
         if self.weight is not None:
             nn.init.ones_(self.weight)
 
@@ -124,6 +127,7 @@ class Squash(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
 
     def reset_parameters(self) -> None:
+        """Set alpha to its initial value, gains to 1, shift and bias to 0."""
         nn.init.constant_(self.alpha, self.initial)
         nn.init.ones_(self.weight)
         for zero in (self.shift, self.bias):
@@ -202,6 +206,7 @@ class PowerNorm(nn.Module):
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
 
     def reset_parameters(self) -> None:
+        """Set gains and running statistics to their initial values."""
         for one in (self.weight, self.phi):
             nn.init.ones_(one)
         for zero in (self.bias, self.drift, self.seen):

@@ -38,9 +38,11 @@ class Clip:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
+        """State that a resumed run needs, by attribute."""
         return {name: getattr(self, name) for name in self.remembered}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
         for name in self.remembered:
             setattr(self, name, state[name])
 

@@ -125,6 +125,7 @@ class History:
         replace_file(self.path.with_suffix(".arrow"), sink.getvalue().to_pybytes())
 
     def close(self) -> None:
+        """Close the file."""
         if self._file is not None:
             self._file.close()
             self._file = None

@@ -49,6 +49,7 @@ class Lease:
             raise Busy(f"This run has been taken over by {self._owner()}: {self.path.parent}.")
 
     def free(self) -> None:
+        """Give the lease back, if it is still held."""
         self._over.set()
         if self._lines()[0] == self.token:
             self.path.unlink(missing_ok=True)

@@ -49,6 +49,7 @@ class Contrast:
 
     @property
     def unit(self) -> str:
+        """Unit of `change`: %, or none."""
         return " %" if self.relative else ""
 
     def words(self) -> str:
@@ -69,11 +70,14 @@ class Contrast:
         )
 
     def sentence(self) -> str:
+        """The decision in a sentence, with the measured change and the reason."""
         if self.decision == INADMISSIBLE and not self.pairs:
             return f"{INADMISSIBLE}: {self.reason}"
         return f"{self.words()}: {self.decision}. {self.reason}"
 
     def document(self) -> dict[str, Any]:
+        """The contrast as JSON, see `schemas/answer.schema.json`."""
+
         def shown(f: Callable[[float], float]) -> dict[str, float | None]:
             ends = [f(self.low), f(self.high)]
             ends = sorted(ends) if all(map(math.isfinite, ends)) else ends
@@ -104,13 +108,16 @@ class Answer:
 
     @property
     def decision(self) -> str:
+        """The best decision among the candidates."""
         return min((c.decision for c in self.contrasts), key=BEST_FIRST.index)
 
     @property
     def exit_code(self) -> int:
+        """Exit code of the decision."""
         return EXIT_CODES[self.decision]
 
     def sentence(self) -> str:
+        """The sentences of all contrasts."""
         return " ".join(c.sentence() for c in self.contrasts)
 
     def document(self) -> dict[str, Any]:

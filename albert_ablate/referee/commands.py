@@ -147,7 +147,8 @@ def gate(
     Exit codes: ACCEPT 0, REJECT 1, INADMISSIBLE 2, NO EFFECT 3, UNDECIDED 75 (ask again).
     """
     from albert_ablate.referee.ledger import Ledger
-    from albert_ablate.referee.session import Place, Session, Settings, check_name, read_control
+    from albert_ablate.referee.session import Session
+    from albert_ablate.referee.session_settings import CallOptions, Settings, check_name, read_control
     from albert_ablate.referee.sides import Inadmissible, read_seconds
     from albert_ablate.stats.sequential import FIRST, MOST_PAIRS
 
@@ -162,12 +163,13 @@ def gate(
             crash_is_outcome, tuple(common.split()), tuple(equal.replace(",", " ").split()),
         )  # fmt: skip
         folder = runs / "sessions" / check_name(session)
-        place = Place(folder, runs, Path(), read_seconds("--limit", limit), read_seconds("--budget", budget), workers)
+        limits = read_seconds("--limit", limit), read_seconds("--budget", budget)
+        options = CallOptions(folder, runs, Path(), *limits, workers)
         book = Ledger(folder)
         if book.entries:
-            return _held(book, lambda: Session(book, place, settings, say).ask(baseline, candidate, confirm))
-        Session(book, place, settings, say).check(baseline, candidate, confirm)  # a refused question makes no folder
-        return _held(book, lambda: Session(book, place, settings, say).ask(baseline, candidate, confirm))
+            return _held(book, lambda: Session(book, options, settings, say).ask(baseline, candidate, confirm))
+        Session(book, options, settings, say).check(baseline, candidate, confirm)  # a refused question makes no folder
+        return _held(book, lambda: Session(book, options, settings, say).ask(baseline, candidate, confirm))
 
     return _answered("gate", ask, as_json, markdown)
 

@@ -68,6 +68,7 @@ class Execution:
 
     @property
     def out_of_time(self) -> bool:
+        """Whether the time budget is used up."""
         return clock() - self.begun > self.budget
 
 

@@ -67,9 +67,11 @@ class Terminal(AbstractContextManager["Terminal"]):
             self.console = Console(file=os.fdopen(os.dup(1), "w"), highlight=False, force_terminal=True)
 
     def say(self, text: str) -> None:
+        """Print a line in colors, secrets masked."""
         self.console.print(styled(masked(text)), soft_wrap=self.live)
 
     def watch(self, contrasts: Sequence[Contrast]) -> None:
+        """Show these contrasts in the panel."""
         self._contrasts = contrasts
         if self._panel is not None:
             self._panel.update(panel(contrasts), refresh=True)

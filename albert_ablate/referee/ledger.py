@@ -85,6 +85,7 @@ class Ledger:
         return entry
 
     def of(self, kind: str) -> list[dict[str, Any]]:
+        """Entries of one kind, in order."""
         return [e for e in self.entries if e["kind"] == kind]
 
     @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 from albert_ablate.config import ConfigError
 from albert_ablate.records import store
 from albert_ablate.referee.ledger import Ledger
-from albert_ablate.referee.session import check_name
+from albert_ablate.referee.session_settings import check_name
 
 MOST_RUNS = 200
 

@@ -57,6 +57,7 @@ class Commands:
     workers: int = 1
 
     def one(self, side: Side, seed: int, role: str) -> Outcome:
+        """Run the command of one side with one seed. Raises Crash, with the role in `args[1]`."""
         begun = clock()
         try:
             asked = "" if self.metric == SECONDS else self.metric
@@ -72,6 +73,7 @@ class Commands:
 
     def pair(self, sides: Mapping[str, Side], seeds: Sequence[int], at: int, roles: Sequence[str],
              claim: Path) -> Iterator[Outcome]:  # fmt: skip
+        """Run the commands of a pair; both at once where workers allow it and time is not the metric."""
         if self.workers > 1 and len(roles) > 1 and self.metric != SECONDS:
             for role in roles:
                 self.worktrees.of(sides[role])
@@ -93,6 +95,7 @@ class Training:
     say: Callable[[str], None]
 
     def one(self, side: Side, seed: int, role: str) -> Outcome:
+        """Train one run, or find it. Raises Crash, with the role in `args[1]`."""
         from albert_ablate.analysis.registry import measure
         from albert_ablate.judge.contrast_data import Job
         from albert_ablate.judge.run_store import RunStore
@@ -118,6 +121,7 @@ class Training:
 
     def pair(self, sides: Mapping[str, Side], seeds: Sequence[int], at: int, roles: Sequence[str],
              claim: Path) -> Iterator[Outcome]:  # fmt: skip
+        """Train what the pair lacks, with the runs that its claim asks for."""
         from albert_ablate.judge.claims import read_claims
         from albert_ablate.judge.contrasts import gather
         from albert_ablate.judge.run_store import RunStore

@@ -7,14 +7,14 @@ first run), level (before its first value is seen), crash, verdict.
 import hashlib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from albert_ablate.config import nearest
 from albert_ablate.referee.answer import ACCEPT, INADMISSIBLE, NO_EFFECT, REJECT, UNDECIDED, Answer, Contrast
 from albert_ablate.referee.ledger import Ledger
 from albert_ablate.referee.runners import Commands, Outcome, Runner, Training, measure_refusal, write_claim
+from albert_ablate.referee.session_settings import CallOptions, Settings
 from albert_ablate.referee.sides import (
     Crash,
     Inadmissible,
@@ -36,43 +36,11 @@ WORDS = {"accept": ACCEPT, "reject": REJECT, "no effect": NO_EFFECT, "undecided"
 ROLES = ("baseline", "candidate")
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Settings of a session, fixed when it begins."""
-
-    control: str = "fwer"
-    alpha: float = ALPHA
-    margin: str = "0.5%"
-    metric: str = ""
-    higher: bool = False
-    max_pairs: int = 0  # 0: as many as find one spread at the level, from 12 to 30
-    command: str = ""  # of git sides
-    evaluator: tuple[str, ...] = ()
-    crash_is_outcome: bool = False
-    common: tuple[str, ...] = ()
-    equal: tuple[str, ...] = ("tokens", "parameters", "flops")
-
-    def kept(self) -> dict[str, Any]:
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where and how runs are made: nothing that an answer depends on."""
-
-    folder: Path  # of the session
-    runs: Path  # of overrides
-    repository: Path  # of commands and refs
-    limit: float = math.inf  # seconds a run of a command
-    budget: float = math.inf  # seconds of this call
-    workers: int = 1
-
-
 class Session:
     """One call of `albert-ablate gate`. The ledger is held while it lasts."""
 
-    def __init__(self, book: Ledger, place: Place, settings: Settings, say: Callable[[str], None]):
-        self.book, self.place, self.say = book, place, say
+    def __init__(self, book: Ledger, options: CallOptions, settings: Settings, say: Callable[[str], None]):
+        self.book, self.options, self.say = book, options, say
         self.settings, self.spent, self.begun = settings, 0, clock()
         self.scale: Scale = read_margin(settings.margin, settings.higher)
 
@@ -80,9 +48,11 @@ class Session:
 
     @property
     def opening(self) -> dict[str, Any] | None:
+        """The first entry of the ledger, which holds settings and baseline; None in a new session."""
         return self.book.entries[0] if self.book.entries else None
 
     def verdict_of(self, number: int) -> dict[str, Any] | None:
+        """The verdict on a proposal, None if there is none yet."""
         return next((v for v in self.book.of("verdict") if v["proposal"] == number), None)
 
     def history(self) -> list[bool]:
@@ -100,10 +70,12 @@ class Session:
         return side, number
 
     def proposal(self, number: int) -> dict[str, Any]:
+        """The proposal's entry in the ledger."""
         return next(p for p in self.book.of("proposal") if p["proposal"] == number)
 
     def seeds(self, number: int) -> list[int]:
-        offset = int(hashlib.sha256(self.place.folder.name.encode()).hexdigest(), 16)
+        """Seeds of a proposal: a block chosen by the session's name and the proposal's number."""
+        offset = int(hashlib.sha256(self.options.folder.name.encode()).hexdigest(), 16)
         first = FIRST_SEED + BLOCK * ((offset + number) % BLOCKS)
         return list(range(first, first + BLOCK))
 
@@ -128,11 +100,12 @@ class Session:
     # --- asking ---
 
     def side(self, text: str, extra: str = "") -> Side:
+        """Parse a side; `extra` are overrides or arguments that are added to it."""
         more = tuple(extra.split()) if extra else ()
         command = f"{self.settings.command} {extra}".strip() if text.startswith("git:") else ""
         if "{seed}" in text and extra:
             text = f"{text} {extra}"
-        return read_side(text, self.settings.common + more, command, self.place.repository)
+        return read_side(text, self.settings.common + more, command, self.options.repository)
 
     def kept_side(self, recorded: Mapping[str, Any], extra: str = "") -> Side:
         """The side that the ledger recorded; a git ref as the commit that it was then."""
@@ -156,7 +129,7 @@ class Session:
                 raise Inadmissible(f"This session's baseline is {old.text}{since}: compare with that.")
         self.check_kinds(old, new)
         if not confirm:
-            refuse_same(old, new, self.place.repository)
+            refuse_same(old, new, self.options.repository)
         self.check_evaluator(old, new)
         return old, new
 
@@ -168,9 +141,9 @@ class Session:
                 return recorded
         old, new = self.check(baseline, candidate, confirm)
         if self.opening is None:
-            evaluator = evaluator_hash(self.settings.evaluator, old, self.place.repository)
+            evaluator = evaluator_hash(self.settings.evaluator, old, self.options.repository)
             self.book.add(
-                "session", version=1, name=self.place.folder.name, settings=self.settings.kept(), baseline=old.kept(),
+                "session", version=1, name=self.options.folder.name, settings=self.settings.kept(), baseline=old.kept(),
                 evaluator=evaluator,
             )  # fmt: skip
         refusal = self.noise_pass(old)
@@ -182,6 +155,7 @@ class Session:
         return self.judge(old, new, confirm)
 
     def check_kinds(self, old: Side, new: Side) -> None:
+        """Refuse sides of different kinds, and a metric or margin that runs do not have."""
         if old.kind != new.kind:
             raise Inadmissible(
                 f"{old.text} is a {old.kind} side and {new.text} a {new.kind} side: both must be of one kind."
@@ -192,6 +166,7 @@ class Session:
             raise Inadmissible(why)
 
     def check_settings(self) -> None:
+        """Refuse settings other than those the session began with."""
         assert self.opening is not None
         fixed, asked = self.opening["settings"], self.settings.kept()
         if unlike := [k for k in fixed if fixed[k] != asked.get(k)]:
@@ -202,9 +177,10 @@ class Session:
             )
 
     def check_evaluator(self, *sides: Side) -> None:
+        """Refuse sides whose measuring code is not that of the session."""
         recorded = self.opening["evaluator"] if self.opening else None
         for side in sides:
-            current = evaluator_hash(self.settings.evaluator, side, self.place.repository)
+            current = evaluator_hash(self.settings.evaluator, side, self.options.repository)
             recorded = recorded or current
             if current != recorded:
                 files = ", ".join(self.settings.evaluator) or "the code of albert_ablate"
@@ -225,10 +201,11 @@ class Session:
     # --- runs ---
 
     def runner(self, kind: str) -> Runner:
+        """What runs sides of this kind."""
         if kind == "overrides":
-            return Training(self.place.runs, self.metric or "test_loss", self.place.workers, lambda text: None)
-        trees = Worktrees(self.place.repository, self.place.folder / "worktrees")
-        return Commands(self.metric, self.place.limit, self.settings.crash_is_outcome, trees, self.place.workers)
+            return Training(self.options.runs, self.metric or "test_loss", self.options.workers, lambda text: None)
+        trees = Worktrees(self.options.repository, self.options.folder / "worktrees")
+        return Commands(self.metric, self.options.limit, self.settings.crash_is_outcome, trees, self.options.workers)
 
     @property
     def metric(self) -> str:
@@ -236,6 +213,7 @@ class Session:
         return self.settings.metric or next((e["metric"] for e in self.book.of("run") if e["metric"]), "")
 
     def keep(self, number: int, seed: int, o: Outcome) -> None:
+        """Write the outcome of a run to the ledger."""
         value = o.value if math.isfinite(o.value) else None
         self.spent += 1
         self.book.add(
@@ -244,7 +222,8 @@ class Session:
 
     @property
     def out_of_time(self) -> bool:
-        return clock() - self.begun > self.place.budget
+        """Whether the time budget of this call is used up."""
+        return clock() - self.begun > self.options.budget
 
     def noise_pass(self, side: Side) -> str | None:
         """A/A pass: the baseline against itself on other seeds, once per session.
@@ -281,6 +260,7 @@ class Session:
         return refusal
 
     def judge(self, old: Side, new: Side, confirm: str) -> Answer:
+        """Run pairs of a proposal until it is decided or time is up."""
         if confirm:
             accepted = [
                 p for p in self.book.of("proposal")
@@ -340,7 +320,8 @@ class Session:
         )  # fmt: skip
 
     def claim(self, number: int) -> Path:
-        return self.place.folder / f"proposal{number}.yaml"
+        """The claims file of a proposal that compares overrides."""
+        return self.options.folder / f"proposal{number}.yaml"
 
     def check_runs(self, number: int, kind: str) -> None:
         """Refuse to go on where runs of overrides that the ledger names are gone."""
@@ -351,25 +332,29 @@ class Session:
         from albert_ablate.judge.run_store import RunStore
 
         file = read_claims(self.claim(number))
-        data = gather(file, file.claims[0], file.claims[0].contrasts("full")[0], "full", RunStore(self.place.runs))
+        data = gather(file, file.claims[0], file.claims[0].contrasts("full")[0], "full", RunStore(self.options.runs))
         if len(data.differences) < (recorded := len(self.differences(number))):
             raise Inadmissible(
-                f"Runs of the baseline or the candidate that the ledger names are gone from {self.place.runs}: "
+                f"Runs of the baseline or the candidate that the ledger names are gone from {self.options.runs}: "
                 f"{data.refusal or data.pending_reason or f'{len(data.differences)} of {recorded} pairs are there'}"
             )
 
     def next_level(self, confirm: str) -> float:
+        """Significance level of the next proposal; a confirmation has ALPHA / 2 of its own."""
         return ALPHA / 2 if confirm else level_of(self.settings.control, self.history(), self.settings.alpha)
 
     def level(self, number: int) -> dict[str, Any] | None:
+        """The entry that gave a proposal its significance level, None before its first run."""
         return next((e for e in self.book.of("level") if e["proposal"] == number), None)
 
     def give_level(self, number: int, confirm: str) -> None:
+        """Write down the significance level and the number of pairs of a proposal."""
         level = self.next_level(confirm)
         max_pairs = self.settings.max_pairs or pairs_for(level)
         self.book.add("level", proposal=number, level=level, max_pairs=max_pairs, confirmation=bool(confirm))
 
     def crashed(self, proposal: Mapping[str, Any], seed: int, error: Crash) -> Answer:
+        """Record a failed run: nothing is decided, and asking again tries again."""
         number, role = proposal["proposal"], error.args[1] if len(error.args) > 1 else "a run"
         self.book.add("crash", proposal=number, role=role, seed=seed, reason=str(error.args[0]))
         reason = (
@@ -383,6 +368,7 @@ class Session:
     # --- saying ---
 
     def say_pair(self, number: int, at: int) -> None:
+        """Print the values of a pair and the test so far."""
         level = self.level(number)
         assert level is not None
         d, found = self.differences(number), self.values(number, self.seeds(number)[at])
@@ -409,6 +395,7 @@ class Session:
         }  # fmt: skip
 
     def contrast(self, proposal: Mapping[str, Any], v: Mapping[str, Any]) -> Contrast:
+        """A recorded decision as a Contrast."""
         level = self.level(proposal["proposal"])
         mean, low, high = (math.nan if v[k] is None else v[k] for k in ("mean", "low", "high"))
         return Contrast(
@@ -419,28 +406,15 @@ class Session:
         )  # fmt: skip
 
     def answer(self, contrast: Contrast, proposal: Mapping[str, Any] | None, recorded: bool = False) -> Answer:
+        """An Answer with what belongs to a session: its name, the proposal, the ledger's hash."""
         more = {
-            "session": self.place.folder.name, "proposal": proposal["proposal"] if proposal else None,
+            "session": self.options.folder.name, "proposal": proposal["proposal"] if proposal else None,
             "confirmation": (proposal["confirmation"] or None) if proposal else None,
             "control": self.settings.control, "ledger_hash": self.book.hash,
         }  # fmt: skip
         seconds = 0.0 if recorded else clock() - self.begun
-        return Answer("gate", [contrast], str(self.place.folder), self.spent, seconds, recorded, more=more)
+        return Answer("gate", [contrast], str(self.options.folder), self.spent, seconds, recorded, more=more)
 
 
 def _shown(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def check_name(name: str) -> str:
-    """Check the name of a session, which becomes a folder's name; Inadmissible if it is not allowed."""
-    if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
-        raise Inadmissible(f"--session={name} is not allowed: a name has letters, digits, ., _ and -.")
-    return name
-
-
-def read_control(text: str) -> str:
-    """Check --control: fwer (any false accept) or fdr (their share)."""
-    if text not in ("fwer", "fdr"):
-        raise Inadmissible(f"--control={text} is not allowed: it is {nearest(text, ['fwer', 'fdr'])}.")
-    return text

@@ -208,6 +208,7 @@ class Worktrees:
         self.repository, self.folder = repository.resolve(), folder.resolve()
 
     def of(self, side: Side) -> Path:
+        """Folder in which a side's command runs: its worktree, or the repository for one that is not a git ref."""
         if side.kind != "git":
             return self.repository
         place = self.folder / side.commit[:16]
@@ -218,6 +219,7 @@ class Worktrees:
         return place
 
     def clear(self) -> None:
+        """Remove all worktrees of the folder."""
         for place in self.folder.glob("*"):
             git(self.repository, "worktree", "remove", "--force", str(place))
 

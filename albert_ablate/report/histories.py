@@ -45,6 +45,7 @@ class Histories:
 
     @property
     def unreadable(self) -> list[int]:
+        """Positions of the runs whose histories cannot be read."""
         return [i for i, run in enumerate(self.runs) if run is None]
 
     @cached_property

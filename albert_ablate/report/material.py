@@ -121,10 +121,12 @@ class Material:
 
     @cached_property
     def done(self) -> pd.DataFrame:
+        """Runs that finished or diverged."""
         return self.rows[self.rows["status"].isin(["finished", "diverged"])]
 
     @cached_property
     def finished(self) -> pd.DataFrame:
+        """Runs that finished."""
         return self.rows[self.rows["status"] == "finished"]
 
 

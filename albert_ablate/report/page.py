@@ -40,6 +40,7 @@ class Figure:
 
     @property
     def spoken(self) -> str:
+        """Text for screen readers: title and data."""
         return f"{self.title}. {self.data}".strip()
 
 
@@ -74,6 +75,7 @@ class Table:
 
     @property
     def words(self) -> pd.DataFrame:
+        """Cells as they are shown: texts where there are any, else the values."""
         return self.rows if self.shown is None else self.shown
 
     @cached_property
@@ -147,10 +149,12 @@ class Section:
 
     @property
     def all_figures(self) -> list[Figure]:
+        """Charts of the section and of its cards."""
         return [*self.figures, *(f for card in self.cards for f in card.get("figures", ()))]
 
     @property
     def anchor(self) -> str:
+        """Id of the heading in the page."""
         return re.sub(r"\W+", "-", self.title.lower()).strip("-")
 
 
@@ -164,6 +168,7 @@ class ColorScale:
 
     @property
     def words(self) -> tuple[str, str, str]:
+        """Labels of the low end, the middle and the high end."""
         middle = math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
         return human(self.low, 3), human(middle, 3), human(self.high, 3)
 

@@ -55,9 +55,11 @@ class Study:
 
     @property
     def names(self) -> list[str]:
+        """Names of the arms."""
         return list(self.arms)
 
     def runs(self) -> Iterator[tuple[str, int, Evidence]]:
+        """(arm, seed, run) of every run."""
         return ((arm, seed, run) for arm, seeds in self.arms.items() for seed, run in seeds.items())
 
 

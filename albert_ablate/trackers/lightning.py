@@ -80,6 +80,7 @@ class TrackioLogger:
         self.run: Any = None
 
     def log_hyperparams(self, params: Mapping[str, Any]) -> None:
+        """Begin the run on Trackio, or go on with it, with its configuration."""
         import trackio
 
         name = f"{params['run']} ({params['setting'][:6]})"
@@ -90,12 +91,14 @@ class TrackioLogger:
         )  # fmt: skip
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Send metrics of a step."""
         self.run.log(dict(metrics), step=step)
 
     def save(self) -> None:
         """Trackio writes by itself."""
 
     def finalize(self, status: str) -> None:
+        """Finish the run, with whether it ended well."""
         self.run.log({"ended_well": float(status == "success")})
         self.run.finish()
 

@@ -157,6 +157,7 @@ class Progress:
         self.bar: tqdm | None = None
 
     def start(self, step: int) -> None:
+        """Show the bar, `step` steps of it done."""
         watched = sys.stderr.isatty()
         self.bar = tqdm(
             total=self.steps * self.tokens_per_step,
@@ -170,11 +171,13 @@ class Progress:
         )
 
     def update(self, step: int, loss: float) -> None:
+        """Advance the bar by one step and show its loss."""
         assert self.bar is not None
         self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
         self.bar.update(self.tokens_per_step)
 
     def close(self) -> None:
+        """Remove the bar."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None

@@ -108,11 +108,13 @@ class Phases:
         self.last = now
 
     def move(self, source: str, target: str, seconds: float) -> None:
+        """Count seconds under another phase."""
         self.seconds[source] -= seconds
         self.seconds[target] += seconds
 
     @property
     def total(self) -> float:
+        """Seconds of all phases."""
         return sum(self.seconds.values())
 
     @property
@@ -215,6 +217,7 @@ class PeakMemory:
             pass
 
     def read(self, device: torch.device) -> int:
+        """Peak memory in bytes: of the GPU, else of this process."""
         if device.type == "cuda":
             return torch.cuda.max_memory_allocated(device)
         try:

@@ -77,6 +77,7 @@ class Logged:
 
     @contextmanager
     def by(self, own: Any) -> Iterator[None]:
+        """Collect what `own` logs by self.log while the context is open."""
         before = own.__dict__.get("log"), own.__dict__.get("log_dict")
         own.log = self.log
         own.log_dict = self.log_dict
@@ -87,6 +88,7 @@ class Logged:
                 own.__dict__.pop(name) if kept is None else setattr(own, name, kept)
 
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        """Replacement of self.log: sums numbers by batch size, keeps torchmetrics objects."""
         self.last[name] = value
         if hasattr(value, "compute"):
             self.objects[name] = value
@@ -95,10 +97,12 @@ class Logged:
         self.sums[name] = total + float(torch.as_tensor(value).detach()) * self.size, count + self.size
 
     def log_dict(self, values: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
+        """Replacement of self.log_dict."""
         for name, value in values.items():
             self.log(name, value)
 
     def means(self) -> dict[str, float]:
+        """Means over the batches; torchmetrics objects are computed and reset."""
         found = {name: total / count for name, (total, count) in self.sums.items()}
         for name, metric in self.objects.items():
             found[name] = float(metric.compute())

@@ -60,6 +60,7 @@ class OwnTraining(LanguageModel):
 
     @property
     def own(self) -> Any:
+        """The user's LightningModule."""
         return self.model.own
 
     def on_fit_start(self) -> None:
@@ -179,6 +180,7 @@ class OwnRecorder(LanguageRecorder):
 
     @property
     def metrics(self) -> dict[str, dict[str, float]]:
+        """Metrics of the last evaluations, by split."""
         return self.evaluator.metrics
 
     @metrics.setter

@@ -54,9 +54,11 @@ class StepStats:
         self.phases = Phases()
 
     def state_dict(self) -> dict[str, Any]:
+        """State that a resumed run needs."""
         return {**{name: getattr(self, name) for name in self.SAVED}, "phases": dict(self.phases.seconds)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave; what an older checkpoint lacks keeps its initial value."""
         for name in self.SAVED:
             setattr(self, name, state.get(name, getattr(self, name)))  # older checkpoints have fewer
         self.phases.seconds |= state.get("phases", {"evaluation": state.get("seconds", 0.0)})

@@ -35,6 +35,7 @@ class ReZero(Placement):
             self.gate = nn.Parameter(torch.zeros(()))
 
     def reset_parameters(self) -> None:
+        """Set the gate to 0: a block begins as the identity."""
         nn.init.zeros_(self.gate)
 
     def forward(self, x: Tensor, f: Branch) -> Tensor:
@@ -50,6 +51,7 @@ class SkipInit(NoNorm):
         self.gate = nn.Parameter(torch.tensor(initial))
 
     def reset_parameters(self) -> None:
+        """Set the gate to its initial value."""
         nn.init.constant_(self.gate, self.initial)
 
     def forward(self, x: Tensor, f: Branch) -> Tensor:
@@ -96,6 +98,7 @@ class Fixup(NoNorm):
         self.bias_end = nn.Parameter(torch.zeros(())) if self.last else None
 
     def reset_parameters(self) -> None:
+        """Set biases to 0 and the scale to 1."""
         for parameter in self.parameters(recurse=False):
             nn.init.zeros_(parameter)
         nn.init.ones_(self.scale)

@@ -79,12 +79,14 @@ class AdminProfiled(PostLN):
 
     @staticmethod
     def verify(cfg: Config) -> None:
+        """Refuse shared blocks, whose scales would differ."""
         if cfg.model.shared:
             raise ConfigError(
                 "model.shared=true contradicts norm=admin_profiled, which measures a scale for each block."
             )
 
     def reset_parameters(self) -> None:
+        """Set omega to 1; profiling then replaces it."""
         nn.init.ones_(self.omega)
 
     @torch.no_grad()
@@ -144,6 +146,7 @@ class MixLN(PostLN):
 
     @staticmethod
     def verify(cfg: Config) -> None:
+        """Refuse a share that leaves all blocks alike."""
         share, layers = cfg.norm.share, cfg.model.layers
         if not 0 < _blocks(share, layers) < layers:
             raise ConfigError(
@@ -174,6 +177,7 @@ class HybridNorm(Placement):
 
     @staticmethod
     def verify(cfg: Config) -> None:
+        """Refuse QK-norm, which the placement brings, and a special first block among shared ones."""
         refuse_qk_norm(cfg)
         if cfg["norm"].get("star") and cfg["model"]["shared"] and cfg["model"]["layers"] > 1:
             raise ConfigError(

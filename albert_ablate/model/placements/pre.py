@@ -56,6 +56,7 @@ class ReorderedLN(Placement):
 
     @staticmethod
     def verify(cfg: Config) -> None:
+        """Warn where QK-norm is missing."""
         if cfg.attention.get("qk_norm") in (None, False, "none"):
             warnings.warn("norm=reordered_ln is published with QK-norm, without it deep models explode.", stacklevel=1)
 
@@ -107,6 +108,7 @@ class LayerScale(PreLN):
         self.scale = nn.Parameter(torch.full((site.width,), self.initial))
 
     def reset_parameters(self) -> None:
+        """Set the scales to their initial value."""
         nn.init.constant_(self.scale, self.initial)
 
     def forward(self, x: Tensor, f: Branch) -> Tensor:
@@ -150,6 +152,7 @@ class NormFormer(PreLN):
             self.residual_scale = nn.Parameter(torch.ones(site.width)) if residual_scale else None
 
     def reset_parameters(self) -> None:
+        """Set all scales to 1."""
         for parameter in self.parameters(recurse=False):
             nn.init.ones_(parameter)
 
@@ -214,6 +217,7 @@ class CompleteP(PreLN):
 
     @staticmethod
     def verify(cfg: Config) -> None:
+        """Refuse tied embeddings; warn where an optimizer's steps are not sized as Adam's."""
         if cfg.model.tied:
             raise ConfigError(
                 f"model.tied=true contradicts norm={cfg.option('norm')}, which scales embedding and head apart: "

@@ -42,6 +42,7 @@ class NGPT(Placement):
 
     @staticmethod
     def verify(cfg: Config) -> None:
+        """Refuse what leaves the unit sphere: averaged weights, weight decay, learned positions, split matrices."""
         refuse_qk_norm(cfg)
         decay, positions = cfg.optimizer.get("weight_decay"), cfg.attention.positions
         if trait(cfg.optimizer, "averages_weights"):
@@ -60,6 +61,7 @@ class NGPT(Placement):
             )
 
     def reset_parameters(self) -> None:
+        """Set the scales to their stored initial values."""
         for parameter in self.parameters(recurse=False):
             nn.init.constant_(parameter, self.stored)
         for scale in (self.s_u, self.s_v):
