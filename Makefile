@@ -1,4 +1,4 @@
-.PHONY: check claims-table diagram docs format test slow
+.PHONY: check claims-table diagram docs format outputs test slow
 
 check:  ## what a commit must pass
 	ruff check .
@@ -18,6 +18,9 @@ diagram:
 
 docs:  ## the manual as a site, in site/
 	NO_MKDOCS_2_WARNING=1 python -m mkdocs build
+
+outputs:  ## of commands, in README and docs: half an hour; of one page: python docs/outputs.py docs/options.md
+	python docs/outputs.py
 
 claims-table:  ## of docs/claims_file.md
 	python docs/claims_table.py

@@ -9,22 +9,20 @@ INSTALLED = {  # what a checkout says, and what an installed package says
     "pip install -e '.[plot]'": "%pip install 'albert_ablate[plot]'",
     "python run.py": "!albert-ablate run",
     "albert-ablate": "!albert-ablate",
-    "sweeps/smoke.yaml": "smoke",
 }
 
 
 def command(line: str) -> str:
     """A line of a terminal as a line of a cell."""
     for typed, there in INSTALLED.items():
-        line = (
-            line.replace(typed, there) if typed.startswith("sweeps") else re.sub(rf"^{re.escape(typed)}", there, line)
-        )
+        line = re.sub(rf"^{re.escape(typed)}", there, line)
     return line
 
 
 def cells(text: str) -> list[dict]:
     """Markdown between the fences; commands as code; a YAML block as the file that its first line names."""
     found = []
+    text = re.sub(r"^```text\n.*?^```\n", "", text, flags=re.M | re.S)  # what the cells print
     for i, part in enumerate(re.split(r"^```(?:\w*)\n(.*?)^```\n", text, flags=re.M | re.S)):
         part = part.strip()
         if not part:

@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md",
          "benchmarks/README.md": "benchmarks.md"}  # fmt: skip
+MIDDLE, ROW = 360, 64  # of the diagram
 COPIED = {"analysis/images": "images", "albert_ablate/schemas": "schemas"}  # folders: here, on the site
 
 
@@ -56,17 +57,50 @@ def drawn(graph: str) -> str:
         for above, below in arrows:
             rank[below] = max(rank[below], rank[above] + 1)
     rows = [[n for n in nodes if rank[n] == r] for r in range(max(rank.values()) + 1)]
-    at = {n: (720 * (i + 1) / (len(row) + 1), 30 + 64 * r) for r, row in enumerate(rows) for i, n in enumerate(row)}
-    lines = [f'<line x1="{at[a][0]:.0f}" y1="{at[a][1] + 14}" x2="{at[b][0]:.0f}" y2="{at[b][1] - 16}" '
-             'stroke="currentColor" opacity="0.5" marker-end="url(#tip)"/>' for a, b in arrows]  # fmt: skip
-    boxes = [f'<rect x="{x - 52:.0f}" y="{y - 15}" width="104" height="28" rx="5" fill="none" stroke="currentColor"/>'
+    at: dict[str, tuple[float, float]] = {}
+    for r, row in enumerate(rows):
+        above = {n: [at[a][0] for a, b in arrows if b == n] or [MIDDLE] for n in row}
+        row.sort(key=lambda n: sum(above[n]) / len(above[n]))  # below those that import it
+        at |= {n: (2 * MIDDLE * (i + 1) / (len(row) + 1), 30 + ROW * r) for i, n in enumerate(row)}
+    lines = [f'<path d="{arrow(at[a], at[b], [*at.values()])}" fill="none" stroke="currentColor" opacity="0.5" '
+             'marker-end="url(#tip)"/>' for a, b in arrows]  # fmt: skip
+    boxes = [f'<rect x="{x - 52:.0f}" y="{y - 15}" width="104" height="28" rx="5" stroke="currentColor" '
+             'fill="var(--md-default-bg-color)"/>'
              f'<text x="{x:.0f}" y="{y + 4}" text-anchor="middle" fill="currentColor" font-size="13">{n}</text>'
              for n, (x, y) in at.items()]  # fmt: skip
     tip = ('<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
            '<path d="M0 0L8 4L0 8z" fill="currentColor"/></marker></defs>')  # fmt: skip
-    size = f"0 0 720 {64 * len(rows)}"
+    size = f"0 0 {2 * MIDDLE} {ROW * len(rows)}"
     return (
         f'<svg viewBox="{size}" role="img" aria-label="packages and their imports">{tip}{"".join(lines + boxes)}</svg>'
+    )
+
+
+def arrow(start: tuple[float, float], end: tuple[float, float], boxes: list[tuple[float, float]]) -> str:
+    """The path from a box down to another; where a box is in the way, it bends outwards."""
+    (x1, y1), (x2, y2) = start, end
+    hit = any(y1 < y < y2 and abs(x1 + (x2 - x1) * (y - y1) / (y2 - y1) - x) < 56 for x, y in boxes)
+    out = (95 + 35 * (y2 - y1) / ROW) * (1 if x1 + x2 >= MIDDLE * 2 else -1) if hit else 0
+    y1, y2 = y1 + 14, y2 - 16
+    bend = f"{x1 + out:.0f} {y1 + ROW / 2:.0f} {x2 + out:.0f} {y2 - ROW / 2:.0f}" if out else f"{x1} {y1} {x2} {y2}"
+    return f"M{x1:.0f} {y1}C{bend} {x2:.0f} {y2}"
+
+
+def schedules() -> str:
+    """The learning rate over the budget by each schedule with its defaults, as SVG."""
+    from albert_ablate.config import compose, construct, options
+
+    panels = []
+    for i, name in enumerate(options()["schedule"]):
+        rate = construct(compose([f"schedule={name}"]).schedule)
+        points = " ".join(f"{x:.1f},{90 - 70 * rate((x + 0.5) / 120):.1f}" for x in range(120))
+        panels.append(f'<g transform="translate({4 + i * 144} 0)">'
+                      f'<text x="0" y="12" fill="currentColor" font-size="11">{name}</text>'
+                      '<path d="M0 20V90H120" fill="none" stroke="currentColor" opacity="0.4"/>'
+                      f'<polyline points="{points}" fill="none" stroke="#3b6fb6" stroke-width="2"/></g>')  # fmt: skip
+    words = "Learning rate over the budget, as a share of its peak, with the defaults below."
+    return (
+        f'<svg viewBox="0 0 {144 * len(panels)} 94" role="img" aria-label="{words}">{"".join(panels)}</svg>\n\n{words}'
     )
 
 
@@ -107,6 +141,8 @@ def options_pages() -> Iterator[tuple[str, str]]:
         ]
         if kind in ("norm", "dropout", "dropout_time"):
             parts.append("![every option before training](../images/methods.png)")
+        if kind == "schedule":
+            parts.append(schedules())
         for m in own:
             parts.append(f"## {m.option}")
             if m.formula:

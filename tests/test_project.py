@@ -3,12 +3,14 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
 import torch
+import yaml
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
@@ -179,6 +181,45 @@ def test_a_run_can_be_drawn(finished, tmp_path, kind):
 def test_the_run_folder_says_nothing_of_the_environment(finished):
     files = [f for f in Path(finished["folder"]).rglob("*") if f.is_file()]
     assert len(files) >= 7 and not any(SECRET.encode() in f.read_bytes() for f in files)
+
+
+def test_citation_names_this_version_and_licence():
+    """By the schema of the Citation File Format 1.2.0: its required keys, and none that it does not know."""
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    known = {
+        "abstract",
+        "authors",
+        "cff-version",
+        "commit",
+        "contact",
+        "date-released",
+        "doi",
+        "identifiers",
+        "keywords",
+    }
+    known |= {"license", "license-url", "message", "preferred-citation", "references", "repository", "title", "type"}
+    assert {"authors", "cff-version", "message", "title"} <= set(cited) <= known | {"url", "version"}
+    assert cited["cff-version"] == "1.2.0" and cited["type"] in ("software", "dataset")
+    assert all(set(author) & {"name", "family-names"} for author in cited["authors"])
+    assert (cited["version"], cited["license"]) == (project["version"], project["license"])
+    assert len(set(cited["keywords"])) == len(cited["keywords"])
+
+
+def test_facts_at_the_top_of_the_readme_are_true():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    facts = f"Python {project['requires-python'].removeprefix('>=')} or newer · {project['license']} · typed"
+    assert facts in (ROOT / "README.md").read_text().split("##")[0]
+    assert "Apache License" in (ROOT / "LICENSE").read_text() and (ROOT / "albert_ablate" / "py.typed").exists()
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")), ids=lambda f: f.stem)
+def test_issue_templates_are_forms(file):
+    form = yaml.safe_load(file.read_text())
+    assert {"name", "description", "body"} <= set(form)
+    for field in form["body"]:
+        assert field["type"] in ("textarea", "input", "dropdown", "checkboxes", "markdown"), field
+        assert field["attributes"]["label"] and set(field) <= {"type", "id", "attributes", "validations"}, field
 
 
 def test_the_diagram_of_packages_is_what_they_import():

@@ -22,8 +22,8 @@ def show_price(file: ClaimsFile, runs: Path, only: Sequence[str] = ()) -> None:
     Below it what can be expected at three effects of interest.
     """
     refuse_unknown(file, only)
-    print(f"{'':<10}{'':>8}{'tuning':>18}")
-    print(f"{'at most':<10}{'runs':>8}{'expected':>9}{'at most':>9}{'tokens':>10}{'FLOPs':>10}{'hours':>10}")
+    print(f"{'':<10}{'at most':>8}{'of them tuning':>18}")
+    print(f"{'':<10}{'runs':>8}{'expected':>9}{'at most':>9}{'tokens':>10}{'FLOPs':>10}{'hours':>10}")
 
     store = RunStore(runs)
     speed = speed_of(store)
