@@ -39,8 +39,15 @@ def recorded(work: Callable[[], None]) -> Callable[[], None]:
         for _ in range(WARM_UP):
             work()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        work()
+    try:
+        with torch.cuda.graph(graph, stream=stream):
+            work()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"the step cannot be recorded as a CUDA graph ({error}): trainer.graph=false goes without"
+        ) from error
     return graph.replay
 
 
@@ -72,7 +79,6 @@ class GraphedPass:
         for p in self.parameters:
             p.grad = None
         squares: list[Tensor] = []
-        torch.clear_autocast_cache()  # weights that were cast before the recording would never be cast again
         with self.masks.given():
             total, plain = objective(self.objective, partial(self._logits, squares), self.rows)
             with torch.autocast(self.rows.device.type, enabled=False):  # Lightning's backward pass is outside it, too

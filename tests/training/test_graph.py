@@ -1,10 +1,14 @@
 """Replayed steps: with operations recorded on the CPU in place of CUDA graphs a run gives the same bits as without."""
 
+import weakref
+from contextlib import contextmanager
+from types import SimpleNamespace
+
 import pytest
 import replaying
 import torch
 from factories import TINY
-from forking import killed_and_gone_on, nano, outcome, train
+from forking import forked, killed_and_gone_on, nano, outcome, train
 
 from albert_ablate import build_model, compose
 from albert_ablate.config import ConfigError, check, construct, graph_obstacle, identity, keys_of
@@ -66,6 +70,33 @@ def test_most_steps_are_replayed(text, tmp_path, replayed, monkeypatch):
     with pytest.raises(Exception, match="division by zero"):
         run(graphed)
     assert len(taken) == 1, "the first step that is not measured by block"
+
+
+@pytest.mark.process
+def test_nothing_of_ordinary_steps_is_left_when_recording(text, tmp_path, replayed, monkeypatch):
+    """A node of autograd that were still alive would belong to their stream, which a recording cannot wait for."""
+
+    class Mark:
+        pass
+
+    marks, backward = [], module.LanguageModel.backward
+
+    def marked(self, loss, *args, **more):
+        for p in self.model.parameters() if loss.requires_grad else ():
+            node, mark = p.view_as(p).grad_fn.next_functions[0][0], Mark()
+            node.metadata["mark"] = mark
+            marks.append(weakref.ref(mark))
+            assert mark is node.metadata["mark"]
+        return backward(self, loss, *args, **more)
+
+    def stopped(self, rows):
+        raise ValueError(f"{len(marks) > 20}, {sum(mark() is not None for mark in marks)} are alive")
+
+    monkeypatch.setattr(module.LanguageModel, "backward", marked)
+    monkeypatch.setattr(graph.GraphedPass, "__call__", stopped)
+    _, graphed = pair(text, tmp_path, RUNS["recomputed"])
+    with pytest.raises(Exception, match="True, 0 are alive"):
+        forked(lambda: run(graphed))
 
 
 # --- one pass --------------------------------------------------------------------------------------------------------
@@ -148,6 +179,57 @@ def test_an_optimizer_leaves_weights_where_they_lie(name):
         optimizer.step()
         model.after_step()
     assert [p.data_ptr() for p in model.parameters()] == before
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """In place of torch.cuda: notes what is asked of it; `fails` makes a recording fail."""
+    log, streams = [], ["usual"]
+
+    class Stream:
+        def wait_stream(self, other):
+            log.append(f"{'side' if self is not usual else 'usual'} waits")
+
+    usual = Stream()
+
+    @contextmanager
+    def on(stream):
+        streams.append("usual" if stream is usual else "side")
+        yield
+        streams.pop()
+
+    @contextmanager
+    def recording(graph, stream):
+        with on(stream):
+            log.append("record")
+            yield
+            if fake.fails:
+                raise RuntimeError("operation not permitted")
+
+    fake = SimpleNamespace(
+        Stream=Stream,
+        current_stream=lambda: usual,
+        stream=on,
+        CUDAGraph=lambda: SimpleNamespace(replay=lambda: log.append("replay")),
+        graph=recording,
+        fails=False,
+    )
+    for name in ("Stream", "current_stream", "stream", "CUDAGraph", "graph"):
+        monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
+    fake.log, fake.work = log, lambda: log.append(f"work on {streams[-1]}")
+    return fake
+
+
+def test_a_pass_is_warmed_up_and_recorded_on_one_stream(cuda):
+    replay = graph.recorded(cuda.work)
+    replay()
+    assert cuda.log == ["side waits", *["work on side"] * 3, "record", "work on side", "replay"]
+
+
+def test_a_failed_recording_says_what_goes_without(cuda):
+    cuda.fails = True
+    with pytest.raises(RuntimeError, match="operation not permitted.: trainer.graph=false goes without"):
+        graph.recorded(cuda.work)
 
 
 # --- who may ----------------------------------------------------------------------------------------------------------
