@@ -154,6 +154,13 @@ class Block(nn.Module):
                 yield f"{part}.{leaf}", getattr(module, leaf), rows, around
 
 
+class Positions(nn.Embedding):
+    """x + the table's first T rows, x (B, T, D)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.weight[: x.shape[1]]
+
+
 class Decoder(TokenModel):
     """Token embedding, blocks, head; `model(tokens)` gives logits, (B, T) integers -> (B, T, V).
 
@@ -209,7 +216,7 @@ class Decoder(TokenModel):
         )
         self.embedding_scale = embedding_scale or (width**0.5 if tied and self.first.scales_tied else 1.0)
         positions = getattr(self.blocks[0].attention, "positions", None)
-        self.positions = nn.Embedding(context, width) if positions == "learned" else None
+        self.positions = Positions(context, width) if positions == "learned" else None
         self.drop_tokens = parts.dropout_site("token", "embedding.rows", parts.dropout.mean, DropToken)
         self.drop_embedding = parts.dropout_site("embedding", "embedding", parts.dropout.mean)
         self.embedding_norm = parts.norm(width) if embedding_norm or self.first.embedding_norm else nn.Identity()
@@ -266,7 +273,7 @@ class Decoder(TokenModel):
         if self.embedding_scale != 1:
             x = x * self.embedding_scale
         if self.positions is not None:
-            x = x + self.positions.weight[: tokens.shape[1]]
+            x = self.positions(x)
         stream = self.first.begin(self.drop_embedding(self.embedding_norm(x)))
         for block in self.blocks:
             stream = block(stream)

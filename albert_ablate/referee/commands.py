@@ -13,8 +13,9 @@ import typer
 from albert_ablate.config import ConfigError
 from albert_ablate.records.json_output import output_to_stderr
 from albert_ablate.referee.display import Lines, Terminal, on_terminal
-from albert_ablate.studies.commands import RUNS
+from albert_ablate.studies.commands import RUNS, STACK
 from albert_ablate.studies.packing import AUTO, read_workers
+from albert_ablate.studies.stacking import OFF, read_stack
 
 Progress = Lines | Terminal
 SIDE = 'overrides ("norm=pre_ln"), a command with {seed} in it, or git:REF (with --command)'
@@ -83,6 +84,7 @@ def compare(
             show_default=False,
         ),
     ] = None,
+    stack: STACK = "off",
     runs: RUNS = Path("runs"),
     as_json: JSON = False,
     markdown: MARKDOWN = False,
@@ -107,7 +109,10 @@ def compare(
         count = (2 if trained else 1) if workers is None else read_workers(workers)
         if count == AUTO and not trained:
             raise ConfigError("--workers=auto is not allowed with commands: it measures the training of overrides.")
-        return ask_for(question, Execution(runs, progress.say, progress.watch, Path(), *limits, count))
+        if (together := read_stack(stack)) != OFF and not trained:
+            raise ConfigError(f"--stack={stack} is not allowed with commands: it is about the training of overrides.")
+        execution = Execution(runs, progress.say, progress.watch, Path(), *limits, count, together)
+        return ask_for(question, execution)
 
     return _answered("compare", ask, as_json, markdown)
 

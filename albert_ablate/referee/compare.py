@@ -63,6 +63,7 @@ class Execution:
     limit: float = math.inf
     budget: float = math.inf
     workers: int = 1
+    stack: int = 1  # runs that are trained as one, at most
     begun: float = field(default_factory=clock)
     spent: int = 0
 
@@ -119,7 +120,7 @@ def _trained(q: Question, scale: Scale, sides: Sequence[Side], folder: Path, exe
         if q.tune or SKIPPED in text or "tuning" in text:
             execution.say(text)
 
-    runner = PairRunner(file, execution.runs, "full", (), False, execution.workers, Budget(), heard)
+    runner = PairRunner(file, execution.runs, "full", (), False, execution.workers, Budget(), heard, execution.stack)
     before = runner.done()
     shown: dict[str, int] = {}
     recorded = True

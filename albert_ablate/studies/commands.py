@@ -9,6 +9,7 @@ import typer
 
 from albert_ablate.config import ConfigError
 from albert_ablate.studies.packing import read_workers
+from albert_ablate.studies.stacking import read_stack
 from albert_ablate.studies.sweepfile import read_sweep
 
 
@@ -38,6 +39,15 @@ WORKERS = Annotated[
 ]
 
 
+STACK = Annotated[
+    str,
+    typer.Option(
+        metavar="K|off",
+        help="Train up to K runs of equal shapes as one stack in each worker: the same numbers, K times the memory.",
+    ),
+]
+
+
 def _workers(given: str | None) -> int:
     return (os.cpu_count() or 1) if given is None else read_workers(given)
 
@@ -54,6 +64,7 @@ def sweep(
         bool, typer.Option("--dry-run", help="List runs, their status and the estimated time; train nothing.")
     ] = False,
     tuned: TUNED = True,
+    stack: STACK = "off",
 ) -> int:
     """Train the runs of a sweep file, without a server; finished and diverged runs are skipped, others resume."""
     from albert_ablate.studies.sweep import run_sweep
@@ -62,7 +73,7 @@ def sweep(
     asked = read_sweep(file)
     if not dry_run:
         hint(f"Watch it: {shlex.join(['albert-ablate', 'ui', str(runs), *(overrides or ()), '--sweep', str(file)])}")
-    code = run_sweep(asked, runs, _workers(workers), overrides or (), dry_run, tuned)
+    code = run_sweep(asked, runs, _workers(workers), overrides or (), dry_run, tuned, stack=read_stack(stack))
     if code == 0 and not dry_run:
         hint(f"Next: {shlex.join(['albert-ablate', 'report', str(runs)])}")
     return code
@@ -104,13 +115,14 @@ def tune(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List arms, learning rates and the estimated time; train nothing.")
     ] = False,
+    stack: STACK = "off",
 ) -> int:
     """Tune the learning rate of each arm of a sweep file, with the same number of runs per arm."""
     from albert_ablate.studies.tune import tune as tune_arms
 
     return tune_arms(
         read_sweep(file), runs, _workers(workers), overrides or (),
-        rates, step, seeds, objective, force, dry_run,
+        rates, step, seeds, objective, force, dry_run, stack=read_stack(stack),
     )  # fmt: skip
 
 
@@ -223,6 +235,7 @@ def judge(
     verify: Annotated[
         int, typer.Option(min=0, help="Retrain this many of the runs, drawn at random, and compare the results.")
     ] = 0,
+    stack: STACK = "off",
 ) -> int:
     """Test the claims of a file on the runs: a verdict for each, with its interval, its cost and every look.
 
@@ -251,6 +264,7 @@ def judge(
         format,
         plot,
         verify,
+        read_stack(stack),
     )
 
 

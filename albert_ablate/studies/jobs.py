@@ -1,4 +1,4 @@
-"""One run of a study in a worker of whatever launcher: what happens there stays there."""
+"""A run of a study, or a stack of them, in a worker of whatever launcher: what happens there stays there."""
 
 import contextlib
 import json
@@ -6,7 +6,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,25 +24,22 @@ _warm = False
 _training = threading.Event()  # a run is being trained
 
 
-def job(cfg: Any) -> dict[str, Any]:
-    """Train or find the run of this job's number. Gives its status; raises nothing.
+def job(cfg: Any) -> dict[int, dict[str, Any]]:
+    """Train or find the run of this job, or its stack of runs. Gives how each ended, by number; raises nothing.
 
-    `hydra.sweep.dir` is the work folder of the launch (launch.launch_folder). There a worker finds the run's overrides
-    (it composes options once for all its runs, where a launcher would read conf/ for each), writes a file NUMBER.begun
-    that is there while it trains, and learns that the study is being stopped (a file `stop`, or the folder is gone), or
-    that nothing more is to be begun since the launch is over (a file `closed`).
+    `hydra.sweep.dir` is the work folder of the launch (launch.launch_folder). There a worker finds the numbers of the
+    job's runs and their overrides (it composes options once for all its runs, where a launcher would read conf/ for
+    each), writes a file NUMBER.begun that is there while it trains, and learns that the study is being stopped (a file
+    `stop`, or the folder is gone), or that nothing more is to be begun since the launch is over (a file `closed`).
     """
     from hydra.core.hydra_config import HydraConfig
 
     _lighten_results()
     about = HydraConfig.get()
-    folder, number = Path(about.sweep.dir), about.job.num
+    folder = Path(about.sweep.dir)
     if is_over(folder) or (folder / "closed").exists():
-        return {"status": "stopped"}
+        return {}
     is_worker = _prepare_process(folder)
-    begun = folder / f"{number}.begun"
-    with contextlib.suppress(OSError):  # a full disk
-        begun.write_text(process_name())
     main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, interrupt) if main and is_worker else None
     ended = threading.Event()
@@ -49,17 +47,37 @@ def job(cfg: Any) -> dict[str, Any]:
         threading.Thread(target=_watch, args=(folder, ended), daemon=True).start()
     _training.set()
     try:
-        result = attempt(lambda: _run(json.loads((folder / "overrides.json").read_text())[number]))
+        results = _train(folder, json.loads((folder / "jobs.json").read_text())[about.job.num])
     finally:
         _training.clear()
         ended.set()
         if before is not None:
             signal.signal(signal.SIGTERM, before)
-        begun.unlink(missing_ok=True)
-    if result["status"] == "stopped" and not is_worker:
-        (folder / "stop").write_text(str(result.get("signal", int(signal.SIGINT))))
-    _print_outcome(folder, number, result)
-    return result
+    stopped = [result for result in results.values() if result["status"] == "stopped"]
+    if stopped and not is_worker:
+        (folder / "stop").write_text(str(stopped[0].get("signal", int(signal.SIGINT))))
+    return results
+
+
+def _train(folder: Path, numbers: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """How the runs of these numbers ended, each said as it ends; several are trained as a stack."""
+
+    def train(number: int, member: Any = None) -> dict[str, Any]:
+        begun = folder / f"{number}.begun"
+        with contextlib.suppress(OSError):  # a full disk
+            begun.write_text(process_name())
+        try:
+            result = attempt(lambda: _run(json.loads((folder / "overrides.json").read_text())[number], member))
+        finally:
+            begun.unlink(missing_ok=True)
+        _print_outcome(folder, number, result)
+        return result
+
+    if len(numbers) == 1:
+        return {numbers[0]: train(numbers[0])}
+    from albert_ablate.training.stack import together
+
+    return dict(zip(numbers, together([partial(train, number) for number in numbers]), strict=True))
 
 
 def _lighten_results() -> None:
@@ -102,10 +120,10 @@ def _exit_with_parent(parent: int) -> None:
     os._exit(0)
 
 
-def _run(overrides: list[str]) -> dict[str, Any]:
+def _run(overrides: list[str], member: Any) -> dict[str, Any]:
     from albert_ablate.training.run import run
 
-    return run(compose(overrides))
+    return run(compose(overrides), member=member)
 
 
 def attempt(train: Callable[[], dict[str, Any]]) -> dict[str, Any]:

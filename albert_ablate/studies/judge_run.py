@@ -29,6 +29,7 @@ from albert_ablate.stats.learning_rate import tuning_price
 from albert_ablate.studies.launch import Study, split_overrides
 from albert_ablate.studies.planned_runs import Planned, plan
 from albert_ablate.studies.price import show_price
+from albert_ablate.studies.stacking import OFF
 from albert_ablate.studies.sweep_settings import Sweep
 from albert_ablate.studies.tune import tune_together
 
@@ -50,6 +51,7 @@ def run_judge(
     format: Literal["latex", "md", "csv"] | None,
     plot: Literal["png", "svg", "html"] | None,
     verify: int,
+    stack: int = OFF,
 ) -> int:
     """Do what `albert-ablate judge` is asked for: its exit code. Arguments are the command's options."""
     limit = _budget(budget)
@@ -78,7 +80,7 @@ def run_judge(
     code = 0
     with aside():
         if run:
-            code = PairRunner(file, runs, form, only, secondary, workers, limit, print).go()
+            code = PairRunner(file, runs, form, only, secondary, workers, limit, print, stack).go()
         elif not external and not any(runs.glob("*/seed*")):
             if runs.exists():
                 require_runs_folder(runs)
@@ -165,9 +167,9 @@ class PairRunner:
     """Trains, of all undecided claims, the cheapest next pair; what two claims share is trained once."""
 
     def __init__(self, file: ClaimsFile, runs: Path, form: str, only: Sequence[str], secondary: bool, workers: int,
-                 budget: Budget, say: Callable[[str], None]):  # fmt: skip
+                 budget: Budget, say: Callable[[str], None], stack: int = OFF):  # fmt: skip
         self.file, self.runs, self.form, self.only, self.secondary = file, runs, form, only, secondary
-        self.workers, self.budget, self.say = workers, budget, say
+        self.workers, self.budget, self.say, self.stack = workers, budget, say, stack
         self.begun, self.tokens = time.monotonic(), 0.0
         self.store: RunStore | None = None  # the records below `runs`, each read again only when it was written again
         self.broken = set[str]()  # claims whose next pair cannot be had
@@ -253,7 +255,7 @@ class PairRunner:
         } | dict(lacking)  # fmt: skip
         self.say(f"{claim.name}: tuning {', '.join(dict.fromkeys(lacking.values()))}")
         before = tuning_tokens(self.runs)
-        code = tune_arms(arms, self.runs, self.workers, form, self.say)
+        code = tune_arms(arms, self.runs, self.workers, form, self.say, self.stack)
         if code in (130, 143):
             return code
         self.tokens += max(0, tuning_tokens(self.runs) - before)
@@ -265,7 +267,7 @@ class PairRunner:
         return 0
 
     def _train(self, claim: ClaimText, jobs: Sequence[Job]) -> int:
-        study, extra = study_of(self.workers, jobs[0].overrides, self.say)
+        study, extra = study_of(self.workers, jobs[0].overrides, self.say, self.stack)
         planned = [p for j in jobs for p in planned_of(j, self.runs, extra)]
         self.say(f"{claim.name}: {', '.join(p.name for p in planned)}")
         failed = study.complete(planned)
@@ -307,11 +309,11 @@ def _sweep(fixed: Sequence[str], name: str = "judge") -> Sweep:
     return Sweep(Path(f"{name}.yaml"), "grid", (), tuple(fixed))
 
 
-def study_of(workers: int, run: Sequence[str], say: Callable[[str], None]) -> tuple[Study, list[str]]:
+def study_of(workers: int, run: Sequence[str], say: Callable[[str], None], stack: int = OFF) -> tuple[Study, list[str]]:
     """A study on so many workers of this machine (AUTO: measured on `run`, one run's overrides), and the overrides that
     its runs take for that."""
     launcher, extra, workers = split_overrides(_sweep(run), (), workers, say)
-    return Study(launcher, workers, say), extra
+    return Study(launcher, workers, say, stack), extra
 
 
 def planned_of(job: Job, runs: Path, extra: Sequence[str] = ()) -> Iterator[Planned]:
@@ -321,13 +323,13 @@ def planned_of(job: Job, runs: Path, extra: Sequence[str] = ()) -> Iterator[Plan
 
 
 def tune_arms(arms: Mapping[tuple[str, ...], str], runs: Path, workers: int, form: Form,
-              say: Callable[[str], None]) -> int:  # fmt: skip
+              say: Callable[[str], None], stack: int = OFF) -> int:  # fmt: skip
     """Tune arms, by their overrides, as `albert-ablate tune` does, as many full runs each; its exit code."""
     # a classification run is tuned as the language model it builds on
     language = {tuple(o for o in a if o.partition("=")[0].split(".")[0] != "task"): name for a, name in arms.items()}
     objective = "best_val_loss"  # as claims are judged by test loss at the checkpoint chosen on validation
     sweeps = [_sweep(overrides, name) for overrides, name in language.items()]
-    return tune_together(sweeps, runs, workers, (), form.rates, form.step, objective=objective, say=say)
+    return tune_together(sweeps, runs, workers, (), form.rates, form.step, objective=objective, say=say, stack=stack)
 
 
 def cost_rank(cfg: Mapping[str, Any]) -> float:

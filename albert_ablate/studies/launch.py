@@ -22,6 +22,7 @@ from albert_ablate.studies.jobs import KILLED, job, process_name
 from albert_ablate.studies.packing import AUTO, choose
 from albert_ablate.studies.planned_runs import Planned, first_run
 from albert_ablate.studies.progress import Bar
+from albert_ablate.studies.stacking import OFF, Stacking
 from albert_ablate.studies.states import has_ended, is_done, is_held, read_record
 from albert_ablate.studies.sweep_settings import Sweep, own_overrides
 
@@ -31,10 +32,12 @@ FRESH_LAUNCH_SECONDS = 60.0  # within which a launch has written which runs it i
 
 
 class Study:
-    """Runs being completed by one launcher. `stopped` is the signal that ended it."""
+    """Runs being completed by one launcher. `stopped` is the signal that ended it. stack: runs that are trained as one
+    where they can be."""
 
-    def __init__(self, launcher: Sequence[str], workers: int, say: Callable[[str], None] = print):
+    def __init__(self, launcher: Sequence[str], workers: int, say: Callable[[str], None] = print, stack: int = OFF):
         self.overrides, self.workers, self._print = launcher, workers, say
+        self.stacking = Stacking(stack, workers)
         self.stopped: int | None = None
         self.launch_folders: list[Path] = []  # of launches that may have workers: one that fails leaves some running
         self._bar: Bar | None = None  # while runs are being completed
@@ -50,6 +53,7 @@ class Study:
         for p in planned:
             if has_ended(p.folder):
                 refuse_changed_code(p.folder, read_record(p.folder), p.cfg)
+        self._say_alone([p for p in planned if not has_ended(p.folder)])
         with self._signals(), Bar(planned, self._training) as self._bar:
             errors = self._complete(planned)
         self._bar = None
@@ -60,6 +64,14 @@ class Study:
             if (folder.checkpoints / "resume.ckpt").exists() and has_ended(p.folder):
                 folder.tidy()
         return {p: error for p, error in errors.items() if not has_ended(p.folder)}
+
+    def _say_alone(self, to_do: Sequence[Planned]) -> None:
+        """Where stacks are asked for, say which runs cannot be in one, and why."""
+        if self.stacking.size != OFF:
+            reasons = Counter(self.stacking.reason(p.cfg) for p in to_do)
+            for reason, count in reasons.items():
+                if reason is not None:
+                    self.say(f"{count} runs are trained alone, which cannot be stacked: {reason}.")
 
     def _complete(self, planned: Sequence[Planned]) -> dict[Planned, str]:
         attempts: Counter[Planned] = Counter()  # of this command: asked again, a run gets three more
@@ -81,9 +93,10 @@ class Study:
             # a run in flight when its worker died is launched alone for its third attempt, so that it cannot end other
             # runs and they cannot end it; not sooner, since a node of a cluster that dies has many runs in flight
             batch = [p for p in free if killed[p] < ATTEMPTS - 1] or free[:1]
-            results, trouble, begun = self._launch(batch)
+            # one that has failed is tried alone: what it lacks may be memory
+            results, trouble, begun = self._launch(batch, self.stacking.groups(batch, attempts))
             for i, p in enumerate(batch):
-                result = results[i] if results else None
+                result = results.get(i)
                 if result is None and i in begun and not is_held(p.folder):  # some launchers let the others go on
                     attempts[p] += 1
                     killed[p] += 1
@@ -103,16 +116,18 @@ class Study:
                 raise RuntimeError(f"The launcher failed {ATTEMPTS} times: {trouble}")
         return {p: errors[p] for p in planned if p in given_up}
 
-    def _launch(self, batch: Sequence[Planned]) -> tuple[list[dict] | None, str, set[int]]:
-        """One launch: the results of the jobs, or None and what the launcher said; the jobs that were cut short."""
-        with launch_folder(batch) as folder:
+    def _launch(self, batch: Sequence[Planned], jobs: Sequence[Sequence[int]]) -> tuple[dict[int, dict], str, set[int]]:
+        """One launch: how the runs ended, or nothing and what the launcher said; the runs that were cut short.
+
+        jobs: the numbers of the runs of each."""
+        with launch_folder(batch, jobs) as folder:
             self.launch_folders.append(folder)
-            results, trouble = None, ""
+            results, trouble = dict[int, dict](), ""
             if self.stopped is None:
                 with launcher_of(self.overrides, folder) as launcher:
                     try:
-                        returned = launcher.launch([[] for _ in batch], initial_job_idx=0)
-                        results = [r.return_value for r in returned]
+                        for returned in launcher.launch([[] for _ in jobs], initial_job_idx=0):
+                            results |= returned.return_value
                         self.launch_folders.remove(folder)
                     except Exception as error:
                         trouble = " ".join(f"{type(error).__name__}: {error}".split())[:300]
@@ -138,6 +153,7 @@ class Study:
                 raise KeyboardInterrupt
             self.stopped = number
             self.say("Stopping; the same command continues from here.")
+            asked = set[str]()  # a process may train several runs
             for folder in self.launch_folders:
                 with contextlib.suppress(OSError):  # a full disk
                     (folder / "stop").write_text(str(number))
@@ -147,7 +163,9 @@ class Study:
                         run = Path(json.loads((folder / "folders.json").read_text())[int(file.stem)])
                         # the process number of a worker that was killed may be another's by now, so the run must be
                         # locked; a run in this process is not asked, since is_held would lose its lock
-                        if node == os.uname().nodename and (int(process) == os.getpid() or is_held(run)):
+                        here = node == os.uname().nodename and process not in asked
+                        if here and (int(process) == os.getpid() or is_held(run)):
+                            asked.add(process)
                             os.kill(int(process), signal.SIGTERM)
 
         with stops_handled(stop):
@@ -158,12 +176,12 @@ class Study:
 
 
 @contextlib.contextmanager
-def launch_folder(batch: Sequence[Planned]) -> Iterator[Path]:
+def launch_folder(batch: Sequence[Planned], jobs: Sequence[Sequence[int]]) -> Iterator[Path]:
     """The work folder of one launch, below the folder of runs, which all nodes see; locked while the launch lasts.
 
-    In it lie the overrides and folders of its runs, a file NUMBER.begun for each run in training, `stop` once the study
-    is stopped, and `closed` once the launch is over. Raises ConfigError where the folder of runs cannot be written to,
-    RuntimeError where the disk has no room.
+    In it lie the overrides and folders of its runs, which of them are one job, a file NUMBER.begun for each run in
+    training, `stop` once the study is stopped, and `closed` once the launch is over. Raises ConfigError where the
+    folder of runs cannot be written to, RuntimeError where the disk has no room.
     """
     root = _launches(batch[0])
     _remove_ended_launches(root)
@@ -176,6 +194,7 @@ def launch_folder(batch: Sequence[Planned]) -> Iterator[Path]:
             (folder / "owner").write_text(process_name())
             (folder / "labels.json").write_text(json.dumps([p.name for p in batch]))
             (folder / "overrides.json").write_text(json.dumps([without_passwords(p.overrides) for p in batch]))
+            (folder / "jobs.json").write_text(json.dumps(jobs))
             # last: where it is there, all files are
             (folder / "folders.json").write_text(json.dumps([str(p.folder) for p in batch]))
         except OSError as error:

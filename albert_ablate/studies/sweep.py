@@ -10,6 +10,7 @@ from albert_ablate.studies.bayes import run_bayes
 from albert_ablate.studies.estimates import show_plan
 from albert_ablate.studies.launch import Study, split_overrides
 from albert_ablate.studies.planned_runs import plan, plan_random
+from albert_ablate.studies.stacking import OFF
 from albert_ablate.studies.states import has_ended, last_line
 from albert_ablate.studies.sweep_settings import Sweep
 
@@ -22,6 +23,7 @@ def run_sweep(
     dry_run: bool = False,
     use_tuned: bool = True,
     say: Callable[[str], None] = print,
+    stack: int = OFF,
 ) -> int:
     """Complete a sweep below `runs`: exit code 0 all done, 1 some failed, 130 and 143 stopped."""
     launcher, extra, workers = split_overrides(sweep, overrides, workers, say)
@@ -46,7 +48,7 @@ def run_sweep(
     with contextlib.suppress(OSError):  # which the launch says
         runs.mkdir(parents=True, exist_ok=True)
         keys.save()
-    study = Study(launcher, workers, say)
+    study = Study(launcher, workers, say, stack)
     failed = study.complete(planned)
     done = sum(has_ended(p.folder) for p in planned)
     for p, error in failed.items():

@@ -34,6 +34,7 @@ from albert_ablate.studies.distributions import Parameter
 from albert_ablate.studies.estimates import say_price
 from albert_ablate.studies.launch import Study, split_overrides
 from albert_ablate.studies.planned_runs import Planned, plan
+from albert_ablate.studies.stacking import OFF
 from albert_ablate.studies.states import is_done, last_line, read_record
 from albert_ablate.studies.sweep_settings import BUDGETS, Sweep, varied_labels
 
@@ -89,10 +90,11 @@ def tune(
     force: bool = False,
     dry_run: bool = False,
     say: Callable[[str], None] = print,
+    stack: int = OFF,
 ) -> int:
     """Tune the arms of a sweep that are not tuned yet: exit code 0 all tuned, 1 some failed, 130 and 143 stopped."""
     _refuse(sweep, overrides, rates, seeds, objective)
-    return tune_together([sweep], runs, workers, overrides, rates, step, seeds, objective, force, dry_run, say)
+    return tune_together([sweep], runs, workers, overrides, rates, step, seeds, objective, force, dry_run, say, stack)
 
 
 def tune_together(
@@ -107,6 +109,7 @@ def tune_together(
     force: bool = False,
     dry_run: bool = False,
     say: Callable[[str], None] = print,
+    stack: int = OFF,
 ) -> int:
     """`tune` of the arms of several sweeps, all of which get as many full runs."""
     step = log_step(step, "--step")
@@ -137,7 +140,7 @@ def tune_together(
     if narrow:
         labels = ", ".join(a.label for a in narrow)
         say(f"Tuned with fewer learning rates than other arms, the missing ones are trained now: {labels}.")
-    tuner = _Tuner(runs, extra, Study(launcher, workers, say), seeds, objective, named=len(sweeps) > 1)
+    tuner = _Tuner(runs, extra, Study(launcher, workers, say, stack), seeds, objective, named=len(sweeps) > 1)
     if dry_run:
         _show_price(tuner, to_tune, rates, seeds, workers, say)
         return 0

@@ -107,6 +107,10 @@ class Phases:
         self.seconds[phase] += now - self.last
         self.last = now
 
+    def skip(self, seconds: float) -> None:
+        """Let so much of the time since the last mark count to no phase."""
+        self.last += seconds
+
     def move(self, source: str, target: str, seconds: float) -> None:
         """Count seconds under another phase."""
         self.seconds[source] -= seconds

@@ -11,19 +11,27 @@ from albert_ablate.records.signals import StopSignal
 from albert_ablate.training.checkpoint import AtomicCheckpointIO
 from albert_ablate.training.console import banner
 from albert_ablate.training.language import language_session
+from albert_ablate.training.module import LanguageModel
 from albert_ablate.training.prepare import Job
 from albert_ablate.training.ranks import Ranks
 from albert_ablate.training.session import Session
+from albert_ablate.training.stack import Member
 from albert_ablate.training.strategies import StartedRanks, quiet_lightning, strategy_of
 
 
-def fit(job: Job, record: dict[str, Any], resume: Path | None, ranks: Ranks) -> dict[str, Any]:
+def fit(
+    job: Job, record: dict[str, Any], resume: Path | None, ranks: Ranks, member: Member | None = None
+) -> dict[str, Any]:
     """Train from the checkpoint `resume`, or from the start, until the run is done or stopped: gives its record.
 
     The lock of job.folder is held. record: as `run` begins the session; it is filled in and written at each commit.
+    member: of a stack of runs, where it is trained in one.
     """
-    folder, stop = job.folder, StopSignal()
+    folder, stop = job.folder, StopSignal() if member is None else member.stop
     session = _session(job, record, ranks, stop)
+    if member is not None:
+        assert isinstance(session.module, LanguageModel)
+        session.module.member = member
     if ranks.first:
         folder.write_config(job.cfg)
     quiet_lightning()

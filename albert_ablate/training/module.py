@@ -24,6 +24,7 @@ from albert_ablate.optim.groups import assert_covers, decay_groups
 from albert_ablate.streams import stream_seed
 from albert_ablate.training.diagnostics import Weights, undisturbed
 from albert_ablate.training.graph import GraphedPass, uses_graph
+from albert_ablate.training.stack import Member
 from albert_ablate.training.step_watch import mean_square
 from albert_ablate.training.trained_module import TrainedModule
 
@@ -41,6 +42,7 @@ class LanguageModel(TrainedModule):
         self.graph: GraphedPass | None = None  # once it was recorded
         self.curvature: Any = None  # the optimizer, where it has the trait samples_predictions
         self.predictions: Tensor | None = None  # logits of this micro-batch, where it does
+        self.member: Member | None = None  # where it is trained in a stack of runs
 
     @property
     def decoder(self) -> TokenModel:
@@ -102,14 +104,19 @@ class LanguageModel(TrainedModule):
         return loss
 
     def backward(self, loss: Tensor, *args: Any, **more: Any) -> None:
-        if loss.requires_grad:
-            super().backward(loss, *args, **more)
-        else:  # of `_replayed`
+        if not loss.requires_grad:  # of `_replayed`
             assert self.graph is not None
             self.graph.hand_over(first=len(self.watch.losses) == 1)
+        elif self.member is None or self.watch.detailed:
+            super().backward(loss, *args, **more)
+        else:
+            self.member.backward(loss, self.watch.phases)
 
     def _logits(self, tokens: Tensor) -> Tensor:
-        logits = self.model(tokens)
+        if self.member is None or self.watch.detailed:  # what a detailed step looks into is this model's own pass
+            logits = self.model(tokens)
+        else:
+            logits = self.member.forward(self.model, tokens, self.watch.phases)
         self.watch.logit_mean_squares.append(mean_square(logits))
         if self.curvature is not None and self.curvature.due:
             self.predictions = logits

@@ -27,6 +27,7 @@ from albert_ablate.training.errors import RunFailed
 from albert_ablate.training.launch import is_first, launch
 from albert_ablate.training.prepare import Job, check_machine, prepare
 from albert_ablate.training.ranks import Ranks, is_rank, place, process_group
+from albert_ablate.training.stack import Member
 
 # Lightning takes a second to import and finding a done run needs none of it: what trains (fit.py, classify.py) is
 # imported in functions.
@@ -36,12 +37,13 @@ NEEDED = ("seed", "sessions", "config.evaluation.tokens", "provenance.threads", 
           "proof", "cost", "summary")  # fmt: skip
 
 
-def run(cfg: Mapping, verbose: bool = False) -> dict[str, Any]:
+def run(cfg: Mapping, verbose: bool = False, member: Member | None = None) -> dict[str, Any]:
     """Train the run that `cfg` describes, or find it: gives its record, and its `folder`.
 
     A finished or diverged run is not trained again; a stopped, failed or orphaned one is resumed from its last commit,
     bit for bit. With force=true a done run is trained again beside its record, which then notes "reproduced" or
-    "differs". Raises ConfigError for the user's mistakes, RunFailed where training broke.
+    "differs". Raises ConfigError for the user's mistakes, RunFailed where training broke. member: of a stack of runs
+    (training/stack.py), where it is trained in one.
     """
     job = prepare(check(cfg), verbose)
     several = job.cfg.trainer.devices * job.cfg.trainer.num_nodes != 1
@@ -50,7 +52,7 @@ def run(cfg: Mapping, verbose: bool = False) -> dict[str, Any]:
     elif several:
         record = find(job) or launch(check_machine(job).cfg, verbose)
     else:
-        record = find(job) or _unfinished_trunk(job) or train(check_machine(job), Ranks())
+        record = find(job) or _unfinished_trunk(job) or train(check_machine(job), Ranks(), member)
     record = {"folder": str(job.folder.path.resolve()), **record}
     if evaluations_of(job.cfg) and is_language(job.cfg) and record["status"] in DONE and is_first(job.cfg):
         record["evaluations"] = _evaluated(job)
@@ -68,7 +70,7 @@ def find(job: Job) -> dict[str, Any] | None:
     return {**record, "found": True}
 
 
-def train(job: Job, ranks: Ranks) -> dict[str, Any]:
+def train(job: Job, ranks: Ranks, member: Member | None = None) -> dict[str, Any]:
     """Train the run in its folder while holding its lock; with force=true a done run is trained again beside itself."""
     from albert_ablate.training.fit import fit
 
@@ -77,8 +79,8 @@ def train(job: Job, ranks: Ranks) -> dict[str, Any]:
         record = job.folder.record()  # another process may have finished it since
         if record is not None and record["status"] in DONE:
             return _reproduce(job, record, ranks) if job.cfg.force else {**record, "found": True}
-        with _session(job, record, ranks) as (record, resume):
-            return plain(fit(job, record, resume, ranks))
+        with _session(job, record, ranks, member) as (record, resume):
+            return plain(fit(job, record, resume, ranks, member))
 
 
 def _unfinished_trunk(job: Job) -> dict[str, Any] | None:
@@ -146,7 +148,9 @@ def _reproduce(job: Job, record: dict, ranks: Ranks) -> dict[str, Any]:
 
 
 @contextmanager
-def _session(job: Job, record: dict | None, ranks: Ranks) -> Iterator[tuple[dict, Path | None]]:
+def _session(
+    job: Job, record: dict | None, ranks: Ranks, member: Member | None = None
+) -> Iterator[tuple[dict, Path | None]]:
     """One session of training, from the last commit or from the start: gives the record and the checkpoint to resume.
 
     record: of the session before, None for the first. An error inside becomes RunFailed, its traceback in the record.
@@ -164,6 +168,8 @@ def _session(job: Job, record: dict | None, ranks: Ranks) -> Iterator[tuple[dict
     threads = record["provenance"]["threads"] if record else cfg.trainer.threads or cores
     torch.set_num_threads(threads)
     fresh = new_record(cfg, job.run_id, job.dataset.described(cfg.model.context), threads, ranks.size)
+    if member is not None:
+        fresh["provenance"]["stacked"] = member.count
     record = continued_record(record, fresh) if record else fresh
     record["sessions"] += 1
     record["resumed_at"] = step
