@@ -28,10 +28,19 @@ def configurations(model: str, count: int, tokens: int, runs: str, more: list[st
     return [
         compose(
             [
-                f"model={model}", "norm=pre_ln", "trainer=cpu", "trainer.threads=1", f"budget.tokens={tokens}",
-                f"seed={k}", f"optimizer.lr={1e-3 * (1 + k % 3)}", f"optimizer.weight_decay={0.1 * (1 + k % 2)}",
-                "dropout=depth_decay", f"dropout.mean={0.05 + 0.01 * (k % 4)}", f"paths.runs={runs}", *more,
-            ]  # fmt: skip
+                f"model={model}",
+                "norm=pre_ln",
+                "trainer=cpu",
+                "trainer.threads=1",
+                f"budget.tokens={tokens}",
+                f"seed={k}",
+                f"optimizer.lr={1e-3 * (1 + k % 3)}",
+                f"optimizer.weight_decay={0.1 * (1 + k % 2)}",
+                "dropout=depth_decay",
+                f"dropout.mean={0.05 + 0.01 * (k % 4)}",
+                f"paths.runs={runs}",
+                *more,
+            ]
         )
         for k in range(count)
     ]
