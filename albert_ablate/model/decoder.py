@@ -155,9 +155,10 @@ class Block(nn.Module):
 
 
 class Positions(nn.Embedding):
-    """x + the table's first T rows, x (B, T, D)."""
+    """Learned positions: a table with a row for each token of the context."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, D) + the table's first T rows."""
         return x + self.weight[: x.shape[1]]
 
 
