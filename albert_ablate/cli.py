@@ -5,7 +5,9 @@ registered in one line of COMMANDS. What a user gets wrong raises ConfigError: o
 that a command raises is one sentence and exit code 1.
 """
 
+import atexit
 import functools
+import gc
 import inspect
 import os
 import sys
@@ -230,6 +232,7 @@ for name in sorted(COMMANDS, key=lambda n: [*chain(*GROUPS.values())].index(n)):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command: its exit code."""
+    atexit.register(gc.freeze)  # at the exit there is nothing to collect, and a million objects to scan
     given = sys.argv[1:] if arguments is None else arguments
     try:
         if given[:1] == ["run"]:  # as they are: typer would take --help, and put flags elsewhere

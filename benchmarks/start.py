@@ -1,9 +1,10 @@
 """What a command costs beside its work, in processor time.
 
-    python benchmarks/start.py [judge] [--repeat 3]
+    python benchmarks/start.py [judge|cold] [--repeat 3]
 
-judge: the ledger of sweeps/claims.yaml over some 350 finished runs that it makes, the first time (no RUNS/.keys) and
-again. Medians of --repeat; user and system time of each process and its children.
+judge: the ledger of sweeps/claims.yaml over some 400 finished runs that it makes, the first time (no RUNS/.keys) and
+again. cold: `run` of one step of `nano` beside importing Lightning, alternating; whole, and until training begins (no
+step and no evaluation). Medians of --repeat; user and system time of each process and its children.
 """
 
 import argparse
@@ -153,19 +154,50 @@ def judge(folder: Path, repeat: int) -> None:
     print(f"judge, 15 claims, {made} runs: the first time {_said(first)}; with RUNS/.keys {_said(again)}")
 
 
+NANO = (
+    "model=nano data=markov data.symbols=8 data.length=60_000 optimizer.lr=0.01 budget.tokens=512 evaluation.every=512 "
+    "trainer=cpu trainer.threads=1"
+).split()
+UNTIL_TRAINING = """
+import os, sys, time
+from albert_ablate.training import language_recorder, main
+language_recorder.LanguageRecorder.on_train_start = lambda *given: (print(time.process_time(), flush=True), os._exit(0))
+main.command()
+"""
+
+
+def cold(folder: Path, repeat: int) -> None:
+    found = dict[str, list[float]]()
+    for i in range(-1, repeat):  # the first one packs the text
+        run = [*NANO, f"paths.runs={folder / str(i)}"]
+        command = [sys.executable, "-c", UNTIL_TRAINING, *run]
+        begun = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True, check=True)
+        seconds = {
+            "until training begins": float(begun.stdout.split()[-1]),
+            "with a step and evaluations": cpu([sys.executable, "run.py", *run]),
+            "import pytorch_lightning": cpu([sys.executable, "-c", "import pytorch_lightning"]),
+        }
+        for name, spent in seconds.items() if i >= 0 else ():
+            found.setdefault(name, []).append(spent)
+    lightning = found["import pytorch_lightning"]
+    for name, spent in found.items():
+        ratio = statistics.median(a / b for a, b in zip(spent, lightning, strict=True))
+        print(f"{name}: {_said(spent)}, {ratio:.2f} times importing Lightning")
+
+
 def _said(seconds: list[float]) -> str:
     return f"{statistics.median(seconds):.2f} s of CPU ({min(seconds):.2f} to {max(seconds):.2f})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", nargs="*", default=["judge"])
+    parser.add_argument("what", nargs="*", default=["judge", "cold"])
     parser.add_argument("--repeat", type=int, default=3)
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp())
     try:
         for what in given.what:
-            {"judge": judge}[what](folder, given.repeat)
+            {"judge": judge, "cold": cold}[what](folder, given.repeat)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -20,7 +20,7 @@ from albert_ablate.config import options
 ROOT = Path(__file__).parent.parent
 SECRET = "a-key-of-the-environment-0123456789"
 LAYERS = [
-    {"streams"},
+    {"streams", "collector"},
     {"config"},
     {"records"},
     {"trackers", "data", "stats"},
@@ -37,7 +37,7 @@ LAYERS = [
 FILES = sorted(
     f
     for f in (ROOT / "albert_ablate").rglob("*.py")
-    if f.parent.name != "albert_ablate" or f.stem in ("cli", "streams")
+    if f.parent.name != "albert_ablate" or f.stem in ("cli", "streams", "collector")
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 

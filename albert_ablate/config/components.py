@@ -12,6 +12,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from albert_ablate.collector import without_collector
 from albert_ablate.config.code import code_of, is_own
 from albert_ablate.config.errors import ConfigError, listed, nearest, read_yaml, shortened, shown
 from albert_ablate.config.folders import (
@@ -118,7 +119,8 @@ def _targets_in(file: Path) -> list[str]:
 def _imported(path: str) -> Any:
     module, _, name = path.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
+        with without_collector():  # torch may be loaded with it
+            found = getattr(importlib.import_module(module), name)
         if is_own(path):
             code_of(path)  # as it is now, should it be edited while this process lives
         return found

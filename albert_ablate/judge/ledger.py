@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from albert_ablate.analysis.external.runs import home_folder
+from albert_ablate.collector import without_collector
 from albert_ablate.config import ConfigError, nearest, unwritable
 from albert_ablate.judge import registration
 from albert_ablate.judge.claims import FORMS, ClaimsFile, ClaimText, arms_of, measure_of
@@ -17,7 +18,6 @@ from albert_ablate.judge.entries import entry_of, refusals, tested_contrasts
 from albert_ablate.judge.external import gather_any, open_store
 from albert_ablate.judge.run_store import RunStore
 from albert_ablate.records.checked import write_checked
-from albert_ablate.records.collector import without_collector
 from albert_ablate.records.folder import DONE
 from albert_ablate.records.json_output import nonfinite_as_text, schema_id
 from albert_ablate.stats.verdicts import Claim, verdicts

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from albert_ablate.records.collector import without_collector
+from albert_ablate.collector import without_collector
 from albert_ablate.report import render
 from albert_ablate.report.files import write_csv, write_markdown
 from albert_ablate.report.histories import inputs, tuning_stamp

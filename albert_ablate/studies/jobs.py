@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from albert_ablate.collector import preload
 from albert_ablate.config import ConfigError, compose
 from albert_ablate.records.folder import Busy
 from albert_ablate.studies.progress import print_line
@@ -170,8 +171,7 @@ def import_training(freeze: bool) -> None:
     """Load what a run needs, once for all of a process."""
     import gc
 
-    import pytorch_lightning  # noqa: F401
-
+    preload("pytorch_lightning")
     import albert_ablate.training.fit  # noqa: F401
     import albert_ablate.training.run  # noqa: F401
 

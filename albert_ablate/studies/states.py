@@ -11,9 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from albert_ablate.collector import without_collector
 from albert_ablate.config import SIGNIFICANT
 from albert_ablate.records import store
-from albert_ablate.records.collector import without_collector
 from albert_ablate.records.lease import NO_LOCKS, is_leased
 from albert_ablate.records.store import DONE
 from albert_ablate.records.store import has_ended as has_ended

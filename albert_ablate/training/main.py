@@ -1,7 +1,9 @@
 """The command line of `run.py` and `albert-ablate run`: help, arguments, composition by Hydra, one call of `train` for
 each job, exit code."""
 
+import atexit
 import contextlib
+import gc
 import io
 import os
 import signal
@@ -11,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
+from albert_ablate.collector import preload
 from albert_ablate.config import (
     ConfigError,
     as_config_error,
@@ -53,6 +56,7 @@ debug=true (tracebacks)
 def train(cfg: Any) -> tuple[int, float | None]:
     """Train one job as Hydra composed it: returns exit code and objective, the validation loss in nats per token."""
     # imported here, so that --help and mistaken arguments are answered without torch
+    preload("torch")
     from albert_ablate.trackers.wandb import agent_run
     from albert_ablate.training.console import exit_code, show_record
     from albert_ablate.training.launch import is_first
@@ -87,6 +91,7 @@ def command(train: Train = train) -> int:
     """Run the command line in sys.argv: compose each job and call `train` for it.
 
     Exit code: 0 finished or diverged; 130 Ctrl-C, 143 SIGTERM; 2 the user's mistake; 1 anything later."""
+    atexit.register(gc.freeze)  # at the exit there is nothing to collect, and a million objects to scan
     arguments = sys.argv[1:]
     debug = any(a.lower() == "debug=true" for a in arguments)
     folders = list[str]()

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from albert_ablate.collector import preload
 from albert_ablate.config import ConfigError, check, codes, evaluations_of, refuse_changed_code
 from albert_ablate.config.secrets import masked
 from albert_ablate.data.own_task import is_own_task
@@ -72,6 +73,7 @@ def find(job: Job) -> dict[str, Any] | None:
 
 def train(job: Job, ranks: Ranks, member: Member | None = None) -> dict[str, Any]:
     """Train the run in its folder while holding its lock; with force=true a done run is trained again beside itself."""
+    preload("pytorch_lightning")
     from albert_ablate.training.fit import fit
 
     job.folder.create()
@@ -119,6 +121,7 @@ def _evaluated(job: Job) -> dict[str, Any]:
 
 def _reproduce(job: Job, record: dict, ranks: Ranks) -> dict[str, Any]:
     """Train a done run again in reproduction/ and note in its record whether the final weights are the same."""
+    preload("pytorch_lightning")
     from albert_ablate.training.fit import fit
 
     threads = job.cfg.trainer.threads or record["provenance"]["threads"]
@@ -212,6 +215,7 @@ def _run_as_rank(job: Job) -> dict[str, Any]:
 
 def _follow(job: Job, ranks: Ranks) -> dict[str, Any]:
     """Any rank but the first: train what rank 0's plans say until it shares its record, or a ConfigError."""
+    preload("pytorch_lightning")
     from albert_ablate.training.fit import fit
 
     while True:

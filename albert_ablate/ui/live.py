@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from albert_ablate.collector import without_collector
 from albert_ablate.config import ConfigError
 from albert_ablate.records import store
-from albert_ablate.records.collector import without_collector
 from albert_ablate.report import html, render, report, show
 from albert_ablate.report.histories import run_stamp, study_stamp
 from albert_ablate.report.keeping import Kept
