@@ -7,8 +7,8 @@ import pytest
 import torch
 from forking import train, write_text
 
-from albert_ablate import build_model, compose
-from albert_ablate.config import check, folders_named
+from albert_ablate import build_model
+from albert_ablate.config import checked_config, folders_named
 
 PAGE = (Path(__file__).parents[1] / "docs" / "own_models.md").read_text()
 
@@ -30,7 +30,7 @@ def shown(tmp_path, monkeypatch):
 
 def small(*words):
     given = ["budget.steps=6", "trainer=cpu", "trainer.threads=1", "evaluation.tokens=64", "paths.cache=cache"]
-    return check(compose([*words, *given]))
+    return checked_config([*words, *given])
 
 
 @pytest.mark.process

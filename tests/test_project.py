@@ -14,8 +14,8 @@ import yaml
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from albert_ablate import compose, run
-from albert_ablate.config import options
+from albert_ablate import run
+from albert_ablate.config import checked_config, options
 
 ROOT = Path(__file__).parent.parent
 SECRET = "a-key-of-the-environment-0123456789"
@@ -157,7 +157,7 @@ def finished(tmp_path_factory):
     tiny += ["optimizer.lr=1e-2", "budget.tokens=150_000", "evaluation.every=30_000", "trainer.threads=1"]
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("SOME_API_KEY", SECRET)
-        return run(compose([*tiny, f"paths.runs={runs}"]))
+        return run(checked_config([*tiny, f"paths.runs={runs}"]))
 
 
 def test_a_small_model_comes_near_the_entropy_rate(finished):
@@ -168,7 +168,7 @@ def test_a_small_model_comes_near_the_entropy_rate(finished):
     assert summary["initial_loss"] > 5 and summary["unigram_loss"] > finished["data"]["entropy_rate"] + 0.1
 
 
-@pytest.mark.parametrize("kind", ["html", "png"])
+@pytest.mark.parametrize("kind", ["html", pytest.param("png", marks=pytest.mark.slow)])  # as tests/report draws them
 def test_a_run_can_be_drawn(finished, tmp_path, kind):
     pytest.importorskip("vl_convert")
     from albert_ablate.report.show import draw

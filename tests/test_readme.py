@@ -19,7 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from typer.main import get_command
 
 from albert_ablate.cli import app
-from albert_ablate.config import check, compose
+from albert_ablate.config import checked_config
 from albert_ablate.judge.claims import read_claims
 from albert_ablate.studies.sweepfile import read_sweep
 
@@ -56,7 +56,7 @@ def composed(overrides):
     for parsed in OverridesParser.create().parse_overrides([o for o in overrides if o != "-m"]):
         values = parsed.sweep_string_iterator() if parsed.is_sweep_override() else [None]
         choices.append([parsed.input_line if v is None else f"{parsed.get_key_element()}={v}" for v in values])
-    return [check(compose(list(each))) for each in itertools.product(*choices)]
+    return [checked_config(list(each)) for each in itertools.product(*choices)]
 
 
 def test_the_readme_has_commands_of_every_kind():
@@ -97,7 +97,7 @@ def test_options_of_the_readme_are_known_and_its_files_there(command):
             assert read_sweep(ROOT / path).settings()
     settings = [w for w in given.get("overrides") or () if not w.startswith("hydra")]  # whose launchers are extras
     if name in ("sweep", "tune", "calibrate", "status", "agent"):
-        check(compose(settings))
+        checked_config(settings)
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("pip")])

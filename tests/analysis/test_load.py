@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from factories import SMALL
 
-from albert_ablate import compose, load_runs, run
-from albert_ablate.config import ConfigError
+from albert_ablate import load_runs, run
+from albert_ablate.config import ConfigError, checked_config
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def runs_folder(tmp_path_factory):
     tiny += ["budget.tokens=2_000", "evaluation.every=1_000", "evaluation.tokens=256", "trainer.threads=1"]
     for norm in ("pre_ln", "post_ln"):
         for seed in (0, 1):
-            run(compose([*tiny, f"norm={norm}", f"seed={seed}", f"paths.runs={root}"]))
+            run(checked_config([*tiny, f"norm={norm}", f"seed={seed}", f"paths.runs={root}"]))
     torn = root / "0123456789ab" / "seed0"
     torn.mkdir(parents=True)
     (torn / "record.json").write_text('{"status": "fini')

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from forking import nano, train
 
-from albert_ablate import cli, compose
+from albert_ablate import cli
 from albert_ablate.config import (
     COMPONENTS,
     SIGNIFICANT,
     ConfigError,
     changed_code,
     check,
+    checked_config,
     code,
     codes,
     identity,
@@ -87,7 +88,7 @@ def again(own):
 
     components._imported.cache_clear()
     components._parameters.cache_clear()
-    return check(compose(["norm=halved", "model=nano"]))
+    return checked_config(["norm=halved", "model=nano"])
 
 
 def edit(path, old, new):
@@ -145,7 +146,7 @@ def test_weights_of_other_own_code_are_not_loaded(own):
 def test_settings_of_the_package_have_no_code_in_their_identity(own):
     again(own)
     for overrides in ([], ["norm=rezero"], ["optimizer=muon", "clip=zclip"]):
-        cfg = check(compose([*overrides, "model=nano"]))
+        cfg = checked_config([*overrides, "model=nano"])
         assert keys_of(cfg) == keys_of(cfg, with_code=False) and set(codes(cfg)) >= {"norm", "optimizer", "model"}
 
 
@@ -204,7 +205,7 @@ REACHED = [
 
 @pytest.mark.parametrize(("file", "old", "new", "groups"), REACHED, ids=[f"{f}:{o}" for f, o, *_ in REACHED])
 def test_an_edit_of_the_package_concerns_what_reaches_it(file, old, new, groups, copied):
-    cfg = check(compose(["model=nano"]))
+    cfg = checked_config(["model=nano"])
     copied()
     before = codes(cfg)
     edit(copied() / file, old, new)
@@ -284,7 +285,7 @@ def test_a_record_that_names_no_code_is_found_as_before(done):
 
 
 def test_an_unfinished_run_of_other_code_is_not_gone_on_with():
-    cfg = check(compose(["model=nano"]))
+    cfg = checked_config(["model=nano"])
     record = {"code": {**codes(cfg), "optimizer": "another"}}
     with pytest.raises(ConfigError, match="^runs/x was begun by other code, the source of optimizer=adamw has changed"):
         refuse_changed_code("runs/x", record, cfg, begun=True)

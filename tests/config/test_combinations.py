@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_contracts import NEEDS
 
-from albert_ablate import build_model, compose
-from albert_ablate.config import ConfigError, check, options
+from albert_ablate import build_model
+from albert_ablate.config import ConfigError, checked_config, options
 from albert_ablate.training.contracts import TINY, batches, train
 
 VARIED = ("norm", "norm_type", "attention", "dropout", "dropout_time", "optimizer", "schedule", "clip", "loss")
@@ -30,7 +30,7 @@ def admissible(arm):
     """The checked configuration, or None where it is refused, which must be with one sentence."""
     overrides = {**dict(o.split("=", 1) for o in TINY), **arm}
     try:
-        return check(compose([f"{k}={v}" for k, v in overrides.items()]))
+        return checked_config([f"{k}={v}" for k, v in overrides.items()])
     except ConfigError as error:
         reason = str(error)
         assert reason and "\n" not in reason and "Traceback" not in reason

@@ -13,7 +13,7 @@ from albert_ablate.config import (
     NUISANCE,
     ConfigError,
     check,
-    compose,
+    checked_config,
     conf_folder,
     identity,
     keys_of,
@@ -28,7 +28,7 @@ GIVEN = {"path": "t.txt", "name": "some/text"}  # arguments that only the user k
 
 @cache
 def base():
-    return check(compose(["model=nano", "model.layers=4", "budget.tokens=100_000"]))
+    return checked_config(["model=nano", "model.layers=4", "budget.tokens=100_000"])
 
 
 def node_of(group, option):
@@ -86,10 +86,10 @@ def as_recorded(cfg):
 def test_keys_are_equal_exactly_where_folders_are(tmp_path):
     given = ["model=pretrained", f"model.path={gpt2(tmp_path / 'here')}", "budget.tokens=100_000"]
     other = ["model=pretrained", f"model.path={gpt2(tmp_path / 'other', layers=3)}", "budget.tokens=100_000"]
-    found = [(("model", "pretrained"), check(compose(o))) for o in (given, [*given, "seed=3"], other)]
+    found = [(("model", "pretrained"), checked_config(o)) for o in (given, [*given, "seed=3"], other)]
     hf = ["model=hf", f"model.config={tmp_path / 'here'}", "budget.tokens=100_000"]
     changes = ([], ["seed=3"], ["model.weights=loaded"], ["model.changes.n_layer=3"])
-    found += [(("model", "hf"), check(compose([*hf, *more]))) for more in changes]
+    found += [(("model", "hf"), checked_config([*hf, *more])) for more in changes]
     pairs, seen, same = set(), {("logger", o) for o in options()["logger"]}, 0
     for option, cfg in (*found, *every_configuration()):
         lies = [cfg[group].get(name) for group, name in (("data", "path"), ("data", "name"), ("tokenizer", "path"))]

@@ -11,7 +11,7 @@ import yaml
 from typer.main import get_command
 
 from albert_ablate import cli, compose
-from albert_ablate.config import ConfigError, check, construct, keys_of, options, target_of
+from albert_ablate.config import ConfigError, check, checked_config, construct, keys_of, options, target_of
 from albert_ablate.config.folders import CONF, folders_named, without_folders
 from albert_ablate.config.untrusted import refuse_untrusted
 from albert_ablate.judge.claims import read_claims
@@ -93,14 +93,14 @@ def test_every_way_to_name_a_folder_adds_its_options(way, own, tmp_path, monkeyp
     cfg = compose(overrides, **given)
     assert cfg.choices.norm == "halved" and cfg.norm.scale == 0.5
     assert construct(check(cfg).norm).func.__name__ == "Halved"
-    assert keys_of(check(cfg)).arm != keys_of(check(compose(["model=nano"]))).arm
+    assert keys_of(check(cfg)).arm != keys_of(checked_config(["model=nano"])).arm
 
 
 def test_the_packages_own_options_are_as_they_were(own):
     before = compose(["norm=rezero"])
     with folders_named([own / "conf"]):
         assert compose(["norm=rezero"]) == before
-        assert keys_of(check(compose(["norm=rezero"]))) == keys_of(check(before))
+        assert keys_of(checked_config(["norm=rezero"])) == keys_of(check(before))
     assert "halved" not in options()["norm"] and CONF not in os.environ
 
 

@@ -16,7 +16,7 @@ from forking import forked, nano, train, write_text
 from omegaconf import OmegaConf
 
 from albert_ablate import build_model, cli
-from albert_ablate.config import ConfigError, check, compose, conf_folder, construct, options, target_of
+from albert_ablate.config import ConfigError, checked_config, conf_folder, construct, options, target_of
 from albert_ablate.records.folder import DONE
 from albert_ablate.training.generate import load_kept
 from albert_ablate.training.run import run
@@ -172,7 +172,7 @@ def test_a_task_on_a_planted_trunk_uses_the_users_config(done, traps):
 
 @pytest.fixture(scope="module")
 def checked() -> dict[str, Any]:
-    return check(compose(["model=nano", "data=text_files", "data.path=x"]))
+    return checked_config(["model=nano", "data=text_files", "data.path=x"])
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -16,7 +16,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 
 from albert_ablate import compose, load_runs, run
 from albert_ablate.cli import main
-from albert_ablate.config import ConfigError, check, conf_folder, identity, options, parameters_of
+from albert_ablate.config import ConfigError, check, checked_config, conf_folder, identity, options, parameters_of
 from albert_ablate.data.packed import BatchOrder, block_count, held_out_sample, take_blocks
 from albert_ablate.evaluations.corruption import area, substituted, swapped, zeroed_embedding
 from albert_ablate.evaluations.evaluate import evaluate_run, load_subject
@@ -43,7 +43,7 @@ TINY += [
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A short run, without evaluations at its end."""
-    return run(compose([*TINY, "optimizer.lr=1e-2", f"paths.runs={tmp_path_factory.mktemp('runs')}"]))
+    return run(checked_config([*TINY, "optimizer.lr=1e-2", f"paths.runs={tmp_path_factory.mktemp('runs')}"]))
 
 
 def subject_of(record, *overrides):
@@ -116,7 +116,7 @@ def test_a_uniform_model_needs_eight_bits_a_byte_in_each_domain(subject, monkeyp
 @pytest.mark.skipif(find_spec("airportsdata") is None, reason="needs the extra corpora")
 def test_domains_are_encoded_by_the_run_s_own_tokenizer(tmp_path):
     words = ["tokenizer=bpe", "tokenizer.vocabulary=260", "budget.tokens=512", "data.batch=2", f"paths.runs={tmp_path}"]
-    own = subject_of(run(compose([*TINY, *words])))
+    own = subject_of(run(checked_config([*TINY, *words])))
     found = evaluation("domains", tokens=8192)(having(own, Uniform(260))).summary
     from albert_ablate.data.packages import AirportRecords
 
@@ -131,7 +131,7 @@ def test_domains_are_encoded_by_the_run_s_own_tokenizer(tmp_path):
 
 def test_bits_per_byte_of_run_and_clean_share_their_tokens(tmp_path):
     words = ["tokenizer=bpe", "tokenizer.vocabulary=300", "budget.tokens=512", "data.batch=2", f"paths.runs={tmp_path}"]
-    record = run(compose([*TINY, *words]))
+    record = run(checked_config([*TINY, *words]))
     own = subject_of(record)
     assert evaluation("clean").settings(own)["bytes"] == "of the sample"  # what was counted otherwise is done anew
     size = {}
@@ -159,7 +159,7 @@ def test_a_lossy_tokenizer_has_no_bits_per_byte(tmp_path, capsys):
     lower.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     lower.save(str(tmp_path / "lower.json"))
     words = [f"tokenizer.path={tmp_path}/lower.json", "budget.tokens=512", "data.batch=2", f"paths.runs={tmp_path}"]
-    record = run(compose([*TINY, "tokenizer=file", *words]))
+    record = run(checked_config([*TINY, "tokenizer=file", *words]))
     assert capsys.readouterr().err.count("bits per byte are not reported") == 1
     assert record["data"]["reversible"] is False
     assert record["summary"]["val_loss"] > 0 and record["summary"]["val_bits_per_byte"] is None
@@ -290,7 +290,7 @@ def test_a_model_that_memorized_the_text_continues_all_of_it(subject):
 def test_zeroing_all_units_is_a_model_without_mlps(subject, gated, tmp_path):
     if gated:
         words = ["model.gated=true", "budget.tokens=512", "data.batch=2", f"paths.runs={tmp_path}"]
-        subject = subject_of(run(compose([*TINY, *words])))
+        subject = subject_of(run(checked_config([*TINY, *words])))
     rows, model = subject.sample("validation", 256), subject.model
     before = subject.loss(rows)
     with zeroed_units(model, [np.arange(block.mlp.inner) for block in model.stack]):
@@ -463,7 +463,7 @@ def test_a_finished_run_gets_a_missing_evaluation(finished):
         [*TINY, "optimizer.lr=1e-2", f"paths.runs={Path(finished['folder']).parents[1]}"],
     )
     files = {f: f.stat().st_mtime_ns for f in folder.rglob("*") if f.is_file() and f.name != "lock"}
-    again = run(compose([*words, "evaluation=[corruption,representation]", "evaluation.corruption.tokens=256"]))
+    again = run(checked_config([*words, "evaluation=[corruption,representation]", "evaluation.corruption.tokens=256"]))
     assert again["found"] and set(again["evaluations"]) == {"corruption", "representation"}
     assert all(f.stat().st_mtime_ns == at for f, at in files.items())
     entry = read_evaluations(folder)["corruption"]
@@ -479,7 +479,7 @@ def test_a_finished_run_gets_a_missing_evaluation(finished):
         assert (folder / "evaluations.json").stat().st_mtime_ns > kept, change
         kept = (folder / "evaluations.json").stat().st_mtime_ns
     assert read_evaluations(folder)["corruption"]["weights"] == "best"
-    assert run(compose([*words, "evaluation=standard"])).get("evaluations") is None
+    assert run(checked_config([*words, "evaluation=standard"])).get("evaluations") is None
 
 
 def test_tables_hold_each_run_s_evaluations(finished):
@@ -495,7 +495,7 @@ def test_tables_hold_each_run_s_evaluations(finished):
 
 
 def test_a_run_that_is_not_finite_is_evaluated_and_says_so(tmp_path, monkeypatch):
-    record = run(compose([*TINY, "optimizer=sgd", "optimizer.lr=1e9", "clip=none", f"paths.runs={tmp_path}"]))
+    record = run(checked_config([*TINY, "optimizer=sgd", "optimizer.lr=1e9", "clip=none", f"paths.runs={tmp_path}"]))
     assert record["status"] == "diverged"
     found = evaluate_run(Path(record["folder"]), nodes(*NAMES), "last")
     wanted = {"clean.val_loss", "corruption.noisy_area", "calibration.error", "memorization.excess", "units.rise_10"}

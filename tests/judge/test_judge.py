@@ -26,7 +26,7 @@ from statsmodels.stats.multitest import multipletests
 from albert_ablate.analysis import registry
 from albert_ablate.analysis.registry import MEASURES, Evidence, Missing
 from albert_ablate.cli import main
-from albert_ablate.config import ConfigError, check, compose, run_identity, to_container
+from albert_ablate.config import ConfigError, checked_config, run_identity, to_container
 from albert_ablate.judge.claims import arms_of, read_claims
 from albert_ablate.judge.ledger import judge, judge_and_register
 from albert_ablate.judge.run_store import RunStore
@@ -59,7 +59,7 @@ def arm(norm):
 
 @lru_cache
 def composed(overrides):
-    return check(compose([*overrides]))
+    return checked_config([*overrides])
 
 
 @pytest.fixture

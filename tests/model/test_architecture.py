@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from factories import TINY
 
 from albert_ablate import build_model, compose
-from albert_ablate.config import ConfigError, check, identity
+from albert_ablate.config import ConfigError, checked_config, identity
 from albert_ablate.model.attention import CausalAttention, band
 from albert_ablate.model.build import assemble
 from albert_ablate.model.decoder import ACTIVATIONS, default_hidden
@@ -105,10 +105,10 @@ def test_qk_norm_computes_its_formula(kind):
 
 
 def test_l2_qk_norm_starts_at_henry_s_gain_and_the_others_at_one():
-    assert build_model(compose([*TINY, "attention.qk_norm=l2"])).blocks[0].attention.cosine.gain.item() == (
+    assert build_model(checked_config([*TINY, "attention.qk_norm=l2"])).blocks[0].attention.cosine.gain.item() == (
         pytest.approx(math.log2(12**2 - 12))
     )
-    assert build_model(compose([*TINY, "attention=qk_norm"])).blocks[1].attention.key_norm.weight.eq(1).all()
+    assert build_model(checked_config([*TINY, "attention=qk_norm"])).blocks[1].attention.key_norm.weight.eq(1).all()
 
 
 def test_a_window_sees_the_last_few_and_full_blocks_see_all():
@@ -118,7 +118,7 @@ def test_a_window_sees_the_last_few_and_full_blocks_see_all():
         [False, True, True, False],
         [False, False, True, True],
     ]
-    model = build_model(compose([*TINY, "attention.window=4", "attention.full_every=2"]))
+    model = build_model(checked_config([*TINY, "attention.window=4", "attention.full_every=2"]))
     assert [block.attention.window for block in model.blocks] == [4, None, 4]
 
 
@@ -138,7 +138,7 @@ def test_muon_takes_grouped_queries_keys_values_as_matrices():
     from albert_ablate.optim import optimizers
     from albert_ablate.optim.groups import decay_groups
 
-    model = build_model(compose([*TINY, "attention.kv_heads=1", "norm=none"]))
+    model = build_model(checked_config([*TINY, "attention.kv_heads=1", "norm=none"]))
     w = model.blocks[0].attention.qkv.weight
     pieces = [torch.nn.Parameter(x.detach().clone()) for x in w.split([16, 8, 8])]
     ours = optimizers.muon(decay_groups(model), False, lr=0.02, weight_decay=0.1)
@@ -163,11 +163,11 @@ def test_grouped_rows_are_drawn_each_at_its_own_scale():
 @pytest.mark.parametrize("activation", ["silu", "gelu", "sigmoid", "identity"])
 def test_gated_mlp_is_shazeers_equation_at_equal_parameters(activation):
     gated = ["model.gated=true", f"model.activation={activation}"]
-    model = build_model(compose([*TINY, "norm=none", *gated, "model.hidden=24"]))
+    model = build_model(checked_config([*TINY, "norm=none", *gated, "model.hidden=24"]))
     mlp, x = model.blocks[0].mlp, torch.randn(2, 5, 16)
     expected = (ACTIVATIONS[activation](x @ mlp.gate.weight.T) * (x @ mlp.up.weight.T)) @ mlp.down.weight.T
     torch.testing.assert_close(mlp(x, model.blocks[0].around_mlp, model.blocks[0].drop_hidden), expected)
-    plain = build_model(compose([*TINY, "norm=none", "model.hidden=24"]))
+    plain = build_model(checked_config([*TINY, "norm=none", "model.hidden=24"]))
     name = "blocks.0.mlp.up.weight"
     assert model.initial_draws[name] == plain.initial_draws[name]
     for width in (64, 768, 1536, 4096):
@@ -177,7 +177,10 @@ def test_gated_mlp_is_shazeers_equation_at_equal_parameters(activation):
 def test_a_swiglu_layer_is_that_of_llama():
     llama = pytest.importorskip("transformers.models.llama.modeling_llama")
     config = llama.LlamaConfig(hidden_size=16, intermediate_size=40, num_attention_heads=2)
-    theirs, model = llama.LlamaMLP(config), build_model(compose([*TINY, "model.gated=true", "model.activation=silu"]))
+    theirs, model = (
+        llama.LlamaMLP(config),
+        build_model(checked_config([*TINY, "model.gated=true", "model.activation=silu"])),
+    )
     mlp, x = model.blocks[0].mlp, torch.randn(2, 5, 16)
     with torch.no_grad():
         for name in ("gate", "up", "down"):
@@ -188,10 +191,10 @@ def test_a_swiglu_layer_is_that_of_llama():
 
 def test_softcapped_logits_and_embedding_scale():
     tokens = torch.randint(0, 256, (2, 12))
-    plain, capped = (build_model(compose([*TINY, *o])) for o in ([], ["model.logit_softcap=0.7"]))
+    plain, capped = (build_model(checked_config([*TINY, *o])) for o in ([], ["model.logit_softcap=0.7"]))
     torch.testing.assert_close(capped(tokens), 0.7 * torch.tanh(plain(tokens) / 0.7))
     tied, scaled, four = (
-        build_model(compose([*TINY, *o]))
+        build_model(checked_config([*TINY, *o]))
         for o in (["model.tied=true"], ["model.tied=true", "model.embedding_scale=1"], ["model.embedding_scale=4"])
     )
     assert (tied.embedding_scale, scaled.embedding_scale, four.embedding_scale) == (4, 1, 4)
@@ -241,12 +244,12 @@ def test_contradictions_are_refused_in_a_sentence(overrides, words):
 
 
 def test_gpt2_small_has_gpt2_s_parameters():
-    model = assemble(check(compose(["model=gpt2_small", "tokenizer=bpe", "tokenizer.vocabulary=50257"])))
+    model = assemble(checked_config(["model=gpt2_small", "tokenizer=bpe", "tokenizer.vocabulary=50257"]))
     assert sum(p.numel() for p in model.parameters()) == 124_439_808
 
 
 def test_albert_shares_one_block_over_96_layers():
-    shared, deep = (build_model(compose([f"model={m}"])) for m in ("albert_96_shared", "deep_96"))
+    shared, deep = (build_model(checked_config([f"model={m}"])) for m in ("albert_96_shared", "deep_96"))
     assert len(shared.blocks) == 96 and shared.blocks[95].mlp.up.weight is shared.blocks[0].mlp.up.weight
     block = sum(p.numel() for p in deep.blocks[0].parameters())
     assert sum(p.numel() for p in deep.parameters()) - sum(p.numel() for p in shared.parameters()) == 95 * block
@@ -277,7 +280,7 @@ DROPPED = ["dropout=depth_decay", "dropout.sites=[embedding,attention,residual,h
 
 def three_steps(*overrides):
     torch.set_num_threads(1)
-    model = build_model(compose([*TINY, *overrides])).train()
+    model = build_model(checked_config([*TINY, *overrides])).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     losses = []
     for step in range(3):
@@ -311,7 +314,7 @@ from albert_ablate import build_model, compose
 from albert_ablate.training.cost import PeakMemory
 torch.set_num_threads(1)
 more = ["trainer.gradient_checkpointing=true"] if sys.argv[1] == "1" else []
-model = build_model(compose(["model=mini", *more])).train()
+model = build_model(checked_config(["model=mini", *more])).train()
 tokens = torch.zeros(16, 128, dtype=torch.long)
 before = PeakMemory()
 model(tokens).logsumexp(-1).sum().backward()

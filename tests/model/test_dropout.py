@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from albert_ablate import build_model, compose
-from albert_ablate.config import ConfigError, check, options
+from albert_ablate.config import ConfigError, checked_config, options
 from albert_ablate.model import dropout as d
 from albert_ablate.model.build import assemble
 from albert_ablate.model.loss import r_drop
@@ -27,7 +27,7 @@ def tokens(batch=4, length=12):
 
 
 def model_of(*overrides):
-    return build_model(compose([*TINY, *overrides]))
+    return build_model(checked_config([*TINY, *overrides]))
 
 
 # --- over depth ------------------------------------------------------------------------------------------------------
@@ -36,7 +36,7 @@ def model_of(*overrides):
 @pytest.mark.parametrize("layers", [1, 2, 3, 12, 54])
 @pytest.mark.parametrize("option", SHAPES)
 def test_rates_of_the_built_blocks_have_the_mean_they_are_given(option, layers):
-    cfg = check(compose([*TINY, f"model.layers={layers}", f"dropout={option}", "dropout.mean=0.07"]))
+    cfg = checked_config([*TINY, f"model.layers={layers}", f"dropout={option}", "dropout.mean=0.07"])
     rates = [block.rate for block in assemble(cfg).stack]
     assert len(rates) == layers and np.mean(rates) == pytest.approx(0.07, abs=1e-15)
     assert all(0 <= rate < 1 for rate in rates)
@@ -289,5 +289,5 @@ def test_r_drop_is_mean_loss_plus_half_alpha_divergences():
 def test_r_drop_counts_twice_in_the_cost():
     from albert_ablate.training.cost import flops_per_token
 
-    plain = check(compose([*TINY, "dropout=uniform"]))
-    assert flops_per_token(check(compose([*TINY, "dropout=uniform", "loss=r_drop"]))) == 2 * flops_per_token(plain)
+    plain = checked_config([*TINY, "dropout=uniform"])
+    assert flops_per_token(checked_config([*TINY, "dropout=uniform", "loss=r_drop"])) == 2 * flops_per_token(plain)

@@ -10,7 +10,7 @@ from forking import killed_and_gone_on, outcome, train, write_text
 from safetensors.torch import load_file, save_file
 
 from albert_ablate import build_model, compose
-from albert_ablate.config import ConfigError, check, identity
+from albert_ablate.config import ConfigError, check, checked_config, identity
 from albert_ablate.config.untrusted import refuse_untrusted
 from albert_ablate.model.build import assemble, initialized
 from albert_ablate.optim.groups import decay_groups
@@ -54,7 +54,7 @@ def test_loaded_weights_give_transformers_logits(tmp_path):
     ours = build_model(hf(folder, "model.weights=loaded")).eval()
     assert torch.equal(ours(tokens()), theirs(tokens()).logits)
     assert set(ours.initial_draws) == {n for n, _ in theirs.named_parameters()}
-    alike = build_model(compose(["model=pretrained", f"model.path={folder}"])).eval()
+    alike = build_model(checked_config(["model=pretrained", f"model.path={folder}"])).eval()
     torch.testing.assert_close(ours(tokens()), alike(tokens()), rtol=1e-4, atol=1e-4)
 
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from albert_ablate import build_model, compose
+from albert_ablate import build_model
+from albert_ablate.config import checked_config
 from albert_ablate.training.diagnostics import Probe
 
 DEPTHS = [2, 4, 8, 16, 32, 64, 96]
@@ -13,7 +14,7 @@ DEPTHS = [2, 4, 8, 16, 32, 64, 96]
 
 def deep(option, layers, seed=0):
     width = ["model=nano", "model.width=64", "model.heads=4", "model.context=32"]
-    model = build_model(compose([*width, f"model.layers={layers}", f"norm={option}", f"seed={seed}"]))
+    model = build_model(checked_config([*width, f"model.layers={layers}", f"norm={option}", f"seed={seed}"]))
     rows = torch.randint(0, 256, (4, 33), generator=torch.Generator().manual_seed(seed))
     return model, rows[:, :-1], rows[:, 1:]
 

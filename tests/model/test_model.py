@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from factories import TINY
 
 from albert_ablate import build_model, compose
-from albert_ablate.config import options
+from albert_ablate.config import checked_config, options
 from albert_ablate.model.dropout import Clock, DepthDecay, DepthGrowth, Dropout, NoDropout, Uniform
 from albert_ablate.model.norms import layer_norm, rms_norm
 
@@ -36,7 +36,7 @@ def test_norm_types_compute_their_formulas():
     [(n, a) for n in PLACEMENTS for a in ("learned", "rotary") if (n, a) != ("ngpt", "learned")],
 )
 def test_no_logit_depends_on_a_later_token(norm, attention):
-    model = build_model(compose([*TINY, f"norm={norm}", f"attention={attention}", *NEEDS.get(norm, [])])).eval()
+    model = build_model(checked_config([*TINY, f"norm={norm}", f"attention={attention}", *NEEDS.get(norm, [])])).eval()
     with torch.no_grad():
         for p in model.parameters():  # so that gates and matrices at zero do not hide a leak
             if p.ndim == 0:
@@ -70,7 +70,7 @@ def test_rotary_scores_depend_on_distance_only_and_match_llama_s():
 
 def test_tied_and_shared_models_have_the_parameters_they_should():
     def count(*overrides):
-        return sum(p.numel() for p in build_model(compose([*TINY, *overrides])).parameters())
+        return sum(p.numel() for p in build_model(checked_config([*TINY, *overrides])).parameters())
 
     d, v, t, layers = 16, 256, 12, 3
     block = 12 * d * d + 4 * d
@@ -82,14 +82,14 @@ def test_tied_and_shared_models_have_the_parameters_they_should():
 
 
 def test_shared_blocks_are_one_in_training_too():
-    model = build_model(compose([*TINY, "model.shared=true", "norm=rezero", "dropout=depth_decay"]))
+    model = build_model(checked_config([*TINY, "model.shared=true", "norm=rezero", "dropout=depth_decay"]))
     assert model.blocks[2].mlp.up.weight is model.blocks[0].mlp.up.weight
     assert model.blocks[2].around_mlp.gate is model.blocks[0].around_attention.gate
     assert model.blocks[2].rate < model.blocks[0].rate
 
 
 def test_initial_weights_have_their_scales_and_uniform_loss():
-    model = build_model(compose(["model=mini", "norm=deepnorm"]))
+    model = build_model(checked_config(["model=mini", "norm=deepnorm"]))
     qkv = model.blocks[5].attention.qkv.weight.detach()
     xavier, beta = (2 / 128) ** 0.5, (8 * 24) ** -0.25
     for rows, std in zip(qkv.chunk(3), (xavier, xavier, beta * xavier), strict=True):
@@ -102,12 +102,12 @@ def test_initial_weights_have_their_scales_and_uniform_loss():
 
 
 def test_architectures_of_one_seed_share_the_draws_they_can():
-    a, b = (build_model(compose([*TINY, *o])) for o in (["norm=pre_ln"], ["norm=deepnorm", "model.layers=2"]))
+    a, b = (build_model(checked_config([*TINY, *o])) for o in (["norm=pre_ln"], ["norm=deepnorm", "model.layers=2"]))
     common = a.initial_draws.keys() & b.initial_draws.keys()
     assert len(common) == 11 and all(a.initial_draws[n] == b.initial_draws[n] for n in common)
     assert torch.equal(a.blocks[1].attention.qkv.weight[:32], b.blocks[1].attention.qkv.weight[:32])
-    assert a.initial_draws != build_model(compose([*TINY, "seed=1"])).initial_draws
-    wider = build_model(compose([*TINY, "model.hidden=20"])).initial_draws
+    assert a.initial_draws != build_model(checked_config([*TINY, "seed=1"])).initial_draws
+    wider = build_model(checked_config([*TINY, "model.hidden=20"])).initial_draws
     assert {n for n in wider if wider[n] != a.initial_draws[n]} == {n for n in wider if ".mlp." in n}
 
 
@@ -160,7 +160,7 @@ def test_no_site_moves_another_s_draws():
 @pytest.mark.parametrize("where", ["embedding", "attention", "residual", "hidden"])
 def test_every_site_drops_in_training_and_none_in_evaluation(where):
     cfg = compose([*TINY, "dropout=uniform", "dropout.mean=0.5", f"dropout.sites=[{where}]"])
-    model, plain = build_model(cfg), build_model(compose(TINY))
+    model, plain = build_model(cfg), build_model(checked_config(TINY))
     tokens = torch.randint(0, 256, (2, 12), generator=torch.Generator().manual_seed(0))
     expected = plain(tokens)
     assert not torch.allclose(model.train()(tokens), expected)

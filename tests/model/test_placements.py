@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from albert_ablate import build_model, compose
-from albert_ablate.config import ConfigError, conf_folder, options, target_of
+from albert_ablate.config import ConfigError, checked_config, conf_folder, options, target_of
 from albert_ablate.model import placements
 from albert_ablate.model.decoder import xavier
 from albert_ablate.model.norms import layer_norm
@@ -204,7 +204,7 @@ def test_gains_are_those_of_the_papers():
 
 def test_draws_have_the_scales_the_placement_asks_for():
     def scales(option, *more):
-        model = build_model(compose(["model=nano", "model.layers=6", f"norm={option}", *more]))
+        model = build_model(checked_config(["model=nano", "model.layers=6", f"norm={option}", *more]))
         found = {n: [std for std, _ in v] for n, v in model.initial_scales().items()}
         return found, model
 
@@ -576,7 +576,7 @@ def test_fixup_has_its_biases_where_the_authors_put_them():
 
 
 def test_rezero_is_the_identity_and_only_gates_get_gradients():
-    model = build_model(compose(["model=nano", "model.layers=96", "model.width=16", "norm=rezero"]))
+    model = build_model(checked_config(["model=nano", "model.layers=96", "model.width=16", "norm=rezero"]))
     tokens = torch.randint(0, 256, (2, 10))
     x = model.embedding(tokens) + model.positions.weight[:10]
     assert torch.equal(model(tokens), model.head(x))
@@ -588,7 +588,7 @@ def test_rezero_is_the_identity_and_only_gates_get_gradients():
 
 def deep(option, layers, seed, *more):
     width = ["model=nano", "model.width=64", "model.heads=4", "model.context=32"]
-    model = build_model(compose([*width, f"model.layers={layers}", f"norm={option}", f"seed={seed}", *more]))
+    model = build_model(checked_config([*width, f"model.layers={layers}", f"norm={option}", f"seed={seed}", *more]))
     rows = torch.randint(0, 256, (4, 33), generator=torch.Generator().manual_seed(seed))
     return model, rows[:, :-1], rows[:, 1:]
 
@@ -690,8 +690,8 @@ def markov_loss(option, lr=2e-3, steps=120):
     table /= table.sum(1, keepdims=True)
     edges, share = table.cumsum(1), np.linalg.matrix_power(table, 200)[0]
     rate, unigram = share @ -(table * np.log(table)).sum(1), -(share @ np.log(share))
-    model = build_model(compose(["model=nano", "model.layers=18", "model.width=32", "model.heads=4", "model.context=32",
-                                 f"norm={option}", *NEEDS.get(option, [])]))  # fmt: skip
+    shape = ["model.layers=18", "model.width=32", "model.heads=4", "model.context=32"]
+    model = build_model(checked_config(["model=nano", *shape, f"norm={option}", *NEEDS.get(option, [])]))
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, betas=(0.9, 0.98))
     losses = []
     for _ in range(steps):

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from albert_ablate import build_model, compose
-from albert_ablate.config import ConfigError, check
+from albert_ablate.config import ConfigError, checked_config
 from albert_ablate.model.sigma import SigmaLinear
 from albert_ablate.training.cost import training_flops
 
@@ -60,7 +60,7 @@ def test_each_stacked_matrix_has_its_own_singular_value():
 
 @pytest.mark.parametrize("more", [[], ["model.shared=true"], ["model.gated=true", "norm=post_ln"], ["norm=parallel"]])
 def test_a_model_begins_as_the_plain_one_then_iterates(more):
-    plain, own = (build_model(compose([*SMALL, *more, *extra])) for extra in ([], ["model.sigma_reparam=true"]))
+    plain, own = (build_model(checked_config([*SMALL, *more, *extra])) for extra in ([], ["model.sigma_reparam=true"]))
     tokens = torch.randint(0, 256, (2, 16), generator=torch.Generator().manual_seed(0))
     assert torch.allclose(plain(tokens), own(tokens), atol=1e-4) and own.initial_draws == plain.initial_draws
     matrix = own.stack[0].attention.qkv
@@ -91,5 +91,5 @@ def test_what_it_contradicts_is_refused(more):
 
 
 def test_what_it_costs_can_be_counted_before_training():
-    plain, own = (check(compose([*SMALL, *more])) for more in ([], ["model.sigma_reparam=true"]))
+    plain, own = (checked_config([*SMALL, *more]) for more in ([], ["model.sigma_reparam=true"]))
     assert training_flops(own)[0] == pytest.approx(training_flops(plain)[0], rel=0.01)

@@ -13,7 +13,7 @@ from pytorch_lightning.plugins.precision import MixedPrecision
 from torch import nn
 
 from albert_ablate import build_model, compose
-from albert_ablate.config import check
+from albert_ablate.config import checked_config
 from albert_ablate.model.build import build
 from albert_ablate.model.decoder import Decoder
 from albert_ablate.optim.clipping import AdaGC, AutoClip, ClipPerLayer, SkipStep, ZClip, global_norm
@@ -77,7 +77,7 @@ def test_per_layer_clips_each_tensor_by_itself():
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0])
 def test_per_layer_clips_each_block_by_torchs_rule(scale):
-    model = build_model(check(compose(["model=nano", "model.layers=3"])))
+    model = build_model(checked_config(["model=nano", "model.layers=3"]))
     generator = torch.Generator().manual_seed(0)
     for p in model.parameters():
         p.grad = scale * torch.randn(p.shape, generator=generator)
@@ -208,7 +208,7 @@ def test_adagc_does_not_freeze_a_tensor_with_zero_gradient():
 
 @pytest.mark.parametrize("norm", ["rezero", "skipinit", "fixup"])
 def test_matrices_without_first_gradient_train_under_adagc(norm):
-    cfg = check(compose(["model=nano", "model.layers=2", f"norm={norm}", "clip=adagc", "clip.warmup=5"]))
+    cfg = checked_config(["model=nano", "model.layers=2", f"norm={norm}", "clip=adagc", "clip.warmup=5"])
     model = build_model(cfg)
     rule, named = build(cfg["clip"]), list(model.named_parameters())
     adam = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -377,7 +377,7 @@ def test_a_resumed_run_remembers_clipping_and_optimizer(options, text, tmp_path)
 
 
 def test_a_gradient_clip_val_on_the_trainer_is_refused():
-    cfg = check(compose(["model=nano", "model.layers=1"]))
+    cfg = checked_config(["model=nano", "model.layers=1"])
     module = LanguageModel(build_model(cfg), cfg, 1)
     trainer = pl.Trainer(accelerator="cpu", gradient_clip_val=1.0, logger=False, enable_checkpointing=False)
     module.trainer = trainer
@@ -404,8 +404,8 @@ def test_clipping_sees_accumulated_unscaled_gradients():
     found, weights = [], []
     for precision, scale in (("32-true", None), ("16-mixed", 2.0**12)):
         more = ("model.width=16", "model.context=16", "data.accumulate=2", "clip.max_norm=0.2", "schedule=constant")
-        cfg = check(compose(["model=nano", "model.layers=1", "clip=norm", "trainer=gpu", *more,
-                             f"trainer.precision={precision}", "diagnostics.every=0"]))  # fmt: skip
+        cfg = checked_config(["model=nano", "model.layers=1", "clip=norm", "trainer=gpu", *more,
+                             f"trainer.precision={precision}", "diagnostics.every=0"])  # fmt: skip
         module, norms = LanguageModel(build_model(cfg), cfg, 3), Norms()
         plugins = [MixedPrecision(precision, "cpu", torch.amp.GradScaler("cpu", init_scale=scale))] if scale else []
         quiet = {k: False for k in ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")}

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from albert_ablate import build_model, compose
+from albert_ablate import build_model
+from albert_ablate.config import checked_config
 from albert_ablate.optim import schedules
 from albert_ablate.optim.clipping import AdaptiveClip, ClipNorm, ClipValue, NoClip, global_norm, unit_norms
 from albert_ablate.optim.optimizers import adam, adamw, assert_covers, decay_groups, sgd
@@ -161,7 +162,7 @@ def test_decay_without_gradient_shrinks_by_lr_times_decay():
     "overrides", [[], ["model.tied=true"], ["model.shared=true"], ["norm=rezero"], ["model.bias=true"]]
 )
 def test_decay_groups_hold_each_parameter_once(overrides):
-    model = build_model(compose(["model=nano", *overrides]))
+    model = build_model(checked_config(["model=nano", *overrides]))
     optimizer = adamw(decay_groups(model), True, lr=0.01, weight_decay=0.1)
     assert_covers(optimizer, model)
     for group in optimizer.param_groups:
@@ -220,7 +221,7 @@ def test_a_warmup_of_the_whole_budget_rises_to_its_end(shape):
 @pytest.mark.parametrize("tied", [False, True])
 def test_agc_follows_the_paper_on_a_whole_model(norm, tied):
     options = ["model.layers=2", "model.bias=true", f"model.tied={str(tied).lower()}", f"norm={norm}"]
-    model = build_model(compose(["model=nano", *options]))
+    model = build_model(checked_config(["model=nano", *options]))
     generator = torch.Generator().manual_seed(0)
     for p in model.parameters():
         p.grad = torch.randn(p.shape, generator=generator)

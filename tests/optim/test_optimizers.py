@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from albert_ablate import build_model, compose
-from albert_ablate.config import ConfigError, check, options, parameters_of
+from albert_ablate.config import ConfigError, checked_config, options, parameters_of
 from albert_ablate.model.build import build
 from albert_ablate.model.decoder import Decoder
 from albert_ablate.optim import optimizers
@@ -446,7 +446,7 @@ NAMES = options()["optimizer"]
 
 @cache
 def composed(*overrides):
-    return check(compose([*TINY, *overrides]))
+    return checked_config([*TINY, *overrides])
 
 
 def started(name, *model_overrides, **settings):
@@ -593,7 +593,7 @@ def test_fused_queries_keys_and_values_are_three_matrices_or_one(split):
 
 def decaying(*overrides):
     """Names of the parameters that decay."""
-    cfg = check(compose(["model=nano", "model.layers=2", *overrides]))
+    cfg = checked_config(["model=nano", "model.layers=2", *overrides])
     model = build_model(cfg)
     optimizer = build(cfg["optimizer"], decay_groups(model), False)
     assert_covers(optimizer, model)
@@ -673,6 +673,13 @@ DECOUPLED = ["adamw", "independent_adamw", "nadam", "lion", "adafactor", "muon",
 DECOUPLED += ["soap", "sophia", "sgd"]  # sgd's coupled decay is the same arithmetic while its momentum is 0
 
 
+@cache
+def scaled(norm, width, layers):
+    """A model whose multipliers count from width 32 and depth 4."""
+    shape = [f"model.width={width}", f"model.layers={layers}", "model.heads=2", f"norm={norm}"]
+    return build_model(checked_config(["model=nano", "norm.base_width=32", "norm.base_layers=4", *shape]))
+
+
 @pytest.mark.filterwarnings("ignore:norm=")
 @pytest.mark.parametrize("norm", ["completep", "depth_mup"])
 @pytest.mark.parametrize("name", DECOUPLED)
@@ -681,8 +688,7 @@ def test_the_decay_of_a_step_under_multipliers_is_what_was_asked(name, norm):
     Dey et al. 2025, 2505.01618, table 1; Wortsman et al. 2023, 2309.14322)."""
     lr, wd, layers = 0.01, 0.1, 8
     for width in (32, 64, 128):
-        shape = [f"model.width={width}", f"model.layers={layers}", "model.heads=2", f"norm={norm}"]
-        model = build_model(compose(["model=nano", "norm.base_width=32", "norm.base_layers=4", *shape]))
+        model = copy.deepcopy(scaled(norm, width, layers))
         settings = {"lr": lr, "weight_decay": wd} | ({"momentum": 0.0} if name == "sgd" else {})
         optimizer = getattr(optimizers, name)(decay_groups(model), False, **settings)
         before = {n: p.detach().clone() for n, p in model.named_parameters()}
@@ -708,7 +714,7 @@ def test_decay_under_multipliers_where_it_is_not_a_factor(name, norm):
     lr |w| whatever decays in it. Schedule-free decays z by lr wd y, and at first y = z."""
     lr, wd = 0.01, 0.1
     shape = ["model.width=64", "model.layers=8", f"norm={norm}", "norm.base_width=32", "norm.base_layers=4"]
-    model = build_model(compose(["model=nano", *shape]))
+    model = build_model(checked_config(["model=nano", *shape]))
     optimizer = getattr(optimizers, name)(decay_groups(model), False, lr=lr, weight_decay=wd)
     groups = {id(p): g for g in optimizer.param_groups for p in g["params"]}
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
@@ -774,7 +780,7 @@ def test_a_checkpoint_of_another_parameter_order_is_refused(saved):
 
     from albert_ablate.training.module import LanguageModel
 
-    cfg = check(compose(["model=nano", "model.layers=1"]))
+    cfg = checked_config(["model=nano", "model.layers=1"])
     module = LanguageModel(build_model(cfg), cfg, 10)
     module._trainer = SimpleNamespace(default_root_dir="runs/a/seed0")
     module.on_load_checkpoint({"micro_batches": 5, "clip": {}, "order": saved})

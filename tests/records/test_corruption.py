@@ -11,9 +11,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from albert_ablate import compose, load_runs, run
+from albert_ablate import load_runs, run
 from albert_ablate.cli import main
-from albert_ablate.config import ConfigError
+from albert_ablate.config import ConfigError, checked_config
 from albert_ablate.judge.ledger import write_ledger
 from albert_ablate.model.weights import load_checkpoint
 from albert_ablate.records import store
@@ -33,7 +33,7 @@ TINY = ["model=nano", "model.layers=1", "model.width=16", "model.context=16", "d
 def whole(tmp_path_factory):
     """A finished run's folder."""
     root = tmp_path_factory.mktemp("whole")
-    return Path(run(compose([*TINY, f"paths.runs={root}"]))["folder"])
+    return Path(run(checked_config([*TINY, f"paths.runs={root}"]))["folder"])
 
 
 def changed(record: dict, path: str, value) -> bytes:
@@ -131,7 +131,7 @@ def test_run_finds_goes_on_or_says_why(whole, tmp_path, capsys):
         shutil.copytree(whole, folder)
         (folder / "record.json").write_bytes(content)
         try:
-            assert run(compose([*TINY, f"paths.runs={tmp_path}"]))["status"] in store.DONE, name
+            assert run(checked_config([*TINY, f"paths.runs={tmp_path}"]))["status"] in store.DONE, name
         except ConfigError as error:
             assert len(str(error).splitlines()) == 1 and "record.json" in str(error), name
         shutil.rmtree(folder)

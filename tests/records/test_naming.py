@@ -5,7 +5,7 @@ import os
 import pytest
 
 from albert_ablate import compose
-from albert_ablate.config import check
+from albert_ablate.config import checked_config
 from albert_ablate.records.naming import display_name, link_by_name, name_of
 from albert_ablate.trackers.wandb import Wandb
 
@@ -25,7 +25,7 @@ from albert_ablate.trackers.wandb import Wandb
     ],
 )
 def test_a_run_is_named_by_what_differs_from_the_defaults(overrides, name):
-    assert name_of(check(compose(overrides))) == name
+    assert name_of(checked_config(overrides)) == name
 
 
 def test_a_record_from_before_there_were_names_has_its_label():

@@ -10,7 +10,7 @@ from factories import make_run, write
 from albert_ablate.analysis.thinning import depth_map
 from albert_ablate.cli import main
 from albert_ablate.records.cache import cache_folder
-from albert_ablate.report import histories, html
+from albert_ablate.report import histories, html, report
 from albert_ablate.report.material import gather
 
 
@@ -71,6 +71,7 @@ def test_maps_of_depth_are_kept_as_they_were(runs, monkeypatch):
 
 def test_a_page_is_written_again_only_when_something_changed(runs, tmp_path, monkeypatch):
     pytest.importorskip("vl_convert")
+    monkeypatch.setattr(report, "SECTIONS", (report.methods_section,))
     made = []
     monkeypatch.setattr(html, "html", lambda p: (made.append(p), "<p>page</p>")[1])
     target = tmp_path / "report.html"
@@ -89,8 +90,9 @@ def test_a_page_is_written_again_only_when_something_changed(runs, tmp_path, mon
     assert [times("--baseline", "norm=post_ln"), times("--baseline", "norm=post_ln")] == [1, 0]
 
 
-def test_a_page_with_a_warning_says_it_again(runs, tmp_path, capsys):
+def test_a_page_with_a_warning_says_it_again(runs, tmp_path, capsys, monkeypatch):
     pytest.importorskip("vl_convert")
+    monkeypatch.setattr(report, "SECTIONS", (report.curves_section,))
     next(runs.glob("*/seed1/steps.arrow")).write_bytes(b"torn")
     for _ in range(2):
         assert main(["report", str(runs), "-o", str(tmp_path / "report.html")]) == 0

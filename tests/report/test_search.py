@@ -33,7 +33,9 @@ def test_the_best_line_is_drawn_last_and_ends_at_its_loss():
 
 
 @pytest.mark.parametrize("grid", [False, True])
-def test_a_search_is_drawn_and_a_grid_is_not(tmp_path, grid):
+def test_a_search_is_drawn_and_a_grid_is_not(tmp_path, grid, monkeypatch):
+    assert report.search_section in report.SECTIONS
+    monkeypatch.setattr(report, "SECTIONS", (report.search_section, report.methods_section))
     rng = np.random.default_rng(0)
     for i in range(20):
         lr, size = (1e-3 * (1 + i % 5), 1 + i // 5) if grid else (float(10 ** rng.uniform(-4, -1)), rng.uniform(0, 1))

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from albert_ablate import cli
-from albert_ablate.config import check, compose, folders_named
+from albert_ablate.config import checked_config, folders_named
 from albert_ablate.config.folders import CONF
 from albert_ablate.judge.claims import read_claims
 from albert_ablate.studies.sweepfile import read_sweep
@@ -42,7 +42,7 @@ def test_the_files_of_init_fit_together(written, capsys):
         assert [s["seed"] for s in settings] == [0, 0, 1, 1, 2, 2, 3, 3]
         (claim,) = claims.claims
         for arm in claims.arms:
-            cfg = check(compose(claims.overrides(claim, claim.parts[0], "screen", arm)))
+            cfg = checked_config(claims.overrides(claim, claim.parts[0], "screen", arm))
             assert cfg.budget.tokens == settings[0]["budget.tokens"] and cfg.choices["model"] == settings[0]["model"]
             assert cfg.choices["norm"] in [s["norm"] for s in settings]
     notebook = nbformat.read(written / "study.ipynb", as_version=4)

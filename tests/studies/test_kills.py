@@ -11,7 +11,7 @@ import pytest
 from forking import Child, arguments, fork_workers, write_text
 
 from albert_ablate.cli import main
-from albert_ablate.config import compose
+from albert_ablate.config import checked_config
 from albert_ablate.studies.states import state
 from albert_ablate.training.cost import training_flops
 
@@ -76,7 +76,7 @@ def test_a_study_killed_200_times_ends_as_one_that_never_was(text, tmp_path, cap
     given = [o for o in given if not o.startswith("paths.runs")]
     for norm in ("pre_ln", "post_ln", "rezero", "sandwich_ln"):  # so that kills hit training, not what leads to it
         for dropout in ("none", "uniform"):
-            training_flops(compose([*given, f"norm={norm}", f"dropout={dropout}", "dropout_time=constant"]))
+            training_flops(checked_config([*given, f"norm={norm}", f"dropout={dropout}", "dropout_time=constant"]))
     file, rng, runs = study(tmp_path, 3), random.Random(0), tmp_path / "runs"
     assert command(file, tmp_path / "whole", given).wait() == ("value", 0)
     whole = weights(tmp_path / "whole")

@@ -13,7 +13,7 @@ import torch
 from forking import forked, nano, rows, train, write_text
 
 from albert_ablate import compose, load_runs
-from albert_ablate.config import ConfigError, check, identity
+from albert_ablate.config import ConfigError, checked_config, identity
 from albert_ablate.data.corpora import WikipediaLeads
 from albert_ablate.data.tasks import Classify, fingerprint, language_model
 from albert_ablate.model.build import build, build_model
@@ -170,7 +170,7 @@ def test_a_sweep_looks_for_the_folder_that_the_run_has(done, place):
 
 
 def test_the_identity_of_language_models_does_not_know_of_tasks():
-    cfg = check(compose(["norm=post_ln"]))
+    cfg = checked_config(["norm=post_ln"])
     without = {k: v for k, v in cfg.items() if k != "task"}
     assert identity(without, "text") == identity(cfg, "text")
     assert identity(compose(), "text").setting == "a6a8be590f6e"  # as before there were tasks

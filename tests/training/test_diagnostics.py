@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from factories import TINY
 from forking import forked, nano, outcome, rows, train, write_text
 
-from albert_ablate import build_model, compose
+from albert_ablate import build_model
 from albert_ablate.analysis.measures import spike_score
-from albert_ablate.config import check
+from albert_ablate.config import check, checked_config
 from albert_ablate.data.packed import BatchOrder, block_count, cache_folder, pack, take_blocks
 from albert_ablate.model.build import build
 from albert_ablate.model.decoder import ACTIVATIONS
@@ -35,7 +35,7 @@ def text(tmp_path_factory) -> Path:
 
 
 def model_of(*more):
-    cfg = check(compose([*TINY, *more]))
+    cfg = checked_config([*TINY, *more])
     return build_model(cfg).train(), cfg
 
 

@@ -10,8 +10,8 @@ import torch
 from factories import TINY
 from forking import forked, killed_and_gone_on, nano, outcome, train
 
-from albert_ablate import build_model, compose
-from albert_ablate.config import ConfigError, check, construct, graph_obstacle, identity, keys_of
+from albert_ablate import build_model
+from albert_ablate.config import ConfigError, check, checked_config, construct, graph_obstacle, identity, keys_of
 from albert_ablate.config.folders import options
 from albert_ablate.model.loss import objective
 from albert_ablate.optim.groups import decay_groups
@@ -105,7 +105,7 @@ def test_nothing_of_ordinary_steps_is_left_when_recording(text, tmp_path, replay
 def passes(monkeypatch, *more, steps=3):
     """Losses and gradients of `steps` passes, eager and replayed; the operations that were recorded."""
     monkeypatch.setattr(graph, "recorded", replaying.recorded)
-    cfg = check(compose([*TINY, *more]))
+    cfg = checked_config([*TINY, *more])
     models = [build_model(cfg).train() for _ in range(2)]
     loss, graphed, found = construct(cfg.loss), None, []
     for step in range(steps):
@@ -141,7 +141,7 @@ def configurations():
 @pytest.mark.filterwarnings("ignore:norm=")
 @pytest.mark.parametrize("more", configurations(), ids=" ".join)
 def test_a_replayed_pass_gives_the_same_bits(more, monkeypatch):
-    cfg = check(compose([*TINY, *more]))
+    cfg = checked_config([*TINY, *more])
     if cfg.norm_type.get("_target_", "").rpartition(".")[2] in ("batch_norm", "power_norm"):
         assert "keeps statistics" in graph_obstacle(check({**cfg, "trainer": {**cfg.trainer, "accelerator": "auto"}}))
         return
@@ -170,7 +170,7 @@ def test_an_optimizer_leaves_weights_where_they_lie(name):
     from albert_ablate.model.build import build
 
     more = ["schedule=constant"] if name == "schedule_free" else []
-    cfg = check(compose([*TINY, f"optimizer={name}", *more]))
+    cfg = checked_config([*TINY, f"optimizer={name}", *more])
     model = build_model(cfg)
     optimizer, before = build(cfg.optimizer, decay_groups(model), True), [p.data_ptr() for p in model.parameters()]
     for _ in range(2):
@@ -251,8 +251,8 @@ def test_a_failed_recording_says_what_goes_without(cuda):
 )
 def test_what_cannot_be_replayed_is_refused(more, words):
     with pytest.raises(ConfigError, match=words):
-        check(compose(["trainer=auto", *more, "trainer.graph=true"]))
-    cfg = check(compose(["trainer=auto", *more, "trainer.graph=auto"]))
+        checked_config(["trainer=auto", *more, "trainer.graph=true"])
+    cfg = checked_config(["trainer=auto", *more, "trainer.graph=auto"])
     assert words in graph_obstacle(cfg) and not graph.uses_graph(cfg)
 
 
@@ -266,7 +266,7 @@ def test_without_a_gpu_one_sentence_says_so(text, tmp_path, monkeypatch):
 
 def test_identity_knows_a_graph_unless_it_is_false():
     plain, asked, auto = (
-        check(compose([*TINY, "trainer=auto", f"trainer.graph={g}"])) for g in ("false", "true", "auto")
+        checked_config([*TINY, "trainer=auto", f"trainer.graph={g}"]) for g in ("false", "true", "auto")
     )
     before = {**plain, "trainer": {k: v for k, v in plain.trainer.items() if k != "graph"}}
     assert identity(check(before), "text") == identity(plain, "text") and keys_of(before) == keys_of(plain)

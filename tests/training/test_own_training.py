@@ -9,7 +9,7 @@ import torch
 from forking import killed_and_gone_on, outcome, train
 
 from albert_ablate import compose
-from albert_ablate.config import ConfigError, check, folders_named, identity
+from albert_ablate.config import ConfigError, checked_config, folders_named, identity
 from albert_ablate.records.history import read_history
 from albert_ablate.training.own_data import own_data
 from albert_ablate.training.prepare import identified
@@ -26,7 +26,7 @@ def trusted(monkeypatch):
 def own(module, *more, data="Points"):
     """The configuration that trains a module of tests/own_task.py."""
     words = ["task=lightning", f"task.module._target_=own_task.{module}", f"task.data._target_=own_task.{data}"]
-    return check(compose([*words, *WORDS, *more]))
+    return checked_config([*words, *WORDS, *more])
 
 
 def rows(record, name):
@@ -169,7 +169,7 @@ def test_it_is_swept_and_judged(tmp_path, monkeypatch, capsys):
     with folders_named([Path("conf")]):
         for arm in arms.values():
             for seed in range(4):
-                train(check(compose([*common, *arm, f"seed={seed}"])))
+                train(checked_config([*common, *arm, f"seed={seed}"]))
     assert cli.main(["judge", "claims.yaml", "--runs", "runs", "--config-dir", "conf"]) == 0
     said = capsys.readouterr().out
     assert "4 pairs" in said and "INADMISSIBLE" not in said, said

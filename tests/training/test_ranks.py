@@ -16,7 +16,7 @@ import torch
 from forking import Child, arguments, nano, outcome, rows, train, write_text
 
 from albert_ablate import compose
-from albert_ablate.config import ConfigError, check
+from albert_ablate.config import ConfigError, checked_config
 from albert_ablate.records.folder import RunFolder
 from albert_ablate.training import launch, rank_main
 from albert_ablate.training.checkpoint import load_checkpoint
@@ -302,7 +302,7 @@ def test_the_command_leaves_nobody_behind(text, tmp_path, victim):
 )
 def test_a_set_up_that_cannot_be_is_refused(given, sentence):
     with pytest.raises(ConfigError, match=sentence.replace(".", r"\.")):
-        check(compose(given))
+        checked_config(given)
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ def test_a_set_up_that_cannot_be_is_refused(given, sentence):
     ],
 )
 def test_a_missing_device_is_refused_before_there_is_a_folder(text, tmp_path, given, sentence):
-    cfg = check(compose(arguments(text, tmp_path / "runs", *given)))
+    cfg = checked_config(arguments(text, tmp_path / "runs", *given))
     with pytest.raises(ConfigError, match=sentence):
         run(cfg)
     assert not list((tmp_path / "runs").glob("*/*"))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from forking import Ambush, Child, forked, nano, outcome, rows, train, write_text
 
-from albert_ablate.config import ConfigError, check, compose
+from albert_ablate.config import ConfigError, checked_config
 from albert_ablate.model.weights import weights_hash
 from albert_ablate.records.folder import Busy, RunFolder
 from albert_ablate.records.history import SCHEMAS, read_history
@@ -451,7 +451,7 @@ def test_batch_noise_does_not_decide_whether_a_run_is_stuck(text, tmp_path, monk
 @pytest.mark.parametrize("norm", ["pre_ln", "none"])
 def test_a_short_run_is_finished_and_says_that_it_was_too_short(norm, tmp_path, capsys):
     given = f"model=nano norm={norm} budget.tokens=16_000 trainer=cpu trainer.threads=1 evaluation.tokens=512"
-    record = train(check(compose([*given.split(), f"paths.runs={tmp_path}", "evaluation.every=16_000"])))
+    record = train(checked_config([*given.split(), f"paths.runs={tmp_path}", "evaluation.every=16_000"]))
     assert record["status"] == "finished" and record["summary"]["divergence"] is None
     assert record["summary"]["below_unigram"] is False
     show_result(record)
@@ -463,7 +463,7 @@ def test_a_short_run_is_finished_and_says_that_it_was_too_short(norm, tmp_path, 
 def test_post_ln_of_96_layers_is_stuck(tmp_path):
     deep = "model=deep_96 norm=post_ln budget.tokens=50_000"  # with seed 1 the batches seem to fall
     for given, kind in ((deep, "stuck"), (f"{deep} seed=1", "stuck"), ("model=nano norm=none", None)):
-        record = train(check(compose([*given.split(), "trainer=cpu", "trainer.threads=1", f"paths.runs={tmp_path}"])))
+        record = train(checked_config([*given.split(), "trainer=cpu", "trainer.threads=1", f"paths.runs={tmp_path}"]))
         assert record["summary"]["divergence"] == kind
         assert record["summary"]["below_unigram"] is (kind is None)
 
