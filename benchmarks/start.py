@@ -84,7 +84,7 @@ def study(runs: Path, most: int) -> int:
                 budget={"tokens": cfg.budget.tokens}, data={"fingerprint": "x"}, summary=summary, proof=proof,
                 cost={"flops": 1e9, "seconds": 10.0}, **about,
             )  # fmt: skip
-            store.write(folder, record.whole())
+            store.write(folder, record.with_defaults())
             made += 1
     return made
 

@@ -36,7 +36,7 @@ def write_record(folder: Path, fields: Mapping[str, Any], **changes: Any) -> Non
     setting = content.get("setting") or folder.parent.name
     derived = {"setting": setting, "identity": run_identity(setting, content["seed"])}
     derived |= _about(json.dumps(content.get("config")))
-    store.write(folder, store.Record(**(derived | content)).whole())
+    store.write(folder, store.Record(**(derived | content)).with_defaults())
 
 
 @cache

@@ -46,21 +46,21 @@ class Evidence:
         """Learning rate of the run."""
         return float(self.record["config"]["optimizer"]["lr"])
 
-    def figure(self, name: str) -> float:
+    def summary_metric(self, name: str) -> float:
         """A number of the record's summary."""
         value = self.record["summary"].get(name)
         if value is None:
             raise Unusable(f"{self.name} finished without a finite {name}.")
         return float(value)
 
-    def evaluation(self, name: str, figure: str) -> float:
+    def evaluation(self, name: str, metric: str) -> float:
         """A figure of `evaluations.json`."""
-        value = self._evaluations.get(name, {}).get("summary", {}).get(figure)
+        value = self._evaluations.get(name, {}).get("summary", {}).get(metric)
         if value is None:
-            raise Missing(f"{self.name} has no {name}.{figure}: albert-ablate evaluate {self.place} {name}")
+            raise Missing(f"{self.name} has no {name}.{metric}: albert-ablate evaluate {self.relative_folder} {name}")
         return float(value)
 
-    def asked(self, name: str) -> dict[str, Any]:
+    def evaluation_settings(self, name: str) -> dict[str, Any]:
         """Of which weights and with which settings an evaluation was made."""
         entry = self._evaluations.get(name, {})
         return {"weights": entry.get("weights"), **(entry.get("settings") or {})}
@@ -92,10 +92,10 @@ class Evidence:
     @property
     def name(self) -> str:
         """Name of the run in sentences: Run SETTING/seedN."""
-        return f"Run {self.place}"
+        return f"Run {self.relative_folder}"
 
     @property
-    def place(self) -> str:
+    def relative_folder(self) -> str:
         """The run folder below the folder of runs: SETTING/seedN."""
         return f"{self.folder.parent.name}/{self.folder.name}"
 
@@ -201,7 +201,7 @@ def _add(name: str, of: Callable[..., float], unit: str, **more: Any) -> None:
 
 
 def _summary(name: str) -> Callable[[Evidence], float]:
-    return lambda run: run.figure(name)
+    return lambda run: run.summary_metric(name)
 
 
 def _evaluated(name: str, figure: str) -> Callable[[Evidence], float]:
@@ -326,15 +326,15 @@ def weight_norm(run: Evidence) -> float:
 
 def flops_per_token(run: Evidence) -> float:
     """Training operations per token."""
-    return float(run.record["cost"]["flops"]) / run.figure("tokens")
+    return float(run.record["cost"]["flops"]) / run.summary_metric("tokens")
 
 
 def rate_sensitivity(runs: Sequence[Evidence]) -> float:
     """Mean over the rate grid of min(loss, initial loss) minus the seed's least, in nats."""
     from albert_ablate.stats.effects import rate_sensitivity as of
 
-    losses = [math.inf if run.diverged else run.figure("val_loss") for run in runs]
-    return float(of([losses], max(run.figure("initial_loss") for run in runs))[0])
+    losses = [math.inf if run.diverged else run.summary_metric("val_loss") for run in runs]
+    return float(of([losses], max(run.summary_metric("initial_loss") for run in runs))[0])
 
 
 def largest_stable_rate(runs: Sequence[Evidence]) -> float:

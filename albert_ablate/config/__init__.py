@@ -62,12 +62,12 @@ from albert_ablate.config.identities import (
     identity,
     is_outdated,
     keys_of,
-    places,
     refuse_changed_code,
     refuse_changed_own_code,
     revisions,
     run_identity,
     significant,
+    text_locations,
     unlike_code,
 )
 from albert_ablate.config.rules import evaluations_of, graph_obstacle, steps_of
@@ -142,7 +142,7 @@ __all__ = [  # fmt: skip
     "own_option_files",
     "own_targets",
     "parameters_of",
-    "places",
+    "text_locations",
     "prepared",
     "quoted",
     "read_yaml",

@@ -217,7 +217,7 @@ def keys_of(cfg: Mapping, with_code: bool = True) -> Identity:
     """`identity` without the text: from the configuration alone, so that records and arms are matched without data.
 
     cfg: checked, or a record's `config`, which an older release may have written: arguments it lacks have their
-    defaults. In place of the text's fingerprint stands where the text lies (`places`), so that on one text two
+    defaults. In place of the text's fingerprint stands where the text lies (`text_locations`), so that on one text two
     configurations have equal keys exactly where they have the same folder. with_code=False leaves out the source of
     somebody's own components; nothing else is read from a disk. Raises
     ConfigError for what is not a configuration of this release. Imports the components, and with them torch.
@@ -232,11 +232,11 @@ def keys_of(cfg: Mapping, with_code: bool = True) -> Identity:
     for key in SIGNIFICANT:
         if key in COMPONENTS:
             whole[key] = component_with_defaults(whole[key], key)
-    text = json.dumps(places(whole), sort_keys=True)
+    text = json.dumps(text_locations(whole), sort_keys=True)
     return _identity(_significant(whole, text, with_code), whole.get("seed", 0))
 
 
-def places(cfg: Mapping) -> dict[str, Any]:
+def text_locations(cfg: Mapping) -> dict[str, Any]:
     """Where a checked configuration's text, tokenizer and labels lie, by dotted key; defaults are left out.
 
     Spellings of one path are one: t.txt, ./t.txt and the absolute path of t.txt in the working directory.

@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from albert_ablate.config.errors import ConfigError, nearest
 
-Place = tuple[int | str, ...]  # keys and positions from the root of a file to a value
+KeyPath = tuple[int | str, ...]  # keys and positions from the root of a file to a value
 Model = typing.TypeVar("Model", bound="FileModel")
 
 
@@ -34,7 +34,7 @@ Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
 Whole = Annotated[int, Field(strict=True)]
 
 
-def read_model(model: type[Model], tree: Any, named: Callable[[Place], str]) -> Model:
+def read_model(model: type[Model], tree: Any, named: Callable[[KeyPath], str]) -> Model:
     """The model that a file's tree is of. Raises ConfigError with one sentence about the first mistake.
 
     named: the words for a place in the file that holds a mapping, "claim pre_is_better.screen".
@@ -47,7 +47,7 @@ def read_model(model: type[Model], tree: Any, named: Callable[[Place], str]) -> 
         raise ConfigError(_sentence(model, tree, found, named)) from None
 
 
-def _sentence(model: type[FileModel], tree: Any, error: Mapping[str, Any], named: Callable[[Place], str]) -> str:
+def _sentence(model: type[FileModel], tree: Any, error: Mapping[str, Any], named: Callable[[KeyPath], str]) -> str:
     place, kind, value = error["loc"], error["type"], error["input"]
     about = _annotation(model, place)
     if kind == "missing":
@@ -71,7 +71,7 @@ def _sentence(model: type[FileModel], tree: Any, error: Mapping[str, Any], named
     return f"{named(place)}={_shown(_at(tree, place))} is not allowed: {allowed}."
 
 
-def _annotation(model: Any, place: Place) -> Any:
+def _annotation(model: Any, place: KeyPath) -> Any:
     """The annotation of a place, without `| None`."""
     about: Any = model
     for step in place:
@@ -90,11 +90,11 @@ def _is_model(about: Any) -> bool:
     return isinstance(about, type) and issubclass(about, BaseModel)
 
 
-def _keys(model: type[FileModel], place: Place) -> list[str]:
+def _keys(model: type[FileModel], place: KeyPath) -> list[str]:
     return list(_annotation(model, place).model_fields)
 
 
-def _limits(model: type[FileModel], place: Place) -> str:
+def _limits(model: type[FileModel], place: KeyPath) -> str:
     """What the field that holds a place may be: its description up to the first semicolon."""
     for end in range(len(place), 0, -1):
         owner = _annotation(model, place[: end - 1])
@@ -103,7 +103,7 @@ def _limits(model: type[FileModel], place: Place) -> str:
     raise KeyError(place)
 
 
-def _at(tree: Any, place: Place) -> Any:
+def _at(tree: Any, place: KeyPath) -> Any:
     for step in place:
         tree = tree[step]
     return tree
@@ -117,6 +117,6 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def dotted(place: Place) -> str:
+def dotted(place: KeyPath) -> str:
     """claims[0].parts, as a place is written."""
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in place).removeprefix(".")

@@ -75,5 +75,5 @@ def doubled(arm: str, runs: Sequence[Evidence]) -> str:
     ]
     if all(x == results[0] for x in results):
         return ""
-    places = " and ".join(r.place for r in runs)
+    places = " and ".join(r.relative_folder for r in runs)
     return f"Seed {runs[0].record['seed']} of {arm} has {len(runs)} records that differ: {places}. Remove all but one."

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from albert_ablate.analysis.registry import Measure, measure
 from albert_ablate.config import ConfigError, nearest
-from albert_ablate.config.validation import FileModel, Number, Place, Whole, dotted
+from albert_ablate.config.validation import FileModel, KeyPath, Number, Whole, dotted
 from albert_ablate.stats.learning_rate import LEAST_RATES, log_step
 from albert_ablate.stats.sequential import ALPHA, FIRST, MOST_PAIRS
 from albert_ablate.stats.student import FIRST_CORRECTED
@@ -356,7 +356,7 @@ def _refuse_unknown(where: str, key: str, name: str, what: str, known: Mapping[s
         raise ConfigError(f"{where}: {key}={name} is unknown: {what} is one of {nearest(name, known)}.")
 
 
-def place_words(tree: Any, place: Place) -> str:
+def place_words(tree: Any, place: KeyPath) -> str:
     """A place in a claims file in words: claim pre_is_better.parts[0]."""
     if not place:
         return "the file"

@@ -54,7 +54,7 @@ def _text_of(arm: Arm) -> dict[str, Any]:
     """What an arm is trained on, by dotted key: the arms of a contrast must agree in it."""
     found = {f"{group}.{name}": value for group in TEXT for name, value in arm.cfg[group].items()}
     found.pop("task.module", None)  # of a task of one's own: what is trained, and not on what
-    return found | dict(arm.places)
+    return found | dict(arm.text_locations)
 
 
 def check_tuning(arms: Sequence[ContrastArm], out: ContrastData, advised: bool) -> None:
@@ -141,7 +141,9 @@ def held_up(
     """What a missing seed holds up, and the record of it that cannot be read; "" where it is only the next one."""
 
     def lacks(arm: ContrastArm, at: int) -> bool:
-        return any((r := arm.at(at, rate)) is None or r.record["status"] not in DONE for rate in rates or (arm.rate,))
+        return any(
+            (r := arm.run_of(at, rate)) is None or r.record["status"] not in DONE for rate in rates or (arm.rate,)
+        )
 
     lacking = [a for a in arms if lacks(a, seed)]
     waiting = sum(not any(lacks(a, s) for a in arms) for s in seeds[seeds.index(seed) + 1 :])
@@ -161,7 +163,7 @@ def suspect(
     arm: ContrastArm, used: Sequence[Evidence], new: Sequence[Evidence], seed: int, rates: Sequence[float]
 ) -> str:
     """Why an arm's runs of a seed cannot be taken together with those before it, or ""."""
-    doubles = [records for rate in rates or (arm.rate,) if len(records := arm.all_at(seed, rate)) > 1]
+    doubles = [records for rate in rates or (arm.rate,) if len(records := arm.records_of(seed, rate)) > 1]
     return (
         next((text for records in doubles if (text := admission.doubled(arm.name, records))), "")
         or admission.repeated(arm.name, used)
@@ -231,7 +233,7 @@ def _measured_unlike(a: Evidence, b: Evidence, m: Measure) -> str:
     x, y = ((r.record["config"].get("evaluation") or {}) for r in (a, b))
     compared = {f"evaluation.{k}": (x.get(k), y.get(k)) for k in EVALUATED}
     if m.evaluation:
-        one, other = a.asked(m.evaluation), b.asked(m.evaluation)
+        one, other = a.evaluation_settings(m.evaluation), b.evaluation_settings(m.evaluation)
         if None in (one["weights"], other["weights"]):
             return ""  # not asked yet, which is said elsewhere
         compared = {f"{m.evaluation}.{k}": (one.get(k), other.get(k)) for k in sorted(one.keys() | other.keys())}

@@ -61,7 +61,7 @@ def gather(file: ClaimsFile, claim: ClaimText, part: Part, form: str, store: Run
     rates: tuple[float, ...] = f.grid if m.kind == "grid" else ()
     used: dict[str, list[Evidence]] = {a.name: [] for a in compared}
     for seed in claim.seeds[: f.N]:
-        runs = {a.name: [a.at(seed, r) for r in rates] if rates else [a.at(seed)] for a in compared}
+        runs = {a.name: [a.run_of(seed, r) for r in rates] if rates else [a.run_of(seed)] for a in compared}
         if refusal := failed(runs):
             out.refusal = out.refusal or refusal
             break
@@ -93,8 +93,8 @@ def gather(file: ClaimsFile, claim: ClaimText, part: Part, form: str, store: Run
             out.refusal = out.refusal or str(sentence)
             break
         out.seeds.append(seed)
-        out.used |= {r.place: r for several in done.values() for r in several}
-        out.trained |= {r.place: Job(a.name, a.overrides, r.lr, seed) for a in compared for r in done[a.name]}
+        out.used |= {r.relative_folder: r for several in done.values() for r in several}
+        out.trained |= {r.relative_folder: Job(a.name, a.overrides, r.lr, seed) for a in compared for r in done[a.name]}
     if m.looks and out.used:
         out.notes += _resolution([*out.used.values()][0], m)
     _notes(out, compared)
@@ -140,7 +140,7 @@ def _prior(arms: Mapping[str, ContrastArm], part: Part, m: Measure) -> float:
         return 0.0
     variances = []
     for rates in zip(*sides, strict=True):
-        runs = [[arm.at(s, rate) for s in seeds] for arm, rate in zip((treatment, control), rates, strict=True)]
+        runs = [[arm.run_of(s, rate) for s in seeds] for arm, rate in zip((treatment, control), rates, strict=True)]
         if any(r is None or r.record["status"] != "finished" for side in runs for r in side):
             return 0.0
         try:

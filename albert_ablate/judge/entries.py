@@ -280,7 +280,9 @@ def _cost(
                 tuning = read_tuning(store.root, r.record["arm"]) if r.record.get("arm") else None
                 settings |= set((tuning or {}).get("runs", ()))
     tuning_runs = {
-        r.place: r for r in store.evidence if r.folder.parent.name in settings and r.record.get("role") == "tuning"
+        r.relative_folder: r
+        for r in store.evidence
+        if r.folder.parent.name in settings and r.record.get("role") == "tuning"
     }
     every = [*({**tuning_runs, **used}).values()]
     return {

@@ -42,15 +42,15 @@ class ExternalRun(Evidence):
         """Raises Unusable: nobody knows how another trainer chose it."""
         raise Unusable(f"{self.name} has no tuned learning rate: it was made by another trainer.")
 
-    def figure(self, name: str) -> float:
+    def summary_metric(self, name: str) -> float:
         """A figure at the end of the run, from its column. Raises Unusable where there is none."""
         if self.columns.get(name) is None:
             raise Unusable(f"{self.name} has no {name}.")
         return float(self.columns[name])
 
-    def evaluation(self, name: str, figure: str) -> float:
+    def evaluation(self, name: str, metric: str) -> float:
         """Raises Unusable: such a run cannot be evaluated."""
-        raise Unusable(f"{self.name} has no {name}.{figure}: it was made by another trainer.")
+        raise Unusable(f"{self.name} has no {name}.{metric}: it was made by another trainer.")
 
     def column(self, history: str, name: str) -> Any:
         """A column of a history. Raises Unusable where the source has none."""
@@ -153,7 +153,7 @@ def gather_external(file: ClaimsFile, claim: ClaimText, part: Part, form: str, s
             out.refusal = str(sentence)
             break
         out.seeds.append(seed)
-        out.used |= {r.place: r for several in pair.values() for r in several}
+        out.used |= {r.relative_folder: r for several in pair.values() for r in several}
     said = joined([UNPROVEN[u] for u in unproven])
     out.notes.append(f"Not proven by these runs of another trainer, and waived by the claim: {said}.")
     return out
@@ -170,7 +170,9 @@ def _refusal(claim: ClaimText, part: Part, runs: Mapping[str, Sequence[Evidence]
         seeds = [r.record["seed"] for r in several]
         if twice := [s for s in seeds if seeds.count(s) > 1]:
             return f"{name} has seed {twice[0]} more than once: its conditions hold for several arms of the source."
-    if set(r.place for r in runs[part.control]) & {r.place for a in part.treatment for r in runs[a]}:
+    if set(r.relative_folder for r in runs[part.control]) & {
+        r.relative_folder for a in part.treatment for r in runs[a]
+    }:
         return f"{part.treatment[0]} and {part.control} are the same runs: nothing differs."
     if missing := [u for u in unproven if u not in claim.waives]:
         said = joined([UNPROVEN[u] for u in missing])

@@ -92,7 +92,7 @@ def judged(file: ClaimsFile, runs: Path, form: str, store: RunStore | None = Non
     return Judged(ledger, primary, secondary, family)
 
 
-def _runs_there(file: ClaimsFile, claim: ClaimText, form: str, store: RunStore) -> registration.There:
+def _runs_there(file: ClaimsFile, claim: ClaimText, form: str, store: RunStore) -> registration.RunCounts:
     """How many of a claim's runs are done, at whatever learning rate."""
     done, wanted, pairs = dict[tuple[str, ...], set[int]](), set[tuple[tuple[str, ...], int]](), 0
     for part in claim.contrasts(form):
@@ -104,7 +104,7 @@ def _runs_there(file: ClaimsFile, claim: ClaimText, form: str, store: RunStore) 
                 done[side] = {r.record["seed"] for r in ended}
         wanted |= {(side, s) for side in sides for s in seeds}
         pairs += sum(all(s in done[side] for side in sides) for s in seeds)
-    return registration.There(sum(s in done[side] for side, s in wanted), len(wanted), pairs)
+    return registration.RunCounts(sum(s in done[side] for side, s in wanted), len(wanted), pairs)
 
 
 def refuse_unknown(file: ClaimsFile, only: Sequence[str]) -> None:

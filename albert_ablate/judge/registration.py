@@ -17,7 +17,7 @@ from albert_ablate.records.checked import read_checked, write_checked
 
 
 @dataclass(frozen=True)
-class There:
+class RunCounts:
     """Of a claim's runs those that are done already."""
 
     runs: int
@@ -25,7 +25,7 @@ class There:
     pairs: int  # contrasts and seeds all of whose arms are done
 
 
-Count = Callable[[ClaimText, str], There]
+Count = Callable[[ClaimText, str], RunCounts]
 UNKNOWN = {"runs": None, "wanted": None, "pairs": None}  # registered by a version that did not count
 
 

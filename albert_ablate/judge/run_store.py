@@ -38,11 +38,11 @@ class ContrastArm:
         full = [c for c in self.tuning["curve"] if c["tokens"] == self.tuning["tokens"]] if self.tuning else []
         return sum(len(c["losses"]) for c in full)
 
-    def at(self, seed: int, rate: float | None = None) -> Evidence | None:
+    def run_of(self, seed: int, rate: float | None = None) -> Evidence | None:
         """The run of a seed and rate, whatever its status."""
-        return next(iter(self.all_at(seed, rate)), None)
+        return next(iter(self.records_of(seed, rate)), None)
 
-    def all_at(self, seed: int, rate: float | None = None) -> list[Evidence]:
+    def records_of(self, seed: int, rate: float | None = None) -> list[Evidence]:
         """Every record of a seed and rate: more than one where a setting has had several names."""
         wanted = self.rate if rate is None else rate
         return [r for r in self._by_seed.get(seed, ()) if math.isclose(r.lr, wanted, rel_tol=1e-9)]
@@ -100,7 +100,7 @@ class RunStore:
         admitted = []
         for run in self.evidence:
             if why := admission.refusal(run.folder, run.record):
-                self.unreadable.append(f"{run.place}/record.json is not evidence: {why}")
+                self.unreadable.append(f"{run.relative_folder}/record.json is not evidence: {why}")
             else:
                 admitted.append(run)
         self.evidence = admitted

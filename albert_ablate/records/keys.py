@@ -28,7 +28,7 @@ from albert_ablate.config import (
     keys_of,
     own_option_files,
     own_targets,
-    places,
+    text_locations,
 )
 from albert_ablate.config.code import local_files
 from albert_ablate.config.components import TRUST
@@ -42,14 +42,14 @@ FILE = ".keys"
 
 @dataclass(frozen=True)
 class Arm:
-    """The checked configuration of some overrides, its keys, and the places of its text (`config.places`).
+    """The checked configuration of some overrides, its keys, and the places of its text (`config.text_locations`).
 
     plain: the arm's key without the source of somebody's own components.
     """
 
     cfg: Mapping[str, Any]
     keys: Identity
-    places: Mapping[str, Any]
+    text_locations: Mapping[str, Any]
     plain: str
 
 
@@ -145,7 +145,12 @@ def _arm(overrides: Sequence[str]) -> dict[str, Any]:
     cfg = dict(checked_config(overrides))
     keys = keys_of(cfg)
     plain = keys_of(cfg, with_code=False).arm
-    return {"keys": [keys.arm, keys.setting, keys.run], "plain": plain, "cfg": masked(cfg), "places": places(cfg)}
+    return {
+        "keys": [keys.arm, keys.setting, keys.run],
+        "plain": plain,
+        "cfg": masked(cfg),
+        "places": text_locations(cfg),
+    }
 
 
 def _computed(jobs: Sequence[Mapping[str, Any]]) -> list[list[str] | None]:

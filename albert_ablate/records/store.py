@@ -97,7 +97,7 @@ class Record(Mapping[str, Any]):
         """The peak learning rate of its configuration."""
         return (self.config.get("optimizer") or {}).get("lr")
 
-    def whole(self) -> dict[str, Any]:
+    def with_defaults(self) -> dict[str, Any]:
         """The file's content, with the defaults of what it lacks."""
         return self.content | {key: getattr(self, key) for key in _NAMES}
 

@@ -52,7 +52,7 @@ class Contrast:
         """Unit of `change`: %, or none."""
         return " %" if self.relative else ""
 
-    def words(self) -> str:
+    def effect_text(self) -> str:
         """Describe the measured change with interval and pairs, without the decision."""
         diverged = ""
         if self.baseline_diverged or self.candidate_diverged:
@@ -73,7 +73,7 @@ class Contrast:
         """The decision in a sentence, with the measured change and the reason."""
         if self.decision == INADMISSIBLE and not self.pairs:
             return f"{INADMISSIBLE}: {self.reason}"
-        return f"{self.words()}: {self.decision}. {self.reason}"
+        return f"{self.effect_text()}: {self.decision}. {self.reason}"
 
     def document(self) -> dict[str, Any]:
         """The contrast as JSON, see `schemas/answer.schema.json`."""

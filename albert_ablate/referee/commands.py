@@ -170,11 +170,13 @@ def gate(
         folder = runs / "sessions" / check_name(session)
         limits = read_seconds("--limit", limit), read_seconds("--budget", budget)
         options = CallOptions(folder, runs, Path(), *limits, workers)
-        book = Ledger(folder)
-        if book.entries:
-            return _held(book, lambda: Session(book, options, settings, say).ask(baseline, candidate, confirm))
-        Session(book, options, settings, say).check(baseline, candidate, confirm)  # a refused question makes no folder
-        return _held(book, lambda: Session(book, options, settings, say).ask(baseline, candidate, confirm))
+        ledger = Ledger(folder)
+        if ledger.entries:
+            return _held(ledger, lambda: Session(ledger, options, settings, say).ask(baseline, candidate, confirm))
+        Session(ledger, options, settings, say).check(
+            baseline, candidate, confirm
+        )  # a refused question makes no folder
+        return _held(ledger, lambda: Session(ledger, options, settings, say).ask(baseline, candidate, confirm))
 
     return _answered("gate", ask, as_json, markdown)
 
@@ -187,8 +189,8 @@ def mcp(runs: RUNS = Path("runs")) -> int:
     return 0
 
 
-def _held(book: Any, ask: Callable[[], Any]) -> Any:
-    with book.lock():
+def _held(ledger: Any, ask: Callable[[], Any]) -> Any:
+    with ledger.lock():
         return ask()
 
 

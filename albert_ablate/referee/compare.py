@@ -65,7 +65,7 @@ class Execution:
     workers: int = 1
     stack: int = 1  # runs that are trained as one, at most
     begun: float = field(default_factory=clock)
-    spent: int = 0
+    runs_done: int = 0
 
     @property
     def out_of_time(self) -> bool:
@@ -142,7 +142,7 @@ def _trained(q: Question, scale: Scale, sides: Sequence[Side], folder: Path, exe
         recorded = False
         if code := runner.do(*following):
             raise Stopped(code - 128)
-    execution.spent = runner.done() - before  # those of tuning too
+    execution.runs_done = runner.done() - before  # those of tuning too
     if broken := [c for c in contrasts if c.decision == UNDECIDED and not execution.out_of_time]:
         why = next((t for t in reversed(said) if SKIPPED in t), "")
         if why:
@@ -150,7 +150,7 @@ def _trained(q: Question, scale: Scale, sides: Sequence[Side], folder: Path, exe
     notes = [] if q.tune else ["At the learning rates that were given: --tune tunes both sides alike."]
     notes += [n for e in ledger["claims"] for n in e["notes"] if "differs" in n or "correct" in n]
     spent = 0.0 if recorded else clock() - execution.begun
-    return Answer("compare", contrasts, str(folder), execution.spent, spent, recorded, list(dict.fromkeys(notes)))
+    return Answer("compare", contrasts, str(folder), execution.runs_done, spent, recorded, list(dict.fromkeys(notes)))
 
 
 def _judged_contrast(
@@ -197,37 +197,37 @@ def _pair_line(c: Contrast, values: Any, looks: Sequence[Mapping[str, Any]]) -> 
 
 
 def _commanded(q: Question, scale: Scale, sides: Sequence[Side], folder: Path, execution: Execution) -> Answer:
-    book = Ledger(folder)
-    with book.lock():
-        if not book.entries:
-            book.add(
-                "claim", version=1, sides=[s.kept() for s in sides], metric=q.metric, margin=q.margin,
+    ledger = Ledger(folder)
+    with ledger.lock():
+        if not ledger.entries:
+            ledger.add(
+                "claim", version=1, sides=[s.as_json() for s in sides], metric=q.metric, margin=q.margin,
                 higher=q.higher, max_pairs=q.max_pairs, family=len(sides) - 1, crash_is_outcome=q.crash_is_outcome,
                 statement=[f"{s.text} is better than {sides[0].text}." for s in sides[1:]],
             )  # fmt: skip
         trees = Worktrees(execution.repository, folder / "worktrees")
         runner = Commands(q.metric, execution.limit, q.crash_is_outcome, trees, execution.workers)
-        return _run_commands(q, scale, sides, book, runner, execution)
+        return _run_commands(q, scale, sides, ledger, runner, execution)
 
 
 def _run_commands(
-    q: Question, scale: Scale, sides: Sequence[Side], book: Ledger, runner: Commands, execution: Execution
+    q: Question, scale: Scale, sides: Sequence[Side], ledger: Ledger, runner: Commands, execution: Execution
 ) -> Answer:
     names = [str(i) for i in range(len(sides))]
 
     def values() -> dict[str, dict[int, float]]:
         out: dict[str, dict[int, float]] = {n: {} for n in names}
-        for e in book.of("run"):
+        for e in ledger.entries_of("run"):
             out[e["role"]][e["seed"]] = math.inf if e["value"] is None else e["value"]
         return out
 
     def answer(contrasts: Sequence[Contrast], recorded: bool) -> Answer:
         spent = 0.0 if recorded else clock() - execution.begun
-        return Answer("compare", contrasts, str(book.folder), execution.spent, spent, recorded)
+        return Answer("compare", contrasts, str(ledger.folder), execution.runs_done, spent, recorded)
 
     recorded = True
     while True:
-        metric = q.metric or next((e["metric"] for e in book.of("run")), "")
+        metric = q.metric or next((e["metric"] for e in ledger.entries_of("run")), "")
         texts, seeds = [s.text for s in sides], range(q.max_pairs)
         contrasts = judge_values(values(), names, texts, scale, q.max_pairs, metric, seeds)
         open_ = [i for i, c in enumerate(contrasts, 1) if c.next_seed is not None]
@@ -237,19 +237,19 @@ def _run_commands(
         asked = [n for n in names if n == "0" or int(n) in open_ and contrasts[int(n) - 1].next_seed == seed]
         roles = [n for n in (asked if seed % 2 == 0 else asked[::-1]) if seed not in values()[n]]
         try:
-            for o in runner.pair(dict(zip(names, sides, strict=True)), [seed], 0, roles, book.folder):
-                execution.spent += 1
+            for o in runner.run_pair(dict(zip(names, sides, strict=True)), [seed], 0, roles, ledger.folder):
+                execution.runs_done += 1
                 value = o.value if math.isfinite(o.value) else None
-                book.add("run", role=o.role, seed=seed, metric=o.metric, value=value, seconds=round(o.seconds, 3))
+                ledger.add("run", role=o.role, seed=seed, metric=o.metric, value=value, seconds=round(o.seconds, 3))
         except Crash as error:
             text = sides[int(error.args[1])].text if len(error.args) > 1 else "A run"
-            book.add("crash", role=error.args[1] if len(error.args) > 1 else "", seed=seed, reason=str(error.args[0]))
+            ledger.add("crash", role=error.args[1] if len(error.args) > 1 else "", seed=seed, reason=str(error.args[0]))
             why = f"{text} failed with seed {seed}: {error.args[0]}. Asked again, it is tried again."
             return answer([replace(c, decision=INADMISSIBLE, reason=why) if i in open_ else c
                            for i, c in enumerate(contrasts, 1)], False)  # fmt: skip
         recorded = False
         values_by_side = values()
-        metric = q.metric or next(e["metric"] for e in book.of("run"))
+        metric = q.metric or next(e["metric"] for e in ledger.entries_of("run"))
         contrasts = judge_values(values_by_side, names, texts, scale, q.max_pairs, metric, seeds)
         execution.watch(contrasts)
         for c, n in zip(contrasts, names[1:], strict=True):

@@ -84,7 +84,7 @@ class Ledger:
         replace_file(self.head, f"{self.hash}\n".encode())
         return entry
 
-    def of(self, kind: str) -> list[dict[str, Any]]:
+    def entries_of(self, kind: str) -> list[dict[str, Any]]:
         """Entries of one kind, in order."""
         return [e for e in self.entries if e["kind"] == kind]
 

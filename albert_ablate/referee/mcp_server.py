@@ -49,13 +49,13 @@ def ledger(root: Path, session: str = "") -> dict[str, Any]:
     checked; the names of all without a name."""
     if not session:
         return {"sessions": sorted(f.parent.name for f in root.glob("sessions/*/ledger.jsonl"))}
-    book = Ledger(root / "sessions" / check_name(session))
-    if not book.entries:
+    ledger = Ledger(root / "sessions" / check_name(session))
+    if not ledger.entries:
         raise ConfigError(f"There is no session {session} below {root}.")
-    verdicts = {v["proposal"]: v for v in book.of("verdict")}
+    verdicts = {v["proposal"]: v for v in ledger.entries_of("verdict")}
     shown = ("decision", "reason", "pairs", "mean", "low", "high", "p", "level")
-    proposals, baseline = [], book.entries[0]["baseline"]["text"]
-    for p in book.of("proposal"):
+    proposals, baseline = [], ledger.entries[0]["baseline"]["text"]
+    for p in ledger.entries_of("proposal"):
         v = verdicts.get(p["proposal"])
         verdict = {k: v[k] for k in shown} if v else {"decision": "UNDECIDED"}
         same = {"confirmation": p["confirmation"]} if p["confirmation"] else {}
@@ -64,8 +64,8 @@ def ledger(root: Path, session: str = "") -> dict[str, Any]:
         if verdict["decision"] == "ACCEPT" and not p["confirmation"]:
             baseline = p["candidate"]["text"]
     return {
-        "session": session, "settings": book.entries[0]["settings"], "kept": baseline, "proposals": proposals,
-        "entries": len(book.entries), "ledger_hash": book.hash,
+        "session": session, "settings": ledger.entries[0]["settings"], "kept": baseline, "proposals": proposals,
+        "entries": len(ledger.entries), "ledger_hash": ledger.hash,
     }  # fmt: skip
 
 

@@ -38,10 +38,10 @@ class Stopped(Exception):
 class Runner(Protocol):
     """Interface of what runs the sides of a comparison: one run, or the runs of a pair."""
 
-    def one(self, side: Side, seed: int, role: str) -> Outcome:
+    def run_one(self, side: Side, seed: int, role: str) -> Outcome:
         """Run one side with one seed."""
 
-    def pair(self, sides: Mapping[str, Side], seeds: Sequence[int], at: int, roles: Sequence[str],
+    def run_pair(self, sides: Mapping[str, Side], seeds: Sequence[int], at: int, roles: Sequence[str],
              claim: Path) -> Iterator[Outcome]:  # fmt: skip
         """The runs of `roles`, in that order, of the pair seeds[at]. Raises Crash, with the role in `args[1]`."""
 
@@ -56,12 +56,14 @@ class Commands:
     worktrees: Worktrees
     workers: int = 1
 
-    def one(self, side: Side, seed: int, role: str) -> Outcome:
+    def run_one(self, side: Side, seed: int, role: str) -> Outcome:
         """Run the command of one side with one seed. Raises Crash, with the role in `args[1]`."""
         begun = clock()
         try:
             asked = "" if self.metric == SECONDS else self.metric
-            name, value = run_command(side, seed, asked, self.limit, self.worktrees.of(side), self.metric != SECONDS)
+            name, value = run_command(
+                side, seed, asked, self.limit, self.worktrees.folder_of(side), self.metric != SECONDS
+            )
         except Crash as error:
             if not self.crash_is_outcome:
                 raise Crash(str(error), role) from None
@@ -71,18 +73,18 @@ class Commands:
             name, value = SECONDS, seconds
         return Outcome(role, name, value if math.isfinite(value) else math.inf, seconds)
 
-    def pair(self, sides: Mapping[str, Side], seeds: Sequence[int], at: int, roles: Sequence[str],
+    def run_pair(self, sides: Mapping[str, Side], seeds: Sequence[int], at: int, roles: Sequence[str],
              claim: Path) -> Iterator[Outcome]:  # fmt: skip
         """Run the commands of a pair; both at once where workers allow it and time is not the metric."""
         if self.workers > 1 and len(roles) > 1 and self.metric != SECONDS:
             for role in roles:
-                self.worktrees.of(sides[role])
+                self.worktrees.folder_of(sides[role])
             with ThreadPoolExecutor(len(roles)) as pool:
-                jobs = [pool.submit(self.one, sides[role], seeds[at], role) for role in roles]
+                jobs = [pool.submit(self.run_one, sides[role], seeds[at], role) for role in roles]
             yield from (job.result() for job in jobs)
         else:
             for role in roles:
-                yield self.one(sides[role], seeds[at], role)
+                yield self.run_one(sides[role], seeds[at], role)
 
 
 @dataclass
@@ -94,19 +96,19 @@ class Training:
     workers: int
     say: Callable[[str], None]
 
-    def one(self, side: Side, seed: int, role: str) -> Outcome:
+    def run_one(self, side: Side, seed: int, role: str) -> Outcome:
         """Train one run, or find it. Raises Crash, with the role in `args[1]`."""
         from albert_ablate.analysis.registry import measure
         from albert_ablate.judge.contrast_data import Job
         from albert_ablate.judge.run_store import RunStore
         from albert_ablate.records.folder import DONE
 
-        bench = RunStore(self.runs)
-        rate = float(bench.arm(side.overrides).cfg["optimizer"]["lr"])
+        store = RunStore(self.runs)
+        rate = float(store.arm(side.overrides).cfg["optimizer"]["lr"])
 
         def there() -> Any:
-            bench.update()
-            runs = bench.runs_of(side.overrides)
+            store.update()
+            runs = store.runs_of(side.overrides)
             same = (r for r in runs if r.record["seed"] == seed and math.isclose(r.lr, rate, rel_tol=1e-9))
             return next((r for r in same if r.record["status"] in DONE), None)
 
@@ -119,7 +121,7 @@ class Training:
         value = math.inf if run.diverged else float(measure(self.metric).of(run))
         return Outcome(role, self.metric, value, clock() - begun)
 
-    def pair(self, sides: Mapping[str, Side], seeds: Sequence[int], at: int, roles: Sequence[str],
+    def run_pair(self, sides: Mapping[str, Side], seeds: Sequence[int], at: int, roles: Sequence[str],
              claim: Path) -> Iterator[Outcome]:  # fmt: skip
         """Train what the pair lacks, with the runs that its claim asks for."""
         from albert_ablate.judge.claims import read_claims

@@ -39,9 +39,9 @@ ROLES = ("baseline", "candidate")
 class Session:
     """One call of `albert-ablate gate`. The ledger is held while it lasts."""
 
-    def __init__(self, book: Ledger, options: CallOptions, settings: Settings, say: Callable[[str], None]):
-        self.book, self.options, self.say = book, options, say
-        self.settings, self.spent, self.begun = settings, 0, clock()
+    def __init__(self, ledger: Ledger, options: CallOptions, settings: Settings, say: Callable[[str], None]):
+        self.ledger, self.options, self.say = ledger, options, say
+        self.settings, self.runs_done, self.begun = settings, 0, clock()
         self.scale: Scale = read_margin(settings.margin, settings.higher)
 
     # --- what the ledger says ---
@@ -49,21 +49,21 @@ class Session:
     @property
     def opening(self) -> dict[str, Any] | None:
         """The first entry of the ledger, which holds settings and baseline; None in a new session."""
-        return self.book.entries[0] if self.book.entries else None
+        return self.ledger.entries[0] if self.ledger.entries else None
 
     def verdict_of(self, number: int) -> dict[str, Any] | None:
         """The verdict on a proposal, None if there is none yet."""
-        return next((v for v in self.book.of("verdict") if v["proposal"] == number), None)
+        return next((v for v in self.ledger.entries_of("verdict") if v["proposal"] == number), None)
 
     def history(self) -> list[bool]:
         """Whether each proposal that spent of the budget was accepted, in the order in which levels were given."""
-        accepted = {v["proposal"] for v in self.book.of("verdict") if v["decision"] == ACCEPT}
-        return [e["proposal"] in accepted for e in self.book.of("level") if not e["confirmation"]]
+        accepted = {v["proposal"] for v in self.ledger.entries_of("verdict") if v["decision"] == ACCEPT}
+        return [e["proposal"] in accepted for e in self.ledger.entries_of("level") if not e["confirmation"]]
 
     def baseline(self) -> tuple[Mapping[str, Any], int]:
         """The current baseline, and the number of the accepted proposal that it is from (0: the first baseline)."""
         side, number = (self.opening or {})["baseline"], 0
-        for v in self.book.of("verdict"):
+        for v in self.ledger.entries_of("verdict"):
             p = self.proposal(v["proposal"])
             if v["decision"] == ACCEPT and not p["confirmation"]:
                 side, number = p["candidate"], p["proposal"]
@@ -71,7 +71,7 @@ class Session:
 
     def proposal(self, number: int) -> dict[str, Any]:
         """The proposal's entry in the ledger."""
-        return next(p for p in self.book.of("proposal") if p["proposal"] == number)
+        return next(p for p in self.ledger.entries_of("proposal") if p["proposal"] == number)
 
     def seeds(self, number: int) -> list[int]:
         """Seeds of a proposal: a block chosen by the session's name and the proposal's number."""
@@ -83,7 +83,7 @@ class Session:
         """Recorded values of a seed by role, baseline and candidate; inf for a run that diverged."""
         return {
             e["role"]: math.inf if e["value"] is None else e["value"]
-            for e in self.book.of("run")
+            for e in self.ledger.entries_of("run")
             if e["proposal"] == number and e["seed"] == seed
         }
 
@@ -142,9 +142,9 @@ class Session:
         old, new = self.check(baseline, candidate, confirm)
         if self.opening is None:
             evaluator = evaluator_hash(self.settings.evaluator, old, self.options.repository)
-            self.book.add(
-                "session", version=1, name=self.options.folder.name, settings=self.settings.kept(), baseline=old.kept(),
-                evaluator=evaluator,
+            self.ledger.add(
+                "session", version=1, name=self.options.folder.name, settings=self.settings.as_json(),
+                baseline=old.as_json(), evaluator=evaluator,
             )  # fmt: skip
         refusal = self.noise_pass(old)
         if refusal is None:
@@ -168,7 +168,7 @@ class Session:
     def check_settings(self) -> None:
         """Refuse settings other than those the session began with."""
         assert self.opening is not None
-        fixed, asked = self.opening["settings"], self.settings.kept()
+        fixed, asked = self.opening["settings"], self.settings.as_json()
         if unlike := [k for k in fixed if fixed[k] != asked.get(k)]:
             k = unlike[0]
             raise Inadmissible(
@@ -190,7 +190,7 @@ class Session:
         """The answer to a proposal that was judged before against what is kept now, or that made it so."""
         kept, number = self.baseline()
         new = self.side(new.text, confirm) if confirm else new
-        for p in reversed(self.book.of("proposal")):
+        for p in reversed(self.ledger.entries_of("proposal")):
             v = self.verdict_of(p["proposal"])
             same = p["candidate"]["identity"] == new.identity and p["confirmation"] == confirm
             current = p["baseline"]["identity"] == kept["identity"] or p["proposal"] == number or p["confirmation"]
@@ -210,13 +210,13 @@ class Session:
     @property
     def metric(self) -> str:
         """Name of the metric: the one that was asked for, or the one that the first run printed."""
-        return self.settings.metric or next((e["metric"] for e in self.book.of("run") if e["metric"]), "")
+        return self.settings.metric or next((e["metric"] for e in self.ledger.entries_of("run") if e["metric"]), "")
 
-    def keep(self, number: int, seed: int, o: Outcome) -> None:
+    def write_outcome(self, number: int, seed: int, o: Outcome) -> None:
         """Write the outcome of a run to the ledger."""
         value = o.value if math.isfinite(o.value) else None
-        self.spent += 1
-        self.book.add(
+        self.runs_done += 1
+        self.ledger.add(
             "run", proposal=number, role=o.role, seed=seed, metric=o.metric, value=value, seconds=round(o.seconds, 3)
         )
 
@@ -229,7 +229,7 @@ class Session:
         """A/A pass: the baseline against itself on other seeds, once per session.
 
         Returns the reason why no proposal can be judged, "" if there is none, None if time is up."""
-        if done := self.book.of("noise"):
+        if done := self.ledger.entries_of("noise"):
             return done[0]["refusal"]
         seeds, N = self.seeds(0), self.settings.max_pairs or MOST
         for i in range(NOISE_PAIRS):
@@ -239,7 +239,7 @@ class Session:
                     if self.out_of_time:
                         return None
                     try:
-                        self.keep(0, seed, self.runner(side.kind).one(side, seed, role))
+                        self.write_outcome(0, seed, self.runner(side.kind).run_one(side, seed, role))
                     except Crash as error:
                         raise Inadmissible(f"The baseline failed with seed {seed}: {error.args[0]}.") from None
         finals = [next(iter(self.values(0, s).values())) for s in seeds[: 2 * NOISE_PAIRS]]
@@ -255,7 +255,7 @@ class Session:
                 f"The noise floor of the baseline against itself, {shown(floor)} at {N} pairs, exceeds the margin "
                 f"of {shown(self.scale.margin)}: begin a session with a larger --margin, or with less noise."
             )
-        self.book.add("noise", floor=floor if math.isfinite(floor) else None, pairs=len(d), refusal=refusal)
+        self.ledger.add("noise", floor=floor if math.isfinite(floor) else None, pairs=len(d), refusal=refusal)
         self.say(refusal or f"A/A pass: {len(finals)} runs of the baseline, noise floor {floor:.3g}.")
         return refusal
 
@@ -263,7 +263,7 @@ class Session:
         """Run pairs of a proposal until it is decided or time is up."""
         if confirm:
             accepted = [
-                p for p in self.book.of("proposal")
+                p for p in self.ledger.entries_of("proposal")
                 if p["candidate"]["identity"] == new.identity and not p["confirmation"]
                 and (self.verdict_of(p["proposal"]) or {}).get("decision") == ACCEPT
             ]  # fmt: skip
@@ -278,35 +278,35 @@ class Session:
             d, level = self.differences(number), self.level(number)
             if level:
                 decision = decide(d, self.scale.margin, level["max_pairs"], level["level"])
-                if decision.word != "undecided":
+                if decision.outcome != "undecided":
                     break
             if self.out_of_time:
                 decision = decision if level else decide([], self.scale.margin, FIRST, self.next_level(confirm))
-                return self.answer(self.contrast(proposal, self.said(decision, d)), proposal)
+                return self.answer(self.contrast(proposal, self.decision_entry(decision, d)), proposal)
             seed, at = seeds[len(d)], len(d)
             order = ROLES if at % 2 == 0 else ROLES[::-1]
             missing = [r for r in order if r not in self.values(number, seed)]
             try:
-                found = runner.pair(sides, seeds, at, missing, self.claim(number))
+                found = runner.run_pair(sides, seeds, at, missing, self.claim(number))
                 if at == 0:  # whole before its level is given: a candidate that never runs spends nothing
                     found = iter(list(found))
                 for outcome in found:
                     if self.level(number) is None:
                         self.give_level(number, confirm)
-                    self.keep(number, seed, outcome)
+                    self.write_outcome(number, seed, outcome)
             except Crash as error:
                 return self.crashed(proposal, seed, error)
             self.say_pair(number, at)
-        verdict = self.book.add("verdict", proposal=number, **self.said(decision, d))
+        verdict = self.ledger.add("verdict", proposal=number, **self.decision_entry(decision, d))
         return self.answer(self.contrast(proposal, verdict), proposal)
 
     def propose(self, old: Side, new: Side, confirm: str) -> dict[str, Any]:
         """The open proposal of these sides, or a new one, written down before its first run."""
-        for p in self.book.of("proposal"):
+        for p in self.ledger.entries_of("proposal"):
             same = (p["candidate"]["identity"], p["baseline"]["identity"]) == (new.identity, old.identity)
             if same and p["confirmation"] == confirm and not self.verdict_of(p["proposal"]):
                 return p
-        number = len(self.book.of("proposal")) + 1
+        number = len(self.ledger.entries_of("proposal")) + 1
         if new.kind == "overrides":
             common = self.settings.common + tuple(confirm.split())
             seeds = self.seeds(number)
@@ -314,8 +314,8 @@ class Session:
                 self.claim(number), old, {"candidate": new}, common, self.metric or "test_loss", self.scale.margin,
                 min(MOST_PAIRS, len(seeds)), seeds[0], self.settings.equal, tune=False,
             )  # fmt: skip
-        return self.book.add(
-            "proposal", proposal=number, baseline=old.kept(), candidate=new.kept(), confirmation=confirm,
+        return self.ledger.add(
+            "proposal", proposal=number, baseline=old.as_json(), candidate=new.as_json(), confirmation=confirm,
             first_seed=self.seeds(number)[0],
         )  # fmt: skip
 
@@ -345,18 +345,18 @@ class Session:
 
     def level(self, number: int) -> dict[str, Any] | None:
         """The entry that gave a proposal its significance level, None before its first run."""
-        return next((e for e in self.book.of("level") if e["proposal"] == number), None)
+        return next((e for e in self.ledger.entries_of("level") if e["proposal"] == number), None)
 
     def give_level(self, number: int, confirm: str) -> None:
         """Write down the significance level and the number of pairs of a proposal."""
         level = self.next_level(confirm)
         max_pairs = self.settings.max_pairs or pairs_for(level)
-        self.book.add("level", proposal=number, level=level, max_pairs=max_pairs, confirmation=bool(confirm))
+        self.ledger.add("level", proposal=number, level=level, max_pairs=max_pairs, confirmation=bool(confirm))
 
     def crashed(self, proposal: Mapping[str, Any], seed: int, error: Crash) -> Answer:
         """Record a failed run: nothing is decided, and asking again tries again."""
         number, role = proposal["proposal"], error.args[1] if len(error.args) > 1 else "a run"
-        self.book.add("crash", proposal=number, role=role, seed=seed, reason=str(error.args[0]))
+        self.ledger.add("crash", proposal=number, role=role, seed=seed, reason=str(error.args[0]))
         reason = (
             f"{'The ' if role in ROLES else ''}{role} failed with seed {seed}: {error.args[0]}. Asked again, it is "
         )
@@ -373,7 +373,7 @@ class Session:
         assert level is not None
         d, found = self.differences(number), self.values(number, self.seeds(number)[at])
         x = decide(d, self.scale.margin, level["max_pairs"], level["level"])
-        c = self.contrast(self.proposal(number), self.said(x, d))
+        c = self.contrast(self.proposal(number), self.decision_entry(x, d))
         values = ", ".join(f"{r} {found[r]:.5g}" if math.isfinite(found[r]) else f"{r} diverged" for r in ROLES)
         seen = ""
         if math.isfinite(x.mean):
@@ -385,12 +385,12 @@ class Session:
             seen = f"; {self.metric} {c.change(x.mean):+.3g}{c.unit}{t}"
         self.say(f"pair {len(d)} of at most {level['max_pairs']}: {values}{seen}")
 
-    def said(self, x: Decision, d: list[float]) -> dict[str, Any]:
+    def decision_entry(self, x: Decision, d: list[float]) -> dict[str, Any]:
         """A decision as the ledger stores it."""
         diverged = [sum(v == -math.inf for v in d), sum(v == math.inf for v in d), sum(math.isnan(v) for v in d)]
         interval = {k: v if math.isfinite(v) else None for k, v in (("mean", x.mean), ("low", x.low), ("high", x.high))}
         return {
-            "decision": WORDS[x.word], "reason": x.reason, "pairs": x.pairs, **interval, "p": x.p, "level": x.level,
+            "decision": WORDS[x.outcome], "reason": x.reason, "pairs": x.pairs, **interval, "p": x.p, "level": x.level,
             "candidate_diverged": diverged[0] + diverged[2], "baseline_diverged": diverged[1] + diverged[2],
         }  # fmt: skip
 
@@ -410,10 +410,10 @@ class Session:
         more = {
             "session": self.options.folder.name, "proposal": proposal["proposal"] if proposal else None,
             "confirmation": (proposal["confirmation"] or None) if proposal else None,
-            "control": self.settings.control, "ledger_hash": self.book.hash,
+            "control": self.settings.control, "ledger_hash": self.ledger.hash,
         }  # fmt: skip
         seconds = 0.0 if recorded else clock() - self.begun
-        return Answer("gate", [contrast], str(self.options.folder), self.spent, seconds, recorded, more=more)
+        return Answer("gate", [contrast], str(self.options.folder), self.runs_done, seconds, recorded, more=more)
 
 
 def _shown(value: Any) -> str:

@@ -26,7 +26,7 @@ class Settings:
     common: tuple[str, ...] = ()
     equal: tuple[str, ...] = ("tokens", "parameters", "flops")
 
-    def kept(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """The settings as JSON, as the ledger stores them."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 

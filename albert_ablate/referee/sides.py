@@ -48,7 +48,7 @@ class Side:
     tree: str = ""  # of a git side
     commit: str = ""
 
-    def kept(self) -> dict[str, str]:
+    def as_json(self) -> dict[str, str]:
         """The side as a ledger stores it."""
         return {"text": self.text, "kind": self.kind, "identity": self.identity} | (
             {"commit": self.commit} if self.commit else {}
@@ -207,7 +207,7 @@ class Worktrees:
     def __init__(self, repository: Path, folder: Path):
         self.repository, self.folder = repository.resolve(), folder.resolve()
 
-    def of(self, side: Side) -> Path:
+    def folder_of(self, side: Side) -> Path:
         """Folder in which a side's command runs: its worktree, or the repository for one that is not a git ref."""
         if side.kind != "git":
             return self.repository

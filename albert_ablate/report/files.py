@@ -30,7 +30,7 @@ def write_markdown(page: Page, output: Path) -> list[Path]:
         for card in section.cards:
             lines += [f"**{_plain(card['statement'] or card['name'])}**", ""]
             lines += [f"{_plain(card['verdict'])} ({_plain(card['name'])})", ""]
-            lines += [line for d in card.get("drawings", ()) for line in (_plain(d.words), "")]
+            lines += [line for d in card.get("drawings", ()) for line in (_plain(d.description), "")]
             lines += [line for text in [card["sentence"], *card["notes"]] if text for line in (_plain(text), "")]
         for i, (title, chart, note) in enumerate(_pictures(section), 1):
             file = folder / f"{number:02d}_{section.anchor}_{i:02d}.png"
@@ -41,8 +41,8 @@ def write_markdown(page: Page, output: Path) -> list[Path]:
             lines += [_plain(note), ""] if note else []
         for table in section.tables:
             lines += [_plain(table.title), ""] if table.title else []
-            if table.folded and len(table.words) > FOLDED:
-                lines += [f"({len(table.words):,} rows: --format csv has them, in {_plain(table.name)}.csv.)", ""]
+            if table.folded and len(table.display) > FOLDED:
+                lines += [f"({len(table.display):,} rows: --format csv has them, in {_plain(table.name)}.csv.)", ""]
                 continue
             lines += [*_markdown_rows(table), ""]
             lines += [_plain(table.note), ""] if table.note else []
@@ -96,7 +96,7 @@ def _harmless(value: Any) -> Any:
 
 
 def _markdown_rows(table: Table) -> Iterator[str]:
-    yield "| " + " | ".join(_plain(str(c)) for c in table.words.columns) + " |"
+    yield "| " + " | ".join(_plain(str(c)) for c in table.display.columns) + " |"
     yield "|" + "".join(" ---: |" if number else " --- |" for number in table.numeric)
     for row in table.cells:
         yield "| " + " | ".join(map(_plain, row)) + " |"

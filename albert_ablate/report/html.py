@@ -66,20 +66,22 @@ def html(page: Page, live: Live | None = None) -> str:
             vega="" if live else render.vega_bundle(),
             dashes=[" ".join(map(str, d)) for d in style.DASHES],
             number_of={arm: i for i, arm in enumerate(every)},
-            kept=partial(_kept, looks=sorted(zip(every, every.colors, every.dashes, strict=True))) if live else _made,
+            markup_of=partial(_cached_markup, appearance=sorted(zip(every, every.colors, every.dashes, strict=True)))
+            if live
+            else _fresh_markup,
             digest=lambda text: digest(str(text).encode()),
         )
     )
 
 
-def _made(section: Section, contents: Callable[[Section], Any]) -> Any:
+def _fresh_markup(section: Section, contents: Callable[[Section], Any]) -> Any:
     return contents(section)
 
 
-def _kept(section: Section, contents: Callable[[Section], Any], looks: Any) -> Any:
+def _cached_markup(section: Section, contents: Callable[[Section], Any], appearance: Any) -> Any:
     """The markup of a section, as long as it is the same section of arms that look the same."""
-    if section.markup is None or section.markup[0] != looks:
-        section.markup = looks, contents(section)
+    if section.markup is None or section.markup[0] != appearance:
+        section.markup = appearance, contents(section)
     return section.markup[1]
 
 

@@ -20,13 +20,13 @@ from albert_ablate.config import ConfigError
 from albert_ablate.report import style
 from albert_ablate.report.contrasts import read_ledger
 from albert_ablate.report.histories import Histories, read_histories, run_stamp
-from albert_ablate.report.keeping import Kept
 from albert_ablate.report.page import Section
+from albert_ablate.report.section_cache import SectionCache
 
 LEVELS = 12  # of a factor; more are a search, not a factorial
 
 
-FIGURES = {  # of the summary: as a table names them
+COLUMN_TITLES = {  # of the summary: as a table names them
     "train_loss": "train loss",
     "val_loss": "validation loss",
     "val_bits_per_byte": "bits per byte",
@@ -58,7 +58,7 @@ class Material:
     remote: Mapping[str, Any]  # folder -> its histories, of runs that lie elsewhere
     mixed: Sequence[str] = ()  # of data, tokenizer, task, text: in what the runs' losses are of different things
     baseline: str = ""  # the arm that others are compared with
-    kept: Kept = field(default_factory=partial(Kept, keeps=False))
+    cache: SectionCache = field(default_factory=partial(SectionCache, keeps=False))
 
     @property
     def quality(self) -> tuple[str, str]:
@@ -101,7 +101,7 @@ class Material:
         return {folder: run_stamp(folder) for folder in self.rows["folder"]}
 
     @property
-    def looks(self) -> tuple[Any, ...]:
+    def appearance(self) -> tuple[Any, ...]:
         """Equal as long as arms have the same colors, and comparisons the same baseline and unit."""
         return (*sorted(zip(self.arms, self.arms.colors, self.arms.dashes, strict=True)), self.baseline, *self.mixed)
 
@@ -130,8 +130,8 @@ class Material:
         return self.rows[self.rows["status"] == "finished"]
 
 
-def gather(root: Path, ledger: Path | None, wanted: str | None = None, kept: Kept | None = None) -> Material:
-    """The runs below `root`. wanted: the arm to compare the others with (`tables.baseline`). kept: of the last time."""
+def gather(root: Path, ledger: Path | None, wanted: str | None = None, cache: SectionCache | None = None) -> Material:
+    """Read the runs below `root`. wanted: arm to compare others with (`tables.baseline`). cache: of the last update."""
     found = read_ledger(ledger or home_folder(root) / "ledger.json", needed=ledger is not None)
     runs: Runs = load_runs(root)
     summary = runs.summary
@@ -147,7 +147,7 @@ def gather(root: Path, ledger: Path | None, wanted: str | None = None, kept: Kep
         n = len(readable) - len(rows)
         notes.append(f"{counted(n, 'run')} of tuning or calibration: at most in the section on learning rates.")
     settings, names = settings_and_names(rows)
-    numbers = {c: rows[c].map(number_or_nan) for c in FIGURES if c in rows}
+    numbers = {c: rows[c].map(number_or_nan) for c in COLUMN_TITLES if c in rows}
     rows = rows.assign(name=rows["setting"].map(names), **numbers)
     mixed = differing_texts(rows)
     if mixed:
@@ -158,7 +158,7 @@ def gather(root: Path, ledger: Path | None, wanted: str | None = None, kept: Kep
     unreadable = summary[summary["status"].isna()]
     settings = settings.rename(index=names)
     m = Material(root, rows, unreadable, style.Arms(()), settings, found, notes, runs.remote, mixed)
-    m.kept = kept or m.kept
+    m.cache = cache or m.cache
     m.baseline = baseline(settings, wanted)
     order = [m.baseline, *(a for a in settings.index if a != m.baseline)]  # its levels have the first color and dash
     m.arms = style.styled(_best_first(m), settings.loc[order, factors(settings)])

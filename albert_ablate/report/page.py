@@ -59,7 +59,7 @@ class Table:
 
     shown: what a page has in their place, such as a rate and its interval in one cell. by: column of `shown` -> column
     of `rows` that it is sorted by. arm: the column that names an arm: a page shows the rows of the arms that its filter
-    has chosen. first: before the section's charts. more: by row and column what else a page shows of a cell of `words`.
+    has chosen. first: before the section's charts. more: by row and column, what else a page shows of a cell.
     """
 
     name: str  # of the CSV file
@@ -74,39 +74,38 @@ class Table:
     more: Sequence[Sequence[Cell | None]] = ()
 
     @property
-    def words(self) -> pd.DataFrame:
+    def display(self) -> pd.DataFrame:
         """Cells as they are shown: texts where there are any, else the values."""
         return self.rows if self.shown is None else self.shown
 
     @cached_property
     def cells(self) -> list[list[str]]:
-        """`words` written out, by row. Measurements of a column that is of one size have as many decimals each, so that
-        they can be compared down the column."""
-        columns = [_aligned(self.words.iloc[:, i].tolist()) for i in range(self.words.shape[1])]
+        """Cells of `display` as text, by row; measurements of similar size in a column have equally many decimals."""
+        columns = [_aligned(self.display.iloc[:, i].tolist()) for i in range(self.display.shape[1])]
         return [list(row) for row in zip(*columns, strict=True)]
 
     @cached_property
     def arms(self) -> list[Any]:
         """The arm of each row; None where rows are not of arms."""
-        own = next((t for t in (self.rows, self.words) if self.arm in t and len(t) == len(self.words)), None)
-        return [None] * len(self.words) if own is None else own[self.arm].tolist()
+        own = next((t for t in (self.rows, self.display) if self.arm in t and len(t) == len(self.display)), None)
+        return [None] * len(self.display) if own is None else own[self.arm].tolist()
 
     @cached_property
     def sorted_by(self) -> list[list[float | None] | None]:
-        """Per column of `words` the numbers that it is sorted by; None where it is sorted as text."""
+        """Per column of `display` the numbers that it is sorted by; None where it is sorted as text."""
         out: list[list[float | None] | None] = []
-        for i, name in enumerate(map(str, self.words.columns)):
-            own = self.rows[self.by[name]] if name in self.by else self.words.iloc[:, i]
+        for i, name in enumerate(map(str, self.display.columns)):
+            own = self.rows[self.by[name]] if name in self.by else self.display.iloc[:, i]
             numbers = name in self.by or self.numeric[i]
             out.append([_sortable(v) for v in own] if numbers else None)
         return out
 
     @cached_property
     def numeric(self) -> list[bool]:
-        """Which columns of `words` hold numbers alone."""
+        """Which columns of `display` hold numbers alone."""
         return [
-            bool(len(own := self.words.iloc[:, i].dropna())) and all(is_number(v) for v in own)
-            for i in range(self.words.shape[1])
+            bool(len(own := self.display.iloc[:, i].dropna())) and all(is_number(v) for v in own)
+            for i in range(self.display.shape[1])
         ]
 
 
@@ -167,7 +166,7 @@ class ColorScale:
     log: bool
 
     @property
-    def words(self) -> tuple[str, str, str]:
+    def labels(self) -> tuple[str, str, str]:
         """Labels of the low end, the middle and the high end."""
         middle = math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
         return human(self.low, 3), human(middle, 3), human(self.high, 3)
@@ -181,11 +180,11 @@ class Interval:
     low: float
     high: float
     margin: float
-    words: str  # all of it, for those who do not see it
+    description: str  # all of it, for those who do not see it
     note: str = ""  # below the drawing
 
     @property
-    def places(self) -> dict[str, float] | None:
+    def positions(self) -> dict[str, float] | None:
         """Where to draw what, from 0 to 100; None where there is no mean."""
         if not math.isfinite(self.mean):
             return None

@@ -13,9 +13,9 @@ from albert_ablate.report import render
 from albert_ablate.report.files import write_csv, write_markdown
 from albert_ablate.report.histories import inputs, tuning_stamp
 from albert_ablate.report.html import is_current, write_html
-from albert_ablate.report.keeping import Kept
 from albert_ablate.report.material import Material, counted, gather
 from albert_ablate.report.page import Page, Section
+from albert_ablate.report.section_cache import SectionCache
 from albert_ablate.report.sections.cost import cost_section
 from albert_ablate.report.sections.curves import curves_section
 from albert_ablate.report.sections.depth import depth_section
@@ -55,18 +55,21 @@ OF_DONE = (
 )
 
 
-def make(root: Path, ledger: Path | None = None, baseline: str | None = None, kept: Kept | None = None) -> Page:
+def make(
+    root: Path, ledger: Path | None = None, baseline: str | None = None, cache: SectionCache | None = None
+) -> Page:
     """The report on the runs below `root`: claims first where there are any, else the leaderboard.
 
-    kept: of a page that is made again and again; then a section may be of a little older a state (`Kept.made`)."""
-    m = gather(root, ledger, baseline, kept)
-    judged = json.dumps(m.ledger, default=str), *(tuning_stamp(root) if kept else ())
+    cache: of a page that is updated again and again; a section may then be slightly out of date
+    (`SectionCache.sections_of`)."""
+    m = gather(root, ledger, baseline, cache)
+    judged = json.dumps(m.ledger, default=str), *(tuning_stamp(root) if cache else ())
     of_all = *m.stamps.items(), *m.rows["status"], judged
     of_done = *((folder, m.stamps[folder]) for folder in m.done["folder"]), judged  # what other runs do moves nothing
     chosen = [s for s in SECTIONS if m.ledger or s is not effects_section]
     order = [ledger_section, *chosen] if m.ledger else [*chosen[:-1], ledger_section, chosen[-1]]
-    wanted = {s.__name__: (of_done if s in OF_DONE else of_all, partial(_made, s, m)) for s in order}
-    sections = [section for section in m.kept.made(wanted, m.looks).values() if section is not None]
+    wanted = {s.__name__: (of_done if s in OF_DONE else of_all, partial(_section, s, m)) for s in order}
+    sections = [section for section in m.cache.sections_of(wanted, m.appearance).values() if section is not None]
     states = m.rows["status"].value_counts().to_dict()
     said = ", ".join(f"{n:,} {s}" for s, n in states.items())
     bad = f"; {len(m.unreadable):,} more cannot be read" if len(m.unreadable) else ""
@@ -74,12 +77,12 @@ def make(root: Path, ledger: Path | None = None, baseline: str | None = None, ke
     return Page(f"Report on {m.root.resolve().name}", " ".join([counts, *m.notes, SCOPE]), sections, m.arms)
 
 
-def _made(section: Callable[[Material], Section | None], m: Material) -> Section | None:
-    made = section(m)
-    if made and m.kept.keeps:  # what it costs to embed its charts counts, too
-        for figure in made.all_figures:
+def _section(section: Callable[[Material], Section | None], m: Material) -> Section | None:
+    out = section(m)
+    if out and m.cache.keeps:  # embed the charts now, so that their cost counts towards the time limit
+        for figure in out.all_figures:
             figure.embedded  # noqa: B018
-    return made
+    return out
 
 
 def write(

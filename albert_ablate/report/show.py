@@ -22,7 +22,7 @@ from albert_ablate.report.page import Figure, Page, Section, Table
 
 POINTS = 2000  # of a curve over steps
 DEVIATIONS = 7.0
-FIGURES = {
+METRIC_TITLES = {
     "train_loss": "train loss (nats per token)",
     "val_loss": "validation loss (nats per token)",
     "best_val_loss": "best validation loss",
@@ -49,8 +49,8 @@ FIGURES = {
     "peak_memory_bytes": "peak memory (bytes)",
 }
 
-FIRST = ("val_loss", "macro_f1", "test_loss", "accuracy", "gap", "tokens", "seconds", "train_loss", "steps")
-FACTS = 5  # of FIRST, those that the run has: what stands in large print above everything else
+HEADLINE_METRICS = ("val_loss", "macro_f1", "test_loss", "accuracy", "gap", "tokens", "seconds", "train_loss", "steps")
+HEADLINES = 5  # of HEADLINE_METRICS, those that the run has: what stands in large print above everything else
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def spike_marks(steps: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     return pd.concat(found).nlargest(200, "value").sort_values("step"), window
 
 
-def figures(run: OneRun) -> dict[str, Figure]:
+def over_training(run: OneRun) -> dict[str, Figure]:
     """The charts of a run by name, those its histories have something for."""
     steps, evals, summary = run.steps, run.evals, run.record["summary"]
     marks, window = spike_marks(steps)
@@ -178,21 +178,24 @@ def maps(run: OneRun) -> dict[str, Figure]:
     return found
 
 
-def known_figures(run: OneRun) -> dict[str, tuple[str, Any]]:
-    """Key -> name and value of what was measured of the run, in the order of FIGURES."""
+figures = over_training  # its name before, for notebooks that call it
+
+
+def known_metrics(run: OneRun) -> dict[str, tuple[str, Any]]:
+    """Key -> name and value of what was measured of the run, in the order of METRIC_TITLES."""
     known = {**run.record["summary"], **run.record["cost"]}
     return {
         key: (title.replace("nats per token", run.unit), known[key])
-        for key, title in FIGURES.items()
+        for key, title in METRIC_TITLES.items()
         if known.get(key) is not None
     }
 
 
 def page(run: OneRun) -> Page:
     """The page of one run: outcome, curves, maps over depth, evaluations."""
-    record, known = run.record, known_figures(run)
-    over, drawn = figures(run), maps(run)
-    first = [known[key] for key in FIRST if key in known][:FACTS]
+    record, known = run.record, known_metrics(run)
+    over, drawn = over_training(run), maps(run)
+    first = [known[key] for key in HEADLINE_METRICS if key in known][:HEADLINES]
     about = Section("Outcome", [outcome(record)], facts=[(title, human(value)) for title, value in first])
     about.figures += [replace(over.pop("loss"), wide=True)] if "loss" in over else []
     if record.get("error"):
@@ -207,12 +210,12 @@ def page(run: OneRun) -> Page:
         depth.missing.append(
             f"Not in this run's history (python run.py diagnostics.every=10 writes it): {'; '.join(absent)}."
         )
-    table = Table("summary", pd.DataFrame(known.values(), columns=["figure", "value"]))
+    table = Table("summary", pd.DataFrame(known.values(), columns=["metric", "value"]))
     sections = [
         about,
         *([depth] if drawn or depth.missing else []),
         Section("Over training", figures=list(over.values())),
-        Section("All figures", tables=[table]),
+        Section("All metrics", tables=[table]),
         *_evaluated(run),
     ]
     setting = record.get("setting") or run.folder.parent.name
@@ -264,7 +267,7 @@ def poster(run: OneRun):
     def sized(figure: Figure, height: int):
         return figure.chart.properties(title=figure.title, width=330, height=height)
 
-    over, depth = figures(run), maps(run)
+    over, depth = over_training(run), maps(run)
     cells = [sized(over[n], 250) for n in ("loss",) if n in over]
     for names in (("norms", "rate"), ("noise_scale", "logit_rms")):
         small = [sized(over[n], 82) for n in names if n in over]
@@ -287,7 +290,7 @@ def as_document(folder: Path) -> dict[str, Any]:
     run = read_run(folder)
     record = run.record
     progress = record.get("progress") or {}
-    figures = {**record["summary"], **record["cost"]}
+    metrics = {**record["summary"], **record["cost"]}
     evaluated = read_evaluations(folder, record.get("identity"))
     return {
         "folder": str(folder),
@@ -302,7 +305,7 @@ def as_document(folder: Path) -> dict[str, Any]:
         "steps": progress.get("steps"),
         "learning_rate": (record["config"].get("optimizer") or {}).get("lr"),
         "choices": dict(record["choices"]),
-        "figures": {k: v for k, v in figures.items() if v is None or isinstance(v, bool | int | float | str)},
+        "figures": {k: v for k, v in metrics.items() if v is None or isinstance(v, bool | int | float | str)},
         "evaluations": {name: kept["summary"] for name, kept in evaluated.items()},
         "evals": run.evals.drop(columns="data_order", errors="ignore").to_dict("records"),
         "spikes": spike_marks(run.steps)[0].to_dict("records"),
@@ -317,7 +320,7 @@ def draw(folder: Path, output: Path, other: Path | None = None) -> None:
     render.require()
     render.writable(output)
     run = read_run(folder)
-    both = None if other is None else two_runs.beside(run, read_run(other))
+    both = None if other is None else two_runs.combine(run, read_run(other))
     if output.suffix == ".html":
         write_html(two_runs.page(both) if both else page(run), output)
         return

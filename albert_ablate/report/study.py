@@ -80,14 +80,14 @@ def read_study(root: Path, wanted: str | None = None) -> Study:
 
     wanted: the arm to compare the others with; without one, that nearest to the defaults (`tables.baseline`)."""
     # how runs ended is not a choice that tells arms apart
-    bench, summary = RunStore(root), load_runs(root).summary.drop(columns="divergence", errors="ignore")
-    notes = [f"{len(bench.unreadable)} records cannot be read."] if bench.unreadable else []
-    done = [r for r in bench.evidence if r.record["status"] in DONE and r.record.get("role") == "confirmation"]
+    store, summary = RunStore(root), load_runs(root).summary.drop(columns="divergence", errors="ignore")
+    notes = [f"{len(store.unreadable)} records cannot be read."] if store.unreadable else []
+    done = [r for r in store.evidence if r.record["status"] in DONE and r.record.get("role") == "confirmation"]
     if not done:
         raise ConfigError("There is nothing to compare: no run other than tuning runs has finished or diverged.")
     common = Counter(_scope(r) for r in [r for r in done if not r.diverged] or done).most_common(1)[0][0]
     comparable = [r for r in done if _scope(r) == common]
-    if others := len(bench.evidence) - len(comparable):
+    if others := len(store.evidence) - len(comparable):
         notes.append(f"{others} runs of other texts, budgets, depths, roles or states are left out.")
     grids: dict[str, dict[float, dict[int, Evidence]]] = {}
     for run in sorted(comparable, key=lambda r: (r.lr, r.record["seed"])):
@@ -255,7 +255,7 @@ def rises(study: Study, kind: str = "masked") -> pd.DataFrame:
 def rates(study: Study) -> pd.DataFrame:
     """arm, rate, seed, loss, diverged over the grids of arms that were run at two learning rates or more."""
     rows = [
-        {"arm": arm, "rate": rate, "seed": seed, "loss": np.nan if run.diverged else run.figure("val_loss"),
+        {"arm": arm, "rate": rate, "seed": seed, "loss": np.nan if run.diverged else run.summary_metric("val_loss"),
          "diverged": run.diverged}
         for arm, grid in study.grids.items() if len(grid) > 1
         for rate, seeds in grid.items() for seed, run in seeds.items()

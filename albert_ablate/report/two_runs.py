@@ -16,13 +16,13 @@ from albert_ablate.config import ConfigError
 from albert_ablate.report import charts_curves, charts_run, charts_two_runs, style
 from albert_ablate.report.material import differing_texts
 from albert_ablate.report.page import ColorScale, Figure, Page, Section, Table
-from albert_ablate.report.show import FACTS, FIRST, POINTS, OneRun, known_figures, outcome
+from albert_ablate.report.show import HEADLINE_METRICS, HEADLINES, POINTS, OneRun, known_metrics, outcome
 
 DIFFERENCES = ("entropy", "max_logit")  # quantities that may be zero or less: the difference, not the ratio, is drawn
 
 
 @dataclass(frozen=True)
-class Beside:
+class TwoRuns:
     """Two runs, what each is called, what their losses cannot be compared in (nothing, in most cases), and the settings
     they differ in."""
 
@@ -52,7 +52,7 @@ class Beside:
         return pd.concat([p for p in parts if len(p)] or parts, ignore_index=True)
 
 
-def beside(one: OneRun, other: OneRun) -> Beside:
+def combine(one: OneRun, other: OneRun) -> TwoRuns:
     """Two runs to be drawn together. Raises ConfigError where they are one, or their losses are of different tasks."""
     if one.folder.resolve() == other.folder.resolve():
         raise ConfigError(f"{one.folder} is given twice: give two different runs, or one.")
@@ -71,10 +71,10 @@ def beside(one: OneRun, other: OneRun) -> Beside:
         )
     else:
         names = arms if seeds[0] == seeds[1] else [f"{a}, {s}" for a, s in zip(arms, seeds, strict=True)]
-    return Beside((one, other), style.Arms(names), differing_texts(rows), settings.rename(index=called))
+    return TwoRuns((one, other), style.Arms(names), differing_texts(rows), settings.rename(index=called))
 
 
-def losses(two: Beside) -> dict[str, Figure]:
+def losses(two: TwoRuns) -> dict[str, Figure]:
     """Loss of both, and the difference of the second to the first."""
     column, unit = two.loss
     held = two.both(
@@ -116,7 +116,7 @@ def difference(held: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     return both[["tokens"]].assign(percent=100 * (both["y_other"] / both["y"] - 1))
 
 
-def batch_difference(two: Beside) -> pd.DataFrame:
+def batch_difference(two: TwoRuns) -> pd.DataFrame:
     """tokens, percent of each batch, thinned; both runs saw the same batches."""
     one, other = (run.steps.drop_duplicates("tokens")[["tokens", "loss"]] for run in two.runs)
     both = one.merge(other, on="tokens", suffixes=("", "_other"))
@@ -124,7 +124,7 @@ def batch_difference(two: Beside) -> pd.DataFrame:
     return both[["tokens"]].assign(percent=percent).iloc[thinning.thinned(percent, POINTS)]
 
 
-def over_training(two: Beside) -> dict[str, Figure]:
+def over_training(two: TwoRuns) -> dict[str, Figure]:
     """Gradient norm, learning rate and more of both."""
     found = {}
     for column, title, log in (
@@ -147,7 +147,7 @@ def _thin(run: OneRun, column: str, log: bool) -> pd.DataFrame:
     return kept.iloc[thinning.thinned(kept[column], POINTS)][["tokens", column]]
 
 
-def depth(two: Beside) -> Section:
+def depth(two: TwoRuns) -> Section:
     """Of each quantity that both have: its profile over the blocks at the end, the maps of both on one scale, and the
     map of their ratio or difference where they have the same blocks."""
     section = Section("Depth by tokens", scales={})
@@ -194,23 +194,23 @@ def change_of_maps(one: pd.DataFrame, other: pd.DataFrame, ratio: bool) -> pd.Da
     return both[np.isfinite(both["value"]) & ((both["value"] > 0) | (not ratio))]
 
 
-def figures_table(two: Beside) -> Table:
+def metrics_table(two: TwoRuns) -> Table:
     """figure, the value of each run, and the second's difference to the first."""
-    one, other = map(known_figures, two.runs)
+    one, other = map(known_metrics, two.runs)
     rows = []
     for key in dict.fromkeys([*one, *other]):
         title = (one.get(key) or other[key])[0]
         a, b = (known[key][1] if key in known else None for known in (one, other))
         numbers = is_number(a) and is_number(b)
         rows.append((title, a, b, float(b) - float(a) if numbers else None))  # type: ignore[arg-type]
-    return Table("figures", pd.DataFrame(rows, columns=["figure", *two.names, "difference"], dtype=object))
+    return Table("metrics", pd.DataFrame(rows, columns=["metric", *two.names, "difference"], dtype=object))
 
 
-def page(two: Beside) -> Page:
+def page(two: TwoRuns) -> Page:
     """The page of two runs: outcomes, their losses and difference, maps over depth, a table of metrics."""
-    drawn, table = losses(two), figures_table(two)
-    one, other = map(known_figures, two.runs)
-    first = [key for key in FIRST if key in one and key in other][:FACTS]
+    drawn, table = losses(two), metrics_table(two)
+    one, other = map(known_metrics, two.runs)
+    first = [key for key in HEADLINE_METRICS if key in one and key in other][:HEADLINES]
     facts = [(one[k][0], f"{human(one[k][1])} | {human(other[k][1])}") for k in first]
     about = Section("Outcome", facts=facts, figures=[*drawn.values()])
     about.text += [f"{name}: {outcome(run.record)}" for name, run in zip(two.names, two.runs, strict=True)]
@@ -222,7 +222,7 @@ def page(two: Beside) -> Page:
             "one of chance too."
         )
     sections = [about, depth(two), Section("Over training", figures=[*over_training(two).values()])]
-    sections.append(Section("All figures", tables=[table]))
+    sections.append(Section("All metrics", tables=[table]))
     if two.settings.shape[1]:
         settings = two.settings.T.rename_axis("setting").reset_index()
         sections.append(Section("What they differ in", tables=[Table("settings", settings)]))
@@ -232,7 +232,7 @@ def page(two: Beside) -> Page:
     )
 
 
-def poster(two: Beside) -> Any:
+def poster(two: TwoRuns) -> Any:
     """Losses, difference and what is over training in one picture."""
     import altair as alt
 

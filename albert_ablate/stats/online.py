@@ -116,7 +116,7 @@ def pairs_for(level: float, most: int = MOST) -> int:
 class Decision:
     """What is known of a proposal after its pairs so far."""
 
-    word: str  # accept, reject, no effect, undecided
+    outcome: str  # accept, reject, no effect, undecided
     reason: str
     pairs: int
     mean: float  # over the pairs where both finished, as low and high

@@ -48,13 +48,13 @@ def choose(overrides: Sequence[str], say: Callable[[str], None]) -> tuple[int, i
         options = candidates(os.cpu_count() or 1)
         speeds = _measure(overrides, options) if len(options) > 1 else [1.0]
         best = speeds.index(max(speeds))
-        found = ", ".join(f"{_words(*o)} {speed:,.0f}" for o, speed in zip(options, speeds, strict=True))
-        say(f"--workers auto takes {_words(*options[best])}; tokens a second: {found}.")
+        found = ", ".join(f"{_layout_text(*o)} {speed:,.0f}" for o, speed in zip(options, speeds, strict=True))
+        say(f"--workers auto takes {_layout_text(*options[best])}; tokens a second: {found}.")
         _chosen = options[best]
     return _chosen
 
 
-def _words(processes: int, threads: int) -> str:
+def _layout_text(processes: int, threads: int) -> str:
     plural = "process" if processes == 1 else "processes"
     return f"{processes} {plural} of {threads} {'thread' if threads == 1 else 'threads'}"
 
@@ -67,7 +67,7 @@ def _measure(overrides: Sequence[str], options: Sequence[tuple[int, int]]) -> li
     try:
         for _ in range(max(processes for processes, _ in options)):
             here, there = spawn.Pipe()
-            process = spawn.Process(target=_work, args=(list(overrides), there), daemon=True)
+            process = spawn.Process(target=_serve_measurements, args=(list(overrides), there), daemon=True)
             process.start()
             there.close()
             workers.append((process, here))
@@ -99,7 +99,7 @@ def _answer(pipe: Connection) -> float:
     return answer
 
 
-def _work(overrides: list[str], pipe: Connection) -> None:
+def _serve_measurements(overrides: list[str], pipe: Connection) -> None:
     """One measuring process: 0 once it is ready, then for each number of threads its tokens a second."""
     try:
         step = _training_step(overrides)

@@ -10,7 +10,7 @@ from typing import Any
 from albert_ablate.config import Config, ConfigError, Identity, checked_config, identity, quoted, with_seed
 from albert_ablate.records.keys import Keys
 from albert_ablate.records.tuning import LEARNING_RATE, read_tuning
-from albert_ablate.studies.sweep_settings import REFUSALS, Sweep, asked, of_arm, varied_labels
+from albert_ablate.studies.sweep_settings import REFUSALS, Sweep, of_arm, run_overrides, varied_labels
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Planned:
 def first_run(sweep: Sweep, extra: Sequence[str] = ()) -> tuple[str, ...]:
     """The overrides of one run: the first of each parameter's values, the median of its distribution."""
     setting = sweep.folded({p.name: p.values[0] if p.values else p.at(0.5) for p in sweep.parameters})
-    return tuple(asked(sweep, setting, list(extra)).values())
+    return tuple(run_overrides(sweep, setting, list(extra)).values())
 
 
 def plan(
@@ -109,7 +109,7 @@ class Planner:
     def run(self, setting: Mapping[str, Any]) -> Planned:
         """The run of a setting; ConfigError if it is not allowed."""
         (label,) = varied_labels(self.sweep, [setting])
-        by_key = asked(self.sweep, setting, [*self.extra, self.place])
+        by_key = run_overrides(self.sweep, setting, [*self.extra, self.place])
         seed = by_key.pop("seed", "seed=0").partition("=")[2]
         try:
             overrides, cfg, arm = self._arm(label, by_key)

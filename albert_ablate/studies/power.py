@@ -65,8 +65,8 @@ def plan_lines(
         least = half_width(s, N, 2 * ALPHA)
         can = "can" if least <= part.margin else "cannot"
         out.append(
-            f'{name}: spread of a pair {words(s, m)} ({source}); "no effect" {can} be found with the margin of '
-            f"{words(part.margin, m)}: the least is about {words(least, m)}"
+            f'{name}: spread of a pair {effect_text(s, m)} ({source}); "no effect" {can} be found with the margin of '
+            f"{effect_text(part.margin, m)}: the least is about {effect_text(least, m)}"
         )
         wanted = [amount(e, m.log) for e in effects] or [k * part.margin for k in (1, 2, 4)]
         for x in wanted:
@@ -75,7 +75,7 @@ def plan_lines(
             total = pairs * each + tuning
             hours = f", {total * flops / speed / 3600:.2g} h" if speed else ""
             out.append(
-                f"    effect of {words(x, m)}: {pairs:.1f} pairs, found in {100 * power:.0f} % of studies; "
+                f"    effect of {effect_text(x, m)}: {pairs:.1f} pairs, found in {100 * power:.0f} % of studies; "
                 f"{total:.0f} runs{hours}; at the first of {tests} steps of Holm {holm:.1f} pairs, "
                 f"{100 * holm_power:.0f} %"
             )
@@ -95,6 +95,6 @@ def amount(text: str, log: bool) -> float:
     return math.log1p(value / 100) if log else value
 
 
-def words(x: float, m: Measure) -> str:
+def effect_text(x: float, m: Measure) -> str:
     """An effect in percent of log ratios, or in the measure's unit."""
     return f"{100 * math.expm1(x):.2g} %" if m.log else f"{x:.2g} {m.unit}"

@@ -56,9 +56,9 @@ class Bar(AbstractContextManager["Bar"]):
         self.training, self.drawn = training, is_drawn() and bool(planned)
         self.begun = time.time()
         self.first: float | None = None  # when a run was seen in training first
-        self.work = {p.folder: p.cfg.budget.tokens * p.cfg["model"].get("layers", 1) for p in planned}
-        self.shares = dict.fromkeys(self.work, 0.0)
-        self.status = dict.fromkeys(self.work, "")
+        self.layer_tokens = {p.folder: p.cfg.budget.tokens * p.cfg["model"].get("layers", 1) for p in planned}
+        self.shares = dict.fromkeys(self.layer_tokens, 0.0)
+        self.status = dict.fromkeys(self.layer_tokens, "")
         self.before = 0.0  # work done before this command
         self._stamps: dict[Path, int] = {}
         self._over = threading.Event()
@@ -67,7 +67,7 @@ class Bar(AbstractContextManager["Bar"]):
     def __enter__(self) -> "Bar":
         if self.drawn:
             self.look()
-            self.before = sum(self.work[folder] * share for folder, share in self.shares.items())
+            self.before = sum(self.layer_tokens[folder] * share for folder, share in self.shares.items())
             self._thread = threading.Thread(target=self._draw, daemon=True)
             self._thread.start()
         return self
@@ -95,7 +95,7 @@ class Bar(AbstractContextManager["Bar"]):
 
     def look(self) -> None:
         """Read again the records that were written since the last look."""
-        for folder in self.work:
+        for folder in self.layer_tokens:
             try:
                 stamp = os.stat(folder / store.FILE).st_mtime_ns
             except OSError:
@@ -112,15 +112,15 @@ class Bar(AbstractContextManager["Bar"]):
 
     def line(self, width: int) -> str:
         """The bar in `width` columns."""
-        running = self.training() & self.work.keys()
+        running = self.training() & self.layer_tokens.keys()
         states = [state for folder, state in self.status.items() if folder not in running]
         done, failed = sum(s in store.DONE for s in states), states.count("failed")
-        words = f"{done} of {len(self.work)} runs done, {len(running)} running"
+        words = f"{done} of {len(self.layer_tokens)} runs done, {len(running)} running"
         words += f", {failed} failed" if failed else ""
         left = self.seconds_left(bool(running))
         words += "" if left is None else f", about {rough_duration(left)} left"
-        total = sum(self.work.values())
-        share = sum(self.work[folder] * part for folder, part in self.shares.items()) / total
+        total = sum(self.layer_tokens.values())
+        share = sum(self.layer_tokens[folder] * part for folder, part in self.shares.items()) / total
         form = "{percentage:3.0f}% {bar} {desc}"
         return tqdm.format_meter(share, 1, 0, ncols=width, bar_format=form, prefix=words)
 
@@ -128,9 +128,9 @@ class Bar(AbstractContextManager["Bar"]):
         """Time until all runs are done at the speed since the first began; None while nothing was done since."""
         if running and self.first is None:
             self.first = time.time()
-        done = sum(self.work[folder] * share for folder, share in self.shares.items())
+        done = sum(self.layer_tokens[folder] * share for folder, share in self.shares.items())
         if self.first is None or done <= self.before:
             return None
-        failed = sum(self.work[f] * (1 - self.shares[f]) for f, s in self.status.items() if s == "failed")
-        left = sum(self.work.values()) - done - failed
+        failed = sum(self.layer_tokens[f] * (1 - self.shares[f]) for f, s in self.status.items() if s == "failed")
+        left = sum(self.layer_tokens.values()) - done - failed
         return left * (time.time() - self.first) / (done - self.before)

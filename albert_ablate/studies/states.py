@@ -30,7 +30,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     """The record of a run folder; a status of "pending" where there is none, "unreadable" where it cannot be read."""
     record = store.read(folder)
     if isinstance(record, store.Record):
-        return record.whole()
+        return record.with_defaults()
     return {"status": "pending"} if record.missing else {"status": "unreadable", "error": record.reason}
 
 

@@ -17,7 +17,7 @@ from albert_ablate.records.store import require_runs_folder
 from albert_ablate.records.tuning import LEARNING_RATE
 from albert_ablate.studies.sparklines import sparkline_of
 from albert_ablate.studies.states import is_done, last_line, states
-from albert_ablate.studies.sweep_settings import REFUSALS, Sweep, asked, of_arm, own_overrides, varied_labels
+from albert_ablate.studies.sweep_settings import REFUSALS, Sweep, of_arm, own_overrides, run_overrides, varied_labels
 from albert_ablate.studies.sweepfile import read_sweep
 from albert_ablate.training.console import duration, rough_duration
 
@@ -94,7 +94,7 @@ def _asked(
     refused are the next ones, as in `plan_random`."""
     settings = sweep.settings()
     while True:
-        runs = [asked(sweep, setting, overrides) for setting in settings]
+        runs = [run_overrides(sweep, setting, overrides) for setting in settings]
         wanted = key_cache.of_overrides([of_arm(run) for run in runs])
         if sweep.method != "random" or sweep.run_cap is None:
             return settings, runs, wanted

@@ -114,7 +114,7 @@ def own_overrides(overrides: Iterable[str]) -> list[str]:
 BUDGETS = ("budget.tokens", "budget.steps")
 
 
-def asked(sweep: Sweep, setting: Mapping[str, Any], more: Iterable[str] = ()) -> dict[str, str]:
+def run_overrides(sweep: Sweep, setting: Mapping[str, Any], more: Iterable[str] = ()) -> dict[str, str]:
     """The overrides of a setting's run, by key: the file's, the setting's, and `more`, of which the last counts; so it
     does of budget.tokens and budget.steps, which are one budget."""
     by_key: dict[str, str] = {}

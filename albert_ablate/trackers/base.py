@@ -99,10 +99,10 @@ class Tracker(NoLogger):
 
     def start(self, folder: Path, record: Mapping, rows: Rows) -> None:
         """Start tracking in a thread, without waiting for it."""
-        self.folder, self.live, self.told, self.left = folder, True, False, LIMIT
+        self.folder, self.live, self.failure_reported, self.seconds_left = folder, True, False, LIMIT
         self.acts: queue.SimpleQueue[tuple[threading.Event, Callable, tuple] | None] = queue.SimpleQueue()
-        threading.Thread(target=self._work, args=(self.acts,), daemon=True, name=self.NAME).start()
-        self.begun = self._ask(self.mirror, folder, copy.deepcopy(dict(record)), rows)
+        threading.Thread(target=self._run_queue, args=(self.acts,), daemon=True, name=self.NAME).start()
+        self.begun = self._enqueue(self.mirror, folder, copy.deepcopy(dict(record)), rows)
 
     def wait_begun(self) -> None:
         """Wait until `begin` is done, at most LIMIT_AT_BEGINNING."""
@@ -110,7 +110,7 @@ class Tracker(NoLogger):
 
     def send(self, rows: Rows) -> None:
         if self.live:
-            self._ask(self.push, rows)
+            self._enqueue(self.push, rows)
 
     def close(self, record: Mapping) -> None:
         self.start_closing(record)
@@ -118,14 +118,14 @@ class Tracker(NoLogger):
 
     def start_closing(self, record: Mapping) -> None:
         """Queue the end of tracking after what is still to be sent, without waiting."""
-        self.closed = self._ask(self.end, copy.deepcopy(dict(record))) if self.live else None
+        self.closed = self._enqueue(self.end, copy.deepcopy(dict(record))) if self.live else None
 
     def wait_closed(self) -> None:
         """Wait until everything is sent, at most LIMIT; then give up what is left and say so."""
         if self.closed is not None and not self._wait(self.closed, LIMIT):
             self.live = False
             self._pause()
-            self.tell("it has not taken everything in time")
+            self.report_failure("it has not taken everything in time")
             self.abandon()
         self.live = False
         if hasattr(self, "acts"):
@@ -137,7 +137,7 @@ class Tracker(NoLogger):
             with self._slow_failure_noted():
                 act(*args)
         except Exception as error:
-            self.tell(reason(error))
+            self.report_failure(reason(error))
             self.abandon()
             return False
         return True
@@ -149,11 +149,11 @@ class Tracker(NoLogger):
         with self._slow_failure_noted():
             act(*args)
 
-    def tell(self, why: str) -> None:
+    def report_failure(self, why: str) -> None:
         """Print once per run what went wrong, and which command sends what is missing."""
-        if self.told:
+        if self.failure_reported:
             return
-        self.told = True
+        self.failure_reported = True
         command = f"albert-ablate sync {shlex.quote(str(self.folder))} --to {self.SYNC}{self.sync_options()}"
         mends = f"; `{command}` sends what is missing once the run is done" if self.SYNC else ""
         print(masked(f"{self.NAME} failed and the run continues ({why}){mends}."), file=sys.stderr, flush=True)
@@ -173,18 +173,18 @@ class Tracker(NoLogger):
         if address := self.address():
             _unanswered[address] = time.monotonic() + RETRY_PAUSE_SECONDS
 
-    def _ask(self, act: Callable, *args: Any) -> threading.Event:
+    def _enqueue(self, act: Callable, *args: Any) -> threading.Event:
         done = threading.Event()
         self.acts.put((done, act, args))
         return done
 
     def _wait(self, done: threading.Event, limit: float) -> bool:
         began = time.monotonic()
-        is_done = done.wait(max(0.0, min(self.left, limit)))
-        self.left -= time.monotonic() - began
+        is_done = done.wait(max(0.0, min(self.seconds_left, limit)))
+        self.seconds_left -= time.monotonic() - began
         return is_done
 
-    def _work(self, acts: queue.SimpleQueue) -> None:
+    def _run_queue(self, acts: queue.SimpleQueue) -> None:
         while (task := acts.get()) is not None:
             done, act, args = task
             if self.live and not self.guard(act, *args):
@@ -207,10 +207,10 @@ class Several(NoLogger):
                 tracker.open(folder, record, histories)
         began = time.monotonic()
         for tracker in self.threaded:
-            tracker.left = LIMIT - (time.monotonic() - began)
+            tracker.seconds_left = LIMIT - (time.monotonic() - began)
             tracker._wait(tracker.begun, LIMIT_AT_BEGINNING - (time.monotonic() - began))
         for tracker in self.threaded:
-            tracker.left = LIMIT - (time.monotonic() - began)
+            tracker.seconds_left = LIMIT - (time.monotonic() - began)
 
     def send(self, rows: Rows) -> None:
         for tracker in self.trackers:
@@ -224,7 +224,7 @@ class Several(NoLogger):
                 tracker.close(record)
         began = time.monotonic()
         for tracker in self.threaded:
-            tracker.left -= time.monotonic() - began
+            tracker.seconds_left -= time.monotonic() - began
             tracker.wait_closed()
 
 

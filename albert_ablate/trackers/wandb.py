@@ -73,7 +73,7 @@ class Wandb(Tracker):
             try:
                 return self.try_server(self._begin, folder, record, rows, "online")
             except Exception as error:
-                self.tell(f"{reason(error)}; it is logged offline")
+                self.report_failure(f"{reason(error)}; it is logged offline")
                 self.abandon()
         if self.live:  # the run may have ended meanwhile
             self._begin(folder, record, rows, "offline")

@@ -308,7 +308,7 @@ def measuring_leaves(cfg: Config) -> str:
     found["an evaluation"] = changed(evaluate)
     batch = micro_batches[0]
     module.training_step(batch, 0).backward()  # another has begun: its gradients and statistics must stay
-    found["the pass of the diagnostics"] = changed(lambda: module.watch.probe.beside(batch[:, :-1]))
+    found["the pass of the diagnostics"] = changed(lambda: module.watch.probe.measure_separately(batch[:, :-1]))
     module.watch.detailed, module.watch.gns_rows = True, batch[:1]
     found["the gradient noise scale"] = changed(module.on_after_backward)
     assert module.watch.gns_grad_sq is not None or cfg.data.accumulate > 1

@@ -138,7 +138,7 @@ def memory(cfg: Config) -> dict[str, int]:
     model = assemble(cfg).train()
     batch, context = cfg.data.batch // cfg.data.accumulate, cfg.model.context
     weights = 4 * sum(p.numel() for p in model.parameters())
-    saved = _Kept(model)
+    saved = _SavedTensors(model)
     tokens = torch.zeros(batch, context + 1, dtype=torch.long, device="meta")
     with _Flash(), torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda t: t):
         objective(construct(cfg.loss), model, tokens)
@@ -185,7 +185,7 @@ class _FlashShapes(torch.autograd.Function):
         return mixed
 
 
-class _Kept:
+class _SavedTensors:
     """Bytes of the tensors that autograd saves, without weights, by the block (-1: outside) that saved them first."""
 
     def __init__(self, model: TokenModel):

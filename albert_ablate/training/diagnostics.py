@@ -55,7 +55,7 @@ FLAT = {  # (edge, both sides): |a'(z)| < 1e-3 where z < edge, or where |z| > |e
     "sigmoid": (-6.9058, True),
 }
 HIDDEN = -1e30  # added to logits behind the mask; finite, so that nothing times 0 is nan
-Figures = dict[str, float]
+Metrics = dict[str, float]
 
 
 def interval(every: int | None, steps: int) -> int:
@@ -70,13 +70,13 @@ class Probe:
     def __init__(self, model: TokenModel, activation: str | None):
         self.model, self.flat = model, FLAT.get(activation or "")
         self.seconds = 0.0
-        self.found: list[tuple[Place, str, float, Tensor]] = []  # factor and value of each figure
+        self.measured: list[tuple[Place, str, float, Tensor]] = []  # factor and value of each figure
         self._masks: dict[tuple[int, int], Tensor] = {}
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """The forward pass within it is measured; a backward pass that recomputes blocks has to be outside."""
-        self.seconds, self.found, handles, undo = 0.0, [], [], []
+        self.seconds, self.measured, handles, undo = 0.0, [], [], []
         began = time.perf_counter()
         if not self.model.stack:
             for layer, block in enumerate(self.model.blocks):
@@ -102,42 +102,42 @@ class Probe:
             self.seconds += time.perf_counter() - began
 
     @torch.no_grad()
-    def beside(self, tokens: Tensor) -> None:
+    def measure_separately(self, tokens: Tensor) -> None:
         """Measure a pass of its own, for compiled blocks, into which nothing can look."""
         began = time.perf_counter()
         with undisturbed(self.model), self.watching():
             self.model(tokens)
         self.seconds = time.perf_counter() - began
 
-    def figures(self) -> dict[Place, Figures]:
+    def metrics(self) -> dict[Place, Metrics]:
         """What the last forward pass showed."""
-        if not self.found:
+        if not self.measured:
             return {}
-        values = torch.stack([value.to(self.found[0][3].dtype) for *_, value in self.found]).tolist()
-        figures: dict[Place, Figures] = {}
-        for (place, column, factor, _), value in zip(self.found, values, strict=True):
-            figures.setdefault(place, {})[column] = factor * value + 0.0  # no -0.0
-        for columns in figures.values():
+        values = torch.stack([value.to(self.measured[0][3].dtype) for *_, value in self.measured]).tolist()
+        metrics: dict[Place, Metrics] = {}
+        for (place, column, factor, _), value in zip(self.measured, values, strict=True):
+            metrics.setdefault(place, {})[column] = factor * value + 0.0  # no -0.0
+        for columns in metrics.values():
             # what compares false with everything is not alive for that
             if not math.isfinite(columns.get("input_rms", 0.0)):
                 columns |= {column: math.nan for column in ("dead", "saturated") if column in columns}
-        self.found = []
-        return figures
+        self.measured = []
+        return metrics
 
     # --- called from inside the forward pass -------------------------------------------------------------------------
 
-    def _input(self, place: Place, module: nn.Module, given: tuple) -> None:
+    def _input(self, place: Place, module: nn.Module, inputs: tuple) -> None:
         began = time.perf_counter()
-        self._rms(place, "input_rms", given[0])
+        self._rms(place, "input_rms", inputs[0])
         self.seconds += time.perf_counter() - began
 
-    def _output(self, place: Place, module: nn.Module, given: tuple, out: Tensor) -> None:
+    def _output(self, place: Place, module: nn.Module, inputs: tuple, out: Tensor) -> None:
         began = time.perf_counter()
         self._rms(place, "output_rms", out)
         self._mean(place, "output_mean", out)
         self.seconds += time.perf_counter() - began
 
-    def _stream(self, place: Place, module: nn.Module, given: tuple, stream: Any) -> None:
+    def _stream(self, place: Place, module: nn.Module, inputs: tuple, stream: Any) -> None:
         began = time.perf_counter()
         x = stream if isinstance(stream, Tensor) else stream[0]
         if not isinstance(x, Tensor):  # of a model of one's own, whose blocks give what they like
@@ -199,7 +199,7 @@ class Probe:
             self._keep(place, "saturated", flat.sum(), share)
 
     def _keep(self, place: Place, column: str, value: Tensor, factor: float = 1.0) -> None:
-        self.found.append((place, column, factor, value))
+        self.measured.append((place, column, factor, value))
 
     def _mask(self, T: int, window: int, like: Tensor) -> Tensor:
         """0 where a token sees another, else HIDDEN, (T, T)."""
@@ -258,7 +258,7 @@ class Weights:
 
     def __init__(self, named: Sequence[tuple[str, nn.Parameter]], places: Mapping[str, Place]):
         self.named = [(name, p) for name, p in named if name in places]
-        self.place = places
+        self.place_of = places
         self.before: list[Tensor] = []
         self.norms: dict[str, dict[str, Tensor]] = {}  # figure -> parameter -> norm
         self.clipped: Mapping[str, tuple[Any, int]] = {}  # parameter -> units clipped, of how many
@@ -287,23 +287,23 @@ class Weights:
         self.norms |= {"grad": dict(before), "after": dict(after or {})}
         self.clipped = {} if clip.common is not None else dict(clip.found)
 
-    def figures(self, clipped: float, factor: float | None) -> dict[Place, Figures]:
+    def metrics(self, clipped: float, factor: float | None) -> dict[Place, Metrics]:
         """Of each sublayer; `clipped` and `factor` are those of a rule that treats all gradients alike, else None."""
         squares: dict[str, dict[Place, float]] = {}
-        for figure, norms in self.norms.items():
+        for kind, norms in self.norms.items():
             sums: dict[Place, float] = {}
             for name, norm in zip(norms, torch.stack(list(norms.values())).tolist() if norms else (), strict=True):
-                if name in self.place:
-                    sums[self.place[name]] = sums.get(self.place[name], 0.0) + norm * norm
-            squares[figure] = sums
+                if name in self.place_of:
+                    sums[self.place_of[name]] = sums.get(self.place_of[name], 0.0) + norm * norm
+            squares[kind] = sums
         units: dict[Place, tuple[float, int]] = {}
         if self.clipped:
             counts = torch.stack([torch.as_tensor(count) for count, _ in self.clipped.values()]).tolist()
             for (name, (_, size)), count in zip(self.clipped.items(), counts, strict=True):
-                if name in self.place:
-                    one, many = units.get(self.place[name], (0.0, 0))
-                    units[self.place[name]] = one + count, many + size
-        figures: dict[Place, Figures] = {}
+                if name in self.place_of:
+                    one, many = units.get(self.place_of[name], (0.0, 0))
+                    units[self.place_of[name]] = one + count, many + size
+        metrics: dict[Place, Metrics] = {}
         for place, weight in squares["weight"].items():
             weight = math.sqrt(weight)
             values = {"weight_norm": weight}
@@ -318,8 +318,8 @@ class Weights:
                     values["clip_ratio"] = after / norm if norm else 1.0
                     one, many = units.get(place, (0.0, 0))
                     values["clipped"] = one / many if many else 0.0
-            figures[place] = values
-        return figures
+            metrics[place] = values
+        return metrics
 
 
 def noise_parts(small: float, large: float, b: float, B: float) -> tuple[float, float]:

@@ -70,7 +70,7 @@ def _from_slurm() -> bool:
     return SLURMEnvironment.detect() and int(os.environ["SLURM_NTASKS"]) > 1
 
 
-def place(devices: int, nodes: int) -> Ranks:
+def rank_of_environment(devices: int, nodes: int) -> Ranks:
     """This process's rank, from the environment variables of torchrun, `launch` or SLURM.
 
     devices: per node. Raises ConfigError where devices x nodes is not the number of processes that were started.

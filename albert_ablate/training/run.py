@@ -27,7 +27,7 @@ from albert_ablate.training.cost import memory_hint
 from albert_ablate.training.errors import RunFailed
 from albert_ablate.training.launch import is_first, launch
 from albert_ablate.training.prepare import Job, check_machine, prepare
-from albert_ablate.training.ranks import Ranks, is_rank, place, process_group
+from albert_ablate.training.ranks import Ranks, is_rank, process_group, rank_of_environment
 from albert_ablate.training.stack import Member
 
 # Lightning takes a second to import and finding a done run needs none of it: what trains (fit.py, classify.py) is
@@ -200,7 +200,7 @@ def _session(
 
 def _run_as_rank(job: Job) -> dict[str, Any]:
     """As one of several processes that a launcher has started: rank 0 finds or trains, the others follow it."""
-    ranks = place(job.cfg.trainer.devices, job.cfg.trainer.num_nodes)
+    ranks = rank_of_environment(job.cfg.trainer.devices, job.cfg.trainer.num_nodes)
     with process_group(ranks):
         if not ranks.first:
             return _follow(job, ranks)

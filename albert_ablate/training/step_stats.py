@@ -106,7 +106,7 @@ class StepStats:
         gradient tensors that were clipped in this step."""
         watch = module.watch
         assert watch.weights is not None
-        inside, weights = watch.probe.figures(), watch.weights.figures(clipped, module.clip_factor)
+        inside, weights = watch.probe.metrics(), watch.weights.metrics(clipped, module.clip_factor)
         logged = watch.every and self.step % watch.every == 0
         for step in [0] * (self.step == 1) + [self.step] * bool(logged):
             axes = self.axes(step, None if step else 0.0)

@@ -79,7 +79,7 @@ class StepWatch:
         """Around the forward pass of a detailed step's first micro-batch."""
         if not self.compiled:
             return self.probe.watching()
-        self.probe.beside(batch[:, :-1])  # nothing can look into compiled blocks: a pass of its own
+        self.probe.measure_separately(batch[:, :-1])  # nothing can look into compiled blocks: a pass of its own
         return nullcontext()
 
     def end(self) -> None:

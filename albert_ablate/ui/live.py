@@ -17,8 +17,8 @@ from albert_ablate.config import ConfigError
 from albert_ablate.records import store
 from albert_ablate.report import html, render, report, show
 from albert_ablate.report.histories import run_stamp, study_stamp
-from albert_ablate.report.keeping import Kept
 from albert_ablate.report.page import Page, Section
+from albert_ablate.report.section_cache import SectionCache
 from albert_ablate.streams import digest
 from albert_ablate.studies.states import is_held
 from albert_ablate.studies.status import arms, read_states
@@ -31,7 +31,7 @@ PAGES = 8  # of single runs that are kept
 
 
 @dataclass
-class Made:
+class RenderedPage:
     """A page as it was made last: what from, when, and what that took, in seconds of processor time."""
 
     stamp: str = ""
@@ -61,29 +61,29 @@ class Pages:
             "vega.js": ("text/javascript", render.vega_bundle().encode()),
         }
         self.addresses = {name: f"/static/{name}?{digest(data)}" for name, (_, data) in self.files.items()}
-        self.kept = Kept()
-        self.study = Made()
-        self.runs: OrderedDict[str, Made] = OrderedDict()
+        self.cache = SectionCache()
+        self.study = RenderedPage()
+        self.runs: OrderedDict[str, RenderedPage] = OrderedDict()
         self.runs_lock = threading.Lock()
 
-    def of_study(self) -> Made:
+    def of_study(self) -> RenderedPage:
         """The page of all runs."""
         return self._current(self.study, self._study_stamp, lambda version: self._draw(self._study(), version))
 
-    def of_run(self, setting: str, seed: str) -> Made | None:
+    def of_run(self, setting: str, seed: str) -> RenderedPage | None:
         """The page of a run; None where there is no such run folder. The name is looked up, never made into a path."""
         name = f"{setting}/{seed}"
         folder = next((f for f in store.run_folders(self.root) if f"{f.parent.name}/{f.name}" == name), None)
         if folder is None:
             return None
         with self.runs_lock:
-            made = self.runs.setdefault(name, Made())
+            made = self.runs.setdefault(name, RenderedPage())
             self.runs.move_to_end(name)
             while len(self.runs) > PAGES:
                 self.runs.popitem(last=False)
         return self._current(made, lambda: run_stamp(folder), lambda version: self._draw(_run(folder), version, "/"))
 
-    def _current(self, made: Made, stamp: Callable[[], str], make: Callable[[str], bytes]) -> Made:
+    def _current(self, made: RenderedPage, stamp: Callable[[], str], make: Callable[[str], bytes]) -> RenderedPage:
         """The page, made anew where its files have changed, and not so soon after the last time that pages would take
         more than `SHARE` of a core. Who asks while it is being made gets the last one."""
         if not made.lock.acquire(blocking=not made.content):
@@ -96,7 +96,7 @@ class Pages:
                 begun, version = time.thread_time(), digest(f"{now} {time.time_ns()}".encode())
                 with without_collector(), render.unchecked():
                     content = make(version)
-                made.stamp = "" if made is self.study and self.kept.behind else now  # the rest follows
+                made.stamp = "" if made is self.study and self.cache.behind else now  # the rest follows
                 made.version, made.content = version, content
                 made.at, made.took = time.monotonic(), time.thread_time() - begun
             return replace(made)
@@ -124,7 +124,7 @@ class Pages:
         except ConfigError as error:
             status = Section("Status", missing=[str(error)])
         try:
-            page = report.make(self.root, self.ledger, self.baseline, self.kept)
+            page = report.make(self.root, self.ledger, self.baseline, self.cache)
         except ConfigError as error:  # no run that can be read yet, or a ledger that cannot
             return Page(f"Live report on {name}", str(error), [status])
         return Page(f"Live report on {name}", page.subtitle, [status, *page.sections], page.arms)

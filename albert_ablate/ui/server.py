@@ -19,7 +19,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from albert_ablate.config import ConfigError
-from albert_ablate.ui.live import Made, Pages
+from albert_ablate.ui.live import Pages, RenderedPage
 
 HOST = "127.0.0.1"
 PORT = 8321
@@ -62,7 +62,7 @@ def application(pages: Pages) -> Starlette:
     return Starlette(routes=routes, middleware=[Middleware(_Headers), trusted])
 
 
-def _page(request: Request, made: Made) -> Response:
+def _page(request: Request, made: RenderedPage) -> Response:
     tag = f'"{made.version}"'
     headers = {"ETag": tag, "Cache-Control": "no-cache"}
     if request.headers.get("if-none-match") == tag:

@@ -145,8 +145,8 @@ def test_a_sweep_hands_passwords_on_in_the_environment(monkeypatch):
 
 def test_no_secret_is_in_what_a_tracker_or_an_agent_says(monkeypatch, capsys):
     failed = Tracker()
-    failed.folder, failed.told = Path("runs"), False
-    failed.tell(f"at {ADDRESS}")
+    failed.folder, failed.failure_reported = Path("runs"), False
+    failed.report_failure(f"at {ADDRESS}")
     assert capsys.readouterr().err == f"{failed.NAME} failed and the run continues (at {HIDDEN}).\n"
     assert reason(OSError(f"at {ADDRESS}")) == f"OSError: at {HIDDEN}"
     said: list[str] = []

@@ -1207,7 +1207,7 @@ def identified(bench):
         ({"setting": "another"}, "and says that it is another/seed6"),
         ({"seed": 7}, "and says that it is"),
         ({"role": "tuning"}, "its role is tuning, and seed 6 is one of confirmation"),
-        ({"reproductions": [{"verdict": "reproduced"}, {"verdict": "differs"}]}, "it ended with other weights"),
+        ({"reproductions": [{"verdict": "reproduced"}, {"verdict": "differs"}]}, "retraining it gave other weights"),
     ],
 )
 def test_a_record_that_contradicts_itself_is_no_evidence(bench, capsys, change, said):

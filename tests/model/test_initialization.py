@@ -70,7 +70,7 @@ def stream(option, layers):
     probe = Probe(model, "gelu")
     with torch.no_grad(), probe.watching():
         model(tokens)
-    return np.array([f["residual_rms"] for (_, s), f in sorted(probe.figures().items()) if s == "mlp"])
+    return np.array([f["residual_rms"] for (_, s), f in sorted(probe.metrics().items()) if s == "mlp"])
 
 
 def test_stream_size_over_depth_of_post_ln_and_pre_ln():

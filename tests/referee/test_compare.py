@@ -181,7 +181,8 @@ def test_crashes_as_outcomes_have_a_folder_of_their_own(ask, calls, monkeypatch)
     code, outcome, _ = ask(*asked, "--max-pairs", 12, "--crash-is-outcome")
     assert code == 1 and outcome["contrasts"][0]["diverged"] == {"baseline": 0, "candidate": 5}
     assert (
-        outcome["folder"] != accident["folder"] and Ledger(Path(outcome["folder"])).of("claim")[0]["crash_is_outcome"]
+        outcome["folder"] != accident["folder"]
+        and Ledger(Path(outcome["folder"])).entries_of("claim")[0]["crash_is_outcome"]
     )
     # the name without it follows from what it did before: a folder that is there is gone on with
     identities = [read_side(x).identity for x in asked]

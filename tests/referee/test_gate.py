@@ -83,7 +83,7 @@ def test_a_session_accepts_refuses_and_remembers(ask, calls, tmp_path):
     assert (code, worse["decision"]) == (1, "REJECT") and "worse" in worse["contrasts"][0]["reason"]
 
     # by hand: an accept costs nothing, then two proposals that were not accepted
-    levels = [(e["level"], e["max_pairs"]) for e in book(tmp_path).of("level")]
+    levels = [(e["level"], e["max_pairs"]) for e in book(tmp_path).entries_of("level")]
     first, second = 0.97 * 0.05 * 0.72, 0.97 * 0.05 * 0.1224972
     assert levels == [(pytest.approx(first), 12)] * 2 + [(pytest.approx(second, rel=1e-5), 20)]
     assert levels[2][0] == 0.97 * spending_level([True, False])
@@ -108,20 +108,22 @@ def test_runs_go_in_the_order_a_b_b_a(ask, calls):
 def test_levels_of_the_false_discovery_rate_are_lords(ask, calls, tmp_path):
     for loss in (1.95, 1.9501, 1.9, 1.9002, 1.95):
         ask(*propose(loss, base=2.0 if loss == 1.95 and not calls else None), "--control", "fdr")
-    accepted = [v["decision"] == "ACCEPT" for v in book(tmp_path).of("verdict")]
+    accepted = [v["decision"] == "ACCEPT" for v in book(tmp_path).entries_of("verdict")]
     assert accepted == [True, False, True, False, False]
-    assert [e["level"] for e in book(tmp_path).of("level")] == [0.97 * lord_level(accepted[:n]) for n in range(5)]
+    assert [e["level"] for e in book(tmp_path).entries_of("level")] == [
+        0.97 * lord_level(accepted[:n]) for n in range(5)
+    ]
 
 
 def test_a_verdict_follows_from_the_runs_of_the_ledger(ask, calls, tmp_path):
     ask(*propose(1.985, base=2.0), "--max-pairs", 8)
     entries = book(tmp_path)
-    runs = {(e["seed"], e["role"]): e["value"] for e in entries.of("run") if e["proposal"] == 1}
+    runs = {(e["seed"], e["role"]): e["value"] for e in entries.entries_of("run") if e["proposal"] == 1}
     seeds = sorted({seed for seed, _ in runs})
     d = [float(np.log(runs[s, "baseline"] / runs[s, "candidate"])) for s in seeds]
-    (verdict,) = entries.of("verdict")
+    (verdict,) = entries.entries_of("verdict")
     own = decide(d, np.log(1.01), 8, level_of("fwer", []))
-    assert verdict["decision"] == own.word.upper()
+    assert verdict["decision"] == own.outcome.upper()
     assert (verdict["mean"], verdict["p"], verdict["pairs"]) == (own.mean, own.p, len(d))
 
 
@@ -199,7 +201,7 @@ def test_a_changed_evaluator_is_refused(ask, calls, tmp_path):
 
 def test_a_spent_budget_is_undecided_and_goes_on(ask, calls, tmp_path, monkeypatch):
     whole = ask(*propose(1.95, base=2.0))[1]["contrasts"]
-    alone = [e["value"] for e in book(tmp_path).of("run")]
+    alone = [e["value"] for e in book(tmp_path).entries_of("run")]
     (tmp_path / "runs").rename(tmp_path / "kept")
     times = iter(range(10_000))
     monkeypatch.setattr("albert_ablate.referee.session.clock", lambda: next(times))
@@ -212,7 +214,7 @@ def test_a_spent_budget_is_undecided_and_goes_on(ask, calls, tmp_path, monkeypat
         assert answer["decision"] == "UNDECIDED"
     assert codes[-1] == 0 and len(codes) > 5
     assert answer["contrasts"] == whole
-    assert [e["value"] for e in book(tmp_path).of("run")] == alone
+    assert [e["value"] for e in book(tmp_path).entries_of("run")] == alone
 
 
 def test_a_crash_is_an_accident_that_is_tried_again(ask, calls, tmp_path, monkeypatch):
@@ -230,7 +232,7 @@ def test_a_crash_is_an_accident_that_is_tried_again(ask, calls, tmp_path, monkey
         code, answer, _ = ask(*propose(1.9))
         assert code == 2 and "The candidate failed with seed" in answer["sentence"]
         assert "out of memory" in answer["sentence"]
-    assert len(book(tmp_path).of("level")) == 1  # nothing was seen, so nothing of the budget is spent
+    assert len(book(tmp_path).entries_of("level")) == 1  # nothing was seen, so nothing of the budget is spent
     assert ask(*propose(1.9))[0] == 0
 
 
@@ -256,7 +258,7 @@ def test_an_accepted_change_is_confirmed_at_a_larger_scale(ask, calls, tmp_path)
     assert {c for c, _ in calls[-4:]} == {f"{train(1.95)} --layers 24", f"{train(1.9)} --layers 24"}
     assert answer["contrasts"][0]["level"] == 0.025
     again = ask(*propose(1.90), "--confirm", "--layers 24")
-    assert again[1]["recorded"] and len(book(tmp_path).of("level")) == 3
+    assert again[1]["recorded"] and len(book(tmp_path).entries_of("level")) == 3
     assert ask(*propose(1.85))[1]["contrasts"][0]["level"] == level_of("fwer", [True, True])
     code, _, said = ask(*propose(2.5), "--confirm", "--layers 24")
     assert code == 2 and "was not accepted here" in said
@@ -314,7 +316,7 @@ def test_thirty_proposals_of_which_twenty_do_nothing(ask, calls, tmp_path):
         loss = round(kept - 0.03, 6) if i in real else kept + 1e-7 * (i + 1)
         code, _, _ = ask(*propose(loss, base=2.0 if i == 0 else None), margin="0.4%")
         kept = loss if code == 0 else kept
-    verdicts = book(tmp_path).of("verdict")
+    verdicts = book(tmp_path).entries_of("verdict")
     assert [v["proposal"] - 1 for v in verdicts if v["decision"] == "ACCEPT"] == real
     assert len(verdicts) == 30
 
@@ -353,7 +355,7 @@ def test_pairs_follow_the_level_unless_they_are_named(ask, calls, tmp_path):
     ask(*propose(1.95, base=2.0))
     ask(*propose(1.9501))
     ask(*propose(1.9502))
-    assert [e["max_pairs"] for e in book(tmp_path).of("level")] == [
+    assert [e["max_pairs"] for e in book(tmp_path).entries_of("level")] == [
         12, 12, pairs_for(level_of("fwer", [True, False]))
     ]  # fmt: skip
 

@@ -202,7 +202,7 @@ def test_tables_agree_with_the_records(records):
     a, b = (found.arms[arm] for arm in found.names)
     d = study.differences(found, ["test_loss"]).set_index("seed")["d"]
     assert found.baseline == "norm=pre_ln"  # the default: norm=post_ln is the treatment
-    assert d[3] == pytest.approx(np.log(b[3].figure("test_loss") / a[3].figure("test_loss")))
+    assert d[3] == pytest.approx(np.log(b[3].summary_metric("test_loss") / a[3].summary_metric("test_loss")))
     row = study.compare(found, ["test_loss"]).iloc[0]
     assert row["mean"] == pytest.approx(d.mean()) and row["low"] < row["mean"] < row["high"]
     (verdict,) = study.judged(found, "test_loss", 0.005, N=4).values()

@@ -252,7 +252,7 @@ def test_a_classifying_run_has_losses_per_document(tmp_path):
     scores = {"macro_f1": 0.5, "probe_macro_f1": 0.4, "baseline_tfidf_macro_f1": 0.9}
     edit_record(folder, data={"task": "topic"}, **{f"summary__{name}": score for name, score in scores.items()})
     drawn = show.page(show.read_run(folder))
-    (figures,) = [dict(s.tables[0].rows.itertuples(index=False)) for s in drawn.sections if s.title == "All figures"]
+    (figures,) = [dict(s.tables[0].rows.itertuples(index=False)) for s in drawn.sections if s.title == "All metrics"]
     assert figures["macro-F1 of tf-idf and logistic regression"] == 0.9
     assert any("nats per document" in title for title in figures)
     assert not any("per token" in title or section.missing for title in figures for section in drawn.sections)

@@ -15,7 +15,7 @@ pytest.importorskip("vl_convert", reason="pip install 'albert_ablate[plot]'")
 
 
 def beside(one, other):
-    return two_runs.beside(show.read_run(one), show.read_run(other))
+    return two_runs.combine(show.read_run(one), show.read_run(other))
 
 
 def histories(folder, tokens, batches, validation):

@@ -65,7 +65,7 @@ def test_many_decisions_are_those_of_one_at_a_time(effect, margin, diverged):
     levels = np.where(np.arange(10) % 2, 0.035, 0.004)
     accepted, pairs = online.decide_many(d, margin, N, levels)
     for row, yes, n, level in zip(d, accepted, pairs, levels, strict=True):
-        steps = [online.decide(row[:k], margin, N, level).word for k in range(1, N + 1)]
+        steps = [online.decide(row[:k], margin, N, level).outcome for k in range(1, N + 1)]
         first = next(k for k, word in enumerate(steps, 1) if word != "undecided")
         assert (first, steps[first - 1] == "accept") == (n, yes)
 
@@ -81,15 +81,15 @@ def test_at_the_judges_level_a_decision_is_the_judges():
         own = online.decide(d[:n], 0.5, 12, 0.025)
         words.add(judged.verdict)
         if np.isfinite(d[:n]).all() and "out of reach" not in f"{judged.reason} {own.reason}".lower():
-            assert own.word == same.get(judged.verdict, judged.verdict)
+            assert own.outcome == same.get(judged.verdict, judged.verdict)
             assert (own.mean, own.low, own.high) == (judged.parts[0].mean, judged.parts[0].low, judged.parts[0].high)
     assert words >= {"supported", "refuted", "no effect", "undecided"}
 
 
 def test_a_candidate_that_diverges_more_is_not_accepted():
     d = [2.0, 2.1, 1.9, 2.2, 2.05, 1.95, 2.15, 1.85, 2.3, 2.4, 2.5, -np.inf]
-    assert online.decide(d[:11], 0.1, 12, 0.035).word == "accept"
-    assert online.decide([-np.inf, *d[:11]], 0.1, 12, 0.2).word == "reject"
+    assert online.decide(d[:11], 0.1, 12, 0.035).outcome == "accept"
+    assert online.decide([-np.inf, *d[:11]], 0.1, 12, 0.2).outcome == "reject"
 
 
 @pytest.mark.parametrize("level", [0.035, 0.0066])

@@ -16,7 +16,7 @@ from albert_ablate.records.keys import Keys
 from albert_ablate.studies.distributions import CONTINUOUS, QUANTIZED, Parameter
 from albert_ablate.studies.planned_runs import plan_random
 from albert_ablate.studies.status import arms
-from albert_ablate.studies.sweep_settings import asked, overrides_of, own_overrides, varied_labels
+from albert_ablate.studies.sweep_settings import overrides_of, own_overrides, run_overrides, varied_labels
 from albert_ablate.studies.sweepfile import ARGUMENTS, read_sweep, served_sweep
 from albert_ablate.studies.wandb_agent.agent import _setting
 from albert_ablate.training.main import without_lacking
@@ -446,6 +446,6 @@ def test_of_two_budgets_the_later_one_counts(tmp_path):
     file.write_text("program: run.py\nmethod: grid\nparameters: {budget.steps: {value: 40}, seed: {values: [0]}}\n")
     sweep = read_sweep(file)
     (setting,) = sweep.settings()
-    assert "budget.steps" in asked(sweep, setting) and "budget.tokens" not in asked(sweep, setting)
-    assert asked(sweep, setting, ["budget.tokens=320"])["budget.tokens"] == "budget.tokens=320"
-    assert "budget.steps" not in asked(sweep, setting, ["budget.tokens=320"])
+    assert "budget.steps" in run_overrides(sweep, setting) and "budget.tokens" not in run_overrides(sweep, setting)
+    assert run_overrides(sweep, setting, ["budget.tokens=320"])["budget.tokens"] == "budget.tokens=320"
+    assert "budget.steps" not in run_overrides(sweep, setting, ["budget.tokens=320"])

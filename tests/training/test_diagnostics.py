@@ -47,7 +47,7 @@ def seen(model, given, activation="gelu"):
     probe = Probe(model, activation)
     with probe.watching():
         model(given)
-    return probe.figures()
+    return probe.metrics()
 
 
 # --- the forward pass ------------------------------------------------------------------------------------------------
@@ -97,7 +97,7 @@ def test_figures_of_a_pass_are_what_their_definitions_give(more):
         probe = Probe(model, cfg["model"]["activation"])
         with probe.watching():
             assert torch.equal(model(given), plain)
-        found = probe.figures()
+        found = probe.metrics()
         assert torch.equal(model(given), plain) and not any("mix" in b.attention.__dict__ for b in model.stack)
     near = lambda x: pytest.approx(float(x), rel=1e-4, abs=1e-5)  # noqa: E731
     rms = lambda x: x.double().square().mean().sqrt()  # noqa: E731
@@ -208,7 +208,7 @@ def test_norms_changes_and_ratios_are_those_of_the_parameters():
         for _, p in named:
             p.mul_(0.9)
     weights.end()
-    found = weights.figures(0.0, 1.0)
+    found = weights.metrics(0.0, 1.0)
     for (layer, sublayer), figures in found.items():
         mine = [
             n for n in before if n.startswith((f"blocks.{layer}.{sublayer}.", f"blocks.{layer}.around_{sublayer}."))
@@ -241,7 +241,7 @@ def test_clipped_share_and_ratio_by_sublayer_are_recomputed(clip):
     names, weights = [n for n, _ in named], Weights(named, model.places())
     weights.begin()
     weights.gradients(dict(zip(names, each, strict=True)), dict(zip(names, after, strict=True)), rule)
-    for (layer, sublayer), figures in weights.figures(0.0, None).items():
+    for (layer, sublayer), figures in weights.metrics(0.0, None).items():
         mine = [
             n for n in before if n.startswith((f"blocks.{layer}.{sublayer}.", f"blocks.{layer}.around_{sublayer}."))
         ]

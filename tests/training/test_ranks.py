@@ -22,7 +22,7 @@ from albert_ablate.training import launch, rank_main
 from albert_ablate.training.checkpoint import load_checkpoint
 from albert_ablate.training.errors import RunFailed
 from albert_ablate.training.launch import is_first
-from albert_ablate.training.ranks import Ranks, is_rank, place
+from albert_ablate.training.ranks import Ranks, is_rank, rank_of_environment
 from albert_ablate.training.recorder import Recorder
 from albert_ablate.training.run import run
 
@@ -338,14 +338,14 @@ def test_slurm_and_torchrun_say_which_rank_this_is(monkeypatch):
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     monkeypatch.delenv("MASTER_PORT", raising=False)
     assert is_rank() and not is_first(cfg) and is_first(compose([]))
-    ranks = place(2, 2)
+    ranks = rank_of_environment(2, 2)
     assert (ranks.rank, ranks.local, ranks.size, ranks.node, ranks.first) == (3, 1, 4, 1, False)
     assert os.environ["MASTER_ADDR"] == "node07" and int(os.environ["MASTER_PORT"]) > 1024
     with pytest.raises(ConfigError, match="is 2, but SLURM's --ntasks is 4"):
-        place(2, 1)
+        rank_of_environment(2, 1)
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)  # torchrun within a SLURM job
-    assert place(2, 1).first and is_first(cfg)
+    assert rank_of_environment(2, 1).first and is_first(cfg)
 
 
 def test_strategies_are_lightnings_own():

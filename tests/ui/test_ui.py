@@ -12,8 +12,8 @@ from factories import edit_record, make_run
 
 from albert_ablate.cli import main
 from albert_ablate.report import report
-from albert_ablate.report.keeping import Kept
 from albert_ablate.report.material import gather
+from albert_ablate.report.section_cache import SectionCache
 from albert_ablate.studies.status import arms, read_states, share_done, time_left
 
 pytest.importorskip("altair", reason="pip install 'albert_ablate[ui]'")
@@ -39,7 +39,7 @@ def make_runs(folder):
 @contextmanager
 def serving(runs):
     pages = Pages(runs)
-    pages.kept.seconds = 1e9  # nothing waits
+    pages.cache.seconds = 1e9  # nothing waits
     with testclient.TestClient(server.application(pages), base_url=ADDRESS) as opened:
         opened.pages = pages
         yield opened
@@ -239,49 +239,49 @@ def test_a_status_section_says_states_progress_and_errors():
 
 
 def test_only_sections_of_another_state_are_made():
-    kept, made = Kept(seconds=1e9), []
+    kept, made = SectionCache(seconds=1e9), []
     for states in ({"a": 1, "b": 1}, {"a": 1, "b": 2}, {"a": 1, "b": 2}):
         wanted = {n: (s, lambda n=n, s=s: made.append(n) or f"{n}{s}") for n, s in states.items()}
-        found = kept.made(wanted, "blue")
+        found = kept.sections_of(wanted, "blue")
         assert found == {n: f"{n}{s}" for n, s in states.items()}
     assert made == ["a", "b", "b"]
-    kept.made(wanted, "red")
+    kept.sections_of(wanted, "red")
     assert made == ["a", "b", "b", "a", "b"]
 
 
 def test_sections_that_wait_are_the_first_of_the_next_making():
-    kept, made = Kept(seconds=-1.0), []  # no time: only what there is nothing of is made
+    kept, made = SectionCache(seconds=-1.0), []  # no time: only what there is nothing of is made
 
     def wanted(state):
         return {n: (state, lambda n=n: made.append(n) or f"{n}{state}") for n in "abc"}
 
-    assert kept.made(wanted(1), "") == {"a": "a1", "b": "b1", "c": "c1"} and kept.behind == []
-    assert kept.made(wanted(2), "") == {"a": "a1", "b": "b1", "c": "c1"} and kept.behind == ["a", "b", "c"]
+    assert kept.sections_of(wanted(1), "") == {"a": "a1", "b": "b1", "c": "c1"} and kept.behind == []
+    assert kept.sections_of(wanted(2), "") == {"a": "a1", "b": "b1", "c": "c1"} and kept.behind == ["a", "b", "c"]
     kept.behind, kept.seconds = ["b", "c", "a"], 1e9
     made.clear()
-    assert kept.made(wanted(3), "") == {"a": "a3", "b": "b3", "c": "c3"} and made == ["b", "c", "a"]
+    assert kept.sections_of(wanted(3), "") == {"a": "a3", "b": "b3", "c": "c3"} and made == ["b", "c", "a"]
 
 
 def test_a_part_is_kept_while_its_section_uses_it():
-    kept, made = Kept(), []
+    kept, made = SectionCache(), []
 
     def section():
         return kept.part("x", lambda: made.append(1) or "part")
 
     for state in range(3):
-        assert kept.made({"s": (state, section)}, "")["s"] == "part"
+        assert kept.sections_of({"s": (state, section)}, "")["s"] == "part"
     assert made == [1]
-    kept.made({"s": (3, lambda: "without")}, "")
-    kept.made({"s": (4, section)}, "")
+    kept.sections_of({"s": (3, lambda: "without")}, "")
+    kept.sections_of({"s": (4, section)}, "")
     assert made == [1, 1]
 
 
 def test_a_kept_report_is_the_same_as_a_new_one(runs):
-    kept = Kept(seconds=1e9)
-    report.make(runs, kept=kept)
+    kept = SectionCache(seconds=1e9)
+    report.make(runs, cache=kept)
     lost = next(runs.glob("*/seed1"))
     edit_record(lost, status="diverged", summary__val_loss=9.0, summary__divergence="stuck")
-    ours, theirs = report.make(runs, kept=kept), report.make(runs)
+    ours, theirs = report.make(runs, cache=kept), report.make(runs)
     assert ours.subtitle == theirs.subtitle and ours.arms == theirs.arms
     for one, other in zip(ours.sections, theirs.sections, strict=True):
         assert (one.title, one.text, one.missing) == (other.title, other.text, other.missing)

@@ -19,7 +19,7 @@ class RawRun:
     rows: Callable[[], Sequence[Mapping[str, Any]]]
 
 
-def whole(value: Any) -> int | None:
+def whole_number(value: Any) -> int | None:
     """Parse a cell as a whole number."""
     if isinstance(value, bool) or value is None:
         return None

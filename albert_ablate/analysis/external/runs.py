@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from albert_ablate.analysis.external import sources
-from albert_ablate.analysis.external.cells import RawRun, number, whole
+from albert_ablate.analysis.external.cells import RawRun, number, whole_number
 from albert_ablate.analysis.external.mapping import MAPPINGS, TABLES, Columns, read_mapping
 from albert_ablate.config import ConfigError, nearest
 from albert_ablate.config.errors import shown
@@ -95,7 +95,7 @@ def _who(raw: RawRun, columns: Columns) -> tuple[str, int]:
     if len(names) > 1:
         names = [f"{n.rpartition('.')[2]}={v}" for n, v in zip(columns.arm, names, strict=True)]
     value = column(raw, columns.seed, "seed", True)
-    seed = whole(value)
+    seed = whole_number(value)
     if seed is None:
         raise ConfigError(f"{raw.place}: the seed {shown(value)} is not a whole number.")
     return " ".join(names), seed
@@ -142,7 +142,7 @@ def _history(raw: RawRun, columns: Columns, name: str) -> pa.Table:
     wanted = metric_columns(raw, columns)
     out: list[dict[str, Any]] = []
     for row in rows:
-        step = whole(row.get(columns.step))
+        step = whole_number(row.get(columns.step))
         tokens = number(row.get(columns.tokens))
         if tokens is None and step is not None and columns.tokens_per_step:
             tokens = step * columns.tokens_per_step

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from albert_ablate.analysis.external.cells import RawRun, number, whole
+from albert_ablate.analysis.external.cells import RawRun, number, whole_number
 from albert_ablate.analysis.external.mapping import TABLES, Columns
 from albert_ablate.config import ConfigError
 from albert_ablate.config.dotted import dotted
@@ -75,12 +75,12 @@ def _table_runs(file: Path, columns: Columns) -> Iterator[RawRun]:
     axis = next((c for c in (columns.step, columns.tokens) if c in names), None)
     for line, row in rows:
         seed = row.get(columns.seed)
-        if whole(seed) is None:
+        if whole_number(seed) is None:
             raise ConfigError(f"{file}, line {line}: the seed {seed!r} is not a whole number.")
         for name in (columns.metrics or {}).values():
             if not _is_empty(row.get(name)) and number(row[name]) is None:
                 raise ConfigError(f"{file}, line {line}: {name} must be a number or diverged, got {row[name]!r}.")
-        groups.setdefault((*(str(row.get(a)) for a in columns.arm), whole(seed)), []).append((line, row))
+        groups.setdefault((*(str(row.get(a)) for a in columns.arm), whole_number(seed)), []).append((line, row))
     for run_name, lines in groups.items():
         named = f"{' '.join(map(str, run_name[:-1]))}, seed {run_name[-1]}"
         if axis is None and len(lines) > 1:

@@ -2,7 +2,7 @@
 
 from albert_ablate.analysis.numbers import human
 from albert_ablate.report import charts_arms
-from albert_ablate.report.material import FIGURES, Material, extremes, relative_spread
+from albert_ablate.report.material import COLUMN_TITLES, Material, extremes, relative_spread
 from albert_ablate.report.page import Figure, Section, Table
 from albert_ablate.report.sections.leaderboard import SAME_COST
 
@@ -21,7 +21,7 @@ def cost_section(m: Material) -> Section:
             section.figures.append(Figure("Loss over training FLOPs", drawn, note, data=extremes(means_, "loss")))
     elif "flops" in rows and rows["flops"].notna().any():
         section.text.append(f"All finished runs cost the same: {human(rows['flops'].mean(), 3)} training FLOPs.")
-    titles = {k: v for k, v in FIGURES.items() if v and k in rows and rows[k].notna().any()}
+    titles = {k: v for k, v in COLUMN_TITLES.items() if v and k in rows and rows[k].notna().any()}
     if titles:
         numbers = rows[[*titles]].assign(arm=rows["name"])
         table = numbers.groupby("arm").mean().rename(columns=titles)

@@ -34,7 +34,7 @@ def _maps(m: Material, arms: Sequence[str], columns: int) -> dict[str, tuple[Any
     changed since the last time."""
     rows = {arm: m.rows[m.rows["name"] == arm].head(MAPPED_SEEDS) for arm in arms}
     states = {arm: ("maps", columns, *own["folder"], *map(m.stamps.get, own["folder"])) for arm, own in rows.items()}
-    new = [rows[arm] for arm in arms if not m.kept.has(states[arm])]
+    new = [rows[arm] for arm in arms if not m.cache.has(states[arm])]
     read: dict[str, list[dict[str, pd.DataFrame]]] = {}
     if new:
         table = pd.concat(new)
@@ -45,7 +45,7 @@ def _maps(m: Material, arms: Sequence[str], columns: int) -> dict[str, tuple[Any
         each = {q: [maps[q] for maps in read.get(arm, ()) if q in maps] for q in MAPPED}
         return {q: _median(found) for q, found in each.items() if found}
 
-    return {arm: (states[arm], m.kept.part(states[arm], partial(medians, arm))) for arm in arms}
+    return {arm: (states[arm], m.cache.part(states[arm], partial(medians, arm))) for arm in arms}
 
 
 def _rounded(domain: Sequence[float]) -> list[float]:
@@ -94,7 +94,9 @@ def depth_section(m: Material) -> Section:
         name = f"{title}, by block at the end"
         section.figures.append(Figure(name, profile, "Median over up to five seeds.", group=title, wide=True))
         section.figures += [
-            m.kept.part(("map", arm, quantity, *domain, states[arm]), partial(_figure, arm, c, quantity, title, domain))
+            m.cache.part(
+                ("map", arm, quantity, *domain, states[arm]), partial(_figure, arm, c, quantity, title, domain)
+            )
             for arm, c in cells[quantity].items()
         ]
     if section.figures:
