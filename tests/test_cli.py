@@ -163,6 +163,11 @@ def test_one_bad_seed_does_not_stop_the_others(command, tiny, tmp_path):
     ]
 
 
+def test_a_grid_may_be_asked_for_by_hydras_mode(command):
+    code, _, err = command("hydra.mode=MULTIRUN", "seed=abc,-1")
+    assert code == 2 and "seed=abc is not allowed" in err and "seed=-1 is not allowed" in err
+
+
 def test_a_done_run_is_found_and_a_forced_one_compared(command, tiny, monkeypatch):
     code, first, _ = command(*tiny)
     assert code == 0 and "validation loss" in first

@@ -148,7 +148,7 @@ def _compose_and_run(train: Train, arguments: list[str], debug: bool, scratch: s
 
     before, sys.argv = sys.argv, [sys.argv[0], *given]
     try:
-        with _masked_output(arguments):
+        with _masked_output(arguments), _composed_once(arguments):
             task()
     except KeyboardInterrupt:
         if not codes or not codes[-1]:
@@ -176,6 +176,20 @@ def _masked_output(arguments: list[str]) -> Iterator[None]:
             yield
     finally:
         print(masked(shown.getvalue()), end="")
+
+
+@contextlib.contextmanager
+def _composed_once(arguments: list[str]) -> Iterator[None]:
+    """Hydra composes a job twice, the first time for `hydra.mode` alone: not where nothing can set that."""
+    from hydra._internal.hydra import Hydra
+
+    before = Hydra.get_mode
+    if not any("hydra" in a for a in arguments):
+        Hydra.get_mode = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Hydra.get_mode = before  # type: ignore[method-assign]
 
 
 def _given(arguments: list[str], scratch: str) -> list[str]:
