@@ -201,8 +201,9 @@ def test_a_grid_from_the_shell_trains_every_arm_and_seed(tiny, tmp_path):
     here, scratch = tmp_path / "cwd", tmp_path / "tmp"
     here.mkdir()
     scratch.mkdir()
+    given = [*(o for o in tiny if not o.startswith("budget")), "budget.tokens=128"]
     done = subprocess.run(
-        [sys.executable, str(RUN), "-m", "norm=pre_ln,post_ln", "seed=0,1", *tiny],
+        [sys.executable, str(RUN), "-m", "norm=pre_ln,post_ln", "seed=0,1", *given],
         cwd=here,
         env={**os.environ, "TMPDIR": str(scratch), "OMP_NUM_THREADS": "1"},
         capture_output=True,

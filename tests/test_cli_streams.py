@@ -83,7 +83,7 @@ def test_json_in_a_pipe_is_one_document(command, schema, call):
 @pytest.mark.process
 def test_a_sweep_in_a_pipe_prints_its_lines_alone(tmp_path):
     text = write_text(tmp_path / "words.txt")
-    given = [o for o in arguments(text, tmp_path, "budget.tokens=1024") if not o.startswith("paths.runs")]
+    given = [o for o in arguments(text, tmp_path, "budget.tokens=256") if not o.startswith("paths.runs")]
     (tmp_path / "study.yaml").write_text("method: grid\nparameters:\n  seed: {values: [0, 1]}\n")
     command = [sys.executable, "-m", "albert_ablate", "sweep", "study.yaml", "--runs", "runs", "--workers", "1", *given]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

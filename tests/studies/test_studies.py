@@ -38,7 +38,7 @@ def text(tmp_path_factory):
 @pytest.fixture(scope="module")
 def given(text):
     """Overrides of every run of a study. What each forked sweep would do anew is done here."""
-    asked = arguments(text, text.parent, "budget.tokens=2048", "checkpoint.seconds=1000")
+    asked = arguments(text, text.parent, "budget.tokens=1536", "checkpoint.seconds=1000")
     given = [o for o in asked if not o.startswith("paths.runs")]
     Plugins.instance()
     for norm in ("pre_ln", "post_ln"):
@@ -85,7 +85,7 @@ def test_a_sweep_trains_what_is_missing_and_nothing_else(text, given, tmp_path, 
     assert "4 of 4 runs are done, 0 failed" in said and "norm=pre_ln seed=0: " in said
     first = {f: (f / "record.json").stat().st_mtime_ns for f in folders(tmp_path)}
     assert len(first) == 4 and len({f.parent for f in first}) == 2
-    cfg = nano(text, tmp_path / "alone", "budget.tokens=2048", "norm=post_ln", "seed=1")
+    cfg = nano(text, tmp_path / "alone", "budget.tokens=1536", "norm=post_ln", "seed=1")
     alone = forked(lambda: run(cfg))
     twin = tmp_path / "runs" / Path(alone["folder"]).relative_to(tmp_path / "alone")
     assert outcome(twin) == outcome(alone["folder"])  # the run that run.py makes, and where it puts it
@@ -189,7 +189,7 @@ def test_a_full_disk_is_a_sentence_and_the_sweep_goes_on(text, given, tmp_path, 
     assert "The sweep cannot continue: " in said.err and "No space left on device" in said.err, said
     assert "Traceback" not in said.err
     assert sweep(tmp_path, file, BASIC, *given) == 0
-    cfg = nano(text, tmp_path / "alone", "budget.tokens=2048", "norm=pre_ln", "seed=0")
+    cfg = nano(text, tmp_path / "alone", "budget.tokens=1536", "norm=pre_ln", "seed=0")
     alone = forked(lambda: run(cfg))
     assert outcome(tmp_path / "runs" / Path(alone["folder"]).relative_to(tmp_path / "alone")) == outcome(
         alone["folder"]
@@ -223,7 +223,7 @@ def test_a_stopped_sweep_goes_on_where_it_was(text, given, tmp_path):
 @pytest.mark.process
 def test_a_run_that_another_process_trains_is_left_to_it(text, given, tmp_path, capfd):
     file = sweep_file(tmp_path, seeds="0", norms="pre_ln")
-    cfg = nano(text, tmp_path / "runs", "budget.tokens=2048", "norm=pre_ln", "trainer.threads=1")
+    cfg = nano(text, tmp_path / "runs", "budget.tokens=1536", "norm=pre_ln", "trainer.threads=1")
 
     def slow():
         from albert_ablate.training.recorder import Recorder
@@ -232,7 +232,7 @@ def test_a_run_that_another_process_trains_is_left_to_it(text, given, tmp_path, 
 
         def on_train_batch_end(self, *args):
             end(self, *args)
-            time.sleep(0.15)
+            time.sleep(0.1)
 
         Recorder.on_train_batch_end = on_train_batch_end
         return run(cfg)
@@ -345,7 +345,7 @@ def test_a_worker_whose_command_was_killed_ends_with_its_run(monkeypatch):
 def test_the_table_shows_every_run_of_the_file(text, given, tmp_path, capfd):
     file = sweep_file(tmp_path)
     runs = tmp_path / "runs"
-    cfg = nano(text, runs, "budget.tokens=2048", "norm=pre_ln", "seed=1")
+    cfg = nano(text, runs, "budget.tokens=1536", "norm=pre_ln", "seed=1")
     forked(lambda: run(cfg))
     settings = read_sweep(file)
     jobs = [{"overrides": [*given, "norm=post_ln"]}, {"overrides": ["norm=post"]}]
@@ -363,7 +363,7 @@ def test_the_table_shows_every_run_of_the_file(text, given, tmp_path, capfd):
     assert {(r["arm"], r["seed"], r["folder"]) for r in listed["runs"] if r["folder"]} == {
         ("norm=pre_ln", 1, str(folders(tmp_path)[0]))
     }
-    assert main(["status", str(runs), *given, "budget.tokens=2_048", "model.tied=false", "--sweep", str(file)]) == 0
+    assert main(["status", str(runs), *given, "budget.tokens=1_536", "model.tied=false", "--sweep", str(file)]) == 0
     assert "4 runs: 1 " in capfd.readouterr().out  # of one key given twice the last counts, and false is the default
     assert main(["status", str(runs), "--sweep", str(file)]) == 0
     said = capfd.readouterr()
