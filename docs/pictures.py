@@ -37,6 +37,16 @@ arms:
 regimes:
   nano: {text: at 4 layers of width 32, overrides: [model=nano, budget.tokens=30_000, data.train_size=20_000]}
 claims:
+  - name: dropout_with_post_ln
+    statement: Dropout lowers the test loss of Post-LN.
+    parts: [{treatment: post_dropout, control: post, measure: test_loss}]
+    tuned: []
+    screen: {regime: nano, N: 8}
+  - name: dropout_narrows_the_gap
+    statement: Dropout narrows the gap between training and validation loss.
+    parts: [{treatment: dropout, control: pre, measure: gap, margin: 0.01}]
+    tuned: []
+    screen: {regime: nano, N: 8}
   - name: rezero_trains_better
     statement: ReZero reaches a lower test loss than Pre-LN.
     parts: [{treatment: rezero, control: pre, measure: test_loss}]
@@ -47,19 +57,9 @@ claims:
     parts: [{treatment: post, control: pre, measure: test_loss}]
     tuned: []
     screen: {regime: nano, N: 8}
-  - name: dropout_narrows_the_gap
-    statement: Dropout narrows the gap between training and validation loss.
-    parts: [{treatment: dropout, control: pre, measure: gap, margin: 0.01}]
-    tuned: []
-    screen: {regime: nano, N: 8}
   - name: dropout_with_rezero
     statement: Dropout lowers the test loss of ReZero.
     parts: [{treatment: both, control: rezero, measure: test_loss}]
-    tuned: []
-    screen: {regime: nano, N: 8}
-  - name: dropout_with_post_ln
-    statement: Dropout lowers the test loss of Post-LN.
-    parts: [{treatment: post_dropout, control: post, measure: test_loss}]
     tuned: []
     screen: {regime: nano, N: 8}
 """,
@@ -69,9 +69,9 @@ method: grid
 metric: {name: val_loss, goal: minimize}
 parameters:
   model: {value: nano}
-  budget.tokens: {value: 10_000}
+  budget.tokens: {value: 20_000}
   norm: {values: [pre_ln, rezero]}
-  seed: {values: [0, 1]}
+  seed: {values: [0, 1, 2, 3]}
 """,
     "search.yaml": """\
 program: run.py
@@ -90,7 +90,9 @@ parameters:
 }
 COMMANDS = """
 albert-ablate judge claims.yaml --run
-albert-ablate tune study.yaml
+albert-ablate tune study.yaml --runs tuned
+albert-ablate sweep study.yaml --runs tuned
+albert-ablate report tuned -o tuned.html
 albert-ablate evaluate runs corruption units
 albert-ablate report runs -o report.html
 albert-ablate sweep search.yaml --runs search
@@ -150,7 +152,7 @@ def main(folder: Path) -> None:
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": WIDTH, "height": 800})
-        for name in ("report", "search", "one", "two"):
+        for name in ("report", "tuned", "search", "one", "two"):
             draw(page, folder / f"{name}.html", done)
         browser.close()
     if missing := wanted() - done:

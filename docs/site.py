@@ -105,7 +105,7 @@ def schedules() -> str:
 
 
 def relinked(text: str, source: str) -> str:
-    """The text of a file of the repository with its links as they are on the site."""
+    """The text of a file of the repository as it is on the site: its links, and outputs with a class for extra.css."""
 
     def link(match: re.Match) -> str:
         target, _, anchor = match[1].partition("#")
@@ -117,6 +117,7 @@ def relinked(text: str, source: str) -> str:
             place = place.replace(folder, there)
         return f"]({place}{'#' + anchor if anchor else ''})"
 
+    text = re.sub(r"^```text$", "``` { .text .printed }", text, flags=re.MULTILINE)
     return re.sub(r"\]\(([^)\s]+)\)", link, text)
 
 
