@@ -77,9 +77,17 @@ def losses(runs: Path) -> str:
 
 def resume(runs: Path, *further: str) -> str:
     """Killed by SIGKILL after a commit and begun again: the weights of a run that was left alone."""
-    more = ("trainer.deterministic=true", "dropout=uniform", *further, "checkpoint.seconds=0", "budget.tokens=60_000")
+    more = ("trainer.deterministic=true", "dropout=uniform", *further, "budget.tokens=40_000")
     whole = trained(runs / "whole", *more)
-    command = [sys.executable, "run.py", *NANO, f"trainer={DEVICE}", *more, f"paths.runs={runs / 'killed'}"]
+    command = [
+        sys.executable,
+        "run.py",
+        *NANO,
+        f"trainer={DEVICE}",
+        *more,
+        f"paths.runs={runs / 'killed'}",
+        "checkpoint.seconds=0",
+    ]
     environment = {**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     commits = set[int]()  # the first is of step 0, later ones follow each step
