@@ -367,6 +367,7 @@ def test_diagnostics_leave_losses_and_weights_bit_for_bit(arm, text, tmp_path):
 
 @pytest.mark.process
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # of torch's compiler, about its own tensors
 def test_measuring_compiled_blocks_leaves_training_the_same(text, tmp_path):
     compiled = [*SHORT, "trainer.compile=true", "norm_type=batch_norm", "dropout=uniform", "attention.qk_clip=0.5"]
     off, on, plain = (
