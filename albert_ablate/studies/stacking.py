@@ -42,6 +42,7 @@ def alone_because(cfg: Config) -> str | None:
         "trainer.threads other than 1, where how a step rounds depends on its size": trainer.threads != 1,
         f"trainer.precision={trainer.precision}": trainer.precision != "32-true",
         "trainer.compile=true": trainer.compile,
+        "trainer.graph=true": trainer.graph is True,
         "force=true": cfg.force,
         f"micro-batches whose tokens are no multiple of {VECTOR}": data.batch
         // data.accumulate

@@ -329,6 +329,7 @@ def test_recomputation_lowers_the_peak_memory():
     assert peak[1] < 0.75 * peak[0], peak
 
 
+@pytest.mark.process
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # of torch's compiler, about its own tensors
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [[], DROPPED, ["attention.softcap=2", "model.gated=true", *DROPPED]])

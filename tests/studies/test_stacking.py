@@ -78,6 +78,7 @@ def alone(given, tmp_path_factory):
         (["trainer.threads=2"], "trainer.threads other than 1"),
         (["trainer.precision=bf16-mixed"], "trainer.precision=bf16-mixed"),
         (["trainer.compile=true"], "trainer.compile=true"),
+        (["trainer=auto", "trainer.graph=true", "trainer.threads=1"], "trainer.graph=true"),
         (["trainer.devices=2", "trainer.strategy=ddp"], "more than one device"),
         (["force=true"], "force=true"),
         (["data.batch=3", "model.context=50"], "multiple of 64"),
