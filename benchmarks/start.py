@@ -1,10 +1,12 @@
 """What a command costs beside its work, in processor time.
 
-    python benchmarks/start.py [judge|cold] [--repeat 3]
+    python benchmarks/start.py [judge|plan|cold|next] [--repeat 3]
 
 judge: the ledger of sweeps/claims.yaml over some 400 finished runs that it makes, the first time (no RUNS/.keys) and
-again. cold: `run` of one step of `nano` beside importing Lightning, alternating; whole, and until training begins (no
-step and no evaluation). Medians of --repeat; user and system time of each process and its children.
+again. plan: a grid of 5,000 runs, checked and priced (sweep --dry-run). cold: `run` of one step of `nano` beside
+importing Lightning, alternating; whole, and until training begins (no step and no evaluation), where the exit is not
+counted. next: the next run in a process that has trained: all before its first step and after its last, without
+evaluations. Medians of --repeat; user and system time of each process and its children.
 """
 
 import argparse
@@ -185,19 +187,69 @@ def cold(folder: Path, repeat: int) -> None:
         print(f"{name}: {_said(spent)}, {ratio:.2f} times importing Lightning")
 
 
+NEXT = """
+import os, sys, time
+import albert_ablate
+from albert_ablate.studies.jobs import import_training
+from albert_ablate.training.language_recorder import LanguageRecorder as Recorder
+from albert_ablate.training.run import run
+import_training(freeze=True)
+clocks, marks = lambda: (time.process_time(), time.perf_counter()), {}
+def marked(name):
+    method = getattr(Recorder, name)
+    def wrapped(self, *given, **named):
+        marks[name, "begin"] = clocks()
+        result = method(self, *given, **named)
+        marks[name, "end"] = clocks()
+        return result
+    setattr(Recorder, name, wrapped)
+for name in ("on_train_start", "on_train_end", "measure_end"):
+    marked(name)
+for seed in range(int(sys.argv[1]) + 1):
+    begin = clocks()
+    run(albert_ablate.compose([*sys.argv[2:], f"seed={seed}"]))
+    end, at = clocks(), marks
+    for i in range(2) if seed else ():
+        before = at["on_train_start", "end"][i] - begin[i]
+        after = end[i] - at["on_train_end", "begin"][i]
+        print(before + after - at["measure_end", "end"][i] + at["measure_end", "begin"][i])
+"""
+
+
+def next_run(folder: Path, repeat: int) -> None:
+    run = [*NANO, "budget.tokens=10_240", "evaluation.every=10_240", f"paths.runs={folder / 'next'}"]
+    command = [sys.executable, "-c", NEXT, str(3 * repeat), *run]
+    done = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True, check=True)
+    found = [float(line) for line in done.stdout.splitlines() if line[:1].isdigit()]
+    print(f"the next run in one process: {_said(found[::2])}; {statistics.median(found[1::2]):.2f} s on the clock")
+
+
+def plan(folder: Path, repeat: int) -> None:
+    file = folder / "grid.yaml"
+    file.write_text(
+        "method: grid\nparameters:\n  norm: {values: [pre_ln, post_ln, rezero, deepnorm, none]}\n"
+        "  dropout: {values: [none, uniform]}\n  clip: {values: [none, norm, agc, zclip, adagc]}\n"
+        f"  optimizer.lr: {{values: [0.001, 0.003, 0.01, 0.03]}}\n  seed: {{values: {list(range(25))}}}\n"
+        f"command: {json.dumps(['python', 'run.py', 'model=nano', '${args_no_hyphens}'])}\n"
+    )
+    command = [*CLI, "sweep", str(file), "--dry-run", "--runs"]
+    spent = [cpu([*command, str(folder / f"planned{i}")]) for i in range(repeat)]
+    print(f"a grid of 5,000 runs (200 arms): {_said(spent)}")
+
+
 def _said(seconds: list[float]) -> str:
     return f"{statistics.median(seconds):.2f} s of CPU ({min(seconds):.2f} to {max(seconds):.2f})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", nargs="*", default=["judge", "cold"])
+    parser.add_argument("what", nargs="*", default=["judge", "plan", "cold", "next"])
     parser.add_argument("--repeat", type=int, default=3)
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp())
     try:
         for what in given.what:
-            {"judge": judge, "cold": cold}[what](folder, given.repeat)
+            {"judge": judge, "plan": plan, "cold": cold, "next": next_run}[what](folder, given.repeat)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
