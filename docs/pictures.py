@@ -117,12 +117,15 @@ def wanted() -> set[str]:
 
 def draw(page: Page, report: Path, done: set[str]) -> None:
     """Save what docs/report.md shows of a report and no page before it had."""
+    page.set_viewport_size({"width": WIDTH, "height": 800})
     page.goto(report.resolve().as_uri())
     if report.stem == "report":  # the picture of README.md
         page.set_viewport_size({"width": 1200, "height": 800})
         page.wait_for_timeout(1500)
         page.screenshot(path=IMAGES / "report.png")
         page.set_viewport_size({"width": WIDTH, "height": 800})
+    if report.stem == "search":  # whose chart has many axes
+        page.set_viewport_size({"width": 1200, "height": 800})
     if page.locator("article.card").count():  # as it is before its details are unfolded
         page.locator("article.card").first.screenshot(path=IMAGES / "verdict.png")
         done.add("verdict")
@@ -152,7 +155,7 @@ def main(folder: Path) -> None:
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": WIDTH, "height": 800})
-        for name in ("report", "tuned", "search", "one", "two"):
+        for name in ("report", "search", "tuned", "one", "two"):
             draw(page, folder / f"{name}.html", done)
         browser.close()
     if missing := wanted() - done:
