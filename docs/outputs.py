@@ -28,7 +28,8 @@ UNIT = r"(?:ms|s|min|h|days?|hours?|minutes?|seconds?)"
 VARYING = [  # what differs from run to run or from machine to machine, and what stands for it in a comparison
     (TABLE_VALUES, r"\1NUMBER"),
     (r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d)?)?", "DATE"),
-    (rf"(?:\d[\d.,]*(?:e[+-]?\d+)? ?{UNIT}\b ?)+", "TIME "),
+    (r"(?m)^(  (?:screen|full) .*?) +[\d.,?]+$", r"\1 HOURS"),  # of the table of judge --dry-run
+    (rf"(?:(?:\d[\d.]* / )*\d[\d.,]*(?:e[+-]?\d+)? ?{UNIT}\b ?)+", "TIME "),
     (r"[\d.,]+(e[+-]?\d+)? ?[kMG]?( tokens| tok|FLOPs?)/s", "SPEED"),
     (r"\d+\.\d+\.\d+", "VERSION"),
 ]

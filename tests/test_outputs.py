@@ -52,6 +52,9 @@ def test_an_output_differs_where_a_line_does():
         "- loss 2.9724 after TIME",
         "+ loss 2.9725 after TIME",
     ]
+    assert outputs.differences("loss 2.9725, 3 s\n", "loss 2.9724, 3 s\n")
+    table = "  screen  68  26  {}\n    expected: 49 / 44 runs, {} / {} hours at {} FLOPs/s\n"
+    assert not outputs.differences(table.format("0.8", "0.59", "0.58", "2.1e+08"), table.format("?", 1, 2, "9e+09"))
     assert outputs.differences(page + "one more\n", page) == ["+ one more"]
 
 
