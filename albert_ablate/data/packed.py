@@ -25,6 +25,7 @@ import numpy as np
 from albert_ablate.config import ConfigError
 from albert_ablate.data.corpora import SPLITS, Corpus
 from albert_ablate.data.tokenizers import Bytes
+from albert_ablate.records.atomic import flush_to_disk
 from albert_ablate.records.cache import cache_folder as cache_folder  # by which components find it here
 from albert_ablate.streams import digest, stream_seed
 
@@ -214,10 +215,10 @@ def _keep(arrays: Mapping[str, np.ndarray], codec: Any, facts: Mapping[str, Any]
         (scratch / "facts.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
         folder.mkdir(exist_ok=True)
         for file in [*files, "facts.json"]:  # last: it says that the rest is there
-            _sync(scratch / file)
+            flush_to_disk(scratch / file)
             os.replace(scratch / file, folder / file)
-    _sync(folder)
-    _sync(folder.parent)
+    flush_to_disk(folder)
+    flush_to_disk(folder.parent)
 
 
 def _seal(facts: Any, files: Any, folder: Path) -> str:
@@ -228,15 +229,6 @@ def _seal(facts: Any, files: Any, folder: Path) -> str:
 def _digest_of(file: Path) -> str:
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return blake2b(content, digest_size=16).hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk before going on."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def unigram_loss(train: np.ndarray, held_out: np.ndarray, vocabulary: int) -> float:

@@ -26,7 +26,7 @@ def replace_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)  # a full disk shows at a write, which knows no name
         raise
-    _sync_folder(path.parent)
+    flush_to_disk(path.parent)
 
 
 def open_own(path: Path) -> int:
@@ -34,9 +34,10 @@ def open_own(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
 
 
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk (fsync)."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(fd)
+        os.fsync(descriptor)
     finally:
-        os.close(fd)
+        os.close(descriptor)

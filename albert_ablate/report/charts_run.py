@@ -146,15 +146,7 @@ def heat_map(
 
     low, high, log = color_scale(domain or color_range(cells["value"]), quantity)
     scale = alt.Scale(type="log" if log else "linear", domain=[low, high], scheme="viridis", nice=False)
-    gradient = alt.Legend(
-        type="gradient",
-        title=None,
-        orient="right",
-        gradientLength=170,
-        gradientThickness=10,
-        labelExpr=SIZE,
-        values=round_values(low, high, log),
-    )
+    gradient = gradient_legend(round_values(low, high, log), SIZE)
     # within the scale: a logarithm of 0 is not a color, and the largest logit may even be negative
     cells = cells.assign(shade=cells["value"].clip(low, high))
     map_ = shaded(cells, alt.Color("shade:Q", scale=scale, legend=gradient if legend else None), depth, until)
@@ -166,6 +158,14 @@ def heat_map(
         alt.Chart(mark).mark_rule(style="warning", strokeWidth=2, strokeDash=[4, 2]).encode(x="tokens:Q"),
         view=alt.ViewBackground(style="map"),
     )
+
+
+def gradient_legend(values: Sequence[float], labels: str):
+    """Legend of a heat map: its colors in a bar beside it. values: that are labelled; labels: Vega expression."""
+    import altair as alt
+
+    bar = {"type": "gradient", "orient": "right", "gradientLength": 170, "gradientThickness": 10}
+    return alt.Legend(title=None, values=list(values), labelExpr=labels, **bar)
 
 
 def shaded(cells: pd.DataFrame, color: Any, depth: int | None = None, until: float | None = None):

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from albert_ablate.analysis.numbers import TIP
-from albert_ablate.report.charts_run import shaded
+from albert_ablate.report.charts_run import gradient_legend, shaded
 from albert_ablate.report.style import arm_color, log_axis, loss_range, nearest_point, text_tip, tip, tokens_axis
 
 
@@ -77,17 +77,8 @@ def change_map(cells: pd.DataFrame, what: str, depth: int, until: float):
     size = np.abs(np.log(cells["value"])) if what == "ratio" else np.abs(cells["value"])
     reach = max(float(np.quantile(size, 0.98)), 1e-6 if what == "difference" else math.log(1.05))
     shade = (np.log(cells["value"]) if what == "ratio" else cells["value"]).clip(-reach, reach)
-    said = [-reach, -reach / 2, 0.0, reach / 2, reach]
-    words = "format(exp(datum.value), '.3~g')" if what == "ratio" else "format(datum.value, '.2~g')"
+    values = [-reach, -reach / 2, 0.0, reach / 2, reach]
+    labels = "format(exp(datum.value), '.3~g')" if what == "ratio" else "format(datum.value, '.2~g')"
     colors = alt.Scale(domain=[-reach, 0, reach], range=["#4a8fd0", "#f7f7f7", "#e5803c"], interpolate="rgb")
-    legend = alt.Legend(
-        type="gradient",
-        title=None,
-        orient="right",
-        gradientLength=170,
-        gradientThickness=10,
-        values=said,
-        labelExpr=words,
-    )
-    color = alt.Color("shade:Q", scale=colors, legend=legend)
+    color = alt.Color("shade:Q", scale=colors, legend=gradient_legend(values, labels))
     return shaded(cells.assign(shade=shade), color, depth, until).properties(view=alt.ViewBackground(style="map"))
