@@ -78,7 +78,7 @@ def _nominal(level: float, N: int, moderated: bool) -> float:
     if not 0 < level < 1:
         raise ValueError(f"A level lies between 0 and 1, got {level}.")
     low, high = log(level / N), log(level)
-    for _ in range(60):
+    for _ in range(60):  # halvings: more than a float's 53 bits, so the root is exact
         middle = (low + high) / 2
         low, high = (low, middle) if overall(exp(middle), N, test) > level else (middle, high)
     return exp(low)
@@ -93,6 +93,7 @@ def signed_rank(d):
     doubled = doubled_ranks(d).reshape(-1, d.shape[-1])
     won = np.where(d.reshape(doubled.shape) > 0, doubled, 0).sum(-1)
     lost = doubled.sum(-1) - won
+    # the null distribution depends on the ranks alone: rows of many simulated studies share a few of them
     laws, which = np.unique(np.sort(doubled, axis=-1), axis=0, return_inverse=True)
     p = np.ones(len(doubled))
     for i, law in enumerate(laws):
@@ -124,10 +125,10 @@ def p_effect(d, discrete: bool = False, test: Test = PLAIN):
     """
     d = _differences(d)
     by_rank = _by_rank(d, discrete)
-    finite = np.where(by_rank[..., None], 0.0, d)
+    finite = np.where(by_rank[..., None], 0.0, d)  # so that the t test of all rows at once meets no inf; replaced below
     mean, se = mean_and_error(finite, test)
     p = np.array(t_tail(mean, se, d.shape[-1] - 1 + test.freedom))
-    if test.corrected:
+    if test.corrected:  # both tests must reject: the larger p
         p = np.maximum(p, test.corrected(finite))
     if by_rank.any():
         p[by_rank] = np.minimum(signed_rank(d[by_rank]), fisher(d[by_rank]))
@@ -186,9 +187,10 @@ def sequential(d, margin: float, N: int = PAIRS, null: float = 0.0, discrete: bo
         none = np.ones(d.shape[:-1])
         return Sequential(none[()], none[()], (0 * none)[()])
     p = np.stack([p_effect(x - null, discrete, test) for x in looks], -1)
-    best = p.argmin(-1)[..., None]
+    best = p.argmin(-1)[..., None]  # the look with the smallest p also gives the direction, so that both agree
     direction = np.take_along_axis(np.stack([sign(x - null) for x in looks], -1), best, -1)[..., 0][()]
     inside = np.minimum.reduce([p_inside(x, margin, test) for x in looks]) if null >= 0 else np.ones(d.shape[:-1])
+    # p_inside is twice a one-sided p, the scale of `overall`; of the two one-sided tests only one can err: half
     return Sequential(overall(p.min(-1), N, test), overall(inside, N, test) / 2, direction)
 
 
@@ -204,12 +206,12 @@ def holm(p: Sequence[float], m: int, alpha: float = ALPHA) -> tuple[list[bool], 
     if bad := [x for x in p if not 0 <= x <= 1]:
         raise ValueError(f"Holm needs a p-value for every claim judged, got {bad[0]}.")
     rejected, levels, count = [False] * len(p), [alpha / m] * len(p), 0
-    order = np.argsort(p, kind="stable")
+    order = np.argsort(p, kind="stable")  # claims with equal p keep their order in the file
     for j in order:
         if p[j] > alpha / (m - count):
             break
         rejected[j], levels[j], count = True, alpha / (m - count), count + 1
-    for j in order[count:]:
+    for j in order[count:]:  # all that remain are held to the level at which the first one failed
         levels[j] = alpha / (m - count)
     return rejected, levels
 
@@ -312,6 +314,7 @@ def looks(d, margin: float, N: int = PAIRS, level: float = ALPHA, inside_level: 
           null: float = 0.0, discrete: bool = False, test: Test = PLAIN) -> list[Look]:  # fmt: skip
     """Every look taken, with the boundaries that belong to the Holm step `level` at which the claim was judged."""
     d = np.asarray(d, float)[:N]
+    # two one-sided tests at a level are one interval of twice that level
     a, wide, out = nominal(level, N, test), 2 * (inside_level or level), []
     for n in range(test.first, len(d) + 1):
         x, inside = d[:n] - null, -inf
