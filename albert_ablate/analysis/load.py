@@ -21,8 +21,12 @@ from albert_ablate.records.evaluation_results import read_evaluations
 from albert_ablate.records.history import SCHEMAS, read_history
 from albert_ablate.records.tuning import role
 
-BESIDE = {"seed": pa.int64(), "setting": pa.string(), "arm": pa.string()}  # of the run, beside each row of a history
-SPIKING = ("loss", "grad_norm")
+RUN_COLUMNS = {
+    "seed": pa.int64(),
+    "setting": pa.string(),
+    "arm": pa.string(),
+}  # of the run, beside each row of a history
+SPIKE_COLUMNS = ("loss", "grad_norm")
 MAGIC = b"ARROW1"  # begins and ends an Arrow file
 
 
@@ -63,12 +67,12 @@ class Runs:
         where a run has no more steps than that."""
         keys = ["arm", "setting", "seed"]
         rows = []
-        for key, run in self.history("steps", ["step", *SPIKING]).groupby(keys, sort=False):
+        for key, run in self.history("steps", ["step", *SPIKE_COLUMNS]).groupby(keys, sort=False):
             values = {"loss": run["loss"].to_numpy(), "grad_norm": log_of_positive(run["grad_norm"])}
             steps = window or spike_window(len(run))
-            scores = {x: spike_score(values[x], steps, deviations) for x in SPIKING}
+            scores = {x: spike_score(values[x], steps, deviations) for x in SPIKE_COLUMNS}
             rows.append(dict(zip(keys, key, strict=True)) | scores)
-        return pd.DataFrame(rows, columns=[*keys, *SPIKING])
+        return pd.DataFrame(rows, columns=[*keys, *SPIKE_COLUMNS])
 
     def where(self, **wanted: Any) -> "Runs":
         """The runs whose summary has these values: `runs.where(norm="pre_ln", seed=[0, 1])`."""
@@ -89,7 +93,7 @@ class Runs:
                 f"{name} has no column {', '.join(sorted(unknown))}: it has {', '.join(SCHEMAS[name].names)}."
             )
         schema = SCHEMAS[name] if columns is None else pa.schema([SCHEMAS[name].field(c) for c in columns])
-        empty = pa.schema([*((k, BESIDE[k]) for k in reversed(BESIDE)), *schema]).empty_table()
+        empty = pa.schema([*((k, RUN_COLUMNS[k]) for k in reversed(RUN_COLUMNS)), *schema]).empty_table()
         tables, trouble = [empty], dict[str, str]()
         for row in self.summary[self.summary["status"].notna()].itertuples():
             try:
@@ -97,7 +101,7 @@ class Runs:
             except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
                 trouble[row.folder] = f"{type(error).__name__}: {error}"
                 continue
-            for key, kind in BESIDE.items():
+            for key, kind in RUN_COLUMNS.items():
                 table = table.add_column(0, key, pa.repeat(pa.scalar(getattr(row, key), kind), len(table)))
             tables.append(table)
         if trouble:

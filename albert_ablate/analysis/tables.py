@@ -17,7 +17,13 @@ from albert_ablate.config import ConfigError, conf_folder
 from albert_ablate.stats.effects import signed_difference
 from albert_ablate.stats.sequential import paired_interval
 
-SIZE = ("model", "budget", "data", "tokenizer", "task")  # groups that make runs larger, longer or of another text
+SCALE_GROUPS = (
+    "model",
+    "budget",
+    "data",
+    "tokenizer",
+    "task",
+)  # groups that make runs larger, longer or of another text
 
 # --- arms ------------------------------------------------------------------------------------------------------------
 
@@ -55,7 +61,7 @@ def nearest_to_defaults(settings: pd.DataFrame) -> str:
     such the first. Where arms differ in size (model, budget) or text, among those of the size and text that most arms
     have: an arm of another size is no baseline for them. settings: arm x differing setting."""
     defaults = default_settings()
-    size = [c for c in settings if str(c).split(".")[0] in SIZE]
+    size = [c for c in settings if str(c).split(".")[0] in SCALE_GROUPS]
     of_arm = {arm: tuple(key_of(settings.at[arm, c]) for c in size) for arm in settings.index}
     count = Counter(of_arm.values())
 
@@ -69,7 +75,7 @@ def nearest_to_defaults(settings: pd.DataFrame) -> str:
 
 def of_other_size(settings: pd.DataFrame, arm: str) -> tuple[list[str], list[str]]:
     """The arms whose model, budget or text is not that of `arm`, and the settings in which they differ from it."""
-    size = [c for c in settings if str(c).split(".")[0] in SIZE]
+    size = [c for c in settings if str(c).split(".")[0] in SCALE_GROUPS]
     keys = settings[size].map(key_of)
     apart = keys.ne(keys.loc[arm], axis=1)
     return list(settings.index[apart.any(axis=1)]), [c for c in size if apart[c].any()]

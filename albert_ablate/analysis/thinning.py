@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 STEPS_OF_A_CURVE = 200
-CELLS = 96  # columns of a heat map
+MAX_COLUMNS = 96  # columns of a heat map
 
 
 QUANTITIES = {
@@ -19,7 +19,7 @@ QUANTITIES = {
 }
 
 
-LOWEST = ("entropy",)  # quantities that are bad when small: a column of several steps shows the least of them
+LOW_IS_BAD = ("entropy",)  # quantities that are bad when small: a column of several steps shows the least of them
 
 
 def thinned(values: Sequence[float] | np.ndarray, points: int = STEPS_OF_A_CURVE) -> np.ndarray:
@@ -41,12 +41,14 @@ def thinned(values: Sequence[float] | np.ndarray, points: int = STEPS_OF_A_CURVE
     return at[np.unique(np.concatenate(positions))]
 
 
-def columns_of_time(steps: np.ndarray, columns: int = CELLS) -> np.ndarray:
+def columns_of_time(steps: np.ndarray, columns: int = MAX_COLUMNS) -> np.ndarray:
     """The index of the heat map's column that each of the rising distinct steps falls into; at most `columns`."""
     return np.arange(len(steps)) * min(columns, len(steps)) // max(1, len(steps))
 
 
-def depth_map(layers: pd.DataFrame, quantity: str, columns: int = CELLS, until: float | None = None) -> pd.DataFrame:
+def depth_map(
+    layers: pd.DataFrame, quantity: str, columns: int = MAX_COLUMNS, until: float | None = None
+) -> pd.DataFrame:
     """tokens, end, layer, value: a block's rows joined, and of several steps in a column the worst one.
 
     A column lasts until the next logged step, whether that has a finite value or not; the last one until the end of the
@@ -70,7 +72,7 @@ def depth_map(layers: pd.DataFrame, quantity: str, columns: int = CELLS, until: 
     depth = int(layer.max()) + 1
     weights = layers["weight_norm"].to_numpy(float)[fine] if "weight_norm" in layers else None
     joined = _of_blocks(x, time * depth + layer, len(logged) * depth, quantity, "sublayer" in layers, weights)
-    worst = np.fmin if quantity in LOWEST else np.fmax
+    worst = np.fmin if quantity in LOW_IS_BAD else np.fmax
     value = np.full((column[-1] + 1, depth), np.nan)
     with np.errstate(invalid="ignore"):
         worst.at(value, column, joined.reshape(len(logged), depth))
@@ -101,5 +103,5 @@ def _of_blocks(
             joined = np.sqrt(total(x**2) / counts)
         else:
             joined = np.full(size, np.nan)
-            (np.fmin if quantity in LOWEST else np.fmax).at(joined, key, x)
+            (np.fmin if quantity in LOW_IS_BAD else np.fmax).at(joined, key, x)
     return np.where(counts > 0, joined, np.nan)

@@ -13,7 +13,7 @@ from pathlib import Path
 from albert_ablate.config.errors import ConfigError, as_config_error, nearest
 from albert_ablate.config.modules import folders_of_package
 
-STUDIES = {"albert_agpt": "claims"}  # names of shipped files that are called otherwise
+SHIPPED_ALIASES = {"albert_agpt": "claims"}  # names of shipped files that are called otherwise
 CONF = "ALBERT_ABLATE_CONF"  # environment variable: conf folders of one's own, with `:` between (`;` on Windows)
 PLUGINS = "albert_ablate.conf"  # group of entry points: packages that hold conf folders
 FLAGS = ("--config-dir", "-cd")  # as Hydra spells it
@@ -223,8 +223,8 @@ def study_file(path: str | Path) -> Path:
     if path.exists() or len(path.parts) != 1 or path.suffix:
         return path
     name = path.name
-    file = sweeps_folder() / f"{STUDIES.get(name, name)}.yaml"
+    file = sweeps_folder() / f"{SHIPPED_ALIASES.get(name, name)}.yaml"
     if not file.is_file():
-        names = {f.stem for f in sweeps_folder().glob("*.yaml")} - set(STUDIES.values()) | set(STUDIES)
+        names = {f.stem for f in sweeps_folder().glob("*.yaml")} - set(SHIPPED_ALIASES.values()) | set(SHIPPED_ALIASES)
         raise ConfigError(f"{name} is not a file here, nor one that comes with the package: {nearest(name, names)}.")
     return file

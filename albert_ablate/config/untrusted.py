@@ -9,13 +9,13 @@ from typing import Any
 from albert_ablate.config.errors import ConfigError
 
 # Keys that say where files lie, where results go, and what is done with them are the user's own.
-OWN = ("paths", "logger", "force", "accept_code", "debug", "choices", "hydra")
-PLACES = ("path", "pattern")  # data.path, tokenizer.path: any file of the machine
+USER_KEYS = ("paths", "logger", "force", "accept_code", "debug", "choices", "hydra")
+PATH_KEYS = ("path", "pattern")  # data.path, tokenizer.path: any file of the machine
 PLACE_KEYS = ("model.config",)
 KEY = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*")
-WORD = re.compile(r"[A-Za-z0-9_.+\- ]*")
-LONGEST = 1000  # characters of key=value
-DEEPEST = 5  # levels of a nested group
+SAFE_VALUE = re.compile(r"[A-Za-z0-9_.+\- ]*")
+MAX_CHARACTERS = 1000  # characters of key=value
+MAX_DEPTH = 5  # levels of a nested group
 HUB_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9_.\-]{0,95})?")
 
 
@@ -28,12 +28,12 @@ def refuse_untrusted(arguments: Iterable[str], own_file: bool = False) -> None:
     """
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        shown = argument if len(argument) <= LONGEST else f"{argument[:60]}..."
+        shown = argument if len(argument) <= MAX_CHARACTERS else f"{argument[:60]}..."
         if not equals or not KEY.fullmatch(key):
             raise ConfigError(f"'{shown}' is not allowed from a sweep: its values must be key=value.")
         parts = key.split(".")
-        place = parts[-1] in PLACES or key in PLACE_KEYS
-        if (parts[0] in OWN and key != "logger") or (place and not own_file):
+        place = parts[-1] in PATH_KEYS or key in PLACE_KEYS
+        if (parts[0] in USER_KEYS and key != "logger") or (place and not own_file):
             raise ConfigError(f"{shown} is not allowed from a sweep: {key} is set by the user.")
         if own_file:
             fits = "${" not in value
@@ -41,7 +41,7 @@ def refuse_untrusted(arguments: Iterable[str], own_file: bool = False) -> None:
             fits = bool(HUB_NAME.fullmatch(value)) and not Path(value).exists()
         else:
             fits = _chooses(value)
-        if not fits or (".." in value and not own_file) or len(argument) > LONGEST:
+        if not fits or (".." in value and not own_file) or len(argument) > MAX_CHARACTERS:
             raise ConfigError(f"{shown} is not allowed from a sweep: it may only select options and set numbers.")
 
 
@@ -49,7 +49,7 @@ def flattened(values: Mapping, above: str = "", depth: int = 0) -> dict[str, Any
     """Values by dotted key: {"optimizer": {"lr": 0.1}}, as W&B hands over a nested group, is {"optimizer.lr": 0.1}."""
     out: dict[str, Any] = {}
     for key, value in values.items():
-        nested = isinstance(value, Mapping) and value and depth < DEEPEST
+        nested = isinstance(value, Mapping) and value and depth < MAX_DEPTH
         out |= flattened(value, f"{above}{key}.", depth + 1) if nested else {f"{above}{key}": value}
     return out
 
@@ -76,7 +76,7 @@ def _literal(value: str) -> Any:
     """Python's None and a dictionary read; any other text as it stands."""
     if value == "None":
         return None
-    if value.startswith("{") and len(value) <= LONGEST:
+    if value.startswith("{") and len(value) <= MAX_CHARACTERS:
         try:
             literal = ast.literal_eval(value)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
@@ -90,7 +90,7 @@ def _chooses(value: str) -> bool:
     # no pattern for the whole list: a hostile one would keep it at backtracking for ever
     items = value[1:-1].split(",") if value.startswith("[") and value.endswith("]") else [value]
     items = [item.strip(" ") for item in items]
-    return all(WORD.fullmatch(i[1:-1] if len(i) > 1 and i[0] == i[-1] and i[0] in "'\"" else i) for i in items)
+    return all(SAFE_VALUE.fullmatch(i[1:-1] if len(i) > 1 and i[0] == i[-1] and i[0] in "'\"" else i) for i in items)
 
 
 def with_wandb_logger(arguments: list[str]) -> list[str]:

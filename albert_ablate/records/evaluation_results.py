@@ -13,7 +13,7 @@ from albert_ablate.records.checked import read_checked, write_checked
 from albert_ablate.records.json_output import nonfinite_as_text
 
 FILE = "evaluations.json"
-WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # JSON has no numbers for them
+NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # JSON has no numbers for them
 
 
 def read_evaluations(folder: Path, run: str | None = None) -> dict[str, dict[str, Any]]:
@@ -46,4 +46,4 @@ def write_evaluations(folder: Path, entries: Mapping[str, Mapping], run: str | N
 
 
 def _numbers(row: Mapping) -> dict[str, Any]:
-    return {key: WORDS.get(value, value) if isinstance(value, str) else value for key, value in row.items()}
+    return {key: NON_FINITE.get(value, value) if isinstance(value, str) else value for key, value in row.items()}

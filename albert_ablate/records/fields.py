@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 STATES = ("running", "finished", "diverged", "failed", "stopped")
-WORD = 2**63  # numbers beyond it do not fit a table's columns
+INT64_LIMIT = 2**63  # numbers beyond it do not fit a table's columns
 
 
 class Wrong(ValueError):
@@ -37,7 +37,7 @@ def _status(key: str, value: Any) -> None:
 
 
 def _seed(key: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < WORD:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < INT64_LIMIT:
         raise Wrong(f"its seed is {shown_value(value)}")
 
 
@@ -49,7 +49,7 @@ def _text(key: str, value: Any) -> None:
 def _number(key: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _wrong(key, value)
-    if abs(value) >= WORD if isinstance(value, int) else not math.isfinite(value):
+    if abs(value) >= INT64_LIMIT if isinstance(value, int) else not math.isfinite(value):
         raise Wrong(f"its {key} is too large a number")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from albert_ablate.config import HYDRA_KEYS, SIGNIFICANT, conf_folder, option_file
 
 BY_NAME = "by-name"  # a folder of links beside the settings' folders
-LONGEST = 150  # characters of a link's name
+MAX_NAME_LENGTH = 150  # characters of a link's name
 
 
 def name_of(cfg: Mapping[str, Any]) -> str:
@@ -62,7 +62,7 @@ def link_by_name(folder: Path, record: Mapping[str, Any]) -> None:
     the setting's hash at its end.
     """
     setting = folder.parent.name
-    name = re.sub(r"[^\w=.,+-]+", "_", display_name(record).replace(" ", ","))[:LONGEST]
+    name = re.sub(r"[^\w=.,+-]+", "_", display_name(record).replace(" ", ","))[:MAX_NAME_LENGTH]
     target = os.path.join(os.pardir, setting, folder.name)
     place = folder.parent.parent / BY_NAME
     with contextlib.suppress(OSError):

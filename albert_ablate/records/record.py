@@ -20,7 +20,13 @@ from albert_ablate.records.naming import name_of
 from albert_ablate.records.provenance import provenance
 from albert_ablate.records.tuning import role
 
-ASKED = ("paths", "choices", "force", "accept_code", "debug")  # keys that say how a run was asked for, not what it is
+REQUEST_KEYS = (
+    "paths",
+    "choices",
+    "force",
+    "accept_code",
+    "debug",
+)  # keys that say how a run was asked for, not what it is
 
 
 def new_record(cfg: Config, run_id: Identity, text: Mapping, threads: int, ranks: int) -> dict[str, Any]:
@@ -44,7 +50,7 @@ def new_record(cfg: Config, run_id: Identity, text: Mapping, threads: int, ranks
         "choices": cfg.choices,
         "revisions": revisions(cfg),
         "code": codes(cfg),
-        "config": masked({k: v for k, v in cfg.items() if k not in ASKED}),
+        "config": masked({k: v for k, v in cfg.items() if k not in REQUEST_KEYS}),
         "budget": {
             "tokens": steps * per_step,
             "steps": steps,

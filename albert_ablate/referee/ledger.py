@@ -17,7 +17,7 @@ from typing import Any
 from albert_ablate.config import ConfigError
 from albert_ablate.records.atomic import open_own, replace_file
 
-START = "0" * 64
+FIRST_HASH = "0" * 64
 
 
 class InUse(RuntimeError):
@@ -41,7 +41,7 @@ class Ledger:
             if self.head.exists():
                 raise ConfigError(f"{self.path} is missing, and {self.head.name} says that it had entries.") from None
             self._text = b""
-        self.entries, previous = [], START
+        self.entries, previous = [], FIRST_HASH
         for number, line in enumerate(self._text.splitlines(), 1):
             try:
                 entry = json.loads(line)
@@ -60,7 +60,7 @@ class Ledger:
         head_hash = self.head.read_text().strip()
         # the head is written after the line, so that a kill may leave it one line behind
         if head_hash not in [e["hash"] for e in self.entries[-2:]] and not (
-            head_hash == START and len(self.entries) <= 1
+            head_hash == FIRST_HASH and len(self.entries) <= 1
         ):
             raise ConfigError(f"{self.path} was edited: it does not end where its last entry was written.")
 
@@ -70,7 +70,7 @@ class Ledger:
     @property
     def hash(self) -> str:
         """Hash of the last line, which covers all lines before it."""
-        return self.entries[-1]["hash"] if self.entries else START
+        return self.entries[-1]["hash"] if self.entries else FIRST_HASH
 
     def add(self, kind: str, **content: Any) -> dict[str, Any]:
         """Append one line, atomically; after an OSError the ledger is unchanged."""

@@ -1,8 +1,8 @@
 """All charts under one name, as notebooks use them: `from albert_ablate.report import charts`."""
 
 from albert_ablate.analysis.thinning import (
-    CELLS,
-    LOWEST,
+    LOW_IS_BAD,
+    MAX_COLUMNS,
     QUANTITIES,
     STEPS_OF_A_CURVE,
     columns_of_time,
@@ -11,7 +11,7 @@ from albert_ablate.analysis.thinning import (
 )
 from albert_ablate.report.charts_arms import corruption, cost, difference_matrix, interaction, pairs, sensitivity, strip
 from albert_ablate.report.charts_curves import (
-    MANY,
+    FAINT_BANDS_FROM,
     batch_curves,
     by_depth,
     depth_profile,
@@ -21,9 +21,9 @@ from albert_ablate.report.charts_curves import (
     train_and_validation,
 )
 from albert_ablate.report.charts_run import (
-    FLAT,
-    LINEAR,
-    LOGARITHMIC,
+    LINEAR_QUANTITIES,
+    LOG_SCALE_RATIO,
+    MIN_COLOR_RANGE,
     color_range,
     color_scale,
     heat_map,
@@ -41,7 +41,7 @@ from albert_ablate.report.style import (
     LIGHT,
     NEAR,
     SHAPES,
-    SHOWN,
+    SHOWN_ARMS,
     SIZE,
     WIDTH,
     Arms,
@@ -58,24 +58,24 @@ from albert_ablate.report.style import (
 
 __all__ = [
     "Arms",
-    "CELLS",
+    "MAX_COLUMNS",
     "COUNT",
     "DARK",
     "DASHES",
     "Drawn",
-    "FLAT",
+    "MIN_COLOR_RANGE",
     "FOREST_LINEAR",
     "FORMATS",
     "HEIGHT",
     "LIGHT",
-    "LINEAR",
-    "LOGARITHMIC",
-    "LOWEST",
-    "MANY",
+    "LINEAR_QUANTITIES",
+    "LOG_SCALE_RATIO",
+    "LOW_IS_BAD",
+    "FAINT_BANDS_FROM",
     "NEAR",
     "QUANTITIES",
     "SHAPES",
-    "SHOWN",
+    "SHOWN_ARMS",
     "SIZE",
     "STEPS_OF_A_CURVE",
     "WIDTH",

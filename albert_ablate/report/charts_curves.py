@@ -21,7 +21,7 @@ from albert_ablate.report.style import (
     zoom_with_shift,
 )
 
-MANY = 6  # arms from which on bands are faint, since they lie on each other
+FAINT_BANDS_FROM = 6  # arms from which on bands are faint, since they lie on each other
 
 
 def loss_curves(evals: pd.DataFrame, ends: pd.DataFrame, arms: Sequence[str], unit: str, initial: float | None):
@@ -44,7 +44,7 @@ def loss_curves(evals: pd.DataFrame, ends: pd.DataFrame, arms: Sequence[str], un
     hovered = nearest_point("hovered", ["run"])
     layers = [
         alt.Chart(over)
-        .mark_area(opacity=0.16 if len(arms) <= MANY else 0.06, clip=True)
+        .mark_area(opacity=0.16 if len(arms) <= FAINT_BANDS_FROM else 0.06, clip=True)
         .encode(x, alt.Y("low:Q", title=unit, scale=scale), alt.Y2("high"), color),
         alt.Chart(evals)
         .mark_line(clip=True)

@@ -19,9 +19,11 @@ from albert_ablate.report.style import (
     tokens_axis,
 )
 
-LOGARITHMIC = 3.0  # a quantity whose sizes span less than this factor is colored on a linear scale
-LINEAR = ("entropy",)  # quantities whose zero is a value like any other: never on a logarithmic scale
-FLAT = 0.1  # the least that a color scale spans, as a share of its end: below it noise would look like a pattern
+LOG_SCALE_RATIO = 3.0  # a quantity whose sizes span less than this factor is colored on a linear scale
+LINEAR_QUANTITIES = ("entropy",)  # quantities whose zero is a value like any other: never on a logarithmic scale
+MIN_COLOR_RANGE = (
+    0.1  # the least that a color scale spans, as a share of its end: below it noise would look like a pattern
+)
 
 
 def run_losses(
@@ -164,8 +166,15 @@ def gradient_legend(values: Sequence[float], labels: str):
     """Legend of a heat map: its colors in a bar beside it. values: that are labelled; labels: Vega expression."""
     import altair as alt
 
-    bar = {"type": "gradient", "orient": "right", "gradientLength": 170, "gradientThickness": 10}
-    return alt.Legend(title=None, values=list(values), labelExpr=labels, **bar)
+    return alt.Legend(
+        type="gradient",
+        title=None,
+        orient="right",
+        gradientLength=170,
+        gradientThickness=10,
+        values=list(values),
+        labelExpr=labels,
+    )
 
 
 def shaded(cells: pd.DataFrame, color: Any, depth: int | None = None, until: float | None = None):
@@ -207,20 +216,20 @@ def shaded(cells: pd.DataFrame, color: Any, depth: int | None = None, until: flo
 def color_scale(domain: Sequence[float], quantity: str) -> tuple[float, float, bool]:
     """low, high and whether the scale between them is logarithmic."""
     low, high = domain
-    log = low > 0 and high / low > LOGARITHMIC and quantity not in LINEAR
+    log = low > 0 and high / low > LOG_SCALE_RATIO and quantity not in LINEAR_QUANTITIES
     return (0.0 if not log and 0 < low < high / 10 else low), high, log
 
 
 def color_range(values: Sequence[float] | np.ndarray) -> list[float]:
     """The 1st to 98th percentile, of positive values if there are any: the last column before a divergence would take
-    the colors from all others. What varies by less than a share `FLAT` is to look even."""
+    the colors from all others. What varies by less than a share `MIN_COLOR_RANGE` is to look even."""
     v = np.asarray(values, float)
     v = v[np.isfinite(v)]
     v = v[v > 0] if (v > 0).any() else v
     if not len(v):
         return [0.0, 1.0]
     low, high = (float(q) for q in np.quantile(v, [0.01, 0.98]))
-    least = FLAT * max(abs(low), abs(high))
+    least = MIN_COLOR_RANGE * max(abs(low), abs(high))
     if high - low < least:
         return [(low + high - least) / 2, (low + high + least) / 2]
     return [low, high] if high > low else [0.0, 1.0]

@@ -10,12 +10,12 @@ from albert_ablate.report.style import nearest_point, text_tip, tip
 
 COLORS = ["#e8650a", "#3f8fc9", "#98a1ab"]  # from the least loss on, to be seen on white and on black
 TITLE_WIDTH = 140  # pixels for the title of an axis; where there are fewer, titles are slanted
-LOGARITHMIC = 20.0  # an axis whose values span more than this factor is logarithmic
+LOG_AXIS_RATIO = 20.0  # an axis whose values span more than this factor is logarithmic
 
 
 def placed(values: pd.Series) -> tuple[np.ndarray, pd.DataFrame]:
     """Where the values of an axis stand from 0 to 1, and its labels (at, text). Numbers by size, logarithmically where
-    they span more than a factor of LOGARITHMIC and lie at its low end; anything else by name, at equal distances."""
+    they span more than a factor of LOG_AXIS_RATIO and lie at its low end; anything else by name, at equal distances."""
     numbers = pd.to_numeric(values, errors="coerce") if not values.map(lambda v: isinstance(v, bool)).any() else None
     if numbers is None or numbers.isna().any():
         names = sorted({str(v) for v in values})
@@ -26,7 +26,7 @@ def placed(values: pd.Series) -> tuple[np.ndarray, pd.DataFrame]:
         )
     x = numbers.to_numpy(float)
     crowded = np.median(x) < x.min() + 0.25 * (x.max() - x.min())  # toward the low end: not drawn evenly
-    log = crowded and x.min() > 0 and x.max() / x.min() > LOGARITHMIC
+    log = crowded and x.min() > 0 and x.max() / x.min() > LOG_AXIS_RATIO
     scaled = np.log(x) if log else x
     low, high = float(scaled.min()), float(scaled.max())
     ticks = np.linspace(low, high, 4) if high > low else np.array([low])

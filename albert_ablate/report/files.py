@@ -15,7 +15,7 @@ from albert_ablate.records.atomic import replace_file
 from albert_ablate.report import render, style
 from albert_ablate.report.page import Page, Section, Table
 
-FOLDED = 40  # rows of a folded table that Markdown, which cannot fold, still has
+MAX_FOLDED_ROWS = 40  # rows of a folded table that Markdown, which cannot fold, still has
 
 
 def write_markdown(page: Page, output: Path) -> list[Path]:
@@ -41,7 +41,7 @@ def write_markdown(page: Page, output: Path) -> list[Path]:
             lines += [_plain(note), ""] if note else []
         for table in section.tables:
             lines += [_plain(table.title), ""] if table.title else []
-            if table.folded and len(table.display) > FOLDED:
+            if table.folded and len(table.display) > MAX_FOLDED_ROWS:
                 lines += [f"({len(table.display):,} rows: --format csv has them, in {_plain(table.name)}.csv.)", ""]
                 continue
             lines += [*_markdown_rows(table), ""]

@@ -29,7 +29,7 @@ LIBRARIES = ("altair", "pandas", "vl-convert-python", "scipy")
 VERSION = 1  # raised when a history is reduced in another way
 BATCH_POINTS = 120_000  # of training curves on the whole page
 POINTS_OF_A_RUN = (400, 200, 100, 60, 30)  # few sizes, so that some more runs do not change those of all others
-HELD = ("tokens", "split", "loss", "bits_per_byte")
+EVAL_COLUMNS = ("tokens", "split", "loss", "bits_per_byte")
 MAP_KEYS = ("step", "tokens", "layer", "sublayer", "weight_norm")
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError)
 Arrays = Mapping[str, np.ndarray]
@@ -93,7 +93,7 @@ def read_histories(root: Path, rows: pd.DataFrame, remote: Remote) -> Histories:
     return Histories(_reduced(root, rows, remote, f"curves-{points}", reduce))
 
 
-_WANTED = {"evals": HELD, "steps": ("tokens", "loss")}
+_WANTED = {"evals": EVAL_COLUMNS, "steps": ("tokens", "loss")}
 
 
 def read_maps(

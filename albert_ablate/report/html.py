@@ -51,7 +51,7 @@ def html(page: Page, live: Live | None = None) -> str:
         "light": style.theme(arms=every),
         "dark": style.theme(dark=True, arms=every) | {"background": "transparent"},
     }
-    content = render.safe_json({"arms": list(page.arms), "shown": style.SHOWN, "themes": themes})
+    content = render.safe_json({"arms": list(page.arms), "shown": style.SHOWN_ARMS, "themes": themes})
     charts = ",".join(f'"{name}":{text}' for name, text in dict(f.embedded for f in figures).items())
     return (
         _environment()

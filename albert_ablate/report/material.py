@@ -23,7 +23,7 @@ from albert_ablate.report.histories import Histories, read_histories, run_stamp
 from albert_ablate.report.page import Section
 from albert_ablate.report.section_cache import SectionCache
 
-LEVELS = 12  # of a factor; more are a search, not a factorial
+MAX_LEVELS = 12  # of a factor; more are a search, not a factorial
 
 
 COLUMN_TITLES = {  # of the summary: as a table names them
@@ -176,7 +176,7 @@ def factors(settings: pd.DataFrame) -> list[str]:
     first, since a setting that comes with a choice is not a factor of its own."""
     keys = settings.map(key_of)
     levels = keys.nunique()
-    varied = [c for c in settings if settings[c].notna().all() and 2 <= levels[c] <= LEVELS]
+    varied = [c for c in settings if settings[c].notna().all() and 2 <= levels[c] <= MAX_LEVELS]
     distinct: dict[tuple, str] = {}
     for column in varied:
         distinct.setdefault(tuple(pd.factorize(keys[column])[0]), column)

@@ -16,7 +16,7 @@ import pandas as pd
 from albert_ablate.analysis.numbers import DIGITS, human, is_number
 from albert_ablate.report import render
 
-LIKE = 1000  # the greatest of a column over the least, where its numbers have as many decimals
+SAME_DECIMALS_RATIO = 1000  # the greatest of a column over the least, where its numbers have as many decimals
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _aligned(values: Sequence[Any]) -> list[str]:
     text = [human(v) for v in values]
     fine = [abs(v) for v in values if isinstance(v, float) and math.isfinite(v) and v]
     long = any(len(re.sub(r"\D", "", t).lstrip("0")) >= DIGITS for t in text)  # settings such as 0.002 are short
-    if not fine or not long or max(fine) >= 1e4 or max(fine) > LIKE * min(fine):
+    if not fine or not long or max(fine) >= 1e4 or max(fine) > SAME_DECIMALS_RATIO * min(fine):
         return text
     decimals = max(0, DIGITS - 1 - math.floor(math.log10(max(fine))))
     return [

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
-SECONDS = 0.25  # of processor time per update, after which outdated sections wait for the next update
+SECONDS_PER_UPDATE = 0.25  # of processor time per update, after which outdated sections wait for the next update
 
 
 class SectionCache:
@@ -14,7 +14,7 @@ class SectionCache:
     first in the next update. behind: their names. keeps: False where there is only one update, as in `report`.
     """
 
-    def __init__(self, keeps: bool = True, seconds: float = SECONDS) -> None:
+    def __init__(self, keeps: bool = True, seconds: float = SECONDS_PER_UPDATE) -> None:
         self.keeps, self.seconds = keeps, seconds
         self.sections: dict[str, tuple[Hashable, Hashable, Any]] = {}  # name -> state, appearance, section
         self.parts: dict[str, dict[Hashable, Any]] = {}  # of a section when it was made last, by their states

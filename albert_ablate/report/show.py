@@ -20,8 +20,8 @@ from albert_ablate.report import charts_run, render
 from albert_ablate.report.html import write_html
 from albert_ablate.report.page import Figure, Page, Section, Table
 
-POINTS = 2000  # of a curve over steps
-DEVIATIONS = 7.0
+MAX_POINTS = 2000  # of a curve over steps
+SPIKE_DEVIATIONS = 7.0
 METRIC_TITLES = {
     "train_loss": "train loss (nats per token)",
     "val_loss": "validation loss (nats per token)",
@@ -111,7 +111,7 @@ def spike_marks(steps: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     for column, what in (("loss", "loss spike"), ("grad_norm", "gradient spike")):
         x = steps[column].to_numpy(float)
         x = log_of_positive(x) if column == "grad_norm" else x
-        at = steps[spikes(x.tolist(), window, DEVIATIONS)]
+        at = steps[spikes(x.tolist(), window, SPIKE_DEVIATIONS)]
         found.append(at[["step", "tokens"]].assign(what=what, value=at[column]))
     return pd.concat(found).nlargest(200, "value").sort_values("step"), window
 
@@ -120,7 +120,7 @@ def over_training(run: OneRun) -> dict[str, Figure]:
     """The charts of a run by name, those its histories have something for."""
     steps, evals, summary = run.steps, run.evals, run.record["summary"]
     marks, window = spike_marks(steps)
-    batches = steps.iloc[thinning.thinned(steps["loss"], POINTS)][["step", "tokens", "loss"]]
+    batches = steps.iloc[thinning.thinned(steps["loss"], MAX_POINTS)][["step", "tokens", "loss"]]
     held = evals[evals["split"].isin(["train", "validation"])].rename(columns={"split": "series"})
     held = held[["tokens", "series", "loss", "bits_per_byte"]]
     lines = pd.DataFrame(
@@ -131,7 +131,7 @@ def over_training(run: OneRun) -> dict[str, Figure]:
     note = (
         f"Gray: each training batch; dots: both splits in evaluation mode. {n} of loss or gradient norm (triangles): "
     )
-    note += f"{DEVIATIONS:g} standard deviations from the mean of the {window} steps before."
+    note += f"{SPIKE_DEVIATIONS:g} standard deviations from the mean of the {window} steps before."
     initial = summary.get("initial_loss")
     found = {}
     if len(batches) or np.isfinite(held["loss"]).any():
@@ -140,7 +140,7 @@ def over_training(run: OneRun) -> dict[str, Figure]:
     for column, series in (("grad_norm", "before clipping"), ("grad_norm_clipped", "after clipping")):
         if column in steps and np.isfinite(steps[column]).any():
             positive = steps[column].where(steps[column] > 0)
-            kept = steps.iloc[thinning.thinned(positive, POINTS)]
+            kept = steps.iloc[thinning.thinned(positive, MAX_POINTS)]
             norms.append(kept[["tokens"]].assign(norm=kept[column], series=series))
     if norms:
         before = "" if len(norms) == 2 else " This run's history has no norm after clipping."
@@ -157,7 +157,7 @@ def over_training(run: OneRun) -> dict[str, Figure]:
 
 
 def _line(steps: pd.DataFrame, column: str, log: bool = False):
-    return charts_run.line_of(steps.iloc[thinning.thinned(steps[column], POINTS)][["tokens", column]], column, log)
+    return charts_run.line_of(steps.iloc[thinning.thinned(steps[column], MAX_POINTS)][["tokens", column]], column, log)
 
 
 def maps(run: OneRun) -> dict[str, Figure]:
@@ -169,8 +169,8 @@ def maps(run: OneRun) -> dict[str, Figure]:
         cells = thinning.depth_map(run.layers, quantity, until=until)
         if cells.empty:
             continue
-        worst = "least" if quantity in thinning.LOWEST else "largest"
-        columns = thinning.CELLS
+        worst = "least" if quantity in thinning.LOW_IS_BAD else "largest"
+        columns = thinning.MAX_COLUMNS
         note = f"Each column shows the {worst} of {logged / columns:.1f} logged steps." if logged > columns else ""
         depth = int(run.layers["layer"].max()) + 1
         drawn = charts_run.heat_map(cells, quantity, ended=ended, depth=depth, until=until)

@@ -16,7 +16,9 @@ LIGHT = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a7
 
 DARK = ["#4fa8e0", "#ff8744", "#2cc79c", "#e79cc6", "#f3b73e", "#9bd4f8", "#a3a9b2"]
 DASHES = [[1, 0], [6, 3], [2, 2], [9, 3, 2, 3]]  # an arm beyond the seventh has a used color with another dash
-SHOWN = len(LIGHT) * len(DASHES)  # arms that a page draws at first, all of which look different; its filter has all
+SHOWN_ARMS = len(LIGHT) * len(
+    DASHES
+)  # arms that a page draws at first, all of which look different; its filter has all
 WIDTH = 620  # of a picture; on a page the width is that of its container
 HEIGHT = 280
 
@@ -61,7 +63,9 @@ def styled(names: Sequence[str], levels: pd.DataFrame) -> Arms:
             looks = dict(zip(levels.index, zip(first.tolist(), second.tolist(), strict=True), strict=True))
             if first.max() < len(LIGHT) and second.max() < len(DASHES) and len({*looks.values()}) == len(levels):
                 return Arms(names, [looks[a] for a in names])
-    if len(levels) <= SHOWN:  # by the order of levels, not by rank: an arm's color is the same when another one leads
+    if (
+        len(levels) <= SHOWN_ARMS
+    ):  # by the order of levels, not by rank: an arm's color is the same when another one leads
         first = Arms(levels.index)
         every = dict(zip(first, zip(first.colors, first.dashes, strict=True), strict=True))
         return Arms(names, [every[a] for a in names])

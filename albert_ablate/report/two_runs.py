@@ -16,7 +16,7 @@ from albert_ablate.config import ConfigError
 from albert_ablate.report import charts_curves, charts_run, charts_two_runs, style
 from albert_ablate.report.material import differing_texts
 from albert_ablate.report.page import ColorScale, Figure, Page, Section, Table
-from albert_ablate.report.show import HEADLINE_METRICS, HEADLINES, POINTS, OneRun, known_metrics, outcome
+from albert_ablate.report.show import HEADLINE_METRICS, HEADLINES, MAX_POINTS, OneRun, known_metrics, outcome
 
 DIFFERENCES = ("entropy", "max_logit")  # quantities that may be zero or less: the difference, not the ratio, is drawn
 
@@ -82,7 +82,7 @@ def losses(two: TwoRuns) -> dict[str, Figure]:
     )
     held = held[np.isfinite(held["y"].astype(float))][["arm", "tokens", "split", "y"]]
     initial = None if two.mixed else max(run.record["summary"].get("initial_loss") or 0 for run in two.runs) or None
-    batches = two.both(lambda run: run.steps.iloc[thinning.thinned(run.steps["loss"], POINTS)])[
+    batches = two.both(lambda run: run.steps.iloc[thinning.thinned(run.steps["loss"], MAX_POINTS)])[
         ["arm", "tokens", "loss"]
     ]
     batches = batches.rename(columns={"loss": "y"}).iloc[: 0 if two.mixed else None]
@@ -121,7 +121,7 @@ def batch_difference(two: TwoRuns) -> pd.DataFrame:
     one, other = (run.steps.drop_duplicates("tokens")[["tokens", "loss"]] for run in two.runs)
     both = one.merge(other, on="tokens", suffixes=("", "_other"))
     percent = 100 * (both["loss_other"] / both["loss"] - 1)
-    return both[["tokens"]].assign(percent=percent).iloc[thinning.thinned(percent, POINTS)]
+    return both[["tokens"]].assign(percent=percent).iloc[thinning.thinned(percent, MAX_POINTS)]
 
 
 def over_training(two: TwoRuns) -> dict[str, Figure]:
@@ -144,7 +144,7 @@ def _thin(run: OneRun, column: str, log: bool) -> pd.DataFrame:
     if column not in steps:
         return pd.DataFrame({"tokens": [], column: []})
     kept = steps[steps[column] > 0] if log else steps[steps[column].notna()]
-    return kept.iloc[thinning.thinned(kept[column], POINTS)][["tokens", column]]
+    return kept.iloc[thinning.thinned(kept[column], MAX_POINTS)][["tokens", column]]
 
 
 def depth(two: TwoRuns) -> Section:
@@ -163,7 +163,7 @@ def depth(two: TwoRuns) -> Section:
             c[c["tokens"] == c["tokens"].max()].assign(arm=name) for c, name in zip(cells, two.names, strict=True)
         ).rename(columns={"layer": "block"})
         profile = charts_curves.depth_profile(
-            ends[["arm", "block", "value"]], two.names, title, quantity not in charts_run.LINEAR
+            ends[["arm", "block", "value"]], two.names, title, quantity not in charts_run.LINEAR_QUANTITIES
         )
         section.figures.append(Figure(f"{title}, by block at the end", profile, group=title, wide=True))
         blocks, until = max(c["layer"].max() for c in cells), max(c["end"].max() for c in cells)

@@ -41,7 +41,7 @@ from albert_ablate.stats.sequential import (
 
 FIRST_SHARE = 0.72  # an effect of one spread is then found in 12 pairs with a chance of .8, by the first proposal
 DECAY = 1.6
-EXACT = 0.97  # of alpha is spent: what the judge's sequential p may be too small by
+SPENT_SHARE = 0.97  # of alpha is spent: what the judge's sequential p may be too small by
 LAST_LOOK = 0.745  # chance at the last look alone that goes with about .8 over all looks
 FEWEST, MOST = 12, 30
 CONTROLS = ("fwer", "fdr")
@@ -93,7 +93,7 @@ def level_of(control: str, accepted: Sequence[bool], alpha: float = ALPHA) -> fl
     sequential p, `overall`, is within 3 % of the truth."""
     if control not in CONTROLS:
         raise ValueError(f"The error is controlled as one of {', '.join(CONTROLS)}, got {control!r}.")
-    return EXACT * (spending_level if control == "fwer" else lord_level)(accepted, alpha)
+    return SPENT_SHARE * (spending_level if control == "fwer" else lord_level)(accepted, alpha)
 
 
 @cache

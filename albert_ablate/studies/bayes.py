@@ -15,10 +15,10 @@ from albert_ablate.studies.distributions import TAIL_PROBABILITY, Parameter
 from albert_ablate.studies.launch import Study
 from albert_ablate.studies.planned_runs import Planned, plan
 from albert_ablate.studies.states import is_done, last_line, state
-from albert_ablate.studies.sweep_settings import REFUSALS, Sweep, varied_labels
-from albert_ablate.studies.sweepfile import DECISIONS
+from albert_ablate.studies.sweep_settings import MAX_REFUSALS, Sweep, varied_labels
+from albert_ablate.studies.sweepfile import CLASSIFICATION_METRICS
 
-REPEATS = 50  # proposals in a row of what has been tried, before one is drawn at random, and before all is tried
+MAX_REPEATS = 50  # proposals in a row of what has been tried, before one is drawn at random, and before all is tried
 
 Trial = dict[str, Any]  # draws: by key a place in `values` or a cumulative probability; setting; folder; error
 
@@ -78,8 +78,8 @@ def propose(sweep: Sweep, trials: Sequence[Trial], results: Sequence[float | Non
     tried = {json.dumps(t["setting"], sort_keys=True) for t in trials}
     new: list[Trial] = []
     repeats = 0
-    while len(new) < number and repeats < 2 * REPEATS:
-        if repeats < REPEATS:
+    while len(new) < number and repeats < 2 * MAX_REPEATS:
+        if repeats < MAX_REPEATS:
             asked = study.ask(space)
             draws = dict(asked.params)
         else:
@@ -89,7 +89,7 @@ def propose(sweep: Sweep, trials: Sequence[Trial], results: Sequence[float | Non
         name = json.dumps(setting, sort_keys=True)
         if name in tried:
             repeats += 1
-            if repeats <= REPEATS:
+            if repeats <= MAX_REPEATS:
                 study.tell(asked, state=states.FAIL)
             continue
         tried.add(name)
@@ -165,7 +165,7 @@ def run_bayes(
     assert sweep.run_cap is not None
     _optuna()
     planned = plan(sweep, corners(sweep), runs, extra)
-    if sweep.metric in DECISIONS and any(is_language(p.cfg) for p in planned):
+    if sweep.metric in CLASSIFICATION_METRICS and any(is_language(p.cfg) for p in planned):
         raise ConfigError(f"{sweep.path}: metric {sweep.metric} is of task=classify, and these runs have none.")
     log = TrialLog(runs, search_key(sweep, extra))
     trials = log.read()
@@ -213,7 +213,7 @@ def _search(
         left = sweep.run_cap - (len(trials) - len(_refused(trials)))
         if study.stopped is not None or left <= 0:
             break
-        if in_a_row >= REFUSALS:
+        if in_a_row >= MAX_REFUSALS:
             say(f"The last {in_a_row} proposals were refused: no more are tried.")
             break
         new = propose(sweep, trials, results, min(study.workers, left))

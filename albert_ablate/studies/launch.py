@@ -16,7 +16,7 @@ from typing import Any
 from albert_ablate.config import ConfigError, as_config_error, conf_folder, quoted, refuse_changed_code, search
 from albert_ablate.config.secrets import HANDED_ON, masked
 from albert_ablate.records.folder import DONE, RunFolder
-from albert_ablate.records.record import ASKED
+from albert_ablate.records.record import REQUEST_KEYS
 from albert_ablate.records.signals import stops_handled
 from albert_ablate.studies.jobs import KILLED, job, process_name
 from albert_ablate.studies.packing import AUTO, choose
@@ -316,7 +316,7 @@ def note_killed(planned: Planned, error: str) -> None:
         record = read_record(planned.folder)
         if is_done(record):
             return
-        config = {k: v for k, v in planned.cfg.items() if k not in ASKED}
+        config = {k: v for k, v in planned.cfg.items() if k not in REQUEST_KEYS}
         fresh = {
             "label": planned.label,
             "seed": planned.seed,

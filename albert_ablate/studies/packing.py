@@ -10,7 +10,7 @@ from typing import Any
 from albert_ablate.config import ConfigError
 
 AUTO = 0  # as a number of workers: to be measured
-SECONDS = 1.0  # of each measurement
+MEASURE_SECONDS = 1.0  # of each measurement
 ROUNDS = 2
 
 
@@ -118,7 +118,7 @@ def _serve_measurements(overrides: list[str], pipe: Connection) -> None:
         torch.set_num_threads(threads)
         step()
         begun, tokens = time.perf_counter(), 0
-        while time.perf_counter() - begun < SECONDS:
+        while time.perf_counter() - begun < MEASURE_SECONDS:
             tokens += step()
         pipe.send(tokens / (time.perf_counter() - begun))
 

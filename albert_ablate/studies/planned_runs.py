@@ -10,7 +10,7 @@ from typing import Any
 from albert_ablate.config import Config, ConfigError, Identity, checked_config, identity, quoted, with_seed
 from albert_ablate.records.keys import Keys
 from albert_ablate.records.tuning import LEARNING_RATE, read_tuning
-from albert_ablate.studies.sweep_settings import REFUSALS, Sweep, of_arm, run_overrides, varied_labels
+from albert_ablate.studies.sweep_settings import MAX_REFUSALS, Sweep, of_arm, run_overrides, varied_labels
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def plan_random(
 ) -> tuple[list[Planned], list[str], int]:
     """`plan` of a random sweep, the sentences on draws whose values do not go together, and how many runs are missing.
 
-    The next draw takes the place of one that is refused, until REFUSALS in a row are. Raises ConfigError where
+    The next draw takes the place of one that is refused, until MAX_REFUSALS in a row are. Raises ConfigError where
     no draw is allowed.
     """
     assert sweep.run_cap is not None
@@ -77,7 +77,7 @@ def plan_random(
     planned: dict[Path, Planned] = {}
     refused: list[str] = []
     allowed = index = in_a_row = 0
-    while allowed < sweep.run_cap and in_a_row < REFUSALS:
+    while allowed < sweep.run_cap and in_a_row < MAX_REFUSALS:
         try:
             run = planner.run(sweep.draw(index))
             planned.setdefault(run.folder, run)

@@ -19,7 +19,7 @@ from albert_ablate.studies.planned_runs import Planned
 from albert_ablate.studies.status import share_done
 from albert_ablate.training.console import rough_duration
 
-SECONDS = 1.0  # between two drawings
+REDRAW_SECONDS = 1.0  # between two drawings
 ERASE = "\x1b[K"  # from the cursor to the end of its line
 WIDTH = 100  # columns at most
 
@@ -88,7 +88,7 @@ class Bar(AbstractContextManager["Bar"]):
             os.write(2, text.encode())
 
     def _draw(self) -> None:
-        while not self._over.wait(SECONDS):
+        while not self._over.wait(REDRAW_SECONDS):
             self.look()
             width = min(WIDTH, shutil.get_terminal_size().columns - 1)
             self._write(f"\r{self.line(width)}{ERASE}\r")

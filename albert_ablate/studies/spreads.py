@@ -16,7 +16,7 @@ from albert_ablate.judge.contrasts import gather, tuning_variance
 from albert_ablate.judge.run_store import RunStore
 from albert_ablate.stats.sequential import FIRST, nominal, p_effect
 
-STUDIES = 4000  # simulated, of one effect
+SIMULATED_STUDIES = 4000  # simulated, of one effect
 FEWEST_PAIRS = 4  # of which a spread is taken
 
 
@@ -28,7 +28,7 @@ def expected(effects: tuple[float, ...], N: int, level: float, needs: str = "one
     """
     rng, k = np.random.default_rng(0), len(effects)
     each = nominal(level / (k if needs == "any" else 1), N)
-    x = [rng.standard_normal((STUDIES, N)) + abs(effect) for effect in effects]
+    x = [rng.standard_normal((SIMULATED_STUDIES, N)) + abs(effect) for effect in effects]
     p = np.stack([[p_effect(own[:, :n]) for n in range(FIRST, N + 1)] for own in x])  # contrast, look, study
     p = np.minimum.accumulate(p, axis=1)
     rejected = (p <= each).all(0) if needs == "all" else (p <= each).any(0)

@@ -22,8 +22,10 @@ from albert_ablate.records.store import run_folders as run_folders
 
 INDEX, VERSION = ".status", "6"
 INDEX_WRITE_THRESHOLD = 200  # records newly read
-BRIEF = "status label name arm setting identity seed role error updated created progress sessions cost summary".split()
-BRIEF += ["revisions", "key"]
+BRIEF_FIELDS = (
+    "status label name arm setting identity seed role error updated created progress sessions cost summary".split()
+)
+BRIEF_FIELDS += ["revisions", "key"]
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -89,7 +91,7 @@ def _brief(folder: Path, configs: dict[str, tuple[float | None, str]]) -> tuple[
 
     configs: the learning rate and that JSON by setting, whose runs do not differ in it.
     """
-    brief = store.read_fields(folder, BRIEF)
+    brief = store.read_fields(folder, BRIEF_FIELDS)
     if isinstance(brief, store.Unreadable):
         return {"status": "pending"} if brief.missing else {"status": "unreadable", "error": brief.reason}, "{}"
     setting = brief["setting"]

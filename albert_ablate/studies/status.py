@@ -17,7 +17,14 @@ from albert_ablate.records.store import require_runs_folder
 from albert_ablate.records.tuning import LEARNING_RATE
 from albert_ablate.studies.sparklines import sparkline_of
 from albert_ablate.studies.states import is_done, last_line, states
-from albert_ablate.studies.sweep_settings import REFUSALS, Sweep, of_arm, own_overrides, run_overrides, varied_labels
+from albert_ablate.studies.sweep_settings import (
+    MAX_REFUSALS,
+    Sweep,
+    of_arm,
+    own_overrides,
+    run_overrides,
+    varied_labels,
+)
 from albert_ablate.studies.sweepfile import read_sweep
 from albert_ablate.training.console import duration, rough_duration
 
@@ -99,7 +106,7 @@ def _asked(
         if sweep.method != "random" or sweep.run_cap is None:
             return settings, runs, wanted
         allowed = [i for i, keys in enumerate(wanted) if keys is not None]
-        if len(allowed) >= sweep.run_cap or len(settings) - max(allowed, default=-1) > REFUSALS:
+        if len(allowed) >= sweep.run_cap or len(settings) - max(allowed, default=-1) > MAX_REFUSALS:
             return tuple([several[i] for i in allowed] for several in (settings, runs, wanted))  # type: ignore[return-value]
         settings += [sweep.draw(len(settings) + i) for i in range(sweep.run_cap - len(allowed))]
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from albert_ablate.config import ConfigError, each_once, lacking, quoted
-from albert_ablate.config.untrusted import WORD
+from albert_ablate.config.untrusted import SAFE_VALUE
 from albert_ablate.studies.distributions import Parameter
 
-REFUSALS = 50  # draws or proposals in a row that are refused, before no more are tried
+MAX_REFUSALS = 50  # draws or proposals in a row that are refused, before no more are tried
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def written(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, list | tuple):
         return f"[{','.join(map(written, value))}]"
-    return quoted(value) if isinstance(value, str) and not WORD.fullmatch(value) else str(value)
+    return quoted(value) if isinstance(value, str) and not SAFE_VALUE.fullmatch(value) else str(value)
 
 
 def overrides_of(setting: Mapping[str, Any]) -> list[str]:
@@ -127,12 +127,12 @@ def run_overrides(sweep: Sweep, setting: Mapping[str, Any], more: Iterable[str] 
 
 
 # groups and keys that do not determine the weights
-ASIDE = ("seed", "paths", "logger", "evaluation", "diagnostics", "checkpoint", "force", "accept_code", "debug")
+NOT_ARM_KEYS = ("seed", "paths", "logger", "evaluation", "diagnostics", "checkpoint", "force", "accept_code", "debug")
 
 
 def of_arm(overrides: Mapping[str, str]) -> tuple[str, ...]:
     """Those of a run's overrides by key that may make its arm or its learning rate."""
-    return tuple(o for k, o in overrides.items() if k.partition(".")[0] not in ASIDE and k != "trainer.threads")
+    return tuple(o for k, o in overrides.items() if k.partition(".")[0] not in NOT_ARM_KEYS and k != "trainer.threads")
 
 
 def varied_labels(sweep: Sweep, settings: Sequence[Mapping[str, Any]]) -> Iterator[str]:

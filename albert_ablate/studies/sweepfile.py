@@ -237,9 +237,15 @@ def _value(name: str, value: Any, inner: bool = False) -> Any:
     return float(value) if isinstance(value, str) and NUMBER.fullmatch(value) else value
 
 
-DECISIONS = ("val_macro_f1", "macro_f1", "accuracy", "probe_macro_f1", "probe_accuracy")  # of task=classify
+CLASSIFICATION_METRICS = (
+    "val_macro_f1",
+    "macro_f1",
+    "accuracy",
+    "probe_macro_f1",
+    "probe_accuracy",
+)  # of task=classify
 LOSSES = ("val_loss", "best_val_loss", "val_bits_per_byte", "val_perplexity", "train_loss", "gap", "test_loss")
-METRICS = (*LOSSES, *DECISIONS)
+METRICS = (*LOSSES, *CLASSIFICATION_METRICS)
 
 
 def _metric(metric: Any, method: str) -> tuple[str | None, bool]:

@@ -8,8 +8,8 @@ import urllib.request
 from http.client import HTTPException, HTTPMessage
 from typing import IO, Any
 
-DEADLINE = 20.0  # seconds for a whole answer, however slowly it comes
-LARGEST = 4 << 20  # bytes of an answer
+DEADLINE_SECONDS = 20.0  # seconds for a whole answer, however slowly it comes
+MAX_ANSWER_BYTES = 4 << 20  # bytes of an answer
 
 ROWS = """query RunResumeStatus($project: String, $entity: String, $name: String!) {
   model(name: $project, entityName: $entity) { bucket(name: $name, missingOk: true) { historyLineCount } } }"""
@@ -39,9 +39,9 @@ def ask(url: str, key: str, query: str, variables: dict[str, Any]) -> dict[str, 
     got: list[dict[str, Any] | Exception] = []
     thread = threading.Thread(target=lambda: got.append(_answer(url, key, query, variables)), daemon=True)
     thread.start()
-    thread.join(DEADLINE)
+    thread.join(DEADLINE_SECONDS)
     if not got:
-        raise TimeoutError(f"no complete answer within {DEADLINE:.0f} s")
+        raise TimeoutError(f"no complete answer within {DEADLINE_SECONDS:.0f} s")
     if isinstance(got[0], Exception):
         raise got[0]
     return got[0]
@@ -62,13 +62,13 @@ def _answer(url: str, key: str, query: str, variables: dict[str, Any]) -> dict[s
     body = json.dumps({"query": query, "variables": variables}).encode()
     try:
         request = urllib.request.Request(f"{url}/graphql", body, headers)
-        with urllib.request.build_opener(_Stay).open(request, timeout=2 * DEADLINE) as answer:
-            content = answer.read(LARGEST + 1)
-        if len(content) > LARGEST:
-            return OSError(f"its answer is larger than {LARGEST >> 20} MiB")
+        with urllib.request.build_opener(_Stay).open(request, timeout=2 * DEADLINE_SECONDS) as answer:
+            content = answer.read(MAX_ANSWER_BYTES + 1)
+        if len(content) > MAX_ANSWER_BYTES:
+            return OSError(f"its answer is larger than {MAX_ANSWER_BYTES >> 20} MiB")
         tree = json.loads(content)
     except urllib.error.HTTPError as error:
-        return Refused(error.code, message_of(error.read(LARGEST)))
+        return Refused(error.code, message_of(error.read(MAX_ANSWER_BYTES)))
     except (OSError, HTTPException, ValueError, RecursionError) as error:
         if isinstance(error, Refused):
             return error

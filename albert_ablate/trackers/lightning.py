@@ -9,7 +9,7 @@ from albert_ablate.records.checked import read_checked, write_checked
 from albert_ablate.records.naming import display_name
 from albert_ablate.trackers.base import Rows, Tracker, merged, settings, status_of, summary_metrics
 
-NOTE = "sent_to_loggers.json"  # logger -> step of the last row that it has got
+SENT_FILE = "sent_to_loggers.json"  # logger -> step of the last row that it has got
 
 
 class LightningTracker(Tracker):
@@ -27,7 +27,7 @@ class LightningTracker(Tracker):
     def begin(self, folder: Path, record: Mapping, rows: Rows) -> None:
         self.folder, self.run = folder, record["identity"]
         try:
-            self.notes = read_checked(folder / NOTE, self.run)
+            self.notes = read_checked(folder / SENT_FILE, self.run)
         except (OSError, ValueError):
             self.notes = {}
         self.latest, self.tokens = int(self.notes.get(self.NAME, -1)), 0
@@ -41,7 +41,7 @@ class LightningTracker(Tracker):
             self.logger.log_metrics({k: v for k, v in row.items() if k != "tokens"}, step=row["tokens"])
         self.logger.save()
         self.notes[self.NAME] = self.latest
-        write_checked(self.folder / NOTE, self.notes, self.run)
+        write_checked(self.folder / SENT_FILE, self.notes, self.run)
 
     def end(self, record: Mapping) -> None:
         summary = {f"summary/{k}": v for k, v in summary_metrics(record).items()}

@@ -14,7 +14,7 @@ from albert_ablate.records.history import SCHEMAS, read_history
 from albert_ablate.records.naming import display_name
 from albert_ablate.trackers.base import Rows, Tracker, lists, reason
 
-NOTE = "synced.json"  # destination -> when
+SENT_FILE = "synced.json"  # destination -> when
 
 
 def sync_runs(
@@ -49,7 +49,7 @@ def sync_runs(
                             f"{sent} sent before it."
                         ) from error
                     notes[destination] = time.time()
-                    write_checked(folder.path / NOTE, notes, record.get("identity"))
+                    write_checked(folder.path / SENT_FILE, notes, record.get("identity"))
                     sent += 1
                     say(f"{folder.path} sent: {display_name(record)}, {record['status']}.")
             except ConfigError as error:  # busy, or a file in it that cannot be read
@@ -68,11 +68,11 @@ def _rows(folder: Path, run: str | None) -> Rows:
 
 def _notes(folder: Path, run: str | None) -> dict[str, float]:
     try:
-        return read_checked(folder / NOTE, run)
+        return read_checked(folder / SENT_FILE, run)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder / NOTE} cannot be read ({error}); remove it to send the run again.") from None
+        raise ConfigError(f"{folder / SENT_FILE} cannot be read ({error}); remove it to send the run again.") from None
 
 
 Send = Callable[[Path, dict, Rows], None]

@@ -25,7 +25,7 @@ from albert_ablate.trackers.base import Rows, Several, Tracker, lists, merged, r
 
 # Seconds. wandb waits up to 90 at the start and for ever at the end; see the limits of all trackers in tracker.py.
 START, END = 12, 20
-RELEASE = 3.0  # for wandb to let go of a process of its own that has been killed
+RELEASE_SECONDS = 3.0  # for wandb to let go of a process of its own that has been killed
 
 
 class Wandb(Tracker):
@@ -248,14 +248,14 @@ def release() -> None:
 
     thread = threading.Thread(target=teardown, daemon=True)
     thread.start()
-    thread.join(RELEASE)
+    thread.join(RELEASE_SECONDS)
 
 
 def _clients() -> list[int]:
     """Process ids of the wandb processes that this one has started."""
     try:
         listing = subprocess.run(
-            ["ps", "-A", "-o", "pid=,ppid=,comm="], capture_output=True, text=True, timeout=RELEASE
+            ["ps", "-A", "-o", "pid=,ppid=,comm="], capture_output=True, text=True, timeout=RELEASE_SECONDS
         )
     except (OSError, subprocess.SubprocessError):
         return []

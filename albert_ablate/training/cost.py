@@ -22,7 +22,7 @@ from albert_ablate.optim.optimizers import extra_backward
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 NO_MEMORY = "DefaultCPUAllocator: "  # what torch says on a CPU; on a GPU it has an error of its own
-COUNTED = ("model", "norm", "norm_type", "attention", "dropout", "dropout_time", "tokenizer", "loss")  # what costs
+COST_GROUPS = ("model", "norm", "norm_type", "attention", "dropout", "dropout_time", "tokenizer", "loss")  # what costs
 
 
 def flops_per_token(cfg: Mapping) -> float:
@@ -52,7 +52,7 @@ def training_flops(cfg: Mapping, model: TokenModel | None = None) -> tuple[float
         from albert_ablate.training.own_training import step_flops  # which imports this
 
         return step_flops(checked), []
-    key = json.dumps({key: checked[key] for key in COUNTED}, sort_keys=True, default=dict)
+    key = json.dumps({key: checked[key] for key in COST_GROUPS}, sort_keys=True, default=dict)
     if key not in _counted:
         while len(_counted) >= COUNTS_KEPT:
             del _counted[next(iter(_counted))]

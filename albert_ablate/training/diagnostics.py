@@ -12,7 +12,7 @@ rank its part. Of a row's columns
     entropy                   -sum_j A_ij ln A_ij of attention weights, nats, mean over heads and positions i (Zhai et
                               al. 2023, 2303.06296); ln(T!) / T for a uniform causal A. No dropout on A
     max_logit                 largest q_i k_j * scale that the mask lets through, before a soft cap. Both from the first
-                              SEQUENCES sequences
+                              ATTENTION_SEQUENCES sequences
     dead                      share of the MLP's hidden units with |a(z)| < 1e-6 for every token, a the activation
     saturated                 share of those with a slope |a'(z)| < 1e-3 for every token, in a tail of a (`FLAT`): the
                               unit passes no gradient (saturation as in Glorot and Bengio 2010); nan for identity
@@ -44,7 +44,7 @@ from albert_ablate.model.token_model import Place, TokenModel
 from albert_ablate.optim.clipping import Clip, tensor_norms
 
 DEFAULT_LOGGED_STEPS = 40  # that a run is looked at, about, where diagnostics.every is null
-SEQUENCES = 2  # whose attention weights are computed
+ATTENTION_SEQUENCES = 2  # whose attention weights are computed
 DEAD_UNIT_THRESHOLD = 1e-6
 FLAT = {  # (edge, both sides): |a'(z)| < 1e-3 where z < edge, or where |z| > |edge|
     "relu": (0.0, False),
@@ -54,7 +54,7 @@ FLAT = {  # (edge, both sides): |a'(z)| < 1e-3 where z < edge, or where |z| > |e
     "silu": (-8.9851, False),
     "sigmoid": (-6.9058, True),
 }
-HIDDEN = -1e30  # added to logits behind the mask; finite, so that nothing times 0 is nan
+MASKED_LOGIT = -1e30  # added to logits behind the mask; finite, so that nothing times 0 is nan
 Metrics = dict[str, float]
 
 
@@ -151,7 +151,7 @@ class Probe:
     ) -> Tensor:
         began = time.perf_counter()
         with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
-            self._attention(place, attention, q[:SEQUENCES], k[:SEQUENCES], scale)
+            self._attention(place, attention, q[:ATTENTION_SEQUENCES], k[:ATTENTION_SEQUENCES], scale)
         self.seconds += time.perf_counter() - began
         return mix(q, k, v, scale, drop)
 
@@ -202,11 +202,11 @@ class Probe:
         self.measured.append((place, column, factor, value))
 
     def _mask(self, T: int, window: int, like: Tensor) -> Tensor:
-        """0 where a token sees another, else HIDDEN, (T, T)."""
+        """0 where a token sees another, else MASKED_LOGIT, (T, T)."""
         mask = self._masks.get((T, window))
         if mask is None or mask.device != like.device or mask.dtype != like.dtype:
             seen = torch.ones(T, T, dtype=torch.bool, device=like.device).tril_().triu_(1 - window)
-            mask = torch.zeros(T, T, device=like.device, dtype=like.dtype).masked_fill_(~seen, HIDDEN)
+            mask = torch.zeros(T, T, device=like.device, dtype=like.dtype).masked_fill_(~seen, MASKED_LOGIT)
             self._masks[T, window] = mask
         return mask
 

@@ -3,10 +3,10 @@
 import math
 from collections.abc import Sequence
 
-STUCK = 0.98  # share of the unigram model's loss that a run must get below by its end
+STUCK_RATIO = 0.98  # share of the unigram model's loss that a run must get below by its end
 LEAST_BUDGET = 80  # steps of a run that can be stuck
 LAST_QUARTER = 0.1  # of the fall that is asked of the second half, at least so much must be the last quarter's
-ABOVE = 1.02  # times the initial loss: a single batch of an unchanged model may lie a little above it
+ABOVE_RATIO = 1.02  # times the initial loss: a single batch of an unchanged model may lie a little above it
 PATIENCE = 10  # the loss may lie above the initial loss for less than 1/10 of the budget
 LEAST_STEPS = 5  # above the initial loss, however small the budget: a single step of ten says nothing
 
@@ -33,7 +33,7 @@ class Divergence:
 
     def highest(self) -> float:
         """The loss above which a step counts."""
-        return ABOVE * self.initial
+        return ABOVE_RATIO * self.initial
 
 
 class OwnDivergence(Divergence):
@@ -49,7 +49,7 @@ def below_unigram(train_loss: float, val_loss: float, unigram: float) -> bool:
     the order of tokens. One of the two is enough: a run that has learned a small text by heart has a validation loss
     above it and was never unstable.
     """
-    return math.isfinite(val_loss) and min(train_loss, val_loss) <= STUCK * unigram
+    return math.isfinite(val_loss) and min(train_loss, val_loss) <= STUCK_RATIO * unigram
 
 
 def midway(steps: int) -> tuple[int, ...]:
@@ -75,7 +75,7 @@ def stopped_falling(half: float, three_quarters: float, end: float, unigram: flo
     The last quarter: a loss that was high at half time and lies flat since has stopped. A tenth, as the schedules that
     decay leave little for the end: 1/7 of the second half's learning rate, with a cosine.
     """
-    needed = (1 - STUCK) * unigram
+    needed = (1 - STUCK_RATIO) * unigram
     return not (half - end >= needed and three_quarters - end >= LAST_QUARTER * needed)
 
 

@@ -20,7 +20,7 @@ from albert_ablate.data.packed import BatchOrder
 from albert_ablate.model.named_draws import seeded_generators
 from albert_ablate.streams import digest, stream_seed
 
-HASHED = 256  # examples of each split that the fingerprint is of, evenly spread
+HASHED_EXAMPLES = 256  # examples of each split that the fingerprint is of, evenly spread
 LOADERS = {"train": "train_dataloader", "validation": "val_dataloader", "test": "test_dataloader"}
 
 
@@ -95,7 +95,7 @@ def _loader(module: Any, method: str, name: str, optional: bool) -> DataLoader |
 
 def _content(dataset: Any) -> bytes:
     count = len(dataset)
-    chosen = sorted({int(i) for i in np.linspace(0, count - 1, min(count, HASHED))})
+    chosen = sorted({int(i) for i in np.linspace(0, count - 1, min(count, HASHED_EXAMPLES))})
     return digest(str(count).encode(), *(_bytes_of(dataset[i]) for i in chosen)).encode()
 
 

@@ -34,8 +34,10 @@ from albert_ablate.training.stack import Member
 # imported in functions.
 
 # keys that the record of a run needs for another session
-NEEDED = ("seed", "sessions", "config.evaluation.tokens", "provenance.threads", "budget.steps", "data.fingerprint",
-          "proof", "cost", "summary")  # fmt: skip
+REQUIRED_FIELDS = (
+    "seed", "sessions", "config.evaluation.tokens", "provenance.threads", "budget.steps", "data.fingerprint",
+    "proof", "cost", "summary",
+)  # fmt: skip
 
 
 def run(cfg: Mapping, verbose: bool = False, member: Member | None = None) -> dict[str, Any]:
@@ -166,7 +168,7 @@ def _session(
         folder.clear()
         record = None
     else:
-        require(folder.path, record, *NEEDED)
+        require(folder.path, record, *REQUIRED_FIELDS)
     cores = max(1, (os.cpu_count() or 1) * cfg.trainer.num_nodes // ranks.size)  # of each rank
     threads = record["provenance"]["threads"] if record else cfg.trainer.threads or cores
     torch.set_num_threads(threads)

@@ -25,9 +25,9 @@ from albert_ablate.studies.status import arms, read_states
 from albert_ablate.studies.sweep_settings import Sweep
 from albert_ablate.ui.status_section import status_section
 
-SHARE = 0.2  # of one core that pages are made with at most, while they are looked at
-LONGEST = 10.0  # seconds that a page is not made anew at most, though files have changed
-PAGES = 8  # of single runs that are kept
+CPU_SHARE = 0.2  # of one core that pages are made with at most, while they are looked at
+MAX_WAIT_SECONDS = 10.0  # seconds that a page is not made anew at most, though files have changed
+MAX_RUN_PAGES = 8  # of single runs that are kept
 
 
 @dataclass
@@ -79,17 +79,17 @@ class Pages:
         with self.runs_lock:
             made = self.runs.setdefault(name, RenderedPage())
             self.runs.move_to_end(name)
-            while len(self.runs) > PAGES:
+            while len(self.runs) > MAX_RUN_PAGES:
                 self.runs.popitem(last=False)
         return self._current(made, lambda: run_stamp(folder), lambda version: self._draw(_run(folder), version, "/"))
 
     def _current(self, made: RenderedPage, stamp: Callable[[], str], make: Callable[[str], bytes]) -> RenderedPage:
         """The page, made anew where its files have changed, and not so soon after the last time that pages would take
-        more than `SHARE` of a core. Who asks while it is being made gets the last one."""
+        more than `CPU_SHARE` of a core. Who asks while it is being made gets the last one."""
         if not made.lock.acquire(blocking=not made.content):
             return replace(made)
         try:
-            if made.content and time.monotonic() - made.at < min(made.took / SHARE, LONGEST):
+            if made.content and time.monotonic() - made.at < min(made.took / CPU_SHARE, MAX_WAIT_SECONDS):
                 return replace(made)
             now = stamp()
             if now != made.stamp:

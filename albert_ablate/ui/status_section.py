@@ -10,7 +10,7 @@ from albert_ablate.report.page import Cell, Section, Table
 from albert_ablate.studies.states import last_line
 from albert_ablate.studies.status import cell, share_done, time_left
 
-SEEDS = 12  # columns; arms of more seeds have the states of all counted
+MAX_SEED_COLUMNS = 12  # columns; arms of more seeds have the states of all counted
 
 Arms = Mapping[str, Mapping[int, Mapping[str, Any]]]
 
@@ -33,7 +33,7 @@ def status_section(table: Arms) -> Section:
         for seed, record in row.items()
         if record["status"] in ("failed", "unreadable")
     ]
-    section.tables.append(_by_seed(table) if max(map(len, table.values())) <= SEEDS else _counted(table))
+    section.tables.append(_by_seed(table) if max(map(len, table.values())) <= MAX_SEED_COLUMNS else _counted(table))
     return section
 
 

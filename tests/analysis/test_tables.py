@@ -187,7 +187,7 @@ def test_a_seven_by_two_factorial_has_distinct_labels(tmp_path):
     section = factorial_section(m)
     assert [f.title for f in section.figures] == ["norm and dropout"] and not section.missing
     looks = dict(zip(m.arms, zip(m.arms.colors, m.arms.dashes, strict=True), strict=True))
-    assert len({*looks.values()}) == 14 <= charts.SHOWN
+    assert len({*looks.values()}) == 14 <= charts.SHOWN_ARMS
     assert looks["norm=c dropout=x"][0] == looks["norm=c dropout=y"][0]  # color is the first factor, dash the second
     assert looks["norm=a dropout=x"][1] == looks["norm=g dropout=x"][1]
     names = [f.title for f in curves_section(m).figures if f.small]

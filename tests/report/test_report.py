@@ -165,7 +165,7 @@ def test_96_layers_and_many_steps_stay_thin():
     rows = rows.assign(tokens=rows["step"] * 10, grad_norm=1.0)
     rows.loc[rows["step"].eq(333) & rows["layer"].eq(50), "grad_norm"] = 1e9
     cells = charts.depth_map(rows, "grad_norm")
-    assert len(cells) == charts.CELLS * layers and cells["value"].max() == 1e9
+    assert len(cells) == charts.MAX_COLUMNS * layers and cells["value"].max() == 1e9
 
 
 def test_spikes_are_those_that_the_score_counts():
@@ -709,7 +709,7 @@ def test_the_legend_of_points_shows_points():
 
 
 def test_a_picture_which_has_no_filter_draws_every_arm():
-    arms = [f"arm{i}" for i in range(charts.SHOWN + 3)]
+    arms = [f"arm{i}" for i in range(charts.SHOWN_ARMS + 3)]
     values = pd.DataFrame({"arm": arms, "seed": 0, "value": 1.0})
     drawn, _ = charts.specification(charts.strip(values, values.assign(mean=1.0, low=1.0, high=1.0), arms, "loss"))
     assert [p["value"] for p in drawn["params"] if p["name"] == "arms"] == [arms]

@@ -80,7 +80,7 @@ def test_auto_of_commands_is_refused(capsys):
 
 @pytest.mark.process
 def test_real_steps_are_measured(monkeypatch):
-    monkeypatch.setattr(packing, "SECONDS", 0.05)
+    monkeypatch.setattr(packing, "MEASURE_SECONDS", 0.05)
     fork = multiprocessing.get_context("fork")  # the next test starts a process as --workers auto does
     monkeypatch.setattr(packing.multiprocessing, "get_context", lambda method: fork)
     speeds = packing._measure(["model=nano", "model.layers=1", "trainer=cpu"], [(2, 1), (1, 2)])

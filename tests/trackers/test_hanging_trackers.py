@@ -120,15 +120,15 @@ def test_a_redirection_does_not_carry_the_key_to_another_host():
 
 def test_answers_of_a_sweep_server_have_a_deadline_and_a_limit(monkeypatch):
     with Server("silent") as server:
-        monkeypatch.setattr(graphql, "DEADLINE", 0.2)
+        monkeypatch.setattr(graphql, "DEADLINE_SECONDS", 0.2)
         with pytest.raises(Unreachable, match="no complete answer within"):
             SweepServer(server.url, KEY, "e", "p", "s").config()
-    monkeypatch.setattr(graphql, "DEADLINE", 20.0)
+    monkeypatch.setattr(graphql, "DEADLINE_SECONDS", 20.0)
     with Server() as server:
         name = server.add_sweep({"parameters": {"seed": {"values": [0]}}, "description": "x" * 5000}, [])
         asked = SweepServer(server.url, KEY, "e", "p", name)
         assert asked.config()["description"] == "x" * 5000
-        monkeypatch.setattr(graphql, "LARGEST", 4096)
+        monkeypatch.setattr(graphql, "MAX_ANSWER_BYTES", 4096)
         with pytest.raises(Unreachable, match="its answer is larger than"):
             asked.config()
         for mode in ("error", "nonsense"):

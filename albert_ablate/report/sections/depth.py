@@ -15,8 +15,8 @@ from albert_ablate.report.histories import read_maps
 from albert_ablate.report.material import Material
 from albert_ablate.report.page import ColorScale, Figure, Section
 
-CELLS = 240_000  # of heat maps on the whole page
-MAPS = 24  # arms with heat maps
+MAX_CELLS = 240_000  # of heat maps on the whole page
+MAX_MAPS = 24  # arms with heat maps
 MAPPED_SEEDS = 5  # seeds of an arm in its heat map
 MAPPED = ("grad_norm", "residual_rms", "update_ratio", "entropy")
 
@@ -70,10 +70,10 @@ def _figure(arm: str, cells: pd.DataFrame, quantity: str, title: str, domain: Se
 def depth_section(m: Material) -> Section:
     """Heat maps by arm: the median over up to five seeds of what each showed."""
     section = Section("Depth by tokens", scales={})
-    chosen = m.arms[:MAPS]
+    chosen = m.arms[:MAX_MAPS]
     layers = m.rows["model.layers"].max() if "model.layers" in m.rows else 12
     layers = 12 if pd.isna(layers) else int(layers)
-    columns = max(8, min(48, CELLS // max(1, len(chosen) * len(MAPPED) * layers)))
+    columns = max(8, min(48, MAX_CELLS // max(1, len(chosen) * len(MAPPED) * layers)))
     cells: dict[str, dict[str, pd.DataFrame]] = {q: {} for q in MAPPED}
     states = dict[str, Any]()  # of the runs behind the maps of an arm
     for arm, (state, found) in _maps(m, chosen, columns).items():
@@ -89,7 +89,7 @@ def depth_section(m: Material) -> Section:
             c[c["tokens"] == c["tokens"].max()].assign(arm=arm) for arm, c in cells[quantity].items()
         ).rename(columns={"layer": "block"})
         profile = charts_curves.depth_profile(
-            ends[["arm", "block", "value"]], m.arms, title, quantity not in charts_run.LINEAR
+            ends[["arm", "block", "value"]], m.arms, title, quantity not in charts_run.LINEAR_QUANTITIES
         )
         name = f"{title}, by block at the end"
         section.figures.append(Figure(name, profile, "Median over up to five seeds.", group=title, wide=True))
@@ -104,8 +104,8 @@ def depth_section(m: Material) -> Section:
             "Colors mean the same in all arms, from the 1st to the 98th percentile. Of several logged steps in a "
             "column the worst is shown; over seeds (five at most) the median. Gray: no finite value."
         )
-        if len(m.arms) > MAPS:
-            section.text.append(f"Drawn for the first {MAPS} of {len(m.arms)} arms.")
+        if len(m.arms) > MAX_MAPS:
+            section.text.append(f"Drawn for the first {MAX_MAPS} of {len(m.arms)} arms.")
     absent = [t for q, t in thinning.QUANTITIES.items() if q in MAPPED and not cells[q]]
     if absent:
         section.missing.append(f"Not in these runs' histories (diagnostics.every=10 writes it): {'; '.join(absent)}.")

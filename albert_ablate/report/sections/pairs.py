@@ -5,14 +5,14 @@ from albert_ablate.report import charts_arms, style
 from albert_ablate.report.material import Material
 from albert_ablate.report.page import Figure, Section, Table
 
-MATRIX = 15  # arms of the matrix at most
+MAX_MATRIX_ARMS = 15  # arms of the matrix at most
 
 
 def pairs_section(m: Material) -> Section:
     """Section of the report: paired differences of all pairs of arms, and seed against seed."""
     section, called = Section("Pairs of arms"), m.compared[1]
     runs = m.compared_runs if m.compared[0] in m.done else None
-    table = None if runs is None or len(m.arms) > MATRIX else all_paired(runs, m.arms)
+    table = None if runs is None or len(m.arms) > MAX_MATRIX_ARMS else all_paired(runs, m.arms)
     if table is not None and len(m.arms) > 2 and len(table):
         intervals = int(table["low"].notna().sum()) // 2
         section.figures.append(

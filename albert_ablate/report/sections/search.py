@@ -8,25 +8,25 @@ from albert_ablate.report import charts_search
 from albert_ablate.report.material import Material
 from albert_ablate.report.page import Figure, Section
 
-SETTINGS = 20  # fewer are seen in the leaderboard
-AXES = 10
-FILLED = 0.5  # of all combinations of the levels: a study that has more of them is a grid
+MIN_SETTINGS = 20  # fewer are seen in the leaderboard
+MAX_AXES = 10
+GRID_FILL = 0.5  # of all combinations of the levels: a study that has more of them is a grid
 
 
 def search_section(m: Material) -> Section | None:
     """Parallel coordinates of the arms, where they are many settings of a search and no grid; else None."""
     quality, axis = m.quality
-    if len(m.arms) < SETTINGS or quality not in m.finished:
+    if len(m.arms) < MIN_SETTINGS or quality not in m.finished:
         return None
     levels = m.settings.map(key_of).nunique()
     varied = [c for c in m.settings if levels[c] > 1 and m.settings[c].notna().all()]
     losses = m.finished.groupby("name")[quality].mean().dropna()
-    if len(varied) < 2 or len(m.arms) > FILLED * math.prod(levels[varied].tolist()) or len(losses) < 2:
+    if len(varied) < 2 or len(m.arms) > GRID_FILL * math.prod(levels[varied].tolist()) or len(losses) < 2:
         return None
-    shown = varied[:AXES]
+    shown = varied[:MAX_AXES]
     best = losses.idxmin()
     note = "A line a setting, its color the loss at the end, orange for the least. Rest on a line for its numbers."
-    note += f" Of {len(varied)} varied settings the first {AXES} are drawn." if len(varied) > AXES else ""
+    note += f" Of {len(varied)} varied settings the first {MAX_AXES} are drawn." if len(varied) > MAX_AXES else ""
     drawn = charts_search.parallel_coordinates(m.settings[shown], losses, axis.partition(" at")[0])
     said = f"{len(losses)} settings; the least loss, {human(losses.min())}, has {best}."
     section = Section("Search", figures=[Figure("Settings and their loss", drawn, note, wide=True, data=said)])

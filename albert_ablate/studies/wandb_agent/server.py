@@ -11,7 +11,7 @@ from typing import Any
 from albert_ablate.config import ConfigError
 from albert_ablate.trackers.graphql import Refused, ask
 
-PASSING = (408, 429)  # statuses below 500 that another try may change
+RETRY_STATUSES = (408, 429)  # statuses below 500 that another try may change
 
 SWEEP = """query SweepWithRuns($entity: String, $project: String, $sweep: String!) {
   project(name: $project, entityName: $entity) { sweep(sweepName: $sweep) { name state config } } }"""
@@ -22,7 +22,7 @@ HEARTBEAT = """mutation Heartbeat($id: ID!, $metrics: JSONString, $runState: JSO
   agentHeartbeat(input: {id: $id, metrics: $metrics, runState: $runState}) { agent { id } commands } }"""
 
 
-DEEPEST = 20  # levels of lists and mappings in a sweep: reading many costs the square of their number
+MAX_DEPTH = 20  # levels of lists and mappings in a sweep: reading many costs the square of their number
 
 
 class Unreachable(RuntimeError):
@@ -91,7 +91,7 @@ class SweepServer:
         except Refused as error:
             if error.status == 404:
                 raise SweepGone(f"{self.url} no longer has {self.name}.") from None
-            if error.status in PASSING or error.status >= 500:
+            if error.status in RETRY_STATUSES or error.status >= 500:
                 raise Unreachable(str(error)) from None
             raise ConfigError(f"{self.url} refuses {self.name}: {error}.") from None
         except OSError as error:
@@ -105,8 +105,8 @@ def _read(text: str) -> Any:
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > DEEPEST:
-            raise ConfigError(f"is nested more than {DEEPEST} deep, which is not allowed from a server")
+        if depth > MAX_DEPTH:
+            raise ConfigError(f"is nested more than {MAX_DEPTH} deep, which is not allowed from a server")
         if isinstance(event, yaml.AliasEvent):
             raise ConfigError(f"has an alias (*{event.anchor[:50]}), which is not allowed from a server")
     return yaml.safe_load(text)
