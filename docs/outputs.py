@@ -1,6 +1,6 @@
 """Run the commands of README.md and docs/*.md, and write what they print below them.
 
-python docs/outputs.py [PAGE ...]
+python docs/outputs.py [--times] [PAGE ...]    # --times: also where only times and speeds have changed
 
 A block that begins with ```text shows what the block of commands above it prints. The commands of a page run from top
 to bottom in one new folder, which has run.py and sweeps/ of the checkout and the files that blocks of the page begin
@@ -110,11 +110,11 @@ def written(now: str, page: str) -> str:
     return "".join(f"{line}\n" for line in [*lines[:before], *middle, *lines[len(lines) - after :]])
 
 
-def main(pages: list[Path]) -> None:
+def main(pages: list[Path], times: bool) -> None:
     for page in pages:
         text = before = page.read_text()
         for now, old, start, end in reversed(list(printed(text))):
-            if differences(now, old) or not old.strip():
+            if times or differences(now, old) or not old.strip():
                 text = text[:start] + written(now, old) + text[end:]
         if page.read_text() != before:
             sys.exit(f"{page.relative_to(ROOT)} has changed since its commands were started: run it again.")
@@ -124,4 +124,5 @@ def main(pages: list[Path]) -> None:
 
 
 if __name__ == "__main__":
-    main([Path(name).resolve() for name in sys.argv[1:]] or PAGES)
+    named = [Path(name).resolve() for name in sys.argv[1:] if name != "--times"]
+    main(named or PAGES, "--times" in sys.argv)
