@@ -199,7 +199,7 @@ def page(run: OneRun) -> Page:
     about = Section("Outcome", [outcome(record)], facts=[(title, human(value)) for title, value in first])
     about.figures += [replace(over.pop("loss"), wide=True)] if "loss" in over else []
     if record.get("error"):
-        about.text.append(f"It ended with: {store.last_line(record['error'])}")
+        about.text.append(f"Error: {store.last_line(record['error'])}")
     depth = Section(
         "Depth by tokens",
         ["Block 1 is next to the input. Where nothing is drawn there was no finite value."] if drawn else [],

@@ -432,7 +432,7 @@ def test_contrasts_of_one_name_have_a_row_each(study):
     section = effects_section(m)
     _, frames = charts.specification(section.figures[0].chart)
     rows = [set(f["row"]) for f in frames.values() if "row" in f]
-    assert max(map(len, rows)) == 2 and section.text == ["Inadmissible, and so not drawn: no."]
+    assert max(map(len, rows)) == 2 and section.text == ["Not drawn, because inadmissible: no."]
 
 
 def test_numbers_of_one_size_align_and_settings_stay_short():

@@ -24,7 +24,7 @@ def factorial_section(m: Material) -> Section:
     effects, partly = [], []
     for one, other in combinations(factors(m.settings), 2):
         if len(section.figures) == PAIRS_OF_FACTORS:
-            section.text.append(f"Drawn are the first {PAIRS_OF_FACTORS} pairs of factors.")
+            section.text.append(f"Only the first {PAIRS_OF_FACTORS} pairs of factors are drawn.")
             break
         points, others = _crossed(m, one, other)
         if points.empty:
@@ -52,7 +52,7 @@ def factorial_section(m: Material) -> Section:
             )
         )
     if partly:
-        section.missing.append(f"Crossed, but with a cell in which no run finished: {'; '.join(partly)}.")
+        section.missing.append(f"Crossed, but without a finished run in every cell: {'; '.join(partly)}.")
     if not section.figures and not partly:
         section.missing.append(
             "Interactions need finished runs of arms that cross the levels of two settings, as a factorial sweep has."

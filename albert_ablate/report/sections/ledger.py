@@ -209,9 +209,9 @@ def effects_section(m: Material) -> Section:
             )
         )
     else:
-        section.missing.append("Effects with their intervals come from a ledger that has pairs.")
+        section.missing.append("This chart needs a ledger with judged pairs: `albert-ablate judge` writes it.")
     if refused:
-        section.text.append(f"Inadmissible, and so not drawn: {', '.join(refused)}.")
+        section.text.append(f"Not drawn, because inadmissible: {', '.join(refused)}.")
     if without:
-        section.text.append(f"Without a finite mean, or a margin to be drawn by: {'; '.join(without)}.")
+        section.text.append(f"Not drawn, for lack of a finite mean or a margin: {'; '.join(without)}.")
     return section

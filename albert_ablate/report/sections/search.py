@@ -25,10 +25,10 @@ def search_section(m: Material) -> Section | None:
         return None
     shown = varied[:MAX_AXES]
     best = losses.idxmin()
-    note = "A line a setting, its color the loss at the end, orange for the least. Rest on a line for its numbers."
+    note = "A line a setting, its color the loss at the end, orange for the least. Point at a line to see its numbers."
     note += f" Of {len(varied)} varied settings the first {MAX_AXES} are drawn." if len(varied) > MAX_AXES else ""
     drawn = charts_search.parallel_coordinates(m.settings[shown], losses, axis.partition(" at")[0])
     said = f"{len(losses)} settings; the least loss, {human(losses.min())}, has {best}."
     section = Section("Search", figures=[Figure("Settings and their loss", drawn, note, wide=True, data=said)])
-    section.text.append("The least loss of many settings is lower than what it would be on new seeds: train it again.")
+    section.text.append("The lowest loss of many settings is biased low: train that setting again on new seeds.")
     return section
