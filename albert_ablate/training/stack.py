@@ -7,6 +7,8 @@ does (clipping, optimizer, evaluations, commits, diagnostics of a detailed step)
 leaves the others to go on.
 """
 
+import contextlib
+import ctypes
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -133,8 +135,22 @@ class Stack:
             member.stop.number = number
 
 
+TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8  # of malloc.h
+LARGEST = 2**31 - 1
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep what is freed, for all threads alike; elsewhere nothing. The tensors of a stack are so large
+    that it would give them back to the system within each step, and a thread's memory is of no use to the next one."""
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, value in ((TRIM_THRESHOLD, LARGEST), (MMAP_THRESHOLD, LARGEST), (ARENA_MAX, 1)):
+            mallopt(option, value)
+
+
 def together(tasks: Sequence[Callable[[Member], Any]]) -> list[Any]:
     """Call each task with its member of one stack, in a thread of its own, one at a time; gives what they return."""
+    keep_freed_memory()
     stack = Stack(len(tasks))
     results: list[Any] = [None] * len(tasks)
     errors: list[BaseException] = []
