@@ -143,6 +143,8 @@ def small(command):
         added = [w for w in added if not w.startswith("model.")] + ["model.context=16"]
     if "tokenizer=bpe" in words:  # symbols without a space are one word, whose pairs take minutes
         added = [w for w in added if w != "data=markov"] + ["data=text_files", "data.path=my.txt"]
+    if "budget.steps" in taken:
+        added = [w for w in added if not w.startswith("budget.")] + ["budget.steps=8"]
     if "data.train_size" in taken:
         added.append("data.train_size=2000")
     given = {w.partition("=")[0]: w for w in [*settings, *added, "paths.cache=cache"]}  # what is added counts
