@@ -59,9 +59,21 @@ def _zero_gradients_at_first(cfg: Mapping) -> bool:
     return name in ("ReZero", "Fixup") or name == "SkipInit" and not cfg["norm"].get("initial", 0.0)
 
 
+def _bfloat16_draws(cfg: Mapping) -> bool:
+    """Whether uniform draws in training were bfloat16."""
+    return bool((cfg.get("trainer") or {}).get("precision") == "bf16-true")
+
+
+DROPOUTS = ("Cosine", "DepthDecay", "DepthGrowth", "Geometric", "Huang", "LayerSkip", "Step", "Triangle", "Uniform")
 # The number is part of the identity of the settings that it concerns, so that a run made before the correction is never
 # taken for one made after it; all other settings keep their names.
 REVISIONS = {
+    **{
+        f"albert_ablate.model.dropout.{name}": Revision(
+            2, "masks are drawn as float32: as bfloat16 a rate of 0.001 dropped 0.003", _bfloat16_draws
+        )
+        for name in DROPOUTS
+    },
     "albert_ablate.model.placements.TFixup": Revision(
         2,
         "learned positions are drawn as small as the embedding",
@@ -75,6 +87,9 @@ REVISIONS = {
     "albert_ablate.optim.optimizers.cautious": Revision(2, "the mean of the mask is over entries with a gradient"),
     "albert_ablate.optim.optimizers.independent_adamw": Revision(
         2, "the decay does not depend on the multipliers of the placement", _scales_decay
+    ),
+    "albert_ablate.optim.optimizers.sophia": Revision(
+        2, "labels are drawn by float32 numbers: by bfloat16 ones 256 were possible", _bfloat16_draws
     ),
     "albert_ablate.optim.optimizers.spam": Revision(
         2, "the warm-up begins a step later and nothing is cut where the second moment is 0"

@@ -284,6 +284,13 @@ def multiplier(time: Constant, step: int, steps: int) -> float:
 # --- masks -----------------------------------------------------------------------------------------------------------
 
 
+def draw_dtype() -> torch.dtype:
+    """The type of uniform draws: torch's default, which trainer.precision sets in training, but float32 at least.
+
+    bfloat16 has too few digits for a rate: of draws of that type a share of 0.003 lies below 0.001."""
+    return torch.promote_types(torch.get_default_dtype(), torch.float32)
+
+
 class Clock:
     """Training progress that dropout masks are seeded from: run seed, micro-batch, rank and step.
 
@@ -354,9 +361,8 @@ class Dropout(nn.Module):
     def mask(self, shape: tuple[int, ...], like: Tensor, rate: float) -> Tensor:
         """Draw a mask: 0 with probability `rate`, else 1 / (1 - rate)."""
         self.seed_generator(like.device)
-        # float32 draws at any precision: bfloat16 has too few digits for a rate; in place, since masks are as large as
-        # activations
-        mask = torch.rand(shape, device=like.device).ge_(rate).mul_(1 / (1 - rate))
+        # in place, since masks are as large as activations
+        mask = torch.rand(shape, dtype=draw_dtype(), device=like.device).ge_(rate).mul_(1 / (1 - rate))
         return mask.to(like.dtype)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from albert_ablate.model.attention import CausalAttention, CosineGain
 from albert_ablate.model.decoder import Block, Decoder, Positions
-from albert_ablate.model.dropout import Dropout, DropToken, Skip
+from albert_ablate.model.dropout import Dropout, DropToken, Skip, draw_dtype
 from albert_ablate.model.norms import BatchNorm, CRMSNorm, Squash, Unit, ZeroCentredRMSNorm
 from albert_ablate.model.placements import AdminProfiled, Fixup, LayerScale, Placement, ReZero, SkipInit
 from albert_ablate.model.sigma import SigmaLinear
@@ -170,7 +170,7 @@ class _Dropout(_ByModel):
         rates = [twin.now for twin in self.twins]
         if not any(rates):
             return x
-        masks = torch.empty(x.shape, device=x.device)
+        masks = torch.empty(x.shape, dtype=draw_dtype(), device=x.device)
         for twin, rate, mask in zip(self.twins, rates, masks.chunk(len(rates)), strict=True):
             if rate:
                 twin.seed_generator(x.device)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from albert_ablate.config import Config, graph_obstacle
-from albert_ablate.model.dropout import Dropout
+from albert_ablate.model.dropout import Dropout, draw_dtype
 from albert_ablate.model.loss import objective
 from albert_ablate.model.token_model import TokenModel
 from albert_ablate.training.diagnostics import undisturbed
@@ -117,10 +117,11 @@ class Masks:
                 site.mask = partial(self._add, site)  # type: ignore[method-assign]
             forward()
         self.now: list[float] = []
-        self.rates = torch.zeros(2, len(self.of), device=next(model.parameters()).device)  # and 1 / (1 - rate)
+        device = next(model.parameters()).device
+        self.rates = torch.zeros(2, len(self.of), dtype=draw_dtype(), device=device)  # and 1 / (1 - rate)
 
     def _add(self, site: Dropout, shape: tuple[int, ...], like: Tensor, rate: float) -> Tensor:
-        self.of[site] = torch.zeros(shape, device=like.device)
+        self.of[site] = torch.zeros(shape, dtype=draw_dtype(), device=like.device)
         return self.of[site].to(like.dtype)
 
     def draw(self) -> None:
@@ -128,7 +129,7 @@ class Masks:
         now = [site.now for site in self.of]
         if now != self.now:
             self.now = now
-            self.rates.copy_(torch.tensor([now, [1 / (1 - rate) for rate in now]]))
+            self.rates.copy_(torch.tensor([now, [1 / (1 - rate) for rate in now]], dtype=self.rates.dtype))
         for site, mask in self.of.items():
             if site.now:
                 site.seed_generator(mask.device)

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from albert_ablate.config import Config, ConfigError, construct
 from albert_ablate.data.packed import BatchOrder, Packed, take_blocks
 from albert_ablate.model.build import build
+from albert_ablate.model.dropout import draw_dtype
 from albert_ablate.model.loss import objective
 from albert_ablate.model.token_model import TokenModel
 from albert_ablate.optim.clipping import global_norm
@@ -128,7 +129,7 @@ class LanguageModel(TrainedModule):
         A rank gets the numbers that a single process would use for the same sequences."""
         generator = torch.Generator().manual_seed(stream_seed(self.cfg.seed, "labels", self.model.clock.micro_batch))
         (rows, length), ranks = logits.shape[:2], self.trainer.world_size
-        uniform = torch.rand(rows * ranks, length, generator=generator)
+        uniform = torch.rand(rows * ranks, length, generator=generator, dtype=draw_dtype())
         optimizer.sample(logits, uniform.chunk(ranks)[self.global_rank])
 
     def on_after_backward(self) -> None:

@@ -439,6 +439,8 @@ def test_new_options_do_not_make_old_runs_new(overrides, setting):
         (["optimizer=independent_adamw", "norm=depth_mup"], "optimizer"),
         (["clip=adagc", "norm=rezero"], "clip"),
         (["clip=adagc", "norm=skipinit"], "clip"),
+        (["trainer.precision=bf16-true", "dropout=depth_decay"], "dropout"),
+        (["trainer.precision=bf16-true", "optimizer=sophia", "dropout=none"], "optimizer"),
     ],
 )
 def test_what_was_corrected_is_another_setting_than_before(overrides, group, monkeypatch):
@@ -462,8 +464,15 @@ def test_what_was_not_corrected_has_no_revision():
         ["norm=t_fixup", "attention=rotary"],
         ["norm=pre_ln", "clip=adagc"],
         ["norm=skipinit", "norm.initial=0.1", "clip=adagc"],
+        ["trainer.precision=bf16-mixed", "dropout=depth_decay", "optimizer=sophia"],
+        ["trainer.precision=bf16-true", "dropout=none"],
     ]:
         assert revisions(compose(overrides)) == {} and not is_outdated({"config": compose(overrides)})
+
+
+def test_every_shape_of_dropout_was_corrected_alike():
+    for option in set(options()["dropout"]) - {"none"}:
+        assert revisions(compose([f"dropout={option}", "trainer.precision=bf16-true"])) == {"dropout": 2}, option
 
 
 def test_revisions_name_components_that_exist():

@@ -176,6 +176,21 @@ def test_masks_are_nested_across_rates(kind):
     assert not (low & ~high).any() and 0 < low.sum() < high.sum()
 
 
+@pytest.mark.parametrize("kind", [d.Dropout, d.DropToken])
+def test_masks_are_those_of_float32_where_training_is_bfloat16(kind):
+    """Drawn as bfloat16, which has 256 of them, a rate of 0.001 would drop 0.003."""
+    site = kind(0.001, "test", d.Clock(0)).train()
+    like = torch.ones(1)
+    expected = site.mask((1000, 1000), like, 0.001)
+    assert 0.0009 < (expected == 0).float().mean() < 0.0011
+    torch.set_default_dtype(torch.bfloat16)  # as Lightning does with trainer.precision=bf16-true
+    try:
+        mask = site.mask((1000, 1000), like, 0.001)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(mask, expected)
+
+
 def test_skips_are_nested_shared_by_ranks_and_as_frequent():
     skips = lambda rate, rank=0: [site(d.Skip, rate, m, rank, rescale=False).skips() for m in range(4000)]  # noqa: E731
     low, high = skips(0.1), skips(0.5)
