@@ -101,8 +101,10 @@ def looks_of_contrast(steps: pd.DataFrame, ahead: pd.DataFrame, pairs: int):
         "pairs:Q",
         title="pairs",
         scale=alt.Scale(domain=[3.5, pairs + 0.5], nice=False, zero=False),
-        axis=alt.Axis(tickMinStep=1, format="d", grid=False),
+        axis=alt.Axis(values=list(range(4, pairs + 1, max(1, pairs // 10))), format="d", grid=False),
     )
+    if len(ahead) == 1:  # an area needs two points
+        ahead = pd.concat([ahead.assign(pairs=ahead["pairs"] + half) for half in (-0.4, 0.4)])
 
     def y(column: str):
         return alt.Y(f"{column}:Q", title="test statistic", scale=scale, axis=alt.Axis(values=ticks, format=TIP))
