@@ -43,7 +43,7 @@ STACK = Annotated[
     str,
     typer.Option(
         metavar="K|off",
-        help="Train up to K runs of equal shapes as one stack in each worker: the same numbers, up to K times the memory.",
+        help="Train up to K runs of equal shapes as one in each worker: the same numbers, up to K times the memory.",
     ),
 ]
 
