@@ -160,7 +160,10 @@ def test_a_project_on_a_server_gives_the_same_tables(tmp_path):
         assert runs.steps["loss"].tolist()[:2] == pytest.approx([2.9, 2.8]) and runs.steps["loss"].isna().tolist()[2]
         assert runs.evals[["step", "split", "loss", "accuracy"]].values.tolist() == [[3, "validation", 2.5, 0.25]]
         assert runs.layers["grad_norm"].tolist() == [0.5] * 3 and set(runs.layers["layer"]) == {0}
-        for address, says in (("wandb:team/gone", "cannot be read from W&B"), ("wandb:team", "names no project")):
+        for address, says in (
+            ("wandb:team/gone", "cannot be read from W&B"),
+            ("wandb:team", "does not name a project"),
+        ):
             with pytest.raises(ConfigError, match=says):
                 load_runs(address)
 

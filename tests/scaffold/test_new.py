@@ -119,7 +119,7 @@ def test_what_does_not_hold_is_said(name, capsys):
     Path("conf/norm/broken.yaml").write_text(f"_target_: {module}.Broken\n_partial_: true\nscale: 0.5\n")
     assert cli.main(["check-component", "norm=broken", "--config-dir", "conf"]) == 1
     out = capsys.readouterr().out
-    assert words in out and out.splitlines()[-1].startswith("norm=broken does not hold to ")
+    assert words in out and out.splitlines()[-1].startswith("norm=broken fails ")
 
 
 def test_values_to_try_and_settings_may_be_given(capsys):

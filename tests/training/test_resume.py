@@ -330,7 +330,7 @@ def test_a_damaged_commit_is_said_and_the_run_ends_the_same(name, how, reference
     assert outcome(train(cfg)["folder"]) == expected
     err = capfd.readouterr().err
     silent = how == "missing" and name == "checkpoints/resume.ckpt"  # as a run that was killed while it wrote it
-    said = err.count("begins again") + err.count("goes on from its commit before")
+    said = err.count("starts again from step 0") + err.count("resumes from its previous commit")
     assert silent or f"{file} cannot be read" in err and said == 1
 
 
