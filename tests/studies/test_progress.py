@@ -1,6 +1,7 @@
 """The progress bar of a study, and the validation loss drawn in a line of text."""
 
 import math
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -98,7 +99,7 @@ def test_lines_of_runs_stand_above_the_bar(workers, tmp_path, capfd):
     else:
         real = [sys.executable, "-m", "albert_ablate", *command, "--workers", "2"]
         written, code = on_pty(real, columns=100, env={NO_BARS: ""})
-    assert code == 0 and "0 of 4 runs done" in written
+    assert code == 0 and re.search(r"\d of 4 runs done", written)  # how many, depends on how fast they are
     shown = [line for line in lines_shown(written) if line]
     assert sum("validation loss" in line for line in shown) == 4
     assert not any("runs done" in line or "\x1b" in line for line in shown)  # nothing of the bar stays
