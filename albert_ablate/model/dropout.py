@@ -360,10 +360,12 @@ class Dropout(nn.Module):
 
     def mask(self, shape: tuple[int, ...], like: Tensor, rate: float) -> Tensor:
         """Draw a mask: 0 with probability `rate`, else 1 / (1 - rate)."""
-        self.seed_generator(like.device)
-        # in place, since masks are as large as activations
-        mask = torch.rand(shape, dtype=draw_dtype(), device=like.device).ge_(rate).mul_(1 / (1 - rate))
-        return mask.to(like.dtype)
+        return self.fill_mask(torch.empty(shape, dtype=draw_dtype(), device=like.device), rate).to(like.dtype)
+
+    def fill_mask(self, mask: Tensor, rate: float) -> Tensor:
+        """Draw a mask into a tensor of `draw_dtype`; in place, since masks are as large as activations."""
+        self.seed_generator(mask.device)
+        return mask.uniform_().ge_(rate).mul_(1 / (1 - rate))
 
 
 class DropPath(Dropout):

@@ -173,8 +173,7 @@ class _Dropout(_ByModel):
         masks = torch.empty(x.shape, dtype=draw_dtype(), device=x.device)
         for twin, rate, mask in zip(self.twins, rates, masks.chunk(len(rates)), strict=True):
             if rate:
-                twin.seed_generator(x.device)
-                mask.uniform_().ge_(rate).mul_(1 / (1 - rate))
+                twin.fill_mask(mask, rate)
             else:
                 mask.fill_(1.0)
         return x * masks.to(x.dtype)

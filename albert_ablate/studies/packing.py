@@ -16,14 +16,19 @@ ROUNDS = 2
 
 def read_workers(text: str) -> int:
     """The number of processes that --workers asks for, or AUTO."""
-    if text.strip() == "auto":
-        return AUTO
+    return read_count("--workers", text, 1, "auto", AUTO)
+
+
+def read_count(option: str, text: str, least: int, word: str, value: int) -> int:
+    """The number from `least` on that is given to a command's option, or `value` where it is `word`."""
+    if text.strip() == word:
+        return value
     try:
         count = int(text)
     except ValueError:
-        count = 0
-    if count < 1:
-        raise ConfigError(f"--workers={text} is not allowed: a number from 1 on, or auto.")
+        count = least - 1
+    if count < least:
+        raise ConfigError(f"{option}={text} is not allowed: a number from {least} on, or {word}.")
     return count
 
 

@@ -4,7 +4,8 @@ import json
 import math
 from collections.abc import Container, Sequence
 
-from albert_ablate.config import Config, ConfigError, construct, trait
+from albert_ablate.config import Config, construct, trait
+from albert_ablate.studies.packing import read_count
 from albert_ablate.studies.planned_runs import Planned
 
 OFF = 1  # runs at a time
@@ -13,15 +14,7 @@ SHAPES = ("model", "norm", "norm_type", "attention", "data", "tokenizer")  # and
 
 def read_stack(text: str) -> int:
     """The number of runs that --stack asks for."""
-    if text.strip() == "off":
-        return OFF
-    try:
-        count = int(text)
-    except ValueError:
-        count = 0
-    if count < 2:
-        raise ConfigError(f"--stack={text} is not allowed: a number from 2 on, or off.")
-    return count
+    return read_count("--stack", text, 2, "off", OFF)
 
 
 def alone_because(cfg: Config) -> str | None:
